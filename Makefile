@@ -1,0 +1,79 @@
+# Every verb of the project. People, hooks and CI call the same targets.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The one place where the version of uv is stated is pyproject.toml.
+UV := $(shell sed -n 's/^ *"\(uv==[0-9.]*\)",/\1/p' pyproject.toml)
+STAMP := $(VENV)/.synced
+ARGS ?=
+
+export UV_PYTHON_DOWNLOADS := never
+export UV_PROJECT_ENVIRONMENT := $(VENV)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo dev test test-unit test-integration test-e2e test-chaos \
+	check format lint types imports bench docs clean
+
+help: ## Show this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Create .venv and install everything that uv.lock names
+
+$(BIN)/uv:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else 1)' || { \
+		echo "Penstock needs Python 3.11, 3.12 or 3.13; $(PYTHON) is: $$($(PYTHON) --version 2>&1)." >&2; \
+		echo "Name another one: make setup PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(UV)
+
+$(STAMP): uv.lock $(BIN)/uv
+	$(BIN)/uv sync --quiet --frozen --inexact --all-packages --all-extras
+	@touch $@
+
+demo: setup ## Run the example agent and workflow on an embedded stack
+	$(BIN)/python examples/demo.py $(ARGS)
+
+dev: setup ## Start nats-server and the five services on loopback
+	$(BIN)/penstock dev $(ARGS)
+
+test: setup ## Run all tests
+	$(BIN)/pytest $(ARGS)
+
+test-unit: setup ## Run the tests that need no server
+	$(BIN)/pytest tests/unit tests/properties tests/contracts $(ARGS)
+
+test-integration: setup ## Run one service at a time against real servers
+	$(BIN)/pytest tests/integration $(ARGS)
+
+test-e2e: setup ## Run all services as processes
+	$(BIN)/pytest tests/e2e $(ARGS)
+
+test-chaos: setup ## Kill, pause and restart processes under load
+	$(BIN)/pytest tests/chaos $(ARGS)
+
+check: lint types imports ## Run all static checks
+
+format: setup ## Rewrite the code in the house format
+	$(BIN)/ruff check --quiet --fix-only .
+	$(BIN)/ruff format .
+
+lint: setup ## Check format and lint rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: setup ## Check types
+	$(BIN)/mypy
+
+imports: setup ## Check who may import whom
+	$(BIN)/lint-imports --no-logo
+
+bench: setup ## Measure, print a table, append to bench/results.jsonl
+	$(BIN)/python -m bench $(ARGS)
+
+docs: setup ## Generate the reference pages under docs/
+	$(BIN)/python docs/generate.py $(ARGS)
+
+clean: ## Remove .venv, caches and local state
+	rm -rf $(VENV) .penstock .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""The agent-runner: one LLM turn per step, through LiteLLM or a scripted model."""

@@ -1,0 +1,1 @@
+"""The registry: owns definitions, compiles them to immutable plans, knows the live runners."""

@@ -1,0 +1,1 @@
+"""Tests of Penstock. Folders are kinds; see the markers in pyproject.toml."""

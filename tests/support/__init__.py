@@ -1,0 +1,1 @@
+"""What tests share: no fixture lives here, only plain functions and classes."""
