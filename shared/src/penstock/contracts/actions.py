@@ -1,0 +1,32 @@
+"""What an agent's turn ends with: the output of an ``agent`` step."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+from pydantic import Field, JsonValue, TypeAdapter
+
+from penstock.contracts.facts import Record, ToolCall
+
+
+class Respond(Record):
+    """The agent is done."""
+
+    action: Literal["respond"] = "respond"
+    text: str = ""
+    output: JsonValue = None
+    """Structured output, where the agent has one beside its text."""
+
+
+class UseTools(Record):
+    """The agent wants tools called, all of them, before its next turn."""
+
+    action: Literal["use_tools"] = "use_tools"
+    text: str = ""
+    calls: tuple[ToolCall, ...] = Field(min_length=1)
+
+
+Action = Respond | UseTools
+
+ACTION: Final[TypeAdapter[Action]] = TypeAdapter(Annotated[Action, Field(discriminator="action")])
+"""Reads and writes any action."""

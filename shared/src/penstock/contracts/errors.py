@@ -1,0 +1,123 @@
+"""Error families: an error's class says what the consumer does next, its code what happened.
+
+Nobody reads an error's text to decide anything. HTTP status codes live in the gateway alone.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+
+class ErrorFamily(StrEnum):
+    """What is to be done about an error."""
+
+    REJECTED = "rejected"
+    """Record the failure; a retry would fail again."""
+    TRANSIENT = "transient"
+    """Try again later."""
+    CONFLICT = "conflict"
+    """Somebody else was first: reload and decide again."""
+    INVARIANT = "invariant"
+    """Must not happen: stop, keep the message as a dead letter, call a person."""
+
+
+class ErrorDetail(BaseModel):
+    """One finding: where it was found, what is wrong, and what would be allowed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: str
+    message: str
+    allowed: str | None = None
+
+
+class ErrorInfo(BaseModel):
+    """A failure as data, as it stands in facts and replies."""
+
+    model_config = ConfigDict(frozen=True)
+
+    code: str
+    message: str
+    family: ErrorFamily = ErrorFamily.REJECTED
+    retry_after_seconds: float | None = None
+    details: tuple[ErrorDetail, ...] = ()
+
+
+class PenstockError(Exception):
+    """Base of the four families; raise one of those."""
+
+    family: ClassVar[ErrorFamily]
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        details: tuple[ErrorDetail, ...] = (),
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        """Create the error.
+
+        Args:
+            code: Stable snake_case name of what happened.
+            message: One sentence for people.
+            details: Single findings with their paths.
+            retry_after_seconds: Earliest sensible retry, in seconds, where the source said so.
+        """
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+        self.details = details
+        self.retry_after_seconds = retry_after_seconds
+
+    def info(self) -> ErrorInfo:
+        """Return the error as data."""
+        return ErrorInfo(
+            code=self.code,
+            message=self.message,
+            family=self.family,
+            retry_after_seconds=self.retry_after_seconds,
+            details=self.details,
+        )
+
+
+class RejectedError(PenstockError):
+    """The request itself is wrong: record the failure, never retry."""
+
+    family = ErrorFamily.REJECTED
+
+
+class TransientError(PenstockError):
+    """It may work later: try again, not before ``retry_after_seconds`` if that is given."""
+
+    family = ErrorFamily.TRANSIENT
+
+
+class ConflictError(PenstockError):
+    """Somebody else was first: reload, then decide again."""
+
+    family = ErrorFamily.CONFLICT
+
+
+class InvariantError(PenstockError):
+    """Something that must not happen did: dead-letter the message and call a person."""
+
+    family = ErrorFamily.INVARIANT
+
+
+_CLASSES: dict[ErrorFamily, type[PenstockError]] = {
+    cls.family: cls for cls in (RejectedError, TransientError, ConflictError, InvariantError)
+}
+
+
+def error_from(info: ErrorInfo) -> PenstockError:
+    """Rebuild the exception that ``info`` was made from (used by request/reply clients)."""
+    return _CLASSES[info.family](
+        info.code,
+        info.message,
+        details=info.details,
+        retry_after_seconds=info.retry_after_seconds,
+    )

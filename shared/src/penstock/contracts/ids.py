@@ -1,0 +1,106 @@
+"""Identifiers: their form and how each is derived.
+
+Every id is one subject token. The same inputs always give the same id, so that
+whoever repeats a piece of work names it as the first did.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import zlib
+from typing import Annotated, Final
+
+from pydantic import StringConstraints
+
+from penstock.contracts.errors import ErrorDetail, RejectedError
+
+TOKEN_PATTERN: Final = r"^[A-Za-z0-9_-]{1,64}$"
+NODE_ID_PATTERN: Final = r"^[A-Za-z][A-Za-z0-9_]{0,39}$"
+RUN_ID_LENGTH: Final = 26
+
+_TOKEN = re.compile(TOKEN_PATTERN)
+_CROCKFORD: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_RUN_ID = re.compile(rf"^[{_CROCKFORD}]{{{RUN_ID_LENGTH}}}$")
+
+Token = Annotated[str, StringConstraints(pattern=TOKEN_PATTERN)]
+"""One subject token: 1 to 64 of letters, digits, ``_`` and ``-``."""
+
+NodeId = Annotated[str, StringConstraints(pattern=NODE_ID_PATTERN)]
+"""Id of a node in a plan: a letter, then up to 39 letters, digits and ``_`` (no ``-``)."""
+
+
+def require_token(value: str, *, path: str) -> str:
+    """Return ``value`` if it is one subject token.
+
+    Args:
+        value: The text to check.
+        path: Where the text stood, for the error.
+
+    Raises:
+        RejectedError: ``invalid_token`` if it is not.
+    """
+    if not _TOKEN.match(value):
+        raise RejectedError(
+            "invalid_token",
+            f"{path} must be 1 to 64 letters, digits, '_' or '-'",
+            details=(ErrorDetail(path=path, message=f"got {value[:80]!r}", allowed=TOKEN_PATTERN),),
+        )
+    return value
+
+
+def _base32(number: int) -> str:
+    letters = []
+    for _ in range(RUN_ID_LENGTH):
+        letters.append(_CROCKFORD[number & 31])
+        number >>= 5
+    return "".join(reversed(letters))
+
+
+def run_id_from(time_ms: int, entropy: bytes) -> str:
+    """Build a time-ordered run id (ULID: 48 bits of milliseconds, 80 bits of entropy).
+
+    Args:
+        time_ms: Milliseconds since the Unix epoch.
+        entropy: At least 10 bytes; the first 10 are used.
+    """
+    return _base32((time_ms & (2**48 - 1)) << 80 | int.from_bytes(entropy[:10], "big"))
+
+
+def run_id_from_key(tenant: str, key: str) -> str:
+    """Derive the run id that an idempotency key stands for.
+
+    The same tenant and key give the same id, so the stream itself refuses the second start.
+    """
+    digest = hashlib.sha256(f"{tenant}\x00{key}".encode()).digest()
+    return _base32(int.from_bytes(digest[:16], "big"))
+
+
+def is_run_id(value: str) -> bool:
+    """Tell whether ``value`` has the form of a run id (26 characters of Crockford base 32)."""
+    return _RUN_ID.match(value) is not None
+
+
+def shard_of(run_id: str, shards: int) -> int:
+    """Return the shard of a run: CRC-32 of its id, modulo the number of shards."""
+    return zlib.crc32(run_id.encode()) % shards
+
+
+def turn_step_id(node_id: str, turn: int) -> str:
+    """Return the id of an agent node's LLM turn (turns count from 1)."""
+    return f"{node_id}-{turn}"
+
+
+def call_step_id(node_id: str, turn: int, index: int) -> str:
+    """Return the id of the tool call that a turn asked for (calls count from 0)."""
+    return f"{node_id}-{turn}-{index}"
+
+
+def idempotency_key(run_id: str, step_id: str) -> str:
+    """Return the key that names a step's side effect, the same on every attempt."""
+    return f"{run_id}:{step_id}"
+
+
+def content_digest(data: bytes) -> str:
+    """Return the SHA-256 of ``data`` in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,59 @@
+"""Live runners and API keys: the values of the buckets ``runners`` and ``keys``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import AwareDatetime, JsonValue
+
+from penstock.contracts.facts import Record
+from penstock.contracts.ids import Token
+
+
+class Capability(Record):
+    """One thing that a runner can do: an agent or a tool by name, with its arguments' schema."""
+
+    name: Token
+    description: str = ""
+    parameters: dict[str, JsonValue] = {"type": "object"}
+
+
+class RunnerRecord(Record):
+    """A live runner, as its heartbeat states it. The entry expires with the heartbeat's TTL."""
+
+    runner_id: Token
+    kind: Token
+    queue: Token
+    version: str = ""
+    host: str = ""
+    endpoint: str | None = None
+    capabilities: tuple[Capability, ...] = ()
+    concurrency: int = 1
+    in_flight: int = 0
+    draining: bool = False
+    started_at: AwareDatetime
+    beat_at: AwareDatetime
+    ttl_seconds: float
+
+
+class KeyRecord(Record):
+    """Value of bucket ``keys``, whose keys are SHA-256 digests of API keys."""
+
+    key_id: str
+    tenant: Token
+    roles: tuple[Literal["admin", "operator", "viewer", "runner"], ...] = ("operator",)
+    expires_at: AwareDatetime | None = None
+
+
+class WebhookRecord(Record):
+    """Value of bucket ``webhooks``: what a delivery to ``/hooks/{tenant}/{name}`` starts."""
+
+    name: Token
+    target: Token
+    """Name of the workflow or agent to start."""
+    secrets: tuple[str, ...] = ()
+    """Names of secrets, of which any may have signed (the gateway resolves ``NAME`` from
+    ``PENSTOCK_SECRET_NAME``); none: signatures are not checked."""
+    input: JsonValue = "{{ payload }}"
+    """Template of the run's input over ``payload`` and ``headers``."""
+    tolerance_seconds: float = 300.0
