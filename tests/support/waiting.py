@@ -4,14 +4,20 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TypeVar, overload
 
 T = TypeVar("T")
 
 
+@overload
 async def eventually(
-    probe: Callable[[], T | Awaitable[T]], within: float = 5.0, every: float = 0.02
-) -> T:
+    probe: Callable[[], Awaitable[T]], within: float = 5.0, every: float = 0.02
+) -> T: ...
+@overload
+async def eventually(probe: Callable[[], T], within: float = 5.0, every: float = 0.02) -> T: ...
+async def eventually(
+    probe: Callable[[], object], within: float = 5.0, every: float = 0.02
+) -> object:
     """Call `probe` until it gives something truthy, and return that.
 
     An `AssertionError` of the probe counts as "not yet"; any other error passes through.
@@ -30,7 +36,7 @@ async def eventually(
         value: object = None
         try:
             result = probe()
-            answer: T = await result if inspect.isawaitable(result) else result
+            answer = await result if inspect.isawaitable(result) else result
             if answer:
                 return answer
             value = answer
