@@ -1,8 +1,20 @@
 """Fixtures and markers for all kinds of tests."""
 
+from __future__ import annotations
+
+import socket
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from penstock.embedded import NatsServer
+from tests.support.loopback import refuse_other_hosts
+from tests.support.postgres import create_database, drop_database, run_postgres
 
 TESTS = Path(__file__).parent
 MARKER_OF_FOLDER = {
@@ -21,3 +33,48 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         folder = item.path.relative_to(TESTS).parts[0]
         if marker := MARKER_OF_FOLDER.get(folder):
             item.add_marker(marker)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def loopback_only() -> Iterator[None]:
+    """No test reaches a model, or anything else, beyond this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", refuse_other_hosts(socket.socket.connect))
+        yield
+
+
+@pytest.fixture(scope="session")
+def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    """One server for all tests that keep to their own tenant; never stopped by a test."""
+    with NatsServer(tmp_path_factory.mktemp("nats")) as server:
+        yield server
+
+
+@pytest.fixture
+def create_nats_server(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[..., NatsServer]]:
+    """Start servers of the test's own, on free ports; takes the options of `NatsServer`."""
+    with ExitStack() as stack:
+
+        def create(**options: Any) -> NatsServer:
+            directory = tmp_path_factory.mktemp("nats")
+            return stack.enter_context(NatsServer(directory, **options))
+
+        yield create
+
+
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A PostgreSQL 18: in a container where a Docker engine answers, else as a child process."""
+    with warnings.catch_warnings(), run_postgres(tmp_path_factory.mktemp("postgres")) as url:
+        yield url
+
+
+@pytest.fixture
+async def postgres_database(postgres_url: str) -> Any:
+    """The URL of an empty PostgreSQL database of the test's own."""
+    name = f"test_{uuid.uuid4().hex}"
+    url = await create_database(postgres_url, name)
+    yield url
+    await drop_database(postgres_url, name)

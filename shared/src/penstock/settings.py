@@ -141,6 +141,16 @@ class CoreSettings(BaseSettings):
         """The servers of ``nats_url``, one by one."""
         return [url.strip() for url in self.nats_url.split(",") if url.strip()]
 
+    def nats_auth(self) -> dict[str, str]:
+        """Return what to log in with, as keyword arguments of nats-py's ``connect``."""
+        options = {
+            "user": self.nats_user,
+            "password": _plain(self.nats_password),
+            "token": _plain(self.nats_token),
+            "user_credentials": _plain(self.nats_credentials_file),
+        }
+        return {name: value for name, value in options.items() if value is not None}
+
 
 class DatabaseSettings(CoreSettings):
     """For a service that owns a database; subclasses name their SQLite file."""
@@ -199,6 +209,10 @@ def settings_markdown(blocks: Iterable[type[BaseSettings]]) -> str:
             + "\n"
         )
     return "\n".join(parts)
+
+
+def _plain(value: SecretStr | Path | None) -> str | None:
+    return value.get_secret_value() if isinstance(value, SecretStr) else value and str(value)
 
 
 def _variables(block: type[BaseSettings], name: str) -> str:

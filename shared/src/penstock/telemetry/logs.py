@@ -1,7 +1,8 @@
 """Log events: a stable dotted name with fields, written as one JSON object per line.
 
 Who is concerned (tenant, run, step, trace) is bound once per piece of work and stands in every
-event below it; an event's own fields win over what is bound.
+event below it; an event's own fields win over what is bound. Plain ``logging`` calls come out in
+the same form: ``extra`` gives the fields, and below ``penstock`` the message is the event.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ CONTEXT_FIELDS: Final = ("tenant", "run_id", "step_id", "trace_id")
 """Present in every event; ``null`` where an event concerns none."""
 
 _FIELDS_ATTRIBUTE: Final = "penstock_fields"
+_STANDARD: Final = frozenset(
+    (*vars(logging.makeLogRecord({})), "asctime", "message", "taskName", _FIELDS_ATTRIBUTE)
+)
 _QUIET_LIBRARIES: Final = (
     "LiteLLM",
     "aiosqlite",
@@ -88,7 +92,7 @@ class EventLog:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per line; records of libraries become the event ``log.message``."""
+    """One JSON object per line; records of other libraries become the event ``log.message``."""
 
     def __init__(self, service: str, instance_id: str) -> None:
         super().__init__()
@@ -167,11 +171,16 @@ def configure(
 
 
 def _taken_apart(record: logging.LogRecord) -> tuple[str, dict[str, object]]:
-    own: dict[str, object] | None = getattr(record, _FIELDS_ATTRIBUTE, None)
-    if own is None:
-        message = {"logger": record.name, "message": record.getMessage()}
-        return "log.message", {**_context.get(), **message}
-    return record.msg, {**_context.get(), **own}
+    fields = dict(_context.get())
+    if (own := getattr(record, _FIELDS_ATTRIBUTE, None)) is not None:
+        fields.update(own)
+        return record.msg, fields
+    extra = {name: value for name, value in vars(record).items() if name not in _STANDARD}
+    fields.update(extra)
+    if record.name.partition(".")[0].startswith("penstock"):
+        return record.getMessage(), fields
+    fields.update(logger=record.name, message=record.getMessage())
+    return "log.message", fields
 
 
 def _time_of(record: logging.LogRecord) -> datetime:

