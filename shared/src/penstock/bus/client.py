@@ -1,0 +1,118 @@
+"""A nats-py client with a short way in and out for the log's hot path.
+
+nats-py hands each message through a queue to a task per subscription and builds a ``Msg`` first
+(about 8 us). A *direct* subscription gets the raw parts inside the read loop instead (about 2 us).
+Everything else (reconnects, authentication, ordinary subscriptions) is nats-py's own.
+Written against the pinned nats-py 2.16.0; ``tests/integration/bus/test_client.py`` guards it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+DirectHandler = Callable[[str, str, bytes, bytes | None], None]
+"""Called with subject, reply, body and raw header block, inside the read loop: must not block."""
+
+_HEADER_LINE = b"NATS/1.0"
+
+
+class HotClient(Client):
+    """nats-py's client plus direct subscriptions and publishing without a coroutine."""
+
+    def __init__(self) -> None:
+        """Create an unconnected client."""
+        super().__init__()
+        self._direct: dict[int, DirectHandler] = {}
+        self.closing_on_purpose = False
+        """Whether a closed connection is what we want, so that the process may go on."""
+
+    async def subscribe_direct(
+        self, subject: str, handler: DirectHandler, *, queue: str = ""
+    ) -> Subscription:
+        """Subscribe with a handler that runs inside the read loop."""
+        subscription = await self.subscribe(subject, queue, cb=_never_called)
+        self._direct[subscription._id] = handler
+        return subscription
+
+    async def unsubscribe_direct(self, subscription: Subscription) -> None:
+        """End a direct subscription."""
+        self._direct.pop(subscription._id, None)
+        await subscription.unsubscribe()
+
+    def publish_now(
+        self, subject: str, reply: str, body: bytes, headers: bytes | None = None
+    ) -> None:
+        """Queue a message for the next flush; subject and reply are trusted.
+
+        Args:
+            subject: Where to; not checked.
+            reply: Reply subject, may be empty.
+            body: At most the server's ``max_payload`` together with ``headers``.
+            headers: A complete header block as ``header_block`` builds it.
+        """
+        if headers is None:
+            command = b"PUB %b %b %d\r\n%b\r\n" % (
+                subject.encode(),
+                reply.encode(),
+                len(body),
+                body,
+            )
+        else:
+            command = b"HPUB %b %b %d %d\r\n%b%b\r\n" % (
+                subject.encode(),
+                reply.encode(),
+                len(headers),
+                len(headers) + len(body),
+                headers,
+                body,
+            )
+        client: Any = self
+        client._pending.append(command)
+        client._pending_data_size += len(command)
+        queue: asyncio.Queue[asyncio.Future[Any]] | None = client._flush_queue
+        if queue is not None and queue.empty() and self.is_connected:
+            queue.put_nowait(asyncio.get_running_loop().create_future())
+
+    async def _process_msg(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
+    ) -> None:
+        handler = self._direct.get(sid)
+        if handler is None:
+            await super()._process_msg(sid, subject, reply, data, headers)
+        else:
+            handler(bytes(subject).decode(), bytes(reply).decode(), data, headers or None)
+
+
+async def _never_called(_message: Msg) -> None:
+    raise AssertionError("a direct subscription has no callback")
+
+
+def header_block(headers: dict[str, str]) -> bytes:
+    """Return the wire form of headers. Values must hold no line breaks."""
+    lines = [_HEADER_LINE]
+    lines += [f"{name}: {value}".encode() for name, value in headers.items()]
+    return b"\r\n".join(lines) + b"\r\n\r\n"
+
+
+def parse_headers(block: bytes | None) -> dict[str, str]:
+    """Read a header block; an inline status gives the keys ``Status`` and ``Description``."""
+    if not block:
+        return {}
+    lines = block.split(b"\r\n")
+    headers: dict[str, str] = {}
+    status = lines[0][len(_HEADER_LINE) :].strip()
+    if status:
+        code, _, description = status.partition(b" ")
+        headers["Status"] = code.decode()
+        headers["Description"] = description.decode("utf-8", "replace")
+    for line in lines[1:]:
+        name, separator, value = line.partition(b":")
+        if separator:
+            headers[name.decode("utf-8", "replace")] = value.strip().decode("utf-8", "replace")
+    return headers

@@ -1,0 +1,231 @@
+"""The connection to the bus: never silently dead.
+
+It reconnects for ever; once nats-py has given it up for good, the process ends, so that its
+supervisor starts a new one. Servers without the features that the log needs are refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.errors import NoRespondersError, NoServersError
+from nats.errors import TimeoutError as NatsTimeoutError
+
+from penstock.bus.client import HotClient
+from penstock.contracts.errors import InvariantError, TransientError
+from penstock.settings import CoreSettings
+
+_log = logging.getLogger(__name__)
+
+MINIMUM_SERVER: Final = (2, 14, 0)
+"""First server with message schedules, atomic batches and delete markers as used here."""
+
+EXIT_CONNECTION_LOST: Final = 70
+"""Exit status of a process whose connection was closed for good (EX_SOFTWARE)."""
+
+
+class JetStreamError(Exception):
+    """The JetStream API refused a request.
+
+    ``code`` is HTTP-like, ``err_code`` the server's own (10077: subject exists, 10071: fence).
+    """
+
+    def __init__(self, code: int, err_code: int, description: str) -> None:
+        """Create the error from the server's ``error`` object."""
+        super().__init__(f"{description} ({code}/{err_code})")
+        self.code = code
+        self.err_code = err_code
+        self.description = description
+
+
+class Bus:
+    """An open connection and the few verbs that the rest of Penstock uses on it."""
+
+    def __init__(self, nc: HotClient) -> None:
+        """Wrap an open client; use ``connect``."""
+        self.nc = nc
+        self.on_reconnect: list[Callable[[], None]] = []
+
+    async def publish(
+        self, subject: str, body: bytes, *, headers: dict[str, str] | None = None
+    ) -> None:
+        """Publish on core NATS: at most once, no acknowledgement."""
+        await self.nc.publish(subject, body, headers=headers)
+
+    async def request(
+        self,
+        subject: str,
+        body: bytes = b"",
+        *,
+        timeout_seconds: float = 5.0,
+        headers: dict[str, str] | None = None,
+    ) -> Msg:
+        """Send a request and return its reply.
+
+        Raises:
+            TransientError: ``no_responders`` or ``request_timeout``.
+        """
+        try:
+            return await self.nc.request(subject, body, timeout=timeout_seconds, headers=headers)
+        except NoRespondersError as error:
+            raise TransientError("no_responders", f"nobody answers on {subject}") from error
+        except NatsTimeoutError as error:
+            raise TransientError(
+                "request_timeout", f"no answer on {subject} within {timeout_seconds} s"
+            ) from error
+
+    async def subscribe(
+        self, subject: str, handler: Callable[[Msg], Awaitable[None]], *, queue: str = ""
+    ) -> Subscription:
+        """Subscribe on core NATS; the subscription survives reconnects."""
+        return await self.nc.subscribe(subject, queue, cb=handler)
+
+    async def api(
+        self, verb: str, request: Mapping[str, Any] | None = None, *, timeout_seconds: float = 5.0
+    ) -> dict[str, Any]:
+        """Call the JetStream API.
+
+        Args:
+            verb: What follows ``$JS.API.``, such as ``STREAM.INFO.RUNS``.
+            request: The request body.
+            timeout_seconds: How long to wait for the answer.
+
+        Raises:
+            JetStreamError: The server refused.
+            TransientError: No answer.
+        """
+        body = b"" if request is None else json.dumps(request).encode()
+        reply = await self.request(f"$JS.API.{verb}", body, timeout_seconds=timeout_seconds)
+        answer: dict[str, Any] = json.loads(reply.data)
+        error = answer.get("error")
+        if error is not None:
+            raise JetStreamError(
+                error.get("code", 0), error.get("err_code", 0), error.get("description", "")
+            )
+        return answer
+
+    @property
+    def max_payload_bytes(self) -> int:
+        """The server's limit for payload and headers together."""
+        return self.nc.max_payload
+
+    async def close(self) -> None:
+        """Flush what is queued and close the connection; the process goes on."""
+        self.nc.closing_on_purpose = True
+        if not self.nc.is_closed:
+            if self.nc.is_connected:
+                await self.nc.flush(timeout=2)
+            await self.nc.close()
+
+
+def parse_version(version: str) -> tuple[int, int, int]:
+    """Read ``2.15.1`` or ``v2.15.1-beta.1``; what is unreadable counts as 0.0.0."""
+    found = re.match(r"v?(\d+)\.(\d+)\.(\d+)", version)
+    return (int(found[1]), int(found[2]), int(found[3])) if found else (0, 0, 0)
+
+
+def require_server(version: str, *, jetstream: bool) -> None:
+    """Refuse a server that lacks what the log needs.
+
+    Raises:
+        InvariantError: ``server_too_old`` or ``jetstream_missing``, naming the version.
+    """
+    if parse_version(version) < MINIMUM_SERVER:
+        needed = ".".join(map(str, MINIMUM_SERVER))
+        raise InvariantError(
+            "server_too_old",
+            f"nats-server {version} lacks atomic batches, message schedules or delete markers; "
+            f"Penstock needs {needed} or newer",
+        )
+    if not jetstream:
+        raise InvariantError(
+            "jetstream_missing",
+            f"nats-server {version} runs without JetStream; start it with -js or a jetstream block",
+        )
+
+
+def _auth(settings: CoreSettings) -> dict[str, Any]:
+    auth: dict[str, Any] = {}
+    if settings.nats_user is not None:
+        auth["user"] = settings.nats_user
+    if settings.nats_password is not None:
+        auth["password"] = settings.nats_password.get_secret_value()
+    if settings.nats_token is not None:
+        auth["token"] = settings.nats_token.get_secret_value()
+    if settings.nats_credentials_file is not None:
+        auth["user_credentials"] = str(settings.nats_credentials_file)
+    return auth
+
+
+async def connect(settings: CoreSettings, *, name: str, patience_seconds: float = 30.0) -> Bus:
+    """Connect to the bus.
+
+    Args:
+        settings: Where and as whom.
+        name: Shown in the server's connection list.
+        patience_seconds: How long to wait for a server that is not up yet.
+
+    Raises:
+        InvariantError: The server is too old or has no JetStream.
+        TransientError: ``bus_unreachable``.
+    """
+    nc = HotClient()
+    bus = Bus(nc)
+
+    async def on_error(error: Exception) -> None:
+        _log.warning("bus.error", extra={"error": repr(error)})
+
+    async def on_disconnected() -> None:
+        _log.warning("bus.disconnected")
+
+    async def on_reconnected() -> None:
+        _log.warning("bus.reconnected")
+        for callback in list(bus.on_reconnect):
+            callback()
+
+    async def on_closed() -> None:
+        if not nc.closing_on_purpose:
+            _log.critical("bus.closed_for_good")
+            logging.shutdown()
+            os._exit(EXIT_CONNECTION_LOST)
+
+    options: dict[str, Any] = {
+        "servers": settings.nats_servers,
+        "name": name,
+        "max_reconnect_attempts": -1,
+        "reconnect_time_wait": 0.25,
+        "ping_interval": 5,
+        "max_outstanding_pings": 2,
+        "pending_size": 64 * 2**20,
+        "connect_timeout": 5,
+        "error_cb": on_error,
+        "disconnected_cb": on_disconnected,
+        "reconnected_cb": on_reconnected,
+        "closed_cb": on_closed,
+        **_auth(settings),
+    }
+    nc.closing_on_purpose = True
+    try:
+        async with asyncio.timeout(patience_seconds):
+            await nc.connect(**options)
+    except (NoServersError, OSError, TimeoutError) as error:
+        raise TransientError(
+            "bus_unreachable",
+            f"no nats-server at {settings.nats_url} within {patience_seconds} s: {error}",
+        ) from error
+    nc.closing_on_purpose = False
+    info: dict[str, Any] = nc._server_info
+    try:
+        require_server(str(info.get("version", "")), jetstream=bool(info.get("jetstream")))
+    except InvariantError:
+        await bus.close()
+        raise
+    return bus

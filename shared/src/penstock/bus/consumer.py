@@ -1,0 +1,337 @@
+"""The consumer loop: pull without pause, hand over, acknowledge last.
+
+It keeps as much credit at the server as it has room for, reports work in progress, maps the error
+families to what the bus is told, recreates a durable that vanished, and goes on after restarts of
+the server. Its handler's effects must be acknowledged before it returns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final
+
+from nats.aio.subscription import Subscription
+
+from penstock.bus.client import parse_headers
+from penstock.bus.connection import Bus, JetStreamError
+from penstock.contracts import subjects
+from penstock.contracts.errors import (
+    ConflictError,
+    ErrorInfo,
+    InvariantError,
+    PenstockError,
+    RejectedError,
+    TransientError,
+)
+from penstock.contracts.facts import DeadLetter
+
+_log = logging.getLogger(__name__)
+
+_EXPIRES_SECONDS: Final = 30
+_HEARTBEAT_SECONDS: Final = 2
+_SILENCE_SECONDS: Final = 5.0
+_NANO: Final = 1_000_000_000
+_ACK: Final = b"+ACK"
+_PROGRESS: Final = b"+WPI"
+_TERM: Final = b"+TERM"
+_NAK: Final = b"-NAK"
+_NOT_FOUND: Final = 404
+
+MAX_DELIVERIES: Final = 20
+"""Deliveries after which a message is given up on."""
+
+
+@dataclass(slots=True, eq=False)
+class Delivery:
+    """One message handed to a handler."""
+
+    subject: str
+    body: bytes
+    reply: str
+    raw_headers: bytes | None
+    received_at: float
+    """By the event loop's clock."""
+    _tokens: list[str] = field(default_factory=list)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The message's headers."""
+        return parse_headers(self.raw_headers)
+
+    def _token(self, index_from_consumer: int) -> str:
+        # $JS.ACK.[domain.account.]stream.consumer.deliveries.seq.consumer_seq.time.pending[.random]
+        if not self._tokens:
+            self._tokens = self.reply.split(".")
+        base = 3 if len(self._tokens) == 9 else 5
+        return self._tokens[base + index_from_consumer]
+
+    @property
+    def deliveries(self) -> int:
+        """How often it has been delivered, this time included."""
+        return int(self._token(1))
+
+    @property
+    def stream_seq(self) -> int:
+        """Its sequence in the stream."""
+        return int(self._token(2))
+
+    @property
+    def stored_at(self) -> datetime:
+        """When the server stored it."""
+        return datetime.fromtimestamp(int(self._token(4)) / _NANO, tz=UTC)
+
+
+Handler = Callable[[Delivery], Awaitable[None]]
+Recreate = Callable[[], Awaitable[object]]
+
+
+class Consumer:
+    """Feeds a handler from one durable, with bounded concurrency."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        stream: str,
+        durable: str,
+        handler: Handler,
+        *,
+        concurrency: int,
+        ack_wait_seconds: float,
+        recreate: Recreate | None = None,
+    ) -> None:
+        """Create a consumer; ``start`` it.
+
+        Args:
+            bus: An open connection.
+            stream: The stream's name.
+            durable: The durable's name; it exists already.
+            handler: Called once per delivery, many at a time.
+            concurrency: How many at a time at most.
+            ack_wait_seconds: The durable's; work is reported every third of it.
+            recreate: Makes the durable again should it have vanished.
+        """
+        self._bus = bus
+        self._stream = stream
+        self._durable = durable
+        self._handler = handler
+        self._concurrency = concurrency
+        self._ack_wait = ack_wait_seconds
+        self._recreate = recreate
+        self._inbox = bus.nc.new_inbox()
+        self._next_subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}"
+        self._credit = 0
+        self._running: dict[Delivery, asyncio.Task[None]] = {}
+        self._backlog: deque[Delivery] = deque()
+        self._draining = False
+        self._heard_at = 0.0
+        self._subscription: Subscription | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def in_flight(self) -> int:
+        """How many deliveries are being handled or wait for it."""
+        return len(self._running) + len(self._backlog)
+
+    async def start(self) -> Consumer:
+        """Begin to pull."""
+        self._subscription = await self._bus.nc.subscribe_direct(self._inbox, self._on_message)
+        self._bus.on_reconnect.append(self._restart_pull)
+        self._heard_at = self._loop.time()
+        self._pull()
+        self._keeper = asyncio.create_task(self._keep(), name=f"keep-{self._durable}")
+        return self
+
+    async def drain(self, *, grace_seconds: float = 25.0) -> None:
+        """Stop pulling, hand back what has not begun, wait for the rest.
+
+        What is still running after ``grace_seconds`` is cancelled and handed back.
+        """
+        self._draining = True
+        self._bus.on_reconnect.remove(self._restart_pull)
+        if self._subscription is not None:
+            # First the subscription: a pull without interest is dropped by the server.
+            await self._bus.nc.unsubscribe_direct(self._subscription)
+        while self._backlog:
+            self._reply(self._backlog.popleft(), _NAK)
+        if self._running:
+            await asyncio.wait(list(self._running.values()), timeout=grace_seconds)
+        for delivery, task in list(self._running.items()):
+            task.cancel()
+            self._reply(delivery, _NAK)
+        if self._keeper is not None:
+            self._keeper.cancel()
+        if not self._bus.nc.is_closed and self._bus.nc.is_connected:
+            await self._bus.nc.flush()
+
+    # -- pulling -----------------------------------------------------------------------------
+
+    def _pull(self) -> None:
+        room = self._concurrency - self.in_flight - self._credit
+        if self._draining or room <= 0 or (self._credit and room < (self._concurrency + 1) // 2):
+            return
+        self._credit += room
+        request = {
+            "batch": room,
+            "expires": _EXPIRES_SECONDS * _NANO,
+            "idle_heartbeat": _HEARTBEAT_SECONDS * _NANO,
+        }
+        self._bus.nc.publish_now(self._next_subject, self._inbox, json.dumps(request).encode())
+
+    def _restart_pull(self) -> None:
+        """Whatever credit the server had is gone with the old connection."""
+        self._credit = 0
+        self._heard_at = self._loop.time()
+        self._pull()
+
+    def _on_message(self, subject: str, reply: str, body: bytes, headers: bytes | None) -> None:
+        self._heard_at = self._loop.time()
+        if not reply or headers is not None and headers.startswith(b"NATS/1.0 "):
+            self._on_status(headers)
+            return
+        self._credit = max(0, self._credit - 1)
+        delivery = Delivery(subject, body, reply, headers, self._heard_at)
+        if self._draining:
+            self._reply(delivery, _NAK)
+        elif len(self._running) < self._concurrency:
+            self._begin(delivery)
+        else:
+            self._backlog.append(delivery)
+        if self._credit <= self._concurrency // 2:
+            self._pull()
+
+    def _on_status(self, block: bytes | None) -> None:
+        headers = parse_headers(block)
+        status = headers.get("Status", "")
+        if status in ("", "100"):
+            return
+        # The request ended (expired, leader changed, consumer deleted): its credit is gone.
+        self._credit = max(0, self._credit - int(headers.get("Nats-Pending-Messages", 0)))
+        if status == "408":
+            self._pull()
+        elif not self._draining:
+            _log.warning(
+                "consumer.pull_ended",
+                extra={
+                    "durable": self._durable,
+                    "status": status,
+                    "description": headers.get("Description"),
+                },
+            )
+            self._credit = 0
+            self._loop.call_later(0.25, self._pull)
+
+    # -- handling ----------------------------------------------------------------------------
+
+    def _begin(self, delivery: Delivery) -> None:
+        task = self._loop.create_task(self._run(delivery))
+        self._running[delivery] = task
+
+    async def _run(self, delivery: Delivery) -> None:
+        try:
+            if delivery.reply.count(".") and delivery.deliveries > MAX_DELIVERIES:
+                raise InvariantError(
+                    "deliveries_exhausted", f"delivered {delivery.deliveries} times without success"
+                )
+            await self._handler(delivery)
+        except (TransientError, ConflictError) as error:
+            # A conflict means that somebody else moved on: see the new state soon.
+            delay = error.retry_after_seconds
+            if delay is None:
+                delay = min(0.1 * 2 ** min(delivery.deliveries, 8), 10.0)
+            _log.info(
+                "consumer.retry",
+                extra={"durable": self._durable, "subject": delivery.subject, "code": error.code},
+            )
+            self._reply(delivery, b'-NAK {"delay": %d}' % int(delay * _NANO))
+        except (RejectedError, InvariantError) as error:
+            await self._bury(delivery, error.info())
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the one broad except: keep the message, say why
+            _log.exception("consumer.handler_failed", extra={"durable": self._durable})
+            if delivery.deliveries >= MAX_DELIVERIES:
+                await self._bury(delivery, InvariantError("handler_failed", repr(error)).info())
+            else:
+                self._reply(delivery, b'-NAK {"delay": %d}' % _NANO)
+        else:
+            self._reply(delivery, _ACK)
+        finally:
+            self._running.pop(delivery, None)
+            if self._backlog and not self._draining:
+                self._begin(self._backlog.popleft())
+            if self._credit <= self._concurrency // 2:
+                self._pull()
+
+    async def _bury(self, delivery: Delivery, error: ErrorInfo) -> None:
+        """Move a message to the dead letters; only then is it gone from the queue."""
+        letter = DeadLetter(
+            stream=self._stream,
+            stream_seq=delivery.stream_seq,
+            subject=delivery.subject,
+            consumer=self._durable,
+            deliveries=delivery.deliveries,
+            error=error,
+            body=delivery.body.decode("utf-8", "replace"),
+            occurred_at=datetime.now(UTC),
+        )
+        _log.error(
+            "consumer.dead_letter",
+            extra={"durable": self._durable, "subject": delivery.subject, "code": error.code},
+        )
+        try:
+            await self._bus.request(
+                subjects.dead(self._stream, self._durable),
+                letter.model_dump_json().encode(),
+                timeout_seconds=5,
+            )
+        except PenstockError as lost:
+            _log.warning("consumer.dead_letter_delayed", extra={"code": lost.code})
+            self._reply(delivery, b'-NAK {"delay": %d}' % (5 * _NANO))
+        else:
+            self._reply(delivery, _TERM)
+
+    def _reply(self, delivery: Delivery, word: bytes) -> None:
+        if not self._bus.nc.is_closed:
+            self._bus.nc.publish_now(delivery.reply, "", word)
+
+    # -- keeping -----------------------------------------------------------------------------
+
+    async def _keep(self) -> None:
+        """Report work in progress; notice silence."""
+        period = self._ack_wait / 3
+        next_report = self._loop.time() + period
+        while True:
+            await asyncio.sleep(min(1.0, period))
+            now = self._loop.time()
+            if now >= next_report:
+                next_report = now + period
+                for delivery in (*self._running, *self._backlog):
+                    if now - delivery.received_at >= period / 2:
+                        self._reply(delivery, _PROGRESS)
+            if (
+                now - self._heard_at > _SILENCE_SECONDS
+                and self._credit > 0
+                and self._bus.nc.is_connected
+            ):
+                await self._revive()
+
+    async def _revive(self) -> None:
+        """Nothing came, not even a heartbeat: look whether the durable is still there."""
+        _log.warning("consumer.silent", extra={"durable": self._durable})
+        try:
+            await self._bus.api(f"CONSUMER.INFO.{self._stream}.{self._durable}")
+        except JetStreamError as error:
+            if error.code != _NOT_FOUND or self._recreate is None:
+                _log.warning("consumer.unavailable", extra={"error": str(error)})
+            else:
+                await self._recreate()
+        except TransientError as error:
+            _log.warning("consumer.unavailable", extra={"error": error.code})
+        self._restart_pull()

@@ -1,0 +1,278 @@
+"""Streams, buckets and durable consumers: one table, applied in one place.
+
+``ensure`` creates what is missing, raises what may be raised safely, and refuses anything that
+would destroy or reinterpret stored facts. It may run in every process at every start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+from penstock.bus.connection import Bus, JetStreamError
+from penstock.contracts import subjects
+from penstock.contracts.errors import ErrorDetail, InvariantError
+from penstock.settings import CoreSettings
+
+_SECOND: Final = 1_000_000_000
+_DAY: Final = 86_400 * _SECOND
+_NOT_FOUND: Final = 404
+_STREAM_IN_USE: Final = 10058
+_CONSUMER_EXISTS: Final = (10148, 10105)
+
+SHARDS_KEY: Final = "penstock.shards"
+MAX_ACK_PENDING: Final = 10_000
+
+# Fields that an existing stream or consumer may differ in; they are updated to the table's value.
+_UPDATABLE: Final = frozenset(
+    {"max_age", "num_replicas", "max_bytes", "description", "ack_wait", "max_ack_pending"}
+)
+
+
+def stream_table(settings: CoreSettings) -> list[dict[str, Any]]:
+    """Return the configuration of every stream of an installation, buckets included."""
+    runs = {
+        "name": subjects.RUNS,
+        "subjects": [subjects.RUN_SPACE],
+        "storage": "file",
+        "retention": "limits",
+        "discard": "new",
+        "discard_new_per_subject": True,
+        "max_msgs_per_subject": 1,
+        "max_age": 7 * _DAY,
+        "allow_direct": True,
+        "allow_atomic": True,
+        "republish": {"src": subjects.RUN_SPACE, "dest": subjects.LIVE_SPACE},
+        "metadata": {SHARDS_KEY: str(settings.shards)},
+    }
+    timers = {
+        "name": subjects.TIMERS,
+        "subjects": [subjects.TIMER_SPACE],
+        "storage": "file",
+        "retention": "limits",
+        "discard": "old",
+        "max_age": 400 * _DAY,
+        "allow_direct": True,
+        "allow_msg_ttl": True,
+        "allow_msg_schedules": True,
+    }
+    deltas = {
+        "name": subjects.DELTAS,
+        "subjects": [subjects.DELTA_SPACE],
+        "storage": "memory",
+        "retention": "limits",
+        "discard": "old",
+        "max_age": 600 * _SECOND,
+        "max_bytes": 256 * 2**20,
+        "allow_direct": True,
+    }
+    dead = {
+        "name": subjects.DEAD,
+        "subjects": [subjects.DEAD_SPACE],
+        "storage": "file",
+        "retention": "limits",
+        "discard": "old",
+        "max_age": 30 * _DAY,
+        "allow_direct": True,
+    }
+    canary = {
+        "name": subjects.CANARY,
+        "subjects": [subjects.CANARY_SPACE],
+        "storage": "file",
+        "retention": "limits",
+        "discard": "old",
+        "max_msgs_per_subject": 1,
+        "max_age": 1 * _DAY,
+        "allow_direct": True,
+    }
+    artifacts = {
+        "name": f"OBJ_{subjects.ARTIFACTS}",
+        "subjects": [f"$O.{subjects.ARTIFACTS}.C.>", f"$O.{subjects.ARTIFACTS}.M.>"],
+        "storage": "file",
+        "retention": "limits",
+        "discard": "new",
+        "max_age": 8 * _DAY,
+        "allow_direct": True,
+        "allow_rollup_hdrs": True,
+    }
+    buckets = [
+        _bucket(subjects.PLANS),
+        _bucket(subjects.PUBLISHED),
+        _bucket(subjects.RUNNERS, memory=True),
+        _bucket(subjects.KEYS),
+        _bucket(subjects.SESSIONS),
+        _bucket(subjects.LEASES, memory=True),
+        _bucket(subjects.WEBHOOKS),
+    ]
+    table = [runs, timers, deltas, dead, canary, artifacts, *buckets]
+    return [{**stream, "num_replicas": settings.streams_replicas} for stream in table]
+
+
+def _bucket(name: str, *, memory: bool = False) -> dict[str, Any]:
+    return {
+        "name": f"KV_{name}",
+        "subjects": [f"$KV.{name}.>"],
+        "storage": "memory" if memory else "file",
+        "retention": "limits",
+        "discard": "new",
+        "max_msgs_per_subject": 1,
+        "allow_direct": True,
+        "allow_rollup_hdrs": True,
+        "deny_delete": True,
+        "allow_msg_ttl": True,
+        "subject_delete_marker_ttl": 60 * _SECOND,
+    }
+
+
+def consumer_table(settings: CoreSettings) -> list[tuple[str, dict[str, Any]]]:
+    """Return stream and configuration of every durable that the installation itself needs."""
+    consumers: list[tuple[str, dict[str, Any]]] = []
+    for shard in range(settings.shards):
+        consumers.append(
+            (
+                subjects.RUNS,
+                _durable(settings, subjects.engine_consumer(shard), subjects.engine_filter(shard)),
+            )
+        )
+        consumers.append(
+            (
+                subjects.TIMERS,
+                _durable(
+                    settings, subjects.timer_consumer(shard), subjects.timer_due_filter(shard)
+                ),
+            )
+        )
+    projector = {
+        "durable_name": subjects.PROJECTOR,
+        "filter_subject": subjects.RUN_SPACE,
+        "ack_policy": "all",
+        "deliver_policy": "all",
+        "ack_wait": 60 * _SECOND,
+        "max_deliver": -1,
+        "max_ack_pending": 50_000,
+    }
+    consumers.append((subjects.RUNS, projector))
+    return consumers
+
+
+def _durable(settings: CoreSettings, name: str, subject_filter: str) -> dict[str, Any]:
+    return {
+        "durable_name": name,
+        "filter_subject": subject_filter,
+        "ack_policy": "explicit",
+        "deliver_policy": "all",
+        "ack_wait": int(settings.ack_wait_seconds * _SECOND),
+        "max_deliver": -1,
+        "max_ack_pending": MAX_ACK_PENDING,
+    }
+
+
+async def ensure(bus: Bus, settings: CoreSettings) -> None:
+    """Bring streams, buckets and durables to what the table says.
+
+    Raises:
+        InvariantError: ``topology_differs`` if something stored would have to be destroyed or
+            reinterpreted; the details name each field with what is there and what is wanted.
+    """
+    await asyncio.gather(*(_ensure_stream(bus, want) for want in stream_table(settings)))
+    await asyncio.gather(
+        *(ensure_consumer(bus, stream, want) for stream, want in consumer_table(settings))
+    )
+
+
+async def ensure_runner_consumer(bus: Bus, settings: CoreSettings, kind: str, queue: str) -> str:
+    """Create the durable that a runner pool shares, if it is missing; return its name.
+
+    Raises:
+        InvariantError: ``topology_differs``.
+    """
+    name = subjects.runner_consumer(kind, queue)
+    await ensure_consumer(
+        bus, subjects.RUNS, _durable(settings, name, subjects.runner_filter(kind, queue))
+    )
+    return name
+
+
+async def _ensure_stream(bus: Bus, want: dict[str, Any]) -> None:
+    name = want["name"]
+    try:
+        have = (await bus.api(f"STREAM.INFO.{name}"))["config"]
+    except JetStreamError as error:
+        if error.code != _NOT_FOUND:
+            raise
+        try:
+            await bus.api(f"STREAM.CREATE.{name}", want, timeout_seconds=15)
+            return
+        except JetStreamError as created:
+            if created.err_code != _STREAM_IN_USE:
+                raise
+        # Another process was faster.
+        have = (await bus.api(f"STREAM.INFO.{name}"))["config"]
+    changes = _differences(f"stream {name}", have, want)
+    if changes:
+        await bus.api(f"STREAM.UPDATE.{name}", {**have, **changes}, timeout_seconds=15)
+
+
+async def ensure_consumer(bus: Bus, stream: str, want: dict[str, Any]) -> None:
+    """Create a durable if it is missing, or update what may be updated.
+
+    Raises:
+        InvariantError: ``topology_differs``.
+    """
+    name = want["durable_name"]
+    try:
+        have = (await bus.api(f"CONSUMER.INFO.{stream}.{name}"))["config"]
+    except JetStreamError as error:
+        if error.code != _NOT_FOUND:
+            raise
+    else:
+        changes = _differences(f"consumer {stream}/{name}", have, want)
+        if not changes:
+            return
+        want = {**have, **changes}
+    try:
+        await bus.api(
+            f"CONSUMER.CREATE.{stream}.{name}.{want['filter_subject']}",
+            {"stream_name": stream, "config": {**want, "name": name}},
+            timeout_seconds=15,
+        )
+    except JetStreamError as error:
+        if error.err_code not in _CONSUMER_EXISTS:
+            raise
+
+
+def _differences(what: str, have: dict[str, Any], want: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields to update; refuse those that must not be changed."""
+    changes: dict[str, Any] = {}
+    refused: list[ErrorDetail] = []
+    for field, wanted in want.items():
+        found = have.get(field)
+        if field == "metadata":
+            shards = (found or {}).get(SHARDS_KEY)
+            if shards is not None and shards != wanted[SHARDS_KEY]:
+                refused.append(
+                    ErrorDetail(
+                        path=f"{what}.shards",
+                        message=f"the stream was made with {shards} shards, "
+                        f"PENSTOCK_SHARDS says {wanted[SHARDS_KEY]}",
+                        allowed=shards,
+                    )
+                )
+        elif (found or 0 if isinstance(wanted, (int, bool)) else found) == wanted:
+            continue
+        elif field in _UPDATABLE:
+            changes[field] = wanted
+        else:
+            refused.append(
+                ErrorDetail(
+                    path=f"{what}.{field}", message=f"is {found!r}, Penstock needs {wanted!r}"
+                )
+            )
+    if refused:
+        raise InvariantError(
+            "topology_differs",
+            f"{what} exists with another configuration; nothing was changed: "
+            + "; ".join(f"{detail.path}: {detail.message}" for detail in refused),
+            details=tuple(refused),
+        )
+    return changes

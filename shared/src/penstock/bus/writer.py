@@ -1,0 +1,438 @@
+"""The log writer: one per process, with group commit.
+
+A lone message goes out at once. What gathers while the stream is busy goes out together: as
+single publishes in flight side by side where acknowledgements are cheap, as one atomic batch where
+each costs an fsync and a batch is cheaper. Which it is, the writer measures. A batch that is
+refused is sent again message by message, so that each gets its own answer.
+
+A fact that was sent and never acknowledged is sent again; if the stream then refuses it, what is
+stored decides: the same bytes mean success, others a conflict.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from penstock.bus.batching import CommitCost
+from penstock.bus.claims import Claims
+from penstock.bus.client import header_block
+from penstock.bus.connection import Bus
+from penstock.bus.reader import leader_read
+from penstock.contracts import subjects
+from penstock.contracts.errors import ConflictError, InvariantError, TransientError
+from penstock.settings import CoreSettings
+
+_log = logging.getLogger(__name__)
+
+SUBJECT_TAKEN: Final = 10077
+FENCED: Final = frozenset({10071, 10164})
+
+_ACK_TIMEOUT_SECONDS: Final = 5.0
+_GIVE_UP_SECONDS: Final = 30.0
+_SWEEP_SECONDS: Final = 1.0
+_MAX_BATCH: Final = 500
+_MAX_BATCH_BYTES: Final = 4 * 2**20
+_MAX_IN_FLIGHT: Final = 4096
+
+_FENCE_VALUE: Final = "Nats-Expected-Last-Subject-Sequence"
+_FENCE_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One message to append.
+
+    ``fence`` is a filter that must match no stored message yet; ``headers`` are kept with the
+    message.
+    """
+
+    subject: str
+    body: bytes
+    fence: str | None = None
+    headers: dict[str, str] | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Item:
+    record: Record
+    done: asyncio.Future[int]
+    give_up_at: float
+    sent_at: float = 0.0
+    sends: int = 0
+    followers: tuple[_Item, ...] = ()
+    """Sent only after this one is acknowledged, unless all go in one atomic batch."""
+
+
+@dataclass(slots=True, eq=False)
+class _Flight:
+    """What one acknowledgement answers: a single message, or a whole batch by its last one."""
+
+    items: list[_Item]
+    group: _Group | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Group:
+    """Messages sent together; the next group waits for it where acknowledgements are slow."""
+
+    sent_at: float
+    size: int
+    batch: bool
+    open: int = field(default=0)
+
+
+class LogWriter:
+    """Appends to streams of the installation; safe to share by all tasks of a process."""
+
+    def __init__(self, bus: Bus, settings: CoreSettings, claims: Claims) -> None:
+        """Create a writer; ``start`` it before use."""
+        self._bus = bus
+        self._claims = claims
+        self._instance = settings.instance_id
+        self._prefix = bus.nc.new_inbox() + "."
+        self._strip = len(self._prefix)
+        self._next = 0
+        self._flights: dict[str, _Flight] = {}
+        self._queue: deque[_Item] = deque()
+        self._flush_due = False
+        self._groups = 0
+        self.cost = CommitCost()
+        self._loop = asyncio.get_running_loop()
+        self._sweeper: asyncio.Task[None] | None = None
+        self._settling: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> LogWriter:
+        """Subscribe to acknowledgements and measure what one costs."""
+        await self._bus.nc.subscribe_direct(self._prefix + "*", self._on_ack)
+        self._bus.on_reconnect.append(self._resend_all)
+        self._sweeper = asyncio.create_task(self._sweep(), name="writer-sweep")
+        await self._calibrate()
+        return self
+
+    async def close(self) -> None:
+        """Wait for what is in flight (10 s at most), then stop."""
+        try:
+            async with asyncio.timeout(10):
+                while self._queue or self._flights or self._settling:
+                    await asyncio.sleep(0.005)
+        except TimeoutError:
+            _log.error("writer.closed_with_messages_in_flight")
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+
+    async def _calibrate(self) -> None:
+        round_trips, appends = [], []
+        for _ in range(5):
+            started = time.perf_counter()
+            await self._bus.nc.flush()
+            round_trips.append(time.perf_counter() - started)
+            appends.append(await self.canary())
+        self.cost.calibrate(round_trip=min(round_trips), append=min(appends))
+
+    async def canary(self) -> float:
+        """Append one message to the canary stream; return how long its acknowledgement took.
+
+        Raises:
+            TransientError: It was not acknowledged.
+        """
+        started = time.perf_counter()
+        await self._bus.request(subjects.canary(self._instance), b"{}", timeout_seconds=5)
+        return time.perf_counter() - started
+
+    # -- appending ---------------------------------------------------------------------------
+
+    async def append(
+        self,
+        subject: str,
+        body: bytes,
+        *,
+        fence: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> int:
+        """Append one message and return its stream sequence.
+
+        Args:
+            subject: A subject that must be free.
+            body: The message; above the claim threshold it becomes an object first.
+            fence: A filter that must match no stored message.
+            headers: Kept with the message.
+
+        Raises:
+            ConflictError: ``duplicate_fact`` (the subject is taken) or ``fenced``.
+            TransientError: ``append_timeout``: not acknowledged within 30 s; it may be stored.
+            InvariantError: The server refused it for another reason.
+        """
+        if len(body) > self._claims.threshold_bytes:
+            body = await self._claims.pack(body)
+        return await self.submit(Record(subject, body, fence, headers))
+
+    def submit(self, record: Record) -> asyncio.Future[int]:
+        """Queue one message whose body is within the claim threshold; see ``append``."""
+        item = self._item(record)
+        self._enqueue(item)
+        return item.done
+
+    async def append_all(self, records: Sequence[Record]) -> list[int]:
+        """Append the messages of one decision: the first, then the others in parallel.
+
+        If the first is refused, none of the others is sent.
+
+        Raises:
+            ConflictError: The first was refused, or one of the others exists with other bytes.
+            TransientError: As for ``append``.
+        """
+        packed = [
+            record
+            if len(record.body) <= self._claims.threshold_bytes
+            else Record(
+                record.subject,
+                await self._claims.pack(record.body),
+                record.fence,
+                record.headers,
+            )
+            for record in records
+        ]
+        first, *others = [self._item(record) for record in packed]
+        first.followers = tuple(others)
+        self._enqueue(first)
+        sequence = await first.done
+        return [sequence, *await asyncio.gather(*(item.done for item in others))]
+
+    def _item(self, record: Record) -> _Item:
+        return _Item(record, self._loop.create_future(), self._loop.time() + _GIVE_UP_SECONDS)
+
+    def _enqueue(self, item: _Item) -> None:
+        self._queue.append(item)
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self._flush)
+
+    # -- sending -----------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        """Send what has gathered in this turn of the loop, if it is its time."""
+        self._flush_due = False
+        queue = self._queue
+        if not queue:
+            return
+        if not self.cost.slow:
+            while queue and len(self._flights) < _MAX_IN_FLIGHT:
+                self._send_single(queue.popleft(), None)
+            return
+        if self._groups >= self.cost.parallel_groups:
+            return
+        count = sum(1 + len(item.followers) for item in queue)
+        if self.cost.batch_pays(count):
+            self._send_batch(self._take_batch())
+            return
+        group = _Group(time.perf_counter(), size=len(queue), batch=False)
+        self._groups += 1
+        while queue:
+            self._send_single(queue.popleft(), group)
+
+    def _take_batch(self) -> list[_Item]:
+        items: list[_Item] = []
+        size = 0
+        while self._queue and len(items) < _MAX_BATCH and size < _MAX_BATCH_BYTES:
+            item = self._queue.popleft()
+            for member in (item, *item.followers):
+                items.append(member)
+                size += len(member.record.body)
+        return items
+
+    def _send_single(self, item: _Item, group: _Group | None) -> None:
+        if group is not None:
+            group.open += 1
+        item.sent_at = time.perf_counter()
+        item.sends += 1
+        token = self._token()
+        self._flights[token] = _Flight([item], group)
+        record = item.record
+        self._bus.nc.publish_now(
+            record.subject, self._prefix + token, record.body, _headers(record)
+        )
+
+    def _send_batch(self, items: list[_Item]) -> None:
+        group = _Group(time.perf_counter(), size=len(items), batch=True, open=1)
+        self._groups += 1
+        token = self._token()
+        self._flights[token] = _Flight(items, group)
+        batch_id = f"{self._strip}{self._prefix[7:-1]}-{token}"
+        last = len(items)
+        for number, item in enumerate(items, start=1):
+            item.sent_at = group.sent_at
+            item.sends += 1
+            extra = {"Nats-Batch-Id": batch_id, "Nats-Batch-Sequence": str(number)}
+            if number == last:
+                extra["Nats-Batch-Commit"] = "1"
+            record = item.record
+            self._bus.nc.publish_now(
+                record.subject,
+                self._prefix + token if number == last else "",
+                record.body,
+                _headers(record, extra),
+            )
+
+    def _token(self) -> str:
+        self._next += 1
+        return str(self._next)
+
+    # -- answers -----------------------------------------------------------------------------
+
+    def _on_ack(self, subject: str, _reply: str, body: bytes, headers: bytes | None) -> None:
+        flight = self._flights.pop(subject[self._strip :], None)
+        if flight is None:
+            return  # answered before, by what is stored
+        items, group = flight.items, flight.group
+        if headers is not None and not body:
+            answer: dict[str, object] = {"error": {"description": "no stream takes this subject"}}
+        else:
+            answer = json.loads(body)
+        error = answer.get("error")
+        if group is not None:
+            self._landed(group, refused=error is not None)
+        elif error is None:
+            self.cost.observe_single(time.perf_counter() - items[0].sent_at, len(self._flights))
+        if error is None:
+            self._acknowledged(items, int(str(answer["seq"])))
+        elif len(items) > 1:
+            # Somebody's message was refused, so all were: each gets its own answer.
+            self._release_followers(items)
+            for item in items:
+                if item.sent_at >= 0:
+                    self._enqueue_single(item)
+        else:
+            self._refused(items[0], error)
+        if self._queue and not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self._flush)
+
+    def _landed(self, group: _Group, *, refused: bool) -> None:
+        group.open -= 1
+        if group.open > 0:
+            return
+        self._groups -= 1
+        if refused and group.batch:
+            return
+        self.cost.observe_group(time.perf_counter() - group.sent_at, group.size, batch=group.batch)
+
+    def _acknowledged(self, items: list[_Item], last_sequence: int) -> None:
+        first_sequence = last_sequence - len(items) + 1
+        batched = len(items) > 1
+        for offset, item in enumerate(items):
+            if not item.done.done():
+                item.done.set_result(first_sequence + offset)
+            if item.followers and not batched:
+                for follower in item.followers:
+                    self._enqueue(follower)
+
+    def _release_followers(self, items: list[_Item]) -> None:
+        """Mark what must wait for its leader again, now that the batch is off."""
+        for item in items:
+            for follower in item.followers:
+                follower.sent_at = -1.0
+
+    def _enqueue_single(self, item: _Item) -> None:
+        self._send_single(item, None)
+
+    def _refused(self, item: _Item, error: object) -> None:
+        details = error if isinstance(error, dict) else {}
+        code = int(details.get("err_code", 0))
+        text = str(details.get("description", error))
+        if item.sends > 1 and (code == SUBJECT_TAKEN or code in FENCED):
+            self._settle(item, code)
+            return
+        self._fail(item, _refusal(item.record, code, text))
+
+    def _fail(self, item: _Item, error: Exception) -> None:
+        for member in (item, *item.followers):
+            if not member.done.done():
+                member.done.set_exception(error)
+                if member is not item:
+                    member.done.exception()  # the first one's failure is the one that is awaited
+
+    def _settle(self, item: _Item, code: int) -> None:
+        """Decide by what is stored whether a refusal after a lost acknowledgement is success."""
+        task = asyncio.create_task(self._compare(item, code))
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+
+    async def _compare(self, item: _Item, code: int) -> None:
+        record = item.record
+        try:
+            stored = await leader_read(self._bus, subjects.RUNS, record.subject)
+        except TransientError as error:
+            self._fail(item, error)
+            return
+        if stored is not None and stored.body == record.body:
+            self._acknowledged([item], stored.seq)
+        else:
+            self._fail(item, _refusal(record, code, "refused after a lost acknowledgement"))
+
+    # -- lost acknowledgements ---------------------------------------------------------------
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            now = time.perf_counter()
+            overdue = [
+                token
+                for token, flight in self._flights.items()
+                if now - flight.items[0].sent_at > _ACK_TIMEOUT_SECONDS
+            ]
+            self._resend(overdue)
+
+    def _resend_all(self) -> None:
+        self._resend(list(self._flights))
+
+    def _resend(self, tokens: list[str]) -> None:
+        now = self._loop.time()
+        for token in tokens:
+            flight = self._flights.pop(token)
+            if flight.group is not None:
+                flight.group.open -= 1
+                if flight.group.open <= 0:
+                    self._groups -= 1
+            if len(flight.items) > 1:
+                self._release_followers(flight.items)
+            for item in flight.items:
+                if item.sent_at < 0:
+                    continue
+                if now > item.give_up_at:
+                    self._fail(
+                        item,
+                        TransientError(
+                            "append_timeout",
+                            f"{item.record.subject} was not acknowledged within "
+                            f"{_GIVE_UP_SECONDS:.0f} s; it may be stored",
+                        ),
+                    )
+                else:
+                    self._send_single(item, None)
+        if self._queue:
+            self._flush()
+
+
+def _headers(record: Record, extra: dict[str, str] | None = None) -> bytes | None:
+    headers = dict(record.headers) if record.headers else {}
+    if record.fence is not None:
+        headers[_FENCE_VALUE] = "0"
+        headers[_FENCE_SUBJECT] = record.fence
+    if extra is not None:
+        headers |= extra
+    return header_block(headers) if headers else None
+
+
+def _refusal(record: Record, code: int, text: str) -> Exception:
+    if code == SUBJECT_TAKEN:
+        return ConflictError("duplicate_fact", f"{record.subject} is already stated")
+    if code in FENCED:
+        return ConflictError("fenced", f"a decision under {record.fence} exists already")
+    return InvariantError("append_refused", f"{record.subject}: {text} ({code})")
