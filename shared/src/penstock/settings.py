@@ -212,7 +212,9 @@ def settings_markdown(blocks: Iterable[type[BaseSettings]]) -> str:
 
 
 def _plain(value: SecretStr | Path | None) -> str | None:
-    return value.get_secret_value() if isinstance(value, SecretStr) else value and str(value)
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    return None if value is None else str(value)
 
 
 def _variables(block: type[BaseSettings], name: str) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
+import socketserver
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -74,11 +76,10 @@ class HealthServer:
         """
         if self._port == OFF:
             return
+        self._server = _Server((self._host, self._port), _handler_of(self))
         self._loop = asyncio.get_running_loop()
         self._ticked_at = time.monotonic()
         self._ticker = asyncio.create_task(self._tick())
-        self._server = ThreadingHTTPServer((self._host, self._port), _handler_of(self))
-        self._server.daemon_threads = True
         self._thread = threading.Thread(
             target=self._server.serve_forever, name="penstock-health", daemon=True
         )
@@ -132,6 +133,20 @@ async def _run(canary: Canary) -> None:
     await canary()
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        if ":" in address[0]:
+            self.address_family = socket.AF_INET6
+        super().__init__(address, handler)
+
+    def server_bind(self) -> None:
+        # HTTPServer's own would look up the host's name, which takes seconds without a resolver.
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+
+
 def _handler_of(health: HealthServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         # A client that connects and says nothing must not hold its thread.
@@ -160,7 +175,7 @@ def _handler_of(health: HealthServer) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as inherited
+        def log_message(self, format: str, *args: object) -> None:
             """Say nothing: probes come every few seconds."""
 
     return Handler
