@@ -8,17 +8,20 @@ from a thread where an event loop must go on.
 from __future__ import annotations
 
 import fcntl
-import importlib.metadata
 import json
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Final, Self
+from typing import TYPE_CHECKING, BinaryIO, Final, Self
 
-from penstock.contracts.errors import RejectedError, TransientError
+from penstock.child import die_with_parent as tie_to_parent
+
+if TYPE_CHECKING:
+    from penstock.contracts.errors import PenstockError
 
 HOST: Final = "127.0.0.1"
 READY_SECONDS: Final = 30.0
@@ -35,6 +38,11 @@ def find_nats_server() -> Path:
     Raises:
         RejectedError: ``nats_server_missing`` if there is none.
     """
+    for name in _EXECUTABLES:
+        if (beside := Path(sys.executable).with_name(name)).is_file():
+            return beside.resolve()
+    import importlib.metadata  # noqa: PLC0415 - 4 MB, for an unusual layout
+
     try:
         files = importlib.metadata.files(_DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError:
@@ -44,7 +52,7 @@ def find_nats_server() -> Path:
             return path.resolve()
     if (found := shutil.which("nats-server")) is not None:
         return Path(found)
-    raise RejectedError("nats_server_missing", "no nats-server binary: install penstock[dev-stack]")
+    raise _rejected("nats_server_missing", "no nats-server binary: install penstock[dev-stack]")
 
 
 class NatsServer:
@@ -58,6 +66,7 @@ class NatsServer:
         durable: bool = False,
         monitor_port: int | None = None,
         max_payload_bytes: int = 1_048_576,
+        die_with_parent: bool = False,
     ) -> None:
         """Describe the server; nothing starts yet.
 
@@ -67,12 +76,14 @@ class NatsServer:
             durable: Flush each message to disk before it is acknowledged (power-loss safe).
             monitor_port: Port of the monitoring HTTP; 0 takes a free one, ``None`` has none.
             max_payload_bytes: Largest message the server accepts, headers included.
+            die_with_parent: Kill it when the thread that started it ends, however (Linux).
         """
         self._directory = directory.absolute()
         self._port = port
         self._durable = durable
         self._monitor_port = monitor_port
         self._max_payload_bytes = max_payload_bytes
+        self._die_with_parent = die_with_parent
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -151,17 +162,18 @@ class NatsServer:
                 stderr=output,
                 start_new_session=True,
                 pass_fds=[lock.fileno()],
+                preexec_fn=tie_to_parent() if self._die_with_parent else None,  # noqa: PLW1509
             )
         while not self._ready():
             if self._process.poll() is not None:
                 code = self._process.returncode
                 self._process = None
-                raise RejectedError(
+                raise _rejected(
                     "nats_server_failed", f"nats-server ended with {code}: {self._last_words()}"
                 )
             if time.monotonic() > deadline:
                 self.kill()
-                raise TransientError(
+                raise _transient(
                     "nats_server_slow", f"nats-server was not ready within {within:g} s"
                 )
             time.sleep(0.01)
@@ -202,7 +214,7 @@ class NatsServer:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RejectedError(
+            raise _rejected(
                 "nats_server_running", f"a nats-server is running already in {self._directory}"
             ) from error
 
@@ -241,6 +253,19 @@ class NatsServer:
     def _last_words(self) -> str:
         lines = self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()
         return lines[-1] if lines else "it wrote nothing"
+
+
+def _rejected(code: str, message: str) -> PenstockError:
+    # Imported late: with it comes pydantic, 10 MB that the supervisor of a stack does without.
+    from penstock.contracts.errors import RejectedError  # noqa: PLC0415
+
+    return RejectedError(code, message)
+
+
+def _transient(code: str, message: str) -> PenstockError:
+    from penstock.contracts.errors import TransientError  # noqa: PLC0415 - as above
+
+    return TransientError(code, message)
 
 
 def _port_of(url: str) -> int:

@@ -1,0 +1,227 @@
+"""One stack of Penstock on this machine: what can be chosen about it, and a handle to run one.
+
+``Stack`` starts the supervisor (``penstock.supervisor``) as a child process and finds out from
+its ``stack.json`` where everything is; so does the CLI. Light, for the supervisor imports it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Self
+
+from penstock.child import LOOPBACK, Service, die_with_parent
+
+STACK_FILE: Final = "stack.json"
+READY_SECONDS: Final = 60.0
+STOP_SECONDS: Final = 30.0
+
+SERVICES: Final = (
+    Service("gateway", "penstock_gateway"),
+    Service("registry", "penstock_registry"),
+    Service("agent-runner", "penstock_agent_runner"),
+    Service("tool-runner", "penstock_tool_runner"),
+    Service("engine", "penstock_orchestrator", {"PENSTOCK_ROLE": "engine"}),
+    Service("projector", "penstock_orchestrator", {"PENSTOCK_ROLE": "projector"}),
+)
+
+
+class StackError(Exception):
+    """The stack cannot start, or did not; the text says why, in one line."""
+
+
+class StackOptions(NamedTuple):
+    """What can be chosen about a stack. A port of 0 takes a free one."""
+
+    data_dir: str = ".penstock"
+    host: str = LOOPBACK
+    port: int = 8080
+    nats_port: int = 4222
+    durable: bool = False
+    auth: bool = False
+    verbose: bool = False
+    services: tuple[Service, ...] = SERVICES
+
+
+def parse_options(text: str) -> StackOptions:
+    """Read options from a JSON object; what is missing has its default.
+
+    Raises:
+        StackError: It is not such an object.
+    """
+    try:
+        raw = json.loads(text)
+        if "services" in raw:
+            raw["services"] = tuple(Service(*service) for service in raw["services"])
+        return StackOptions(**raw)
+    except (ValueError, TypeError) as error:
+        raise StackError(f"not the options of a stack: {error}") from error
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether only this machine reaches ``host``."""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def read_stack_file(data_dir: Path) -> dict[str, Any] | None:
+    """Return what a living stack in ``data_dir`` says of itself, else ``None``."""
+    try:
+        state: dict[str, Any] = json.loads((data_dir / STACK_FILE).read_text(encoding="utf-8"))
+        supervisor = int(state["supervisor_pid"])
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError):
+        return None
+    return state if _lives(supervisor) else None
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+class Stack:
+    """A stack under this process; also a context manager that starts and stops it.
+
+    It ends with the thread that started it, so start it from the main thread.
+    """
+
+    def __init__(self, options: StackOptions, *, env: Mapping[str, str] | None = None) -> None:
+        """Describe the stack; nothing starts yet.
+
+        Args:
+            options: Ports of 0 are chosen at each start.
+            env: Variables for all services, beyond our own environment.
+        """
+        self._options = options
+        self._env = dict(env or {})
+        self._data_dir = Path(options.data_dir).absolute()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What ``stack.json`` says now.
+
+        Raises:
+            StackError: No stack runs there.
+        """
+        if (state := read_stack_file(self._data_dir)) is None:
+            raise StackError(f"no stack runs in {self._data_dir}")
+        return state
+
+    @property
+    def url(self) -> str:
+        """The gateway's URL."""
+        return str(self.state["url"])
+
+    @property
+    def nats_url(self) -> str:
+        """The bus's URL."""
+        return str(self.state["nats_url"])
+
+    @property
+    def ready_seconds(self) -> float:
+        """How long the start took."""
+        return float(self.state["ready_seconds"])
+
+    @property
+    def log_file(self) -> Path:
+        """What the supervisor wrote, over all starts."""
+        return self._data_dir / "stack.log"
+
+    def pid(self, name: str) -> int:
+        """Return the process id of a service, of ``nats-server`` or of ``supervisor``.
+
+        Raises:
+            StackError: There is none of that name, or it is dead at the moment.
+        """
+        state = self.state
+        if name == "supervisor":
+            return int(state["supervisor_pid"])
+        pid = state["processes"].get(name, {}).get("pid")
+        if pid is None:
+            raise StackError(f"{name} is not running")
+        return int(pid)
+
+    def start(self, within: float = READY_SECONDS) -> None:
+        """Start and wait until all services are ready.
+
+        Args:
+            within: Seconds to wait.
+
+        Raises:
+            StackError: It ended, or was not ready in time (it is stopped).
+        """
+        self._data_dir.mkdir(parents=True, exist_ok=True)
+        with self.log_file.open("ab") as output:
+            self._process = subprocess.Popen(  # noqa: S603 - our interpreter, our module
+                [sys.executable, "-m", "penstock.supervisor", json.dumps(self._options._asdict())],
+                env={**os.environ, **self._env},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                preexec_fn=die_with_parent(signal.SIGTERM),  # noqa: PLW1509 - see the class
+            )
+        deadline = time.monotonic() + within
+        while not self._ready():
+            if self._process.poll() is not None:
+                self._process = None
+                raise StackError(f"the stack ended: {self._last_words()}")
+            if time.monotonic() > deadline:
+                self.stop()
+                raise StackError(f"not ready within {within:g} s: {self._last_words()}")
+            time.sleep(0.02)
+
+    def stop(self, within: float = STOP_SECONDS) -> None:
+        """End it in good order, by force after ``within`` seconds; harmless if it does not run."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(within)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        self._process = None
+
+    def kill(self) -> None:
+        """End the supervisor at once, and with it everything (``SIGKILL``)."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def _ready(self) -> bool:
+        state = read_stack_file(self._data_dir)
+        return (
+            state is not None
+            and self._process is not None
+            and state["supervisor_pid"] == self._process.pid
+            and state["ready_seconds"] is not None
+        )
+
+    def _last_words(self) -> str:
+        lines = self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()
+        return " | ".join(lines[-3:]) if lines else "it wrote nothing"

@@ -1,0 +1,335 @@
+"""The supervisor behind ``penstock dev``: a nats-server and the services as child processes.
+
+Owns start, readiness, restarts and the orderly end of one stack, and tells about it in
+``{data_dir}/stack.json``. No child outlives it, however it dies. It lives as long as the stack,
+so it imports the standard library only; ``python -m penstock.supervisor '{"port": 0}'`` runs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, TextIO
+
+from penstock.child import LOOPBACK, Child, free_ports, http_get
+from penstock.embedded import NatsServer
+from penstock.stack import STACK_FILE, StackError, StackOptions, is_loopback, parse_options
+
+LOCK_FILE: Final = "stack.lock"
+PROBE_EVERY_SECONDS: Final = 0.02
+SLOW_SECONDS: Final = 20.0
+STOP_SECONDS: Final = 10.0
+GIVE_UP_AFTER: Final = 4
+"""Deaths in a row of a child that was never ready, after which the stack ends."""
+
+
+class Supervisor:
+    """Runs one stack in the foreground until a signal ends it."""
+
+    def __init__(self, options: StackOptions, output: TextIO) -> None:
+        """Prepare; ``run`` starts everything.
+
+        Raises:
+            StackError: A public address without authentication.
+        """
+        if not options.auth and not is_loopback(options.host):
+            raise StackError(
+                f"refusing to listen on {options.host} without authentication: "
+                "add --auth and create a key, or keep to 127.0.0.1"
+            )
+        self._options = options
+        self._output = output
+        self._data_dir = Path(options.data_dir).absolute()
+        self._children: list[Child] = []
+        self._nats = NatsServer(
+            self._data_dir / "nats",
+            port=options.nats_port,
+            durable=options.durable,
+            monitor_port=0,
+            die_with_parent=True,
+        )
+        self._nats_restarts = 0
+        self._port = options.port
+        self._signals = 0
+        self._started_at = time.monotonic()
+        self._ready_seconds: float | None = None
+
+    def run(self) -> int:
+        """Start all, keep all alive, end all; return the exit code.
+
+        Raises:
+            StackError: The stack cannot start; whatever had started is ended.
+        """
+        self._data_dir.mkdir(parents=True, exist_ok=True)
+        (self._data_dir / "logs").mkdir(exist_ok=True)
+        with _locked(self._data_dir), _signals(self._on_signal) as wakeup:
+            try:
+                self._start()
+                self._supervise(wakeup)
+            finally:
+                self._end(wakeup)
+        return 0
+
+    def _on_signal(self, number: int) -> None:
+        if number != signal.SIGCHLD:
+            self._signals += 1
+
+    def _start(self) -> None:
+        self._port = _checked_port(self._options.host, self._options.port, "--port")
+        if self._options.nats_port:
+            _checked_port(LOOPBACK, self._options.nats_port, "--nats-port")
+        self._start_nats()
+        services = self._options.services
+        ports = free_ports(len(services))
+        self._children = [
+            Child(service, self._environment(port), port)
+            for service, port in zip(services, ports, strict=True)
+        ]
+        for child in self._children:
+            child.start(self._log_file(child))
+        self._write()
+
+    def _start_nats(self) -> None:
+        from penstock.contracts.errors import PenstockError  # noqa: PLC0415 - pydantic: 10 MB
+
+        try:
+            self._nats.start()
+        except PenstockError as error:
+            raise StackError(error.message) from error
+
+    def _environment(self, metrics_port: int) -> dict[str, str]:
+        options = self._options
+        return {
+            **os.environ,
+            "PENSTOCK_NATS_URL": self._nats.url,
+            "PENSTOCK_DATA_DIR": str(self._data_dir),
+            "PENSTOCK_METRICS_LOOPBACK": LOOPBACK,
+            "PENSTOCK_METRICS_PORT": str(metrics_port),
+            "PENSTOCK_GATEWAY_LOOPBACK": options.host,
+            "PENSTOCK_GATEWAY_PORT": str(self._port),
+            "PENSTOCK_AUTH": "keys" if options.auth else "off",
+            "PENSTOCK_LOG_FORMAT": "console" if options.verbose else "json",
+        }
+
+    def _log_file(self, child: Child) -> Path | None:
+        if self._options.verbose:
+            return None
+        return self._data_dir / "logs" / f"{child.service.name}.log"
+
+    def _supervise(self, wakeup: int) -> None:
+        slow_at = self._started_at + SLOW_SECONDS
+        while not self._signals:
+            self._revive()
+            if self._ready_seconds is None:
+                waiting = [child.service.name for child in self._children if not child.probe()]
+                if not waiting and self._gateway_ready():
+                    self._became_ready()
+                elif time.monotonic() > slow_at:
+                    slow_at += SLOW_SECONDS
+                    self._say(f"still waiting for {', '.join(waiting) or 'the gateway'}")
+            _wait(wakeup, self._pause())
+
+    def _pause(self) -> float:
+        if self._ready_seconds is None or not all(child.ready for child in self._children):
+            return PROBE_EVERY_SECONDS
+        return 1.0
+
+    def _gateway_ready(self) -> bool:
+        if not any(child.service.name == "gateway" for child in self._children):
+            return True
+        if http_get(self._port, "/health")[0] != 200:
+            return False
+        if self._options.auth:
+            return True
+        status, body = http_get(self._port, "/v1/runners")
+        return status == 200 and all(kind in body for kind in (b'"agent"', b'"tool"'))
+
+    def _became_ready(self) -> None:
+        self._ready_seconds = time.monotonic() - self._started_at
+        self._write()
+        self._banner()
+
+    def _revive(self) -> None:
+        """Start again what has died, each after its back-off."""
+        if not self._nats.running:
+            self._say("nats-server died; starting it again")
+            self._nats_restarts += 1
+            self._start_nats()
+            self._write()
+        changed = False
+        for child in self._children:
+            if (code := child.died()) is not None:
+                changed = True
+                self._say(f"{child.service.name} ended with {_how(code)}; starting it again")
+                if child.failures >= GIVE_UP_AFTER:
+                    raise StackError(
+                        f"{child.service.name} does not start: {self._last_words(child)}"
+                    )
+            if child.process is None and time.monotonic() >= child.start_at:
+                child.start(self._log_file(child))
+                changed = True
+            elif self._ready_seconds is not None and not child.ready:
+                changed = child.probe() or changed
+        if changed:
+            self._write()
+
+    def _last_words(self, child: Child) -> str:
+        log_file = self._log_file(child)
+        if log_file is None or not log_file.exists():
+            return "see above"
+        lines = log_file.read_text(encoding="utf-8", errors="replace").splitlines()
+        return f"{lines[-1] if lines else 'it wrote nothing'} ({log_file})"
+
+    def _end(self, wakeup: int) -> None:
+        living = [child.process for child in self._children if child.process is not None]
+        for process in living:
+            process.terminate()
+        deadline = time.monotonic() + STOP_SECONDS
+        # A second Ctrl-C is impatience: no more grace.
+        while living and time.monotonic() < deadline and self._signals < 2:
+            living = [process for process in living if process.poll() is None]
+            _wait(wakeup, PROBE_EVERY_SECONDS)
+        for process in living:
+            process.kill()
+            process.wait()
+        self._nats.stop()
+        (self._data_dir / STACK_FILE).unlink(missing_ok=True)
+
+    def _write(self) -> None:
+        """Tell where everything is; replaced in one step, so that readers see a whole file."""
+        state = {
+            "supervisor_pid": os.getpid(),
+            "ready_seconds": self._ready_seconds,
+            "url": _url(self._options.host, self._port),
+            "nats_url": self._nats.url,
+            "monitor_url": self._nats.monitor_url,
+            "data_dir": str(self._data_dir),
+            "durable": self._options.durable,
+            "auth": self._options.auth,
+            "processes": {
+                "nats-server": {"pid": self._nats.pid, "restarts": self._nats_restarts},
+                **{
+                    child.service.name: {
+                        "pid": child.pid,
+                        "restarts": child.restarts,
+                        "ready": child.ready,
+                        "metrics_port": child.metrics_port,
+                    }
+                    for child in self._children
+                },
+            },
+        }
+        file = self._data_dir / STACK_FILE
+        draft = file.with_suffix(".tmp")
+        draft.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        draft.replace(file)
+
+    def _paint(self, code: str, text: str) -> str:
+        if not self._output.isatty() or os.environ.get("NO_COLOR"):
+            return text
+        return f"\x1b[{code}m{text}\x1b[0m"
+
+    def _say(self, text: str) -> None:
+        self._output.write(f"{self._paint('33', 'stack')} {text}\n")
+        self._output.flush()
+
+    def _banner(self) -> None:
+        url = _url(self._options.host, self._port)
+        flush = "each message before its ack" if self._options.durable else "every two minutes"
+        bold, dim = "1;36", "2"
+        lines = [
+            "",
+            f"  {self._paint(bold, 'Penstock')} is ready after {self._ready_seconds:.1f} s",
+            "",
+            f"  {self._paint(dim, 'API ')}  {url}   {self._paint(dim, f'docs: {url}/docs')}",
+            f"  {self._paint(dim, 'Bus ')}  {self._nats.url}   "
+            + self._paint(dim, f"to disk: {flush}"),
+            f"  {self._paint(dim, 'Data')}  {self._data_dir}   {self._paint(dim, 'logs in logs/')}",
+            "",
+            f"  {self._paint(dim, 'Next: penstock apply -f examples/ · Ctrl-C ends everything')}",
+            "",
+        ]
+        self._output.write("\n".join(lines) + "\n")
+        self._output.flush()
+
+
+def _url(host: str, port: int) -> str:
+    reachable = LOOPBACK if host in ("0.0.0.0", "::") else host  # noqa: S104 - shown, not bound
+    return f"http://{f'[{reachable}]' if ':' in reachable else reachable}:{port}"
+
+
+def _how(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"code {code}"
+
+
+def _checked_port(host: str, port: int, option: str) -> int:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            raise StackError(
+                f"cannot listen on {host}:{port} ({error.strerror}): "
+                f"choose another by {option}, 0 takes a free one"
+            ) from error
+        return int(listener.getsockname()[1])
+
+
+@contextlib.contextmanager
+def _locked(data_dir: Path) -> Iterator[None]:
+    with (data_dir / LOCK_FILE).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StackError(
+                f"another stack uses {data_dir}: end it, or choose another --data-dir"
+            ) from error
+        yield
+
+
+@contextlib.contextmanager
+def _signals(handle: Callable[[int], None]) -> Iterator[int]:
+    """Pass signals to ``handle`` and yield a descriptor that each of them makes readable."""
+    numbers = (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.set_blocking(writer, False)
+    before = {number: signal.signal(number, lambda n, _: handle(n)) for number in numbers}
+    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield reader
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(reader)
+        os.close(writer)
+
+
+def _wait(descriptor: int, seconds: float) -> None:
+    select.select([descriptor], [], [], seconds)
+    with contextlib.suppress(BlockingIOError):
+        os.read(descriptor, 512)
+
+
+def main(arguments: list[str]) -> int:
+    """Run a stack in the foreground; the one argument is its options as JSON."""
+    try:
+        return Supervisor(parse_options(arguments[0] if arguments else "{}"), sys.stdout).run()
+    except StackError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
