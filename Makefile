@@ -13,7 +13,7 @@ export UV_PROJECT_ENVIRONMENT := $(VENV)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo dev test test-unit test-integration test-e2e test-chaos \
-	check format lint types imports bench docs clean
+	check format lint types imports bench docs docs-check clean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,7 +52,7 @@ test-e2e: setup ## Run all services as processes
 test-chaos: setup ## Kill, pause and restart processes under load
 	$(BIN)/pytest tests/chaos $(ARGS)
 
-check: lint types imports ## Run all static checks
+check: lint types imports docs-check ## Run all static checks
 
 format: setup ## Rewrite the code in the house format
 	$(BIN)/ruff check --quiet --fix-only .
@@ -70,6 +70,9 @@ imports: setup ## Check who may import whom
 
 bench: setup ## Measure, print a table, append to bench/results.jsonl
 	$(BIN)/python -m bench $(ARGS)
+
+docs-check: setup ## Compare the generated pages with the code
+	$(BIN)/python docs/generate.py --check
 
 docs: setup ## Generate the reference pages under docs/
 	$(BIN)/python docs/generate.py $(ARGS)

@@ -1,0 +1,74 @@
+"""Writes the reference pages that follow from the code; with --check it only compares.
+
+A page is a path below docs/ and a function that gives its text.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic_settings import BaseSettings
+
+from penstock.settings import CoreSettings, DatabaseSettings, settings_markdown
+
+FOLDER = Path(__file__).parent
+SERVICES = (
+    "penstock_gateway",
+    "penstock_registry",
+    "penstock_orchestrator",
+    "penstock_agent_runner",
+    "penstock_tool_runner",
+)
+
+
+def settings_page() -> str:
+    """All settings: the shared blocks, then each service's own fields."""
+    blocks: list[type[BaseSettings]] = [CoreSettings, DatabaseSettings]
+    for service in SERVICES:
+        if importlib.util.find_spec(f"{service}.settings") is None:
+            continue
+        module = importlib.import_module(f"{service}.settings")
+        blocks += [
+            value
+            for value in vars(module).values()
+            if isinstance(value, type)
+            and issubclass(value, BaseSettings)
+            and value.__module__ == module.__name__
+        ]
+    return (
+        "# Settings\n\n"
+        "Generated from the code by `make docs`. Settings are environment variables, read once "
+        "when a process starts.\n\n" + settings_markdown(blocks)
+    )
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "settings.md": settings_page,
+}
+
+
+def main() -> int:
+    """Write all pages, or with --check tell which differ."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail on a difference")
+    check = parser.parse_args().check
+    stale = 0
+    for name, render in PAGES.items():
+        file, text = FOLDER / name, render()
+        if file.exists() and file.read_text(encoding="utf-8") == text:
+            continue
+        stale += 1
+        if check:
+            print(f"docs/{name} is not what the code says: run `make docs`")
+        else:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+            print(f"wrote docs/{name}")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
