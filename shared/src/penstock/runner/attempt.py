@@ -1,0 +1,144 @@
+"""One attempt at a step: when it must stop, and how it came out.
+
+A stranger's exception is turned into a failed outcome here and nowhere else; being told to stop
+from outside is told apart from being cancelled because the process ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import Final, Literal, Self
+
+from pydantic_core import ValidationError
+
+from penstock.contracts.errors import (
+    ErrorDetail,
+    ErrorFamily,
+    ErrorInfo,
+    PenstockError,
+    RejectedError,
+)
+from penstock.telemetry.logs import EventLog
+
+Halt = Literal["deadline", "stopped"]
+
+MESSAGE_CHARACTERS: Final = 2000
+
+events = EventLog("penstock.runner")
+
+
+class Attempt:
+    """Runs a handler under a deadline; used once, as a context manager around the call.
+
+    Whatever the handler raises ends up in ``failure``. ``halt`` says why it was stopped, if it
+    was. A cancellation that came from elsewhere (the process ends) passes through.
+    """
+
+    __slots__ = ("_cancelled", "_cancelling", "_seconds", "_task", "_timer", "failure", "halt")
+
+    def __init__(self, seconds: float) -> None:
+        """Prepare the attempt.
+
+        Args:
+            seconds: Time until the deadline.
+        """
+        self._seconds = seconds
+        self._task: asyncio.Task[object] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._cancelling = 0
+        self._cancelled: asyncio.Event | None = None
+        self.failure: ErrorInfo | None = None
+        self.halt: Halt | None = None
+
+    @property
+    def cancelled(self) -> asyncio.Event:
+        """Set as soon as the handler is to stop; its ``is_set`` may be asked from any thread."""
+        if self._cancelled is None:
+            self._cancelled = asyncio.Event()
+            if self.halt is not None:
+                self._cancelled.set()
+        return self._cancelled
+
+    def stop(self, halt: Halt) -> None:
+        """Tell the handler to stop, by event and by cancelling what it waits for."""
+        if self.halt is None:
+            self.halt = halt
+            if self._cancelled is not None:
+                self._cancelled.set()
+            if self._task is not None:
+                self._task.cancel()
+
+    def __enter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        self._task = task = asyncio.current_task(loop)
+        if task is None:
+            raise RuntimeError("an attempt belongs to a task")
+        self._cancelling = task.cancelling()
+        self._timer = loop.call_later(self._seconds, self.stop, "deadline")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        task, self._task = self._task, None
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.halt is not None and task is not None:
+            from_outside = task.uncancel() > self._cancelling
+            if from_outside and isinstance(error, asyncio.CancelledError):
+                return False
+            self.failure = _HALTED[self.halt]
+            return error is None or isinstance(error, Exception | asyncio.CancelledError)
+        if isinstance(error, Exception):
+            self.failure = failure_of(error)
+            return True
+        return False
+
+
+_HALTED: Final = {
+    "deadline": ErrorInfo(
+        code="step_timeout",
+        message="the step did not end before its deadline",
+        family=ErrorFamily.TRANSIENT,
+    ),
+    "stopped": ErrorInfo(
+        code="step_stopped",
+        message="the run was stopped",
+        family=ErrorFamily.REJECTED,
+    ),
+}
+
+EXPIRED: Final = ErrorInfo(
+    code="step_expired",
+    message="the step came to a runner only after its deadline",
+    family=ErrorFamily.TRANSIENT,
+)
+
+
+def failure_of(error: Exception) -> ErrorInfo:
+    """Return what a handler's exception means; one that is not ours is logged with its stack."""
+    if isinstance(error, PenstockError):
+        return error.info()
+    events.error("runner.handler_failed", error)
+    text = str(error)[:MESSAGE_CHARACTERS]
+    name = type(error).__name__
+    return ErrorInfo(
+        code="handler_error",
+        message=f"{name}: {text}" if text else name,
+        family=ErrorFamily.TRANSIENT,
+    )
+
+
+def invalid_arguments(name: str, error: ValidationError) -> RejectedError:
+    """Return the rejection that a failed validation of a step's input means."""
+    details = tuple(
+        ErrorDetail(path=".".join(str(part) for part in found["loc"]), message=found["msg"])
+        for found in error.errors(include_url=False, include_context=False, include_input=False)
+    )
+    first = details[0]
+    where = f"{first.path}: " if first.path else ""
+    return RejectedError("invalid_arguments", f"{name}: {where}{first.message}", details=details)

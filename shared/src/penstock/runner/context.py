@@ -1,0 +1,133 @@
+"""What a handler is told about its step, and what it may tell while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+
+from pydantic import JsonValue
+
+from penstock.contracts.facts import StepScheduled, Usage
+from penstock.contracts.ids import idempotency_key
+from penstock.contracts.subjects import FactSubject
+from penstock.runner.attempt import Attempt
+from penstock.runner.deltas import DeltaStream, Send
+
+
+class StepContext:
+    """One attempt at one step, as its handler sees it."""
+
+    __slots__ = ("_attempt", "_deltas", "_loop", "_send", "_step", "_subject", "model", "usage")
+
+    def __init__(
+        self, subject: FactSubject, step: StepScheduled, attempt: Attempt, send: Send
+    ) -> None:
+        """Made by the runner.
+
+        Args:
+            subject: Coordinates of the step.
+            step: The step itself.
+            attempt: Knows when the handler is to stop.
+            send: Publishes batches of text.
+        """
+        self._subject = subject
+        self._step = step
+        self._attempt = attempt
+        self._send = send
+        self._deltas: DeltaStream | None = None
+        self._loop = asyncio.get_running_loop()
+        self.usage: Usage | None = None
+        """What model calls of this step cost; set by the handler, recorded with the result."""
+        self.model: str | None = None
+        """Which model answered; set by the handler, recorded with the result."""
+
+    @property
+    def tenant(self) -> str:
+        """Whose run it is."""
+        return self._subject.tenant
+
+    @property
+    def run_id(self) -> str:
+        """The run."""
+        return self._subject.run_id
+
+    @property
+    def step_id(self) -> str:
+        """The step within the run."""
+        return self._subject.step_id
+
+    @property
+    def node_id(self) -> str:
+        """The node of the plan that the step belongs to."""
+        return self._step.node_id
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt at the step this is, from 1."""
+        return self._subject.attempt
+
+    @property
+    def name(self) -> str:
+        """Name of the agent or tool that is to run."""
+        return self._step.name
+
+    @property
+    def input(self) -> JsonValue:
+        """The step's input as it came: a tool's arguments, or an agent's messages."""
+        return self._step.input
+
+    @property
+    def config(self) -> JsonValue:
+        """What the definition says beyond the input: an agent's model, an HTTP tool's request."""
+        return self._step.config
+
+    @property
+    def idempotency_key(self) -> str:
+        """Names the step's side effect: the same on every attempt and redelivery."""
+        return idempotency_key(self._subject.run_id, self._subject.step_id)
+
+    @property
+    def deadline(self) -> datetime:
+        """When the step is stopped (UTC)."""
+        return self._step.expires_at
+
+    @property
+    def remaining_seconds(self) -> float:
+        """Time until the deadline, never negative."""
+        return max(0.0, (self._step.expires_at - datetime.now(UTC)).total_seconds())
+
+    @property
+    def cancelled(self) -> asyncio.Event:
+        """Set when the handler is to stop.
+
+        A plain function, which cannot be interrupted, asks ``is_set`` from its thread.
+        """
+        return self._attempt.cancelled
+
+    @property
+    def deltas(self) -> DeltaStream:
+        """The pieces of text of this attempt."""
+        if self._deltas is None:
+            self._deltas = DeltaStream(self._send)
+        return self._deltas
+
+    @property
+    def emitted(self) -> DeltaStream | None:
+        """The same, or ``None`` where no text was ever emitted."""
+        return self._deltas
+
+    async def emit_delta(self, text: str) -> None:
+        """Show a piece of text to whoever follows the run; pieces travel together.
+
+        Raises:
+            TransientError: The bus does not take them any more.
+        """
+        await self.deltas.emit(text)
+
+    def emit_delta_from_thread(self, text: str) -> None:
+        """Do the same from a plain function, which runs in a thread; waits until it is noted.
+
+        Raises:
+            TransientError: The bus does not take them any more.
+        """
+        asyncio.run_coroutine_threadsafe(self.emit_delta(text), self._loop).result()

@@ -1,0 +1,151 @@
+"""Text as it comes: pieces collected into batches, sent in order, one batch at a time.
+
+Nothing is lost and the index has no gaps: the next batch leaves only when the one before is
+acknowledged, and a step's result only when all of its batches are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from penstock.contracts.errors import TransientError
+from penstock.contracts.facts import DeltaBatch
+
+PAUSE_SECONDS: Final = 0.025
+"""Least time between two batches: shorter than a reader's eye can tell apart."""
+BATCH_CHARACTERS: Final = 20_000
+"""Keeps a batch below 128 KiB whatever the characters (at most 6 bytes each, escaped)."""
+BUFFER_CHARACTERS: Final = 8 * BATCH_CHARACTERS
+"""A handler that is faster than the bus waits when this much is unsent."""
+GIVE_UP_SECONDS: Final = 30.0
+RETRY_SECONDS: Final = 0.2
+
+Send = Callable[[bytes, int], Awaitable[None]]
+"""Publishes a batch (its body, the index of its first piece); returns when acknowledged."""
+
+
+class DeltaStream:
+    """The pieces of text of one attempt."""
+
+    __slots__ = (
+        "_buffer",
+        "_failure",
+        "_loop",
+        "_send",
+        "_sending",
+        "_sent",
+        "_sent_at",
+        "_size",
+        "_timer",
+        "count",
+    )
+
+    def __init__(self, send: Send) -> None:
+        """Prepare the stream."""
+        self._send = send
+        self._loop = asyncio.get_running_loop()
+        self._buffer: list[str] = []
+        self._size = 0
+        self._sent = 0
+        self._sent_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._sending: asyncio.Task[None] | None = None
+        self._failure: TransientError | None = None
+        self.count = 0
+        """How many pieces were emitted so far."""
+
+    async def emit(self, text: str) -> None:
+        """Add text; waits only where the bus cannot keep up.
+
+        Raises:
+            TransientError: An earlier batch could not be delivered.
+        """
+        if not text:
+            return
+        if len(text) <= BATCH_CHARACTERS:
+            self._buffer.append(text)
+            self.count += 1
+        else:
+            starts = range(0, len(text), BATCH_CHARACTERS)
+            self._buffer.extend(text[start : start + BATCH_CHARACTERS] for start in starts)
+            self.count += len(starts)
+        self._size += len(text)
+        self._schedule()
+        while self._size > BUFFER_CHARACTERS and self._failure is None:
+            await self._step()
+        if self._failure is not None:
+            raise self._failure
+
+    async def close(self) -> None:
+        """Send what is left without a pause; returns when everything is acknowledged.
+
+        Raises:
+            TransientError: It could not be delivered.
+        """
+        while (self._buffer or self._sending is not None) and self._failure is None:
+            await self._step()
+        self._unschedule()
+        if self._failure is not None:
+            raise self._failure
+
+    def abandon(self) -> None:
+        """Forget what is unsent: nobody waits for this step any more."""
+        self._buffer.clear()
+        self._size = 0
+        self._unschedule()
+
+    def _schedule(self) -> None:
+        if self._timer is None and self._sending is None and self._failure is None:
+            pause = self._sent_at + PAUSE_SECONDS - self._loop.time()
+            self._timer = self._loop.call_later(max(0.0, pause), self._start)
+
+    def _unschedule(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _start(self) -> None:
+        """Begin to send one batch, unless one is under way or there is none."""
+        self._unschedule()
+        if self._sending is None and self._buffer:
+            self._sending = self._loop.create_task(self._deliver())
+
+    async def _step(self) -> None:
+        """Wait until the batch under way, or the next one, is delivered."""
+        self._start()
+        if self._sending is not None:
+            await asyncio.wait((self._sending,))
+
+    async def _deliver(self) -> None:
+        texts = self._take()
+        body = DeltaBatch(first=self._sent, texts=texts).model_dump_json().encode()
+        give_up_at = self._loop.time() + GIVE_UP_SECONDS
+        while True:
+            try:
+                await self._send(body, self._sent)
+            except TransientError as error:
+                if self._loop.time() < give_up_at:
+                    await asyncio.sleep(RETRY_SECONDS)
+                    continue
+                self._failure = error
+            break
+        self._sent += len(texts)
+        self._sent_at = self._loop.time()
+        self._sending = None
+        if self._buffer:
+            self._schedule()
+
+    def _take(self) -> tuple[str, ...]:
+        """Remove one batch from the buffer: all of it, or as much as one message may hold."""
+        size = number = 0
+        for text in self._buffer:
+            if number and size + len(text) > BATCH_CHARACTERS:
+                break
+            size += len(text)
+            number += 1
+        texts = tuple(self._buffer[:number])
+        del self._buffer[:number]
+        self._size -= size
+        return texts

@@ -1,0 +1,115 @@
+"""A process of runners: composition, signals, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Sequence
+from functools import partial
+from typing import Final
+
+from penstock.bus.connection import connect
+from penstock.bus.topology import ensure
+from penstock.contracts.errors import PenstockError
+from penstock.contracts.runners import RunnerRecord
+from penstock.runner.harness import Harness
+from penstock.runner.heartbeat import Heartbeat
+from penstock.runner.runner import Runner
+from penstock.runner.settings import RunnerSettings
+from penstock.telemetry import logs, tracing
+from penstock.telemetry.health import HealthServer
+
+EXIT_FAILED: Final = 1
+
+events = logs.EventLog("penstock.runner")
+
+
+def run(runners: Sequence[Runner], *, settings: RunnerSettings | None = None, service: str) -> None:
+    """Run until SIGTERM or SIGINT, then drain and leave the process.
+
+    Args:
+        runners: At least one; they share a connection and a heartbeat.
+        settings: Built from ``PENSTOCK_*`` variables if not given.
+        service: Name in logs and traces.
+
+    Raises:
+        SystemExit: With 0 after a drain, 1 if it could not start.
+    """
+    import uvloop  # noqa: PLC0415 - only where a process is run
+
+    settings = settings if settings is not None else RunnerSettings()
+    logs.configure(
+        service=service,
+        instance_id=settings.instance_id,
+        level=settings.log_level,
+        style=settings.log_format,
+    )
+    tracing.configure(
+        service=service,
+        instance_id=settings.instance_id,
+        otlp_endpoint=settings.otlp_endpoint,
+    )
+    try:
+        uvloop.run(serve(runners, settings, name=service))
+    except PenstockError as error:
+        events.error("runner.failed", error, code=error.code)
+        sys.exit(EXIT_FAILED)
+    finally:
+        tracing.shutdown()
+    sys.exit(0)
+
+
+async def serve(
+    runners: Sequence[Runner],
+    settings: RunnerSettings,
+    *,
+    name: str,
+    until: asyncio.Event | None = None,
+) -> None:
+    """Run until a signal, or ``until`` is set; then drain, deregister and close, in this order.
+
+    Raises:
+        PenstockError: It could not start.
+    """
+    ending = until if until is not None else asyncio.Event()
+    loop = asyncio.get_running_loop()
+    if until is None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, ending.set)
+    bus = await connect(settings, name=f"{name}-{settings.instance_id}")
+    try:
+        await ensure(bus, settings)
+        harness = await Harness.open(bus, settings)
+        health = HealthServer(
+            host=settings.metrics_host, port=settings.metrics_port, canary=harness.writer.canary
+        )
+        heartbeat = Heartbeat(settings, partial(_records, runners))
+        await health.start()
+        try:
+            for runner in runners:
+                await runner.start(harness)
+            await heartbeat.start()
+            events.info("runner.ready", queues=[runner.queue for runner in runners])
+            await ending.wait()
+        finally:
+            await _drain(runners, harness, heartbeat, settings)
+            await health.stop()
+    finally:
+        await bus.close()
+
+
+def _records(runners: Sequence[Runner]) -> list[RunnerRecord]:
+    return [runner.record() for runner in runners]
+
+
+async def _drain(
+    runners: Sequence[Runner], harness: Harness, heartbeat: Heartbeat, settings: RunnerSettings
+) -> None:
+    for runner in runners:
+        runner.begin_drain()
+    heartbeat.beat_now()
+    await asyncio.gather(*(runner.drain(settings.drain_seconds) for runner in runners))
+    await harness.close()
+    # Last, so that nobody calls us lost while steps are still in work.
+    await heartbeat.stop()
