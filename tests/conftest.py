@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import socket
 import uuid
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -65,14 +65,17 @@ def create_nats_server(
 
 
 @pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres_url() -> Iterator[str]:
     """A PostgreSQL 18: in a container where a Docker engine answers, else as a child process."""
-    with warnings.catch_warnings(), run_postgres(tmp_path_factory.mktemp("postgres")) as url:
-        yield url
+    # Not below pytest's own folder: run by root, PostgreSQL works as another user, whom every
+    # further pytest process would shut out of that folder.
+    with TemporaryDirectory(prefix="penstock-pg-", ignore_cleanup_errors=True) as directory:
+        with run_postgres(Path(directory)) as url:
+            yield url
 
 
 @pytest.fixture
-async def postgres_database(postgres_url: str) -> Any:
+async def postgres_database(postgres_url: str) -> AsyncIterator[str]:
     """The URL of an empty PostgreSQL database of the test's own."""
     name = f"test_{uuid.uuid4().hex}"
     url = await create_database(postgres_url, name)
