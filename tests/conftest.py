@@ -69,9 +69,11 @@ def postgres_url() -> Iterator[str]:
     """A PostgreSQL 18: in a container where a Docker engine answers, else as a child process."""
     # Not below pytest's own folder: run by root, PostgreSQL works as another user, whom every
     # further pytest process would shut out of that folder.
-    with TemporaryDirectory(prefix="penstock-pg-", ignore_cleanup_errors=True) as directory:
-        with run_postgres(Path(directory)) as url:
-            yield url
+    with (
+        TemporaryDirectory(prefix="penstock-pg-", ignore_cleanup_errors=True) as directory,
+        run_postgres(Path(directory)) as url,
+    ):
+        yield url
 
 
 @pytest.fixture
