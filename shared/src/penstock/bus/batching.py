@@ -14,9 +14,12 @@ SLOW_SINGLE_SECONDS: Final = 0.000_1
 """Above this an append is bound by syncs: gather messages and consider batches."""
 
 _WEIGHT: Final = 0.1
+_HEAVY: Final = 0.5
 _INITIAL_BATCH_BASE: Final = 0.002
 _BATCH_EACH: Final = 0.000_012
-_PROBE_EVERY: Final = 64
+_PROBE_EVERY: Final = 50
+_LEAST_PROBE: Final = 4
+_LARGEST_PROBE: Final = 64
 
 
 @dataclass(slots=True)
@@ -37,30 +40,25 @@ class CommitCost:
         self.slow = self.single > SLOW_SINGLE_SECONDS
 
     def batch_pays(self, count: int) -> bool:
-        """Tell whether ``count`` messages are cheaper as one atomic batch."""
-        if count < 2:
-            return False
-        pays = count * self.single > self.batch_base + count * _BATCH_EACH
-        self._choices += 1
-        if not pays and self._choices % _PROBE_EVERY == 0:
-            # Once in a while look again, in case batches have become cheaper.
-            return count * self.single > 0.5 * self.batch_base
-        return pays
+        """Tell whether ``count`` messages are cheaper as one atomic batch.
 
-    def observe_single(self, seconds: float, in_flight: int) -> None:
-        """Note one acknowledged single that had ``in_flight`` others beside it."""
-        cost = max(seconds - self.round_trip, 0.0) / (in_flight + 1)
-        self.single += _WEIGHT * 0.1 * (min(cost, 0.01) - self.single)
-        if self.single > 2 * SLOW_SINGLE_SECONDS:
-            self.slow = True
+        Once in a while the answer is the other one, so that both figures stay true.
+        """
+        if count < _LEAST_PROBE:
+            return count * self.single > self.batch_base + count * _BATCH_EACH
+        self._choices += 1
+        pays = count * self.single > self.batch_base + count * _BATCH_EACH
+        if self._choices % _PROBE_EVERY == 0 and count <= _LARGEST_PROBE:
+            return not pays
+        return pays
 
     def observe_group(self, seconds: float, size: int, *, batch: bool) -> None:
         """Note a group that was sent together and is now wholly acknowledged."""
         net = max(seconds - self.round_trip, 0.0)
         if batch:
             base = max(net - size * _BATCH_EACH, 0.000_05)
-            self.batch_base += _WEIGHT * (min(base, 0.05) - self.batch_base)
-        else:
-            self.single += _WEIGHT * (min(net / size, 0.02) - self.single)
-            if size >= 4:
-                self.slow = self.single > SLOW_SINGLE_SECONDS / 2
+            self.batch_base += _WEIGHT * (min(base, 0.02) - self.batch_base)
+        elif size >= _LEAST_PROBE:
+            cost = min(net / size, 0.02)
+            self.single += _HEAVY * (cost - self.single)
+            self.slow = cost > SLOW_SINGLE_SECONDS / 2

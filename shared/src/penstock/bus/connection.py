@@ -184,7 +184,8 @@ async def connect(settings: CoreSettings, *, name: str, patience_seconds: float 
         _log.warning("bus.error", extra={"error": repr(error)})
 
     async def on_disconnected() -> None:
-        _log.warning("bus.disconnected")
+        if not nc.closing_on_purpose:
+            _log.warning("bus.disconnected")
 
     async def on_reconnected() -> None:
         _log.warning("bus.reconnected")

@@ -12,6 +12,7 @@ stored decides: the same bytes mean success, others a conflict.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
@@ -19,6 +20,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
+
+from nats.errors import TimeoutError as NatsTimeoutError
 
 from penstock.bus.batching import CommitCost
 from penstock.bus.claims import Claims
@@ -107,6 +110,7 @@ class LogWriter:
         self._loop = asyncio.get_running_loop()
         self._sweeper: asyncio.Task[None] | None = None
         self._settling: set[asyncio.Task[None]] = set()
+        self._measure_again = False
 
     async def start(self) -> LogWriter:
         """Subscribe to acknowledgements and measure what one costs."""
@@ -131,10 +135,16 @@ class LogWriter:
         round_trips, appends = [], []
         for _ in range(5):
             started = time.perf_counter()
-            await self._bus.nc.flush()
+            await self._round_trip()
             round_trips.append(time.perf_counter() - started)
             appends.append(await self.canary())
         self.cost.calibrate(round_trip=min(round_trips), append=min(appends))
+
+    async def _round_trip(self) -> None:
+        try:
+            await self._bus.nc.flush(timeout=5)
+        except NatsTimeoutError as error:
+            raise TransientError("bus_silent", "the server does not answer a ping") from error
 
     async def canary(self) -> float:
         """Append one message to the canary stream; return how long its acknowledgement took.
@@ -298,8 +308,6 @@ class LogWriter:
         error = answer.get("error")
         if group is not None:
             self._landed(group, refused=error is not None)
-        elif error is None:
-            self.cost.observe_single(time.perf_counter() - items[0].sent_at, len(self._flights))
         if error is None:
             self._acknowledged(items, int(str(answer["seq"])))
         elif len(items) > 1:
@@ -379,8 +387,13 @@ class LogWriter:
     # -- lost acknowledgements ---------------------------------------------------------------
 
     async def _sweep(self) -> None:
+        """Send again what was not acknowledged; measure again when the connection is new."""
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
+            if self._measure_again and self._bus.nc.is_connected:
+                self._measure_again = False
+                with contextlib.suppress(TransientError):
+                    await self._calibrate()
             now = time.perf_counter()
             overdue = [
                 token
@@ -390,6 +403,7 @@ class LogWriter:
             self._resend(overdue)
 
     def _resend_all(self) -> None:
+        self._measure_again = True
         self._resend(list(self._flights))
 
     def _resend(self, tokens: list[str]) -> None:

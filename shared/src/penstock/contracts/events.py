@@ -48,9 +48,7 @@ class EventType(StrEnum):
     RUN_CANCELLED = "run_cancelled"
 
 
-FINAL_EVENTS: Final = frozenset(
-    {EventType.RUN_DONE, EventType.RUN_FAILED, EventType.RUN_CANCELLED}
-)
+FINAL_EVENTS: Final = frozenset({EventType.RUN_DONE, EventType.RUN_FAILED, EventType.RUN_CANCELLED})
 
 _STARTED: Final = {
     StepKind.AGENT: EventType.AGENT_INVOKE_STARTED,

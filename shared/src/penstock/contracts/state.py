@@ -82,6 +82,8 @@ class RunState:
     decisions: int = 0
     steps: Map[str, StepState] = Map()
     signals: Map[str, SignalReceived] = Map()
+    open_steps: int = 0
+    """How many steps have no outcome yet."""
     usages: Map[str, Usage] = Map()
     """What each attempt at a step cost, by ``{step}.{attempt}``: late outcomes cost too."""
     updated_at: datetime | None = None
@@ -146,12 +148,19 @@ def evolve(state: RunState, entry: Entry) -> RunState:
             return _with_step(state, entry, fact, seq)
         case StateChanged():
             state = _with_decision(state, entry.subject, fact.decision, fact.occurred_at)
-            steps = state.steps
+            steps, opened = state.steps, 0
             for wait in fact.waits:
                 step = steps.get(wait.step_id)
                 if step is not None and step.attempt < wait.next_attempt:
+                    opened += not step.open
                     steps = steps.set(wait.step_id, replace(step, status="waiting", wait=wait))
-            return replace(state, last_seq=seq, steps=steps, updated_at=_later(state, fact))
+            return replace(
+                state,
+                last_seq=seq,
+                steps=steps,
+                open_steps=state.open_steps + opened,
+                updated_at=_later(state, fact),
+            )
         case RunEnded():
             state = _with_decision(state, entry.subject, fact.decision, fact.occurred_at)
             return replace(state, last_seq=seq, ended=fact, updated_at=_later(state, fact))
@@ -186,6 +195,7 @@ def _with_result(state: RunState, entry: Entry, fact: StepResult, seq: int) -> R
         state,
         last_seq=seq,
         steps=state.steps.set(subject.step_id, step),
+        open_steps=state.open_steps - 1,
         usages=usages,
         updated_at=_later(state, fact),
     )
@@ -223,6 +233,7 @@ def _with_step(state: RunState, entry: Entry, fact: StepScheduled, seq: int) -> 
         last_seq=seq,
         decisions=max(state.decisions, subject.decision),
         steps=state.steps.set(subject.step_id, scheduled),
+        open_steps=state.open_steps + (step is None or not step.open),
         updated_at=_later(state, fact),
     )
 
@@ -231,11 +242,12 @@ def _with_decision(
     state: RunState, subject: FactSubject, decision: Decision, at: datetime
 ) -> RunState:
     """Note that decision ``subject.decision`` exists, and the steps that its manifest promises."""
-    steps = state.steps
+    steps, opened = state.steps, 0
     for suffix in decision.manifest:
         kind, queue, step_id, attempt = subjects.parse_suffix(suffix)
         known = steps.get(step_id)
         if known is None or known.attempt < attempt:
+            opened += known is None or not known.open
             steps = steps.set(
                 step_id,
                 StepState(
@@ -250,4 +262,9 @@ def _with_decision(
             )
     if steps is state.steps and subject.decision <= state.decisions:
         return state
-    return replace(state, decisions=max(state.decisions, subject.decision), steps=steps)
+    return replace(
+        state,
+        decisions=max(state.decisions, subject.decision),
+        steps=steps,
+        open_steps=state.open_steps + opened,
+    )

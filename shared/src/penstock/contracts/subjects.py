@@ -138,8 +138,10 @@ def parse_fact(subject: str) -> FactSubject:
                     return FactSubject(
                         tenant, shard, run_id, "result", step_id=parts[6], attempt=int(parts[7])
                     )
-                if event == "invoke" or event == "cancel":
-                    return FactSubject(tenant, shard, run_id, event)
+                if event == "invoke":
+                    return FactSubject(tenant, shard, run_id, "invoke")
+                if event == "cancel":
+                    return FactSubject(tenant, shard, run_id, "cancel")
                 if event == "signal":
                     return FactSubject(tenant, shard, run_id, "signal", step_id=parts[6])
             elif parts[4] == "out":
@@ -156,8 +158,10 @@ def parse_fact(subject: str) -> FactSubject:
                         parts[9],
                         int(parts[10]),
                     )
-                if event == "state" or event == "end":
-                    return FactSubject(tenant, shard, run_id, event, decision)
+                if event == "state":
+                    return FactSubject(tenant, shard, run_id, "state", decision)
+                if event == "end":
+                    return FactSubject(tenant, shard, run_id, "end", decision)
     except (IndexError, ValueError) as error:
         raise ValueError(f"not the subject of a fact: {subject!r}") from error
     raise ValueError(f"not the subject of a fact: {subject!r}")

@@ -108,8 +108,7 @@ def render(template: JsonValue, scope: Mapping[str, JsonValue]) -> JsonValue:
             only = pieces[0]
             return only if isinstance(only, str) else _lookup(only, scope)
         return "".join(
-            piece if isinstance(piece, str) else _as_text(_lookup(piece, scope))
-            for piece in pieces
+            piece if isinstance(piece, str) else _as_text(_lookup(piece, scope)) for piece in pieces
         )
     if isinstance(template, dict):
         return {key: render(value, scope) for key, value in template.items()}

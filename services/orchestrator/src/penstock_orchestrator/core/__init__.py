@@ -1,1 +1,1 @@
-"""The pure part of this service: no I/O, no clock, no randomness."""
+"""The engine's core: what is to be done next, as pure functions of plan and state."""

@@ -1,0 +1,36 @@
+"""When a failed attempt is tried again. The only place in Penstock that decides so."""
+
+from __future__ import annotations
+
+import zlib
+from datetime import datetime, timedelta
+
+from penstock.contracts.facts import Wait
+from penstock.contracts.plan import RetryPolicy
+from penstock.contracts.state import RunState, StepState
+
+
+def next_attempt(
+    policy: RetryPolicy, state: RunState, step: StepState, now: datetime
+) -> Wait | None:
+    """Return when a failed step is tried again, or ``None`` if it has failed for good.
+
+    The delay grows by ``factor`` from ``initial_seconds`` up to ``max_seconds``, spread by a
+    jitter that is derived from run, step and attempt; a longer ``retry_after_seconds`` of the
+    error is honoured.
+    """
+    error = step.error
+    if error is None or error.family not in policy.retry_on or step.attempt >= policy.max_attempts:
+        return None
+    delay = min(policy.initial_seconds * policy.factor ** (step.attempt - 1), policy.max_seconds)
+    seed = zlib.crc32(f"{state.run_id}:{step.step_id}:{step.attempt}".encode()) / 0xFFFFFFFF
+    delay *= 1 + policy.jitter * (2 * seed - 1)
+    if error.retry_after_seconds is not None:
+        delay = max(delay, error.retry_after_seconds)
+    attempt = step.attempt + 1
+    return Wait(
+        timer_id=f"{step.step_id}-{attempt}"[-64:],
+        step_id=step.step_id,
+        next_attempt=attempt,
+        due_at=now + timedelta(seconds=delay),
+    )
