@@ -178,7 +178,7 @@ def _upgrade(connection: Connection, package: str) -> None:
     folder = str(resources.files(package) / "migrations")
     config.set_main_option("script_location", folder.replace("%", "%%"))
     config.attributes["connection"] = connection
-    config.attributes["version_table"] = f"alembic_version_{package}"
+    config.attributes["version_table"] = f"alembic_version_{package.replace('.', '_')}"
     command.upgrade(config, "head")
 
 

@@ -1,0 +1,114 @@
+"""The archive in PostgreSQL, written over one connection by asyncpg."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Final
+
+import asyncpg
+
+from penstock.contracts.errors import ConflictError, RejectedError, TransientError
+from penstock_orchestrator.archive import statements
+from penstock_orchestrator.archive.projection import Batch, Key, Row
+from penstock_orchestrator.archive.store import Position
+
+_CONNECT_SECONDS: Final = 10.0
+_STATEMENT_SECONDS: Final = 60.0
+_CHANGES: Final = tuple(statements.for_postgres(change) for change in statements.CHANGES)
+_AWAY: Final = ("08", "40", "53", "55", "57", "58")
+"""Classes of SQLSTATE that pass: connection, rollback, resources, locks, operator, system."""
+
+
+class PostgresStore:
+    """A ``Store`` in PostgreSQL; reconnects by itself."""
+
+    def __init__(self, dsn: str) -> None:
+        """Describe the store; it connects on first use."""
+        self._dsn = dsn
+        self._connection: asyncpg.Connection | None = None
+
+    def instant(self, at: datetime) -> datetime:
+        """Return the time as it is: asyncpg takes aware ones."""
+        return at
+
+    async def position(self, stream: str) -> Position | None:
+        """Return how far ``stream`` is projected."""
+        async with self._open() as connection:
+            row = await connection.fetchrow(
+                "SELECT last_seq, created FROM projection WHERE stream = $1", stream
+            )
+        return None if row is None else Position(*row)
+
+    async def begin(self, stream: str, created: str) -> None:
+        """Note that ``stream`` is projected from its beginning on."""
+        async with self._open() as connection:
+            await connection.execute(
+                "INSERT INTO projection (stream, last_seq, created) VALUES ($1, 0, $2) "
+                "ON CONFLICT (stream) DO NOTHING",
+                stream,
+                created,
+            )
+
+    async def load(self, keys: Sequence[Key]) -> tuple[list[Row], list[Row]]:
+        """Return the rows of runs and of their steps."""
+        wanted = [tenant for tenant, _ in keys], [run_id for _, run_id in keys]
+        async with self._open() as connection:
+            runs = await connection.fetch(statements.POSTGRES_RUNS, *wanted)
+            if not runs:
+                return [], []
+            steps = await connection.fetch(statements.POSTGRES_STEPS, *wanted)
+        return [tuple(row) for row in runs], [tuple(row) for row in steps]
+
+    async def commit(self, stream: str, batch: Batch, *, after_seq: int) -> None:
+        """Write a batch in one transaction."""
+        async with self._open() as connection, connection.transaction():
+            # Also a lock: a second projector waits here, and then finds that it is too late.
+            moved = await connection.execute(
+                "UPDATE projection SET last_seq = $1 WHERE stream = $2 AND last_seq = $3",
+                batch.last_seq,
+                stream,
+                after_seq,
+            )
+            if moved != "UPDATE 1":
+                raise ConflictError(
+                    "projected_elsewhere", f"{stream} is not projected to {after_seq}"
+                )
+            for statement, rows in zip(_CHANGES, batch.parts(), strict=True):
+                if rows:
+                    await connection.execute(statement, *zip(*rows, strict=True))
+
+    async def close(self) -> None:
+        """Close the connection."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close(timeout=_CONNECT_SECONDS)
+
+    @asynccontextmanager
+    async def _open(self) -> AsyncIterator[asyncpg.Connection]:
+        try:
+            if self._connection is None or self._connection.is_closed():
+                self._connection = await asyncpg.connect(
+                    self._dsn, timeout=_CONNECT_SECONDS, command_timeout=_STATEMENT_SECONDS
+                )
+            yield self._connection
+        except asyncpg.PostgresError as error:
+            if (error.sqlstate or "08")[:2] in _AWAY:
+                raise TransientError("archive_unavailable", str(error)) from error
+            raise RejectedError("rows_refused", str(error)) from error
+        except (OSError, TimeoutError) as error:
+            await self._drop()
+            raise TransientError("archive_unavailable", repr(error)) from error
+        except asyncpg.InternalClientError as error:
+            await self._drop()
+            raise TransientError("archive_unavailable", str(error)) from error
+        except asyncpg.InterfaceError as error:
+            if self._connection is None or self._connection.is_closed():
+                raise TransientError("archive_unavailable", str(error)) from error
+            raise RejectedError("rows_refused", str(error)) from error
+
+    async def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.terminate()

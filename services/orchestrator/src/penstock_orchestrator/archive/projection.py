@@ -1,0 +1,509 @@
+"""From facts to rows: the pure part of the projector.
+
+It mirrors ``penstock.contracts.state.evolve`` at a fraction of its cost, keeping only what rows
+need; a test holds both together. Open runs stay in memory between batches; what is not there is
+loaded from the tables, which are the truth: dropping all memory at any time is harmless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+from pydantic import BaseModel, JsonValue
+from pydantic_core import to_json
+
+from penstock.contracts import subjects
+from penstock.contracts.facts import (
+    FACT,
+    CancelRequested,
+    Decision,
+    RunEnded,
+    RunFact,
+    RunInvoked,
+    RunStatus,
+    SignalReceived,
+    StateChanged,
+    StepKind,
+    StepResult,
+    StepScheduled,
+    Usage,
+)
+from penstock.contracts.subjects import FactEvent, FactSubject
+
+INLINE_BYTES: Final = 16_384
+"""Inputs and outputs of runs above this are not repeated in ``runs``."""
+PREVIEW_CHARACTERS: Final = 2_048
+"""What ``steps`` shows of an output; the whole is in ``facts``."""
+
+Row = tuple[Any, ...]
+Key = tuple[str, str]
+"""Tenant and run id."""
+
+_EVENT_OF: Final[dict[type[RunFact], FactEvent]] = {
+    RunInvoked: "invoke",
+    StepResult: "result",
+    SignalReceived: "signal",
+    CancelRequested: "cancel",
+    StepScheduled: "step",
+    StateChanged: "state",
+    RunEnded: "end",
+}
+_STEP_KINDS: Final = frozenset(kind.value for kind in StepKind)
+_OPEN: Final = frozenset({"planned", "scheduled"})
+
+
+class Received(NamedTuple):
+    """A readable fact with its place in the log."""
+
+    seq: int
+    subject_text: str
+    subject: FactSubject
+    fact: RunFact
+    body: str
+
+
+def read_fact(seq: int, subject_text: str, body: bytes) -> Received:
+    """Read one message of the log.
+
+    Raises:
+        ValueError: It is no fact, or one that its subject does not announce.
+    """
+    subject = subjects.parse_fact(subject_text)
+    fact = FACT.validate_json(body)
+    event = _EVENT_OF[type(fact)]
+    if event != subject.event:
+        raise ValueError(f"a {fact.type} cannot stand on {subject_text}")
+    if event == "step" and subject.kind not in _STEP_KINDS:
+        raise ValueError(f"no such kind of step: {subject.kind}")
+    if isinstance(fact, StepScheduled | StateChanged | RunEnded) and fact.decision is not None:
+        for suffix in fact.decision.manifest:
+            subjects.parse_suffix(suffix)
+    return Received(seq, subject_text, subject, fact, body.decode())
+
+
+@dataclass(slots=True)
+class StepRow:
+    """One step at its latest attempt."""
+
+    step_id: str
+    kind: str
+    queue: str
+    node_id: str
+    name: str
+    decision: int
+    attempt: int
+    status: str
+    scheduled_at: Any
+    started_at: Any = None
+    ended_at: Any = None
+    output: str | None = None
+    output_truncated: bool = False
+    error: str | None = None
+    usage: str | None = None
+
+    def row(self, key: Key) -> Row:
+        """Return the row, in the order of ``statements.STEPS``."""
+        return (
+            *key,
+            self.step_id,
+            self.kind,
+            self.queue,
+            self.node_id,
+            self.name,
+            self.decision,
+            self.attempt,
+            self.status,
+            self.scheduled_at,
+            self.started_at,
+            self.ended_at,
+            self.output,
+            self.output_truncated,
+            self.error,
+            self.usage,
+        )
+
+
+@dataclass(slots=True)
+class RunRow:
+    """What is to be known of a run to go on with it."""
+
+    last_seq: int = 0
+    updated_at: Any = None
+    status: str = RunStatus.CREATED.value
+    output: str | None = None
+    error: str | None = None
+    ended_at: Any = None
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_usd: float = 0.0
+    unknown_price: bool = False
+    model_calls: int = 0
+    seq: int | None = None
+    session_id: str | None = None
+    stored: bool = False
+    beginning: Row | None = None
+    """The columns from ``seq`` on, until they are stored."""
+    steps: dict[str, StepRow] = field(default_factory=dict)
+    changed_steps: set[str] = field(default_factory=set)
+
+    def progress(self, key: Key) -> Row:
+        """Return the row, in the order of ``statements.RUN_PROGRESS``."""
+        return (
+            *key,
+            self.last_seq,
+            self.updated_at,
+            self.status,
+            self.output,
+            self.error,
+            self.ended_at,
+            self.input_tokens,
+            self.output_tokens,
+            self.cost_usd,
+            self.unknown_price,
+            self.model_calls,
+        )
+
+    def touch(self, at: Any) -> None:
+        """Note a change that happened at ``at``."""
+        if self.updated_at is None or at > self.updated_at:
+            self.updated_at = at
+
+    def spend(self, usage: Usage) -> None:
+        """Add what a call cost; once the run has ended, its end says what it cost."""
+        if self.ended_at is None:
+            self.input_tokens += usage.input_tokens
+            self.output_tokens += usage.output_tokens
+            self.cost_usd += usage.cost_usd
+            self.unknown_price = self.unknown_price or usage.unknown_price
+            self.model_calls += usage.model_calls
+
+
+_NO_BEGINNING: Final[Row] = (None,) * 11
+
+
+@dataclass(slots=True)
+class Batch:
+    """Rows to be written in one transaction, together with the sequence that they reach."""
+
+    last_seq: int
+    facts: list[Row] = field(default_factory=list)
+    runs: list[Row] = field(default_factory=list)
+    run_progress: list[Row] = field(default_factory=list)
+    steps: list[Row] = field(default_factory=list)
+    sessions: list[Row] = field(default_factory=list)
+    messages: list[Row] = field(default_factory=list)
+    usage: list[Row] = field(default_factory=list)
+
+    def parts(self) -> tuple[list[Row], ...]:
+        """Return the rows in the order of ``statements.CHANGES``."""
+        return (
+            self.facts,
+            self.runs,
+            self.run_progress,
+            self.steps,
+            self.sessions,
+            self.messages,
+            self.usage,
+        )
+
+
+class Projection:
+    """Runs in memory, and the rows that a batch of facts makes of them."""
+
+    def __init__(self, instant: Callable[[datetime], Any], *, open_runs: int = 5_000) -> None:
+        """Begin with nothing in memory.
+
+        Args:
+            instant: Turns a time into what the database's columns take.
+            open_runs: How many runs to keep in memory; others are loaded again when needed.
+        """
+        self._instant = instant
+        self._open_runs = open_runs
+        self._runs: dict[Key, RunRow] = {}
+
+    def forget(self) -> None:
+        """Drop all memory, after a batch was built that did not get into the tables."""
+        self._runs.clear()
+
+    def missing(self, received: Iterable[Received]) -> list[Key]:
+        """Return the runs that must be loaded before these facts can be projected."""
+        known = self._runs
+        keys = {(item.subject.tenant, item.subject.run_id) for item in received}
+        return [key for key in keys if key not in known]
+
+    def load(self, keys: Iterable[Key], runs: Iterable[Row], steps: Iterable[Row]) -> None:
+        """Take up runs as the tables have them; those without a row begin now.
+
+        Args:
+            keys: The runs that were asked for.
+            runs: Rows of ``statements.RUN_PROGRESS`` followed by ``seq`` and ``session_id``.
+            steps: Rows of ``statements.STEPS``.
+        """
+        for row in runs:
+            self._runs[row[0], row[1]] = run = RunRow(*row[2:])
+            run.stored = True
+        for row in steps:
+            self._runs[row[0], row[1]].steps[row[2]] = StepRow(*row[2:])
+        for key in keys:
+            if key not in self._runs:
+                self._runs[key] = RunRow()
+
+    def build(self, received: Iterable[Received], last_seq: int) -> Batch:
+        """Apply facts, in the order of the log, and return the rows that change.
+
+        Args:
+            received: The facts; their runs have been loaded.
+            last_seq: The sequence that is reached with them.
+        """
+        batch = Batch(last_seq)
+        changed: dict[Key, RunRow] = {}
+        sessions: dict[Key, Row] = {}
+        runs, facts, instant = self._runs, batch.facts, self._instant
+        nul = False
+        for item in received:
+            seq, subject_text, subject, fact, body = item
+            key = (subject.tenant, subject.run_id)
+            changed[key] = run = runs[key]
+            at = instant(fact.occurred_at)
+            facts.append((seq, key[0], key[1], subject_text, fact.type, body, at))
+            nul = nul or "\\u0000" in body
+            run.last_seq = max(run.last_seq, seq)
+            self._apply(batch, sessions, key, run, item, at)
+        for key, run in changed.items():
+            runs[key] = runs.pop(key)  # now the last to be put out of memory
+            if run.stored and run.beginning is None:
+                batch.run_progress.append(run.progress(key))
+            else:
+                batch.runs.append((*run.progress(key), *(run.beginning or _NO_BEGINNING)))
+            steps = run.steps
+            batch.steps.extend([steps[step_id].row(key) for step_id in run.changed_steps])
+        batch.sessions.extend(sessions.values())
+        if nul:
+            _replace_nul(batch)
+        return batch
+
+    def committed(self, batch: Batch) -> None:
+        """Note that a batch is in the tables; ended runs are not kept."""
+        for rows in (batch.runs, batch.run_progress):
+            for row in rows:
+                key = (row[0], row[1])
+                run = self._runs[key]
+                if run.ended_at is not None:
+                    del self._runs[key]
+                else:
+                    run.stored = True
+                    run.beginning = None
+                    run.changed_steps.clear()
+        # Those that have not moved for longest go; a run that moves comes back by `load`.
+        for key in list(self._runs)[: max(0, len(self._runs) - self._open_runs)]:
+            del self._runs[key]
+
+    def _apply(
+        self,
+        batch: Batch,
+        sessions: dict[Key, Row],
+        key: Key,
+        run: RunRow,
+        item: Received,
+        at: Any,
+    ) -> None:
+        fact = item.fact
+        match fact:
+            case StepResult():
+                self._result(batch, key, run, item, fact, at)
+            case StepScheduled():
+                _scheduled(run, item.subject, fact, at)
+            case RunInvoked():
+                _invoked(batch, sessions, key, run, item.seq, fact, at)
+            case RunEnded():
+                _ended(batch, key, run, item, fact, at)
+            case StateChanged():
+                _decided(run, item.subject, fact.decision, at)
+                for wait in fact.waits:
+                    step = run.steps.get(wait.step_id)
+                    if step is not None and step.attempt < wait.next_attempt:
+                        step.status = "waiting"
+                        run.changed_steps.add(wait.step_id)
+                run.touch(at)
+            case CancelRequested() | SignalReceived():
+                run.touch(at)
+
+    def _result(
+        self, batch: Batch, key: Key, run: RunRow, item: Received, fact: StepResult, at: Any
+    ) -> None:
+        subject = item.subject
+        step = run.steps.get(subject.step_id)
+        if step is None or subject.attempt > step.attempt:
+            return
+        usage = fact.usage
+        if usage is not None:
+            run.spend(usage)
+            model = fact.model or ""
+            batch.usage.append(
+                (
+                    item.seq,
+                    *key,
+                    subject.step_id,
+                    subject.attempt,
+                    fact.name,
+                    model.partition("/")[0] if "/" in model else "",
+                    model,
+                    usage.input_tokens,
+                    usage.output_tokens,
+                    usage.cost_usd,
+                    usage.unknown_price,
+                    usage.model_calls,
+                    at,
+                )
+            )
+        if subject.attempt < step.attempt or step.status not in _OPEN:
+            return
+        step.status = fact.status
+        step.started_at = self._instant(fact.started_at)
+        step.ended_at = at
+        output = _json(fact.output)
+        step.output_truncated = output is not None and len(output) > PREVIEW_CHARACTERS
+        step.output = output[:PREVIEW_CHARACTERS] if output is not None else None
+        step.error = _model_json(fact.error)
+        step.usage = _model_json(usage)
+        run.changed_steps.add(subject.step_id)
+        run.touch(at)
+
+
+def _invoked(
+    batch: Batch,
+    sessions: dict[Key, Row],
+    key: Key,
+    run: RunRow,
+    seq: int,
+    fact: RunInvoked,
+    at: Any,
+) -> None:
+    run.seq = seq
+    run.session_id = session_id = fact.session_id
+    run.beginning = (
+        seq,
+        fact.name,
+        fact.kind.value,
+        fact.version,
+        fact.plan_digest,
+        session_id,
+        fact.trigger.value,
+        fact.requested_by,
+        _tags(fact.tags) if fact.tags else None,
+        _inline(fact.input),
+        at,
+    )
+    run.touch(at)
+    if session_id is not None:
+        tenant, run_id = key
+        first = sessions.get((tenant, session_id))
+        created_at = at if first is None else first[3]
+        row = (tenant, session_id, fact.name, created_at, at, run_id, seq)
+        sessions[tenant, session_id] = row
+        text = message_text(fact.input)
+        batch.messages.append((seq, tenant, session_id, run_id, "user", text, at))
+
+
+def _scheduled(run: RunRow, subject: FactSubject, fact: StepScheduled, at: Any) -> None:
+    if fact.decision is not None:
+        _decided(run, subject, fact.decision, at)
+    step_id, attempt = subject.step_id, subject.attempt
+    step = run.steps.get(step_id)
+    if step is not None and (
+        step.attempt > attempt or (step.attempt == attempt and step.status != "planned")
+    ):
+        return
+    run.steps[step_id] = StepRow(
+        step_id,
+        subject.kind,
+        subject.queue,
+        fact.node_id,
+        fact.name,
+        subject.decision,
+        attempt,
+        "scheduled",
+        at,
+    )
+    run.changed_steps.add(step_id)
+    _running(run)
+    run.touch(at)
+
+
+def _decided(run: RunRow, subject: FactSubject, decision: Decision, at: Any) -> None:
+    for suffix in decision.manifest:
+        kind, queue, step_id, attempt = subjects.parse_suffix(suffix)
+        known = run.steps.get(step_id)
+        if known is None or known.attempt < attempt:
+            run.steps[step_id] = StepRow(
+                step_id, kind, queue, "", "", subject.decision, attempt, "planned", at
+            )
+            run.changed_steps.add(step_id)
+    _running(run)
+
+
+def _running(run: RunRow) -> None:
+    if run.status == "created":
+        run.status = "running"
+
+
+def _ended(batch: Batch, key: Key, run: RunRow, item: Received, fact: RunEnded, at: Any) -> None:
+    _decided(run, item.subject, fact.decision, at)
+    run.status = fact.status.value
+    run.output = _inline(fact.output)
+    run.error = _model_json(fact.error)
+    run.ended_at = at
+    usage = fact.usage
+    run.input_tokens = usage.input_tokens
+    run.output_tokens = usage.output_tokens
+    run.cost_usd = usage.cost_usd
+    run.unknown_price = usage.unknown_price
+    run.model_calls = usage.model_calls
+    run.touch(at)
+    if run.session_id is not None and fact.status is RunStatus.DONE:
+        text = message_text(fact.output)
+        tenant, run_id = key
+        batch.messages.append((item.seq, tenant, run.session_id, run_id, "assistant", text, at))
+
+
+def message_text(value: JsonValue) -> str:
+    """Return an input or an output as the text of a message."""
+    if isinstance(value, str):
+        return value
+    return _json(value) or ""
+
+
+def _json(value: JsonValue) -> str | None:
+    return None if value is None else to_json(value).decode()
+
+
+def _tags(tags: dict[str, str]) -> str:
+    # PostgreSQL's jsonb refuses U+0000 even in escaped form.
+    return to_json(
+        {_without_nul(name): _without_nul(value) for name, value in tags.items()}
+    ).decode()
+
+
+def _without_nul(text: str) -> str:
+    return text.replace("\0", "\ufffd")
+
+
+def _inline(value: JsonValue) -> str | None:
+    text = _json(value)
+    return text if text is None or len(text) <= INLINE_BYTES else None
+
+
+def _model_json(value: BaseModel | None) -> str | None:
+    return None if value is None else value.model_dump_json()
+
+
+def _replace_nul(batch: Batch) -> None:
+    """PostgreSQL's texts cannot hold U+0000."""
+    for rows in batch.parts()[1:]:
+        rows[:] = [
+            tuple(_without_nul(value) if isinstance(value, str) else value for value in row)
+            for row in rows
+        ]

@@ -1,0 +1,135 @@
+"""The archive in a SQLite file, written by one thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from pathlib import Path
+from typing import Final, TypeVar
+
+from pydantic_core import to_json
+
+from penstock.contracts.errors import ConflictError, RejectedError, TransientError
+from penstock_orchestrator.archive import statements
+from penstock_orchestrator.archive.instants import to_micros
+from penstock_orchestrator.archive.projection import Batch, Key, Row
+from penstock_orchestrator.archive.store import Position
+
+T = TypeVar("T")
+
+_BUSY_SECONDS: Final = 5.0
+_PRAGMAS: Final = (
+    "PRAGMA journal_mode = WAL",
+    # A commit survives the end of the process; one that power loss undoes is projected again.
+    "PRAGMA synchronous = NORMAL",
+    "PRAGMA wal_autocheckpoint = 4000",
+    "PRAGMA journal_size_limit = 67108864",
+    "PRAGMA cache_size = -8000",
+)
+_CHANGES: Final = tuple(statements.for_sqlite(change) for change in statements.CHANGES)
+
+
+class SqliteStore:
+    """A ``Store`` in a file; readers may use the file at the same time."""
+
+    def __init__(self, path: str) -> None:
+        """Describe the store; the file is opened on first use."""
+        self._path = Path(path)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="archive")
+        self._connection: sqlite3.Connection | None = None
+
+    def instant(self, at: datetime) -> int:
+        """Return a time in microseconds since 1970."""
+        return to_micros(at)
+
+    async def position(self, stream: str) -> Position | None:
+        """Return how far ``stream`` is projected."""
+
+        def read(connection: sqlite3.Connection) -> Position | None:
+            row = connection.execute(
+                "SELECT last_seq, created FROM projection WHERE stream = ?", (stream,)
+            ).fetchone()
+            return None if row is None else Position(*row)
+
+        return await self._run(read)
+
+    async def begin(self, stream: str, created: str) -> None:
+        """Note that ``stream`` is projected from its beginning on."""
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "INSERT INTO projection (stream, last_seq, created) VALUES (?, 0, ?) "
+                "ON CONFLICT (stream) DO NOTHING",
+                (stream, created),
+            )
+
+        await self._run(write)
+
+    async def load(self, keys: Sequence[Key]) -> tuple[list[Row], list[Row]]:
+        """Return the rows of runs and of their steps."""
+        wanted = (to_json(keys).decode(),)
+
+        def read(connection: sqlite3.Connection) -> tuple[list[Row], list[Row]]:
+            runs = connection.execute(statements.SQLITE_RUNS, wanted).fetchall()
+            if not runs:
+                return [], []
+            return runs, connection.execute(statements.SQLITE_STEPS, wanted).fetchall()
+
+        return await self._run(read)
+
+    async def commit(self, stream: str, batch: Batch, *, after_seq: int) -> None:
+        """Write a batch in one transaction."""
+        await self._run(lambda connection: _write(connection, stream, batch, after_seq))
+
+    async def close(self) -> None:
+        """Close the file and end the thread."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._thread, connection.close)
+        self._thread.shutdown(wait=False)
+
+    async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._in_thread, work)
+
+    def _in_thread(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            if self._connection is None:
+                self._connection = _open(self._path)
+            return work(self._connection)
+        except sqlite3.OperationalError as error:
+            raise TransientError("archive_unavailable", str(error)) from error
+        except (sqlite3.Error, OverflowError, UnicodeError) as error:
+            raise RejectedError("rows_refused", str(error)) from error
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Without an isolation level the driver leaves transactions to us.
+    connection = sqlite3.connect(
+        path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+    )
+    for pragma in _PRAGMAS:
+        connection.execute(pragma)
+    return connection
+
+
+def _write(connection: sqlite3.Connection, stream: str, batch: Batch, after_seq: int) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        moved = connection.execute(
+            "UPDATE projection SET last_seq = ? WHERE stream = ? AND last_seq = ?",
+            (batch.last_seq, stream, after_seq),
+        )
+        if moved.rowcount != 1:
+            raise ConflictError("projected_elsewhere", f"{stream} is not projected to {after_seq}")
+        for statement, rows in zip(_CHANGES, batch.parts(), strict=True):
+            if rows:
+                connection.executemany(statement, rows)
+        connection.execute("COMMIT")
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")

@@ -1,0 +1,67 @@
+"""Where batches go: what the projector asks of a database, and the choice between the two.
+
+A store is written by raw drivers and not through SQLAlchemy: a row then costs a third
+(``bench/projector.py`` has the figures), and idle processes stay small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, NamedTuple, Protocol
+
+from penstock_orchestrator.archive.projection import Batch, Key, Row
+
+
+class Position(NamedTuple):
+    """How far the log is projected, and which stream it was read from."""
+
+    last_seq: int
+    created: str
+
+
+class Store(Protocol):
+    """The archive's database, for the projector. Nothing of it blocks the event loop.
+
+    All methods raise ``TransientError`` (``archive_unavailable``) while the database is away.
+    """
+
+    def instant(self, at: datetime) -> Any:
+        """Return a time as columns take it."""
+
+    async def position(self, stream: str) -> Position | None:
+        """Return how far ``stream`` is projected, ``None`` before the first time."""
+
+    async def begin(self, stream: str, created: str) -> None:
+        """Note that ``stream`` is projected from its beginning on."""
+
+    async def load(self, keys: Sequence[Key]) -> tuple[list[Row], list[Row]]:
+        """Return the rows of runs and of their steps, as ``Projection.load`` takes them."""
+
+    async def commit(self, stream: str, batch: Batch, *, after_seq: int) -> None:
+        """Write a batch in one transaction, if ``after_seq`` is still what is projected.
+
+        Raises:
+            ConflictError: ``projected_elsewhere``.
+            RejectedError: ``rows_refused``: something in the batch cannot be stored.
+            TransientError: ``archive_unavailable``.
+        """
+
+    async def close(self) -> None:
+        """Close the connection."""
+
+
+def open_store(url: str) -> Store:
+    """Return the store behind a database URL; it connects when it is first used.
+
+    Args:
+        url: ``sqlite:///file`` or ``postgresql://...``, with or without a driver's name.
+    """
+    scheme, _, rest = url.partition("://")
+    if scheme.partition("+")[0] == "sqlite":
+        from penstock_orchestrator.archive.sqlite import SqliteStore  # noqa: PLC0415 - one of two
+
+        return SqliteStore(rest.removeprefix("/").partition("?")[0])
+    from penstock_orchestrator.archive.postgres import PostgresStore  # noqa: PLC0415 - one of two
+
+    return PostgresStore(f"postgresql://{rest}")

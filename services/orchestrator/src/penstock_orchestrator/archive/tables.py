@@ -1,0 +1,193 @@
+"""The archive's tables, as SQLAlchemy knows them: for migrations and for queries.
+
+The projector writes by the statements of ``statements.py``; a test holds both together.
+No foreign keys: rows come only from the log, in one order, in one transaction per batch.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Dialect,
+    Double,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    TypeDecorator,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+from sqlalchemy.types import TypeEngine
+
+from penstock.db import NAMING_CONVENTION
+from penstock_orchestrator.archive.instants import from_micros, to_micros
+
+
+class Instant(TypeDecorator[datetime]):
+    """An aware UTC time: ``timestamptz`` on PostgreSQL, microseconds since 1970 on SQLite."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Choose the column type."""
+        if dialect.name == "postgresql":
+            return dialect.type_descriptor(TIMESTAMP(timezone=True))
+        return dialect.type_descriptor(BigInteger())
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
+        """Write it."""
+        if value is None or dialect.name == "postgresql":
+            return value
+        return to_micros(value)
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> datetime | None:
+        """Read it."""
+        if value is None:
+            return None
+        return value.astimezone(UTC) if dialect.name == "postgresql" else from_micros(value)
+
+
+METADATA: Final = MetaData(naming_convention=NAMING_CONVENTION)
+
+_SEQ: Final = BigInteger().with_variant(Integer(), "sqlite")
+"""``INTEGER PRIMARY KEY`` is SQLite's row id, which costs no index of its own."""
+_TAGS: Final = Text().with_variant(JSONB(), "postgresql")
+
+
+def _usage_columns() -> tuple[Column[Any], ...]:
+    return (
+        Column("input_tokens", BigInteger, nullable=False),
+        Column("output_tokens", BigInteger, nullable=False),
+        Column("cost_usd", Double, nullable=False),
+        Column("unknown_price", Boolean, nullable=False),
+        Column("model_calls", BigInteger, nullable=False),
+    )
+
+
+facts: Final = Table(
+    "facts",
+    METADATA,
+    Column("seq", _SEQ, primary_key=True, autoincrement=False, comment="stream sequence"),
+    Column("tenant", Text, nullable=False),
+    Column("run_id", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("body", Text, nullable=False, comment="JSON as it stands in the log"),
+    Column("occurred_at", Instant, nullable=False),
+    Index(None, "run_id", "seq"),
+)
+
+runs: Final = Table(
+    "runs",
+    METADATA,
+    Column("tenant", Text, primary_key=True),
+    Column("run_id", Text, primary_key=True),
+    Column("last_seq", BigInteger, nullable=False),
+    Column("updated_at", Instant, comment="null: only facts that change nothing were seen"),
+    Column("status", Text, nullable=False),
+    Column("output", Text, comment="JSON; null above 16 KiB, see facts"),
+    Column("error", Text, comment="JSON"),
+    Column("ended_at", Instant),
+    *_usage_columns(),
+    Column("seq", BigInteger, comment="of the invoking fact; null while that is not seen"),
+    Column("name", Text),
+    Column("kind", Text),
+    Column("version", BigInteger),
+    Column("plan_digest", Text),
+    Column("session_id", Text),
+    Column("trigger", Text),
+    Column("requested_by", Text),
+    Column("tags", _TAGS),
+    Column("input", Text, comment="JSON; null above 16 KiB, see facts"),
+    Column("created_at", Instant),
+    Index(None, "tenant", "seq"),
+    Index(
+        None,
+        "tenant",
+        "session_id",
+        "seq",
+        sqlite_where=text("session_id IS NOT NULL"),
+        postgresql_where=text("session_id IS NOT NULL"),
+    ),
+)
+
+steps: Final = Table(
+    "steps",
+    METADATA,
+    Column("tenant", Text, primary_key=True),
+    Column("run_id", Text, primary_key=True),
+    Column("step_id", Text, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("queue", Text, nullable=False),
+    Column("node_id", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("decision", BigInteger, nullable=False),
+    Column("attempt", BigInteger, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("scheduled_at", Instant, nullable=False),
+    Column("started_at", Instant),
+    Column("ended_at", Instant),
+    Column("output", Text, comment="JSON, cut off where output_truncated; whole in facts"),
+    Column("output_truncated", Boolean, nullable=False),
+    Column("error", Text, comment="JSON"),
+    Column("usage", Text, comment="JSON"),
+)
+
+sessions: Final = Table(
+    "sessions",
+    METADATA,
+    Column("tenant", Text, primary_key=True),
+    Column("session_id", Text, primary_key=True),
+    Column("name", Text, nullable=False, comment="what its latest run executes"),
+    Column("created_at", Instant, nullable=False),
+    Column("updated_at", Instant, nullable=False),
+    Column("last_run_id", Text, nullable=False),
+    Column("last_seq", BigInteger, nullable=False, comment="of the latest run's invoking fact"),
+    Column("deleted_seq", BigInteger, comment="what is not after it is deleted"),
+    Index(None, "tenant", "last_seq"),
+)
+
+messages: Final = Table(
+    "messages",
+    METADATA,
+    Column("seq", _SEQ, primary_key=True, autoincrement=False, comment="of the fact behind it"),
+    Column("tenant", Text, nullable=False),
+    Column("session_id", Text, nullable=False),
+    Column("run_id", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("content", Text, nullable=False),
+    Column("occurred_at", Instant, nullable=False),
+    Index(None, "tenant", "session_id", "seq"),
+)
+
+usage: Final = Table(
+    "usage",
+    METADATA,
+    Column("seq", _SEQ, primary_key=True, autoincrement=False, comment="of the fact behind it"),
+    Column("tenant", Text, nullable=False),
+    Column("run_id", Text, nullable=False),
+    Column("step_id", Text, nullable=False),
+    Column("attempt", BigInteger, nullable=False),
+    Column("name", Text, nullable=False, comment="agent or tool"),
+    Column("provider", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    *_usage_columns(),
+    Column("occurred_at", Instant, nullable=False),
+    Index(None, "tenant", "occurred_at"),
+)
+
+projection: Final = Table(
+    "projection",
+    METADATA,
+    Column("stream", Text, primary_key=True),
+    Column("last_seq", BigInteger, nullable=False, comment="all up to it is projected"),
+    Column("created", Text, nullable=False, comment="when the stream came to be, its identity"),
+)
