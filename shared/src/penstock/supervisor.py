@@ -112,11 +112,11 @@ class Supervisor:
             **os.environ,
             "PENSTOCK_NATS_URL": self._nats.url,
             "PENSTOCK_DATA_DIR": str(self._data_dir),
-            "PENSTOCK_METRICS_LOOPBACK": LOOPBACK,
+            "PENSTOCK_METRICS_HOST": LOOPBACK,
             "PENSTOCK_METRICS_PORT": str(metrics_port),
-            "PENSTOCK_GATEWAY_LOOPBACK": options.host,
-            "PENSTOCK_GATEWAY_PORT": str(self._port),
-            "PENSTOCK_AUTH": "keys" if options.auth else "off",
+            "PENSTOCK_HOST": options.host,
+            "PENSTOCK_PORT": str(self._port),
+            "PENSTOCK_AUTH_REQUIRED": "true" if options.auth else "false",
             "PENSTOCK_LOG_FORMAT": "console" if options.verbose else "json",
         }
 

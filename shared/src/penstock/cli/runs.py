@@ -1,0 +1,175 @@
+"""``penstock runs`` and ``penstock runners``, as the gateway tells them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from penstock.cli.api import Api
+from penstock.cli.display import (
+    DELTA,
+    FINAL_STATUS,
+    EventPrinter,
+    compact,
+    console,
+    moment,
+    print_json,
+    seconds_between,
+    status_text,
+    table,
+)
+from penstock.cli.failure import FAILED, CommandError
+from penstock.cli.target import Target
+
+
+def list_runs(
+    target: Target, *, status: str | None, name: str | None, limit: int, as_json: bool
+) -> None:
+    """Show runs, newest first."""
+    wanted: dict[str, str | int] = {}
+    if status is not None:
+        wanted["status"] = status
+    if name is not None:
+        wanted["name"] = name
+    with Api(target) as api:
+        found = list(api.pages("/v1/runs", wanted, limit))
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        (
+            run["run_id"],
+            status_text(run["status"]),
+            f"{run['name']} v{run['version']}",
+            run["trigger"],
+            moment(run["created_at"]),
+            seconds_between(run["created_at"], run.get("ended_at")),
+            compact(_outcome(run), 60),
+        )
+        for run in found
+    ]
+    columns = ("run", "status", "name", "trigger", "created", "took", "outcome")
+    console().print(table(columns, rows))
+
+
+def _outcome(run: dict[str, Any]) -> Any:
+    error = run.get("error")
+    return f"{error['code']}: {error['message']}" if error else run.get("output")
+
+
+def show_run(target: Target, run_id: str, *, as_json: bool) -> None:
+    """Show one run with its steps."""
+    with Api(target) as api:
+        run = api.call("GET", f"/v1/runs/{run_id}")
+    if as_json:
+        print_json(run)
+        return
+    screen = console()
+    screen.print(run["run_id"], status_text(run["status"]), f"{run['name']} v{run['version']}")
+    usage = run.get("usage") or {}
+    facts = {
+        "kind": run["kind"],
+        "trigger": run["trigger"],
+        "session": run.get("session_id"),
+        "created": moment(run["created_at"]),
+        "took": seconds_between(run["created_at"], run.get("ended_at")),
+        "input": compact(run.get("input")),
+        "output": compact(run.get("output")),
+        "error": compact(run.get("error")),
+        "cost": _cost(usage),
+    }
+    for label, value in facts.items():
+        if value:
+            screen.print(f"  [dim]{label:<8}[/] ", end="")
+            screen.print(str(value), markup=False)
+    rows = [
+        (
+            step["step_id"],
+            step["kind"],
+            step["name"],
+            status_text(step["status"]),
+            str(step["attempt"]),
+            seconds_between(step.get("started_at"), step.get("ended_at")),
+            compact(_outcome(step), 80),
+        )
+        for step in run.get("steps") or ()
+    ]
+    if rows:
+        screen.print(table(("step", "kind", "name", "status", "attempt", "took", "outcome"), rows))
+
+
+def _cost(usage: dict[str, Any]) -> str:
+    if not usage.get("model_calls"):
+        return ""
+    price = f"${usage['cost_usd']:.6f}" + (" or more" if usage.get("unknown_price") else "")
+    tokens = f"{usage['input_tokens']} + {usage['output_tokens']} tokens"
+    return f"{price}, {tokens}, {usage['model_calls']} model calls"
+
+
+def tail_run(target: Target, run_id: str, *, after: str, limit: int | None, as_json: bool) -> None:
+    """Show a run's events until it ends; the exit code is 1 if it did not end well."""
+    with Api(target) as api:
+        status = follow(api, run_id, after=after, limit=limit, as_json=as_json)
+    if status in ("failed", "cancelled"):
+        raise typer.Exit(FAILED)
+
+
+def follow(
+    api: Api, run_id: str, *, after: str = "0", limit: int | None = None, as_json: bool = False
+) -> str:
+    """Print a run's events as they come; return its final status, or ``running`` if cut short.
+
+    Raises:
+        CommandError: The run is unknown, or the stream ended before the run.
+    """
+    printer, seen = EventPrinter(console()), 0
+    try:
+        for event in api.events(f"/v1/runs/{run_id}/events", after=after):
+            body = event.data
+            if as_json:
+                print_json(body, pretty=False)
+            else:
+                printer.show(body)
+            if body["type"] in FINAL_STATUS:
+                return FINAL_STATUS[body["type"]]
+            seen += body["type"] != DELTA
+            if limit is not None and seen >= limit:
+                return "running"
+    except KeyboardInterrupt:
+        return "running"
+    finally:
+        printer.close()
+    raise CommandError(f"the event stream of {run_id} ended before the run did")
+
+
+def cancel_run(target: Target, run_id: str, *, reason: str) -> None:
+    """Ask a run to stop and say where it is."""
+    with Api(target) as api:
+        run = api.call("POST", f"/v1/runs/{run_id}/cancel", body={"reason": reason})
+    screen = console()
+    screen.print(run_id, status_text(run["status"]) if "status" in run else "asked to stop")
+
+
+def list_runners(target: Target, *, as_json: bool) -> None:
+    """Show the runners that the registry knows."""
+    with Api(target) as api:
+        found = api.call("GET", "/v1/runners")["items"]
+    if as_json:
+        print_json(found)
+        return
+    rows = []
+    for view in found:
+        runner = view["runner"]
+        rows.append(
+            (
+                f"{runner['kind']}.{runner['queue']}",
+                runner["runner_id"],
+                status_text(view["state"]),
+                f"{runner['in_flight']}/{runner['concurrency']}",
+                f"{view['silent_seconds']:.0f} s",
+                compact(", ".join(item["name"] for item in runner["capabilities"]), 80),
+            )
+        )
+    columns = ("queue", "runner", "state", "load", "silent", "can do")
+    console().print(table(columns, rows))
