@@ -1,0 +1,254 @@
+"""The tools of queue ``http``: one request per call, to an address that was checked.
+
+No retries here: what may work later is a transient failure, which the engine tries again.
+Secrets enter at the last moment, and are taken out of whatever comes back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from pydantic import JsonValue
+
+from penstock.contracts.errors import RejectedError, TransientError
+from penstock.runner import StepContext
+from penstock_tool_runner.core.request import (
+    HttpTool,
+    Request,
+    build_request,
+    map_response,
+    read_tool,
+)
+
+if TYPE_CHECKING:
+    import httpx
+
+SECRET_PREFIX: Final = "PENSTOCK_SECRET_"
+MAX_REDIRECTS: Final = 5
+SHOWN_CHARACTERS: Final = 500
+REDACTED: Final = "[redacted]"
+TRANSIENT_STATUS: Final = frozenset({408, 425, 429})
+
+_HEAVY: Final = ("httpx", "penstock.egress", "penstock_tool_runner.core.arguments")
+
+
+class HttpTools:
+    """Calls HTTP tools; one connection pool for all of them."""
+
+    def __init__(
+        self,
+        *,
+        allow: Sequence[str] = (),
+        environment: Mapping[str, str],
+        client: httpx.AsyncClient | None = None,
+    ) -> None:
+        """Prepare the caller; nothing heavy is imported before the first call.
+
+        Args:
+            allow: Hosts and networks that may be reached although they are not public.
+            environment: Where secrets are found.
+            client: Used instead of a guarded one.
+        """
+        self._allow = tuple(allow)
+        self._environment = environment
+        self._client = client
+        self._loading = asyncio.Lock()
+
+    async def call(self, ctx: StepContext, arguments: JsonValue) -> JsonValue:
+        """Check the arguments, send the request, map the response.
+
+        Raises:
+            RejectedError: The arguments, the definition, the address or the answer is wrong.
+            TransientError: It may work later.
+        """
+        client = await self._ready()
+        from penstock_tool_runner.core.arguments import check_arguments  # noqa: PLC0415
+
+        tool, schema = read_tool(ctx.config)
+        given: JsonValue = {} if arguments is None else arguments
+        check_arguments(schema, given)
+        if not isinstance(given, dict):
+            raise RejectedError("invalid_arguments", "the arguments must be an object")
+        request = build_request(tool, given)
+        secrets = {name: self._secret(item.secret) for name, item in request.secrets.items()}
+        headers = {
+            "accept": "application/json, */*;q=0.5",
+            "accept-encoding": "identity",
+            "user-agent": "penstock",
+            "idempotency-key": ctx.idempotency_key,
+            **{name.lower(): value for name, value in request.headers.items()},
+        }
+        for name, value in secrets.items():
+            headers[name.lower()] = request.secrets[name].prefix + value
+        hidden = sorted((value for value in secrets.values() if value), key=len, reverse=True)
+        seconds = min(tool.timeout_seconds, max(0.001, ctx.remaining_seconds))
+        try:
+            async with asyncio.timeout(seconds):
+                status, found, body = await self._exchange(client, tool, request, headers, secrets)
+        except TimeoutError as error:
+            raise TransientError("http_timeout", f"no answer within {seconds:g} s") from error
+        text = _redact(body.decode("utf-8", "replace"), hidden)
+        if status >= 400:
+            raise _failure(status, found, text)
+        return map_response(
+            tool,
+            given,
+            status=status,
+            headers={name: _redact(value, hidden) for name, value in found.items()},
+            body=_parsed(found.get("content-type", ""), text),
+        )
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._client is not None:
+            await self._client.aclose()
+
+    async def _ready(self) -> httpx.AsyncClient:
+        async with self._loading:
+            if self._client is None:
+                # In a thread: the imports take some 0.3 s, which other steps should not wait for.
+                await asyncio.to_thread(_import_heavy)
+                from penstock.egress import guarded_client  # noqa: PLC0415
+
+                self._client = guarded_client(self._allow)
+        return self._client
+
+    def _secret(self, name: str) -> str:
+        value = self._environment.get(SECRET_PREFIX + name)
+        if value is None:
+            raise RejectedError(
+                "secret_missing", f"the runner has no variable {SECRET_PREFIX}{name}"
+            )
+        return value
+
+    async def _exchange(
+        self,
+        client: httpx.AsyncClient,
+        tool: HttpTool,
+        request: Request,
+        headers: dict[str, str],
+        secrets: Mapping[str, str],
+    ) -> tuple[int, dict[str, str], bytes]:
+        """Send the request and follow redirects, each of which is checked like the first."""
+        import httpx  # noqa: PLC0415 - see `_ready`
+
+        try:
+            outgoing: httpx.Request | None = client.build_request(
+                request.method,
+                _target(request),
+                headers=headers,
+                **_content(request),
+            )
+            for _ in range(MAX_REDIRECTS + 1):
+                if outgoing is None:
+                    break
+                _require_http(outgoing.url)
+                response = await client.send(outgoing, stream=True)
+                try:
+                    if response.next_request is None:
+                        body = await _read(response, tool.max_response_bytes)
+                        return response.status_code, dict(response.headers), body
+                    outgoing = _redirected(outgoing, response.next_request, secrets)
+                finally:
+                    await response.aclose()
+        except httpx.InvalidURL as error:
+            raise RejectedError("invalid_url", f"{_shown(request.url)}: {error}") from error
+        except httpx.TimeoutException as error:
+            raise TransientError("http_timeout", f"{type(error).__name__}") from error
+        except httpx.TransportError as error:
+            raise TransientError(
+                "http_unreachable", f"{type(error).__name__}: {str(error)[:SHOWN_CHARACTERS]}"
+            ) from error
+        raise RejectedError("too_many_redirects", f"more than {MAX_REDIRECTS} redirects")
+
+
+def _import_heavy() -> None:
+    for name in _HEAVY:
+        importlib.import_module(name)
+
+
+def _target(request: Request) -> httpx.URL:
+    import httpx  # noqa: PLC0415 - see `HttpTools._ready`
+
+    url = httpx.URL(request.url)
+    return url.copy_merge_params(_by_name(request.query)) if request.query else url
+
+
+def _by_name(pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
+    """Group pairs by name, in order."""
+    found: dict[str, list[str]] = {}
+    for name, value in pairs:
+        found.setdefault(name, []).append(value)
+    return found
+
+
+def _content(request: Request) -> dict[str, Any]:
+    if request.json_body is not None:
+        return {"json": request.json_body}
+    return {} if request.text is None else {"content": request.text.encode()}
+
+
+def _require_http(url: httpx.URL) -> None:
+    if url.scheme not in ("http", "https") or not url.host:
+        raise RejectedError("invalid_url", f"{_shown(str(url))}: not an http or https URL")
+
+
+def _redirected(
+    before: httpx.Request, after: httpx.Request, secrets: Mapping[str, str]
+) -> httpx.Request:
+    """Keep secrets from another origin."""
+    old, new = before.url, after.url
+    if (old.scheme, old.host, old.port) != (new.scheme, new.host, new.port):
+        for name in secrets:
+            after.headers.pop(name, None)
+    return after
+
+
+async def _read(response: httpx.Response, limit: int) -> bytes:
+    body = bytearray()
+    async for piece in response.aiter_bytes():
+        body += piece
+        if len(body) > limit:
+            raise RejectedError("response_too_large", f"the response has more than {limit} bytes")
+    return bytes(body)
+
+
+def _failure(status: int, headers: Mapping[str, str], text: str) -> Exception:
+    from penstock.egress import retry_after_seconds  # noqa: PLC0415 - see `HttpTools._ready`
+
+    message = f"the server answered {status}: {text[:SHOWN_CHARACTERS].strip()}".rstrip(": ")
+    if status in TRANSIENT_STATUS or status >= 500:
+        return TransientError(
+            f"http_{status}",
+            message,
+            retry_after_seconds=retry_after_seconds(headers.get("retry-after"), datetime.now(UTC)),
+        )
+    return RejectedError(f"http_{status}", message)
+
+
+def _parsed(content_type: str, text: str) -> JsonValue:
+    if not text:
+        return None
+    if "json" in content_type:
+        try:
+            parsed: JsonValue = json.loads(text)
+        except ValueError:
+            return text
+        return parsed
+    return text
+
+
+def _redact(text: str, hidden: Sequence[str]) -> str:
+    for value in hidden:
+        text = text.replace(value, REDACTED)
+    return text
+
+
+def _shown(url: str) -> str:
+    """Return a URL without its query, which may hold what is nobody's business."""
+    return url.partition("?")[0][:SHOWN_CHARACTERS]
