@@ -16,7 +16,7 @@ from immutables import Map
 from pydantic import JsonValue
 
 from penstock.contracts import subjects
-from penstock.contracts.errors import ErrorInfo
+from penstock.contracts.errors import ErrorInfo, InvariantError
 from penstock.contracts.facts import (
     CancelRequested,
     Decision,
@@ -102,6 +102,17 @@ class RunState:
         if self.ended is not None:
             return self.ended.status
         return RunStatus.RUNNING if self.decisions else RunStatus.CREATED
+
+    @property
+    def request(self) -> RunInvoked:
+        """The fact that asked for the run.
+
+        Raises:
+            InvariantError: ``not_invoked``: it is not known.
+        """
+        if self.invoked is None:
+            raise InvariantError("not_invoked", f"run {self.run_id} was never asked for")
+        return self.invoked
 
     @property
     def prefix(self) -> str:

@@ -7,12 +7,17 @@ says what is left to do, in the end nothing.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, Literal
 
 from penstock.contracts.actions import Respond
-from penstock.contracts.errors import ErrorDetail, ErrorFamily, ErrorInfo, RejectedError
+from penstock.contracts.errors import (
+    ErrorDetail,
+    ErrorFamily,
+    ErrorInfo,
+    InvariantError,
+    RejectedError,
+)
 from penstock.contracts.facts import (
     BlockedCall,
     Decision,
@@ -20,7 +25,6 @@ from penstock.contracts.facts import (
     RunStatus,
     StateChanged,
     StepResult,
-    StepScheduled,
     Wait,
 )
 from penstock.contracts.ids import call_step_id
@@ -37,7 +41,7 @@ EXPIRY_GRACE: Final = timedelta(seconds=2)
 """How long after a step's expiry its runner may still report; then it is stated as failed."""
 
 
-class _RunFailed(Exception):
+class _RunFailedError(Exception):
     def __init__(self, error: ErrorInfo) -> None:
         super().__init__(error.code)
         self.error = error
@@ -74,7 +78,7 @@ def decide(
             return _schedule(state, cause_seq, found)
         if state.open_steps == 0 and all(nodes.finished(node, state) for node in plan.nodes):
             return _done(plan, state, now, cause_seq)
-    except _RunFailed as failed:
+    except _RunFailedError as failed:
         return _end(state, now, cause_seq, RunStatus.FAILED, error=failed.error)
     except RejectedError as rejected:
         return _end(state, now, cause_seq, RunStatus.FAILED, error=rejected.info())
@@ -121,8 +125,7 @@ def expired(state: RunState, now: datetime) -> list[Expired]:
 
 def run_deadline(plan: Plan, state: RunState) -> datetime:
     """Return when the run ends at the latest; it must have been asked for."""
-    invoked = state.invoked
-    assert invoked is not None
+    invoked = state.request
     limit = invoked.limits.timeout_seconds or plan.timeout_seconds
     return invoked.occurred_at + timedelta(seconds=min(limit, plan.timeout_seconds))
 
@@ -176,7 +179,7 @@ class _Found:
             if step.status == "failed" or step.status == "waiting":
                 policy = node.retry or self.plan.tools[node.ref].retry
                 if self._again(node, step, policy):
-                    raise _RunFailed(_step_error(step))
+                    raise _RunFailedError(_step_error(step))
         else:
             self._agent(node)
 
@@ -202,12 +205,12 @@ class _Found:
         number, turn = nodes.latest_turn(node, self.state)
         if turn.status != "succeeded":
             if self._again(node, turn, node.retry or agent.retry):
-                raise _RunFailed(_step_error(turn))
+                raise _RunFailedError(_step_error(turn))
             return
         try:
             action = nodes.action_of(turn)
         except ValueError as error:
-            raise _RunFailed(
+            raise _RunFailedError(
                 ErrorInfo(
                     code="invalid_action",
                     message=f"the turn {turn.step_id} ended with no valid action: {error}"[:500],
@@ -237,7 +240,7 @@ class _Found:
             return
         limit = self._max_turns(agent.max_turns)
         if number >= limit:
-            raise _RunFailed(
+            raise _RunFailedError(
                 ErrorInfo(
                     code="max_turns_exceeded",
                     message=f"agent {agent.name} did not respond within {limit} turns",
@@ -262,7 +265,8 @@ def _attempt(
     if len(parts) == 2:
         return schedule.agent_turn(plan, state, node, turn, attempt, now)
     action = nodes.action_of(state.steps[f"{parts[0]}-{turn}"])
-    assert not isinstance(action, Respond)
+    if isinstance(action, Respond):
+        raise InvariantError("no_such_call", f"step {step.step_id} belongs to no tool call")
     call = action.calls[int(parts[2])]
     return schedule.tool_call(plan, state, node, step.step_id, call, attempt, now)
 
@@ -274,13 +278,12 @@ def _scheduled_again(plan: Plan, state: RunState, step: StepState) -> Output:
 
 def _schedule(state: RunState, cause_seq: int, found: _Found) -> Decided:
     first, *others = found.steps
-    assert isinstance(first.fact, StepScheduled)
     decision = Decision(
         cause_seq=cause_seq,
         manifest=tuple(output.suffix for output in others),
         blocked=tuple(found.blocked),
     )
-    leading = replace(first, fact=first.fact.model_copy(update={"decision": decision}))
+    leading = Output(first.suffix, first.fact.model_copy(update={"decision": decision}))
     return Decided(state.decisions + 1, (leading, *others))
 
 
@@ -308,11 +311,10 @@ def _end(
     state: RunState,
     now: datetime,
     cause_seq: int,
-    status: RunStatus,
+    status: Literal[RunStatus.FAILED, RunStatus.CANCELLED],
     *,
     error: ErrorInfo,
 ) -> Decided:
-    assert status in (RunStatus.FAILED, RunStatus.CANCELLED)
     fact = RunEnded(
         occurred_at=now,
         decision=Decision(cause_seq=cause_seq),

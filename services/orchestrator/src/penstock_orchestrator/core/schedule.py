@@ -9,7 +9,7 @@ from pydantic import JsonValue
 
 from penstock.contracts import subjects
 from penstock.contracts.actions import UseTools
-from penstock.contracts.errors import ErrorDetail, RejectedError
+from penstock.contracts.errors import ErrorDetail, InvariantError, RejectedError
 from penstock.contracts.facts import ChatMessage, StepKind, StepScheduled, ToolCall
 from penstock.contracts.ids import call_step_id, turn_step_id
 from penstock.contracts.plan import CompiledAgent, CompiledTool, Node, Plan
@@ -34,8 +34,7 @@ def tool_node(plan: Plan, state: RunState, node: Node, attempt: int, now: dateti
             details=(ErrorDetail(path=f"{node.id}.input", message=f"got {given!r}"[:200]),),
         )
     tool = plan.tools[node.ref]
-    timeout = node.timeout_seconds or tool.timeout_seconds
-    return _tool_step(plan, state, tool, node.id, node.id, given, attempt, now, timeout)
+    return _tool_step(plan, state, node, tool, node.id, given, attempt, now)
 
 
 def tool_call(
@@ -49,31 +48,29 @@ def tool_call(
 ) -> Output:
     """Schedule a tool call that an agent's turn asked for; the tool must be equipped."""
     tool = plan.tools[call.name]
-    return _tool_step(
-        plan, state, tool, node.id, step_id, call.arguments, attempt, now, tool.timeout_seconds
-    )
+    return _tool_step(plan, state, node, tool, step_id, call.arguments, attempt, now)
 
 
 def _tool_step(
     plan: Plan,
     state: RunState,
+    node: Node,
     tool: CompiledTool,
-    node_id: str,
     step_id: str,
     given: dict[str, JsonValue],
     attempt: int,
     now: datetime,
-    timeout_seconds: float,
 ) -> Output:
+    own = node.timeout_seconds if node.kind == "tool" else None
     return Output(
         subjects.step_suffix(StepKind.TOOL.value, tool.queue, step_id, attempt),
         StepScheduled(
             occurred_at=now,
-            node_id=node_id,
+            node_id=node.id,
             name=tool.name,
             input=_arguments(plan, state, tool, given) if tool.sources else given,
             config=tool.config,
-            expires_at=now + timedelta(seconds=timeout_seconds),
+            expires_at=now + timedelta(seconds=own or tool.timeout_seconds),
         ),
     )
 
@@ -170,7 +167,8 @@ def _messages(
     agent = plan.agents[node.ref]
     for past in range(1, turn):
         action = nodes.action_of(state.steps[turn_step_id(node.id, past)])
-        assert isinstance(action, UseTools)
+        if not isinstance(action, UseTools):
+            raise InvariantError("turn_after_end", f"agent {node.id} went on after its answer")
         messages.append(ChatMessage(role="assistant", content=action.text, tool_calls=action.calls))
         for index, call in enumerate(action.calls):
             messages.append(

@@ -43,8 +43,7 @@ class NodeOutputs(Mapping[str, JsonValue]):
 
 def scope_of(plan: Plan, state: RunState) -> Mapping[str, JsonValue]:
     """Return the scope of templates for a run that was asked for."""
-    invoked = state.invoked
-    assert invoked is not None
+    invoked = state.request
     return {
         "input": invoked.input,
         "steps": NodeOutputs(plan, state),  # type: ignore[dict-item]

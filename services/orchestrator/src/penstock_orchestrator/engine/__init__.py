@@ -1,0 +1,1 @@
+"""The engine's shell: it feeds the core from the bus and publishes what the core decides."""

@@ -1,0 +1,142 @@
+"""Leases on shards: which replica works where. For speed only; safety is the fence's.
+
+Every engine says that it lives and takes its fair share of the shards; what a dead engine held is
+free again after the lease's time. Who has more than its share gives one back at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from penstock.bus.connection import Bus
+from penstock.bus.kv import Bucket
+from penstock.contracts import subjects
+from penstock.contracts.errors import ConflictError, PenstockError
+
+_log = logging.getLogger(__name__)
+
+_MEMBERS: Final = "member.*"
+
+
+class ShardLeases:
+    """Keeps this engine's leases; calls back when a shard is won or lost."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        instance_id: str,
+        *,
+        shards: int,
+        ttl_seconds: float,
+        on_won: Callable[[int], Awaitable[None]],
+        on_lost: Callable[[int], Awaitable[None]],
+    ) -> None:
+        """Prepare to compete for shards.
+
+        Args:
+            bus: An open connection.
+            instance_id: This engine's name.
+            shards: How many shards there are.
+            ttl_seconds: Life of a lease; it is renewed every third of it.
+            on_won: Called once the lease on a shard is held.
+            on_lost: Called when it is no longer held; must stop work on the shard.
+        """
+        self._bucket = Bucket(bus, subjects.LEASES)
+        self._instance = instance_id
+        self._shards = shards
+        self._ttl = ttl_seconds
+        self._on_won = on_won
+        self._on_lost = on_lost
+        self._held: dict[int, tuple[int, float]] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def held(self) -> list[int]:
+        """The shards whose lease is held."""
+        return sorted(self._held)
+
+    async def start(self) -> None:
+        """Take what is free and keep it from now on."""
+        await self._round()
+        self._task = asyncio.create_task(self._keep(), name="leases")
+
+    async def stop(self) -> None:
+        """Give everything back, so that others need not wait."""
+        if self._task is not None:
+            self._task.cancel()
+        await self._bucket.delete(subjects.member_lease_key(self._instance))
+        for shard in list(self._held):
+            await self._give_back(shard)
+
+    async def _keep(self) -> None:
+        while True:
+            await asyncio.sleep(self._ttl / 3)
+            try:
+                await self._round()
+            except PenstockError as error:
+                _log.warning("leases.unreachable", extra={"code": error.code})
+                await self._drop_outlived()
+
+    async def _round(self) -> None:
+        await self._bucket.put(
+            subjects.member_lease_key(self._instance), b"{}", ttl_seconds=self._ttl
+        )
+        members = max(1, len(await self._bucket.keys(_MEMBERS)))
+        for shard in list(self._held):
+            await self._renew(shard)
+        share = -(-self._shards // members)
+        if len(self._held) > share:
+            await self._give_back(self.held[-1])
+        elif len(self._held) < share:
+            await self._take(share - len(self._held))
+
+    async def _take(self, count: int) -> None:
+        # Begin at a place of its own, so that engines that start together seldom collide.
+        offset = sum(self._instance.encode()) % self._shards
+        for step in range(self._shards):
+            shard = (offset + step) % self._shards
+            if count <= 0 or shard in self._held:
+                continue
+            key = subjects.shard_lease_key(shard)
+            try:
+                revision = await self._bucket.create(
+                    key, self._instance.encode(), ttl_seconds=self._ttl
+                )
+            except ConflictError:
+                continue
+            self._held[shard] = (revision, time.monotonic())
+            count -= 1
+            _log.info("leases.won", extra={"shard": shard})
+            await self._on_won(shard)
+
+    async def _renew(self, shard: int) -> None:
+        revision, _ = self._held[shard]
+        try:
+            revision = await self._bucket.update(
+                subjects.shard_lease_key(shard),
+                self._instance.encode(),
+                revision,
+                ttl_seconds=self._ttl,
+            )
+        except ConflictError:
+            await self._lose(shard)
+        else:
+            self._held[shard] = (revision, time.monotonic())
+
+    async def _give_back(self, shard: int) -> None:
+        await self._lose(shard)
+        await self._bucket.delete(subjects.shard_lease_key(shard))
+
+    async def _drop_outlived(self) -> None:
+        for shard, (_, renewed_at) in list(self._held.items()):
+            if time.monotonic() - renewed_at > self._ttl:
+                await self._lose(shard)
+
+    async def _lose(self, shard: int) -> None:
+        del self._held[shard]
+        _log.info("leases.lost", extra={"shard": shard})
+        await self._on_lost(shard)

@@ -1,0 +1,15 @@
+"""What the engine counts."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import Counter, Gauge
+
+ENGINE_DECISIONS: Final = Counter("penstock_engine_decisions_total", "Decisions published")
+ENGINE_CONFLICTS: Final = Counter(
+    "penstock_engine_conflicts_total", "Decisions that somebody else had made already"
+)
+ENGINE_ENDED: Final = Counter("penstock_engine_runs_ended_total", "Runs ended", ["status"])
+ENGINE_RUNS: Final = Gauge("penstock_engine_open_runs", "Runs at hand")
+ENGINE_SHARDS: Final = Gauge("penstock_engine_shards", "Shards whose lease this process holds")

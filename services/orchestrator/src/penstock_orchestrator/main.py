@@ -1,0 +1,158 @@
+"""Composition root of the orchestrator: the engine, or the projector, by role."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+
+import uvloop
+
+from penstock.bus.claims import Claims
+from penstock.bus.connection import Bus, connect
+from penstock.bus.consumer import Consumer
+from penstock.bus.reader import LogReader
+from penstock.bus.topology import ensure
+from penstock.bus.writer import LogWriter
+from penstock.contracts import subjects
+from penstock.contracts.errors import PenstockError
+from penstock.telemetry import logs, tracing
+from penstock.telemetry.health import HealthServer
+from penstock_orchestrator.engine.engine import Engine
+from penstock_orchestrator.engine.leases import ShardLeases
+from penstock_orchestrator.engine.metrics import ENGINE_SHARDS
+from penstock_orchestrator.engine.plans import Plans
+from penstock_orchestrator.engine.reconciler import Reconciler
+from penstock_orchestrator.settings import OrchestratorSettings
+
+_log = logging.getLogger(__name__)
+
+
+class EngineProcess:
+    """The engine with all that it needs; the shards come and go by lease."""
+
+    def __init__(self, settings: OrchestratorSettings, bus: Bus, writer: LogWriter) -> None:
+        """Put the parts together; ``start`` them."""
+        self._settings = settings
+        self._bus = bus
+        self._writer = writer
+        reader = LogReader(bus, Claims(bus, settings.claim_threshold_bytes))
+        self.engine = Engine(bus, writer, reader, Plans(bus))
+        self._reconciler = Reconciler(bus, self.engine, idle_seconds=settings.reconcile_seconds)
+        self._consumers: dict[int, list[Consumer]] = {}
+        self._scans: set[asyncio.Task[None]] = set()
+        self.leases = ShardLeases(
+            bus,
+            settings.instance_id,
+            shards=settings.shards,
+            ttl_seconds=settings.lease_ttl_seconds,
+            on_won=self._won,
+            on_lost=self._lost,
+        )
+
+    async def start(self) -> None:
+        """Take shards and begin to work."""
+        await self.leases.start()
+        self._reconciler.start()
+
+    async def stop(self) -> None:
+        """Stop taking work, finish what is under way, give the shards back."""
+        await self._reconciler.stop()
+        await self.leases.stop()
+        await self._writer.close()
+
+    async def _won(self, shard: int) -> None:
+        bus, settings = self._bus, self._settings
+
+        async def recreate() -> None:
+            await ensure(bus, settings)
+
+        sources = (
+            (subjects.RUNS, subjects.engine_consumer(shard), self.engine.on_input),
+            (subjects.TIMERS, subjects.timer_consumer(shard), self.engine.on_timer),
+        )
+        consumers = [
+            Consumer(
+                bus,
+                stream,
+                durable,
+                handler,
+                concurrency=settings.engine_concurrency,
+                ack_wait_seconds=settings.ack_wait_seconds,
+                recreate=recreate,
+            )
+            for stream, durable, handler in sources
+        ]
+        self._consumers[shard] = consumers
+        for consumer in consumers:
+            await consumer.start()
+        ENGINE_SHARDS.set(len(self._consumers))
+        scan = asyncio.create_task(self._scan(shard))
+        self._scans.add(scan)
+        scan.add_done_callback(self._scans.discard)
+
+    async def _scan(self, shard: int) -> None:
+        try:
+            found = await self._reconciler.scan(shard)
+        except PenstockError as error:
+            _log.warning("engine.scan_failed", extra={"shard": shard, "code": error.code})
+        else:
+            if found:
+                _log.info("engine.open_runs_found", extra={"shard": shard, "runs": found})
+
+    async def _lost(self, shard: int) -> None:
+        for consumer in self._consumers.pop(shard, []):
+            await consumer.drain(grace_seconds=5)
+        self.engine.runs.forget_shard(shard)
+        ENGINE_SHARDS.set(len(self._consumers))
+
+
+async def run_engine(settings: OrchestratorSettings) -> None:
+    """Run the engine until SIGTERM or SIGINT."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    bus = await connect(settings, name=f"orchestrator {settings.instance_id}")
+    await ensure(bus, settings)
+    claims = Claims(bus, settings.claim_threshold_bytes)
+    writer = await LogWriter(bus, settings, claims).start()
+
+    async def canary() -> None:
+        await writer.canary()
+
+    health = HealthServer(host=settings.metrics_host, port=settings.metrics_port, canary=canary)
+    await health.start()
+    process = EngineProcess(settings, bus, writer)
+    await process.start()
+    _log.info("engine.ready", extra={"shards": process.leases.held})
+    await stopped.wait()
+    _log.info("engine.draining")
+    await process.stop()
+    await health.stop()
+    await bus.close()
+
+
+def run(settings: OrchestratorSettings) -> None:
+    """Run the process that ``settings.role`` names until it is told to stop."""
+    logs.configure(
+        service=f"orchestrator-{settings.role}",
+        instance_id=settings.instance_id,
+        level=settings.log_level,
+        style=settings.log_format,
+    )
+    tracing.configure(
+        service=f"penstock-orchestrator-{settings.role}",
+        instance_id=settings.instance_id,
+        otlp_endpoint=settings.otlp_endpoint,
+    )
+    if settings.role == "projector":
+        from penstock_orchestrator.archive.process import (  # noqa: PLC0415 - brings SQLAlchemy
+            run_projector,
+        )
+        from penstock_orchestrator.archive.settings import ArchiveSettings  # noqa: PLC0415
+
+        uvloop.run(run_projector(ArchiveSettings()))
+    else:
+        uvloop.run(run_engine(settings))
+    tracing.shutdown()

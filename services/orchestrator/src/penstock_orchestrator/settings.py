@@ -1,0 +1,31 @@
+"""Settings of the orchestrator's two processes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from penstock.settings import CoreSettings
+
+
+class OrchestratorSettings(CoreSettings):
+    """Settings of the engine."""
+
+    role: Literal["engine", "projector"] = Field(
+        default="engine",
+        description="`engine` decides, `projector` writes the archive. Two processes, so that "
+        "archive work never delays a decision.",
+    )
+    engine_concurrency: int = Field(
+        default=512,
+        ge=1,
+        description="Inputs handled at a time per shard. 512: enough to fill a group commit, few "
+        "enough to drain within seconds.",
+    )
+    reconcile_seconds: float = Field(
+        default=60.0,
+        gt=0,
+        description="A run that has not moved for so long is read again from the log. 60: a lost "
+        "wake-up costs a minute, and idle runs cost next to nothing.",
+    )
