@@ -109,10 +109,10 @@ def _gateway(target: Target) -> Iterator[Finding]:
 
 
 async def _bus(wire: Wire, target: Target) -> list[Finding]:
-    info: dict[str, Any] = wire.bus.nc._server_info
+    version = wire.bus.nc.connected_server_version
     needed = ".".join(map(str, MINIMUM_SERVER))
     findings = [
-        Finding("ok", "bus", f"nats-server {info.get('version')} at {target.nats_url} "
+        Finding("ok", "bus", f"nats-server {version} at {target.nats_url} "
                 f"has all that Penstock needs ({needed} or newer)")
     ]  # fmt: skip
     for examination in (_durability, _streams, _consumers, _leases, _runners, _databases):

@@ -1,0 +1,92 @@
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+from typer.testing import Result
+
+HEAVY = (
+    "aiosqlite",
+    "asyncio",
+    "fastapi",
+    "faststream",
+    "httpx",
+    "litellm",
+    "nats",
+    "pydantic",
+    "pygments",
+    "markdown_it",
+    "rich",
+    "sqlalchemy",
+    "uvicorn",
+    "yaml",
+)
+
+
+def test_app_imported_loads_nothing_heavy() -> None:
+    probe = f"import sys, penstock.cli.app; print(sorted(set({HEAVY}) & set(sys.modules)))"
+    shown = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, check=True
+    )
+    assert shown.stdout.strip() == "[]"
+
+
+def test_app_asked_for_help_loads_nothing_heavy() -> None:
+    probe = (
+        "import sys; from penstock.cli.app import app\n"
+        "try: app(['--help'])\n"
+        f"except SystemExit: print('loaded', sorted(set({HEAVY}) & set(sys.modules)))"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, check=True
+    )
+    assert shown.stdout.splitlines()[-1] == "loaded []"
+
+
+@pytest.mark.parametrize(
+    "command", ["dev", "apply", "invoke", "runs", "keys", "runners", "doctor", "version"]
+)
+def test_app_help_names_command(run: Callable[..., Result], command: str) -> None:
+    result = run("--help")
+    assert result.exit_code == 0
+    assert f"  {command}" in result.stdout
+
+
+@pytest.mark.parametrize("command", ["list", "show", "tail", "replay", "cancel"])
+def test_runs_help_names_command(run: Callable[..., Result], command: str) -> None:
+    assert f"  {command}" in run("runs", "--help").stdout
+
+
+def test_version_printed_is_the_installed_one(run: Callable[..., Result]) -> None:
+    assert run("version").stdout.startswith("penstock 0.")
+
+
+@pytest.mark.parametrize("arguments", [(), ("RUN", "--subject", "run.>")])
+def test_tail_without_one_source_is_misuse(
+    run: Callable[..., Result], arguments: tuple[str, ...]
+) -> None:
+    result = run("runs", "tail", *arguments)
+    assert result.exit_code == 2
+    assert "either a run or --subject" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("runs", "list"), "no gateway at http://127.0.0.1:9"),
+        (("--data-dir", "nowhere", "services", "list"), "no stack runs in"),
+        (("dev", "--host", "0.0.0.0"), "without authentication"),
+        (("runs", "replay", "nonsense"), "is not the id of a run"),
+        (("apply", "-f", "missing.yaml"), "missing.yaml: No such file"),
+    ],
+)
+def test_command_that_fails_says_one_line_and_no_trace(
+    arguments: tuple[str, ...], words: str
+) -> None:
+    command = [sys.executable, "-m", "penstock.cli.app", *arguments]
+    env = {"PENSTOCK_URL": "http://127.0.0.1:9"}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    assert result.returncode in (1, 2)
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.splitlines()) == 1
