@@ -1,0 +1,86 @@
+"""Answers as bytes: what the hot routes send, without Starlette's header handling."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from penstock.contracts.errors import PenstockError
+from penstock_gateway.core.problems import (
+    MEDIA_TYPE,
+    PROBLEM,
+    Problem,
+    problem_of,
+    retry_after,
+)
+
+RawHeaders = list[tuple[bytes, bytes]]
+
+SECURITY_HEADERS: Final[tuple[tuple[bytes, bytes], ...]] = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+)
+"""On every answer of the API."""
+
+TRANSPORT_SECURITY: Final = (b"strict-transport-security", b"max-age=31536000")
+"""Only over HTTPS, where alone it counts (RFC 6797)."""
+
+_JSON: Final = (b"content-type", b"application/json")
+_PROBLEM: Final = (b"content-type", MEDIA_TYPE.encode())
+_LENGTH: Final = b"content-length"
+
+
+class Answer(Response):
+    """A finished answer."""
+
+    def __init__(
+        self,
+        body: bytes,
+        status: int = 200,
+        headers: RawHeaders | None = None,
+        content_type: tuple[bytes, bytes] = _JSON,
+    ) -> None:
+        """Take over bytes that are complete.
+
+        Args:
+            body: The whole body.
+            status: HTTP status.
+            headers: Further headers, names in lower case.
+            content_type: The header of that name.
+        """
+        self.body = body
+        self.status_code = status
+        self.background = None
+        self.raw_headers = [content_type, (_LENGTH, b"%d" % len(body))]
+        if headers:
+            self.raw_headers += headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """Send it."""
+        await send(
+            {
+                "type": "http.response.start",
+                "status": self.status_code,
+                "headers": self.raw_headers,
+            }
+        )
+        await send({"type": "http.response.body", "body": self.body})
+
+
+def problem_answer(found: Problem, *, retry: int | None = None) -> Answer:
+    """Return a problem document."""
+    headers: RawHeaders = []
+    if retry is not None:
+        headers.append((b"retry-after", b"%d" % retry))
+    if found.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    return Answer(PROBLEM.dump_json(found), found.status, headers, _PROBLEM)
+
+
+def error_answer(error: PenstockError) -> Answer:
+    """Return the problem document of one of our own errors."""
+    return problem_answer(problem_of(error), retry=retry_after(error))

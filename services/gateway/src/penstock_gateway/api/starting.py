@@ -1,0 +1,210 @@
+"""Starting runs over HTTP, with waiting and streaming: the hot path of the gateway."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from hashlib import sha256
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from penstock.bus.claims import is_claim
+from penstock.bus.reader import decode_entry
+from penstock.contracts import subjects
+from penstock.contracts.facts import DefinitionKind, RunEnded, RunLimits
+from penstock.contracts.ids import require_token, run_id_from_key
+from penstock.contracts.state import Entry
+from penstock.contracts.views import RUN_VIEW, RunView
+from penstock.runids import new_run_id
+from penstock.telemetry import tracing
+from penstock_gateway.answers import Answer, RawHeaders
+from penstock_gateway.api.hot import read
+from penstock_gateway.core.access import Caller
+from penstock_gateway.core.preferences import idempotency_key, wait_seconds, wants_events
+from penstock_gateway.core.requests import EXECUTE_DEFINITION, START_RUN, ExecuteDefinition, Limits
+from penstock_gateway.core.run_views import begun_view, ended_view
+from penstock_gateway.ends import LiveFact
+from penstock_gateway.entrance import Headers, read_body
+from penstock_gateway.gateway import Gateway
+from penstock_gateway.starts import Ask, Started
+from penstock_gateway.streams import EventStreamAnswer
+
+_REPLAYED: Final = (b"idempotent-replayed", b"true")
+_NO_LIMITS: Final = Limits()
+_NO_RUN_LIMITS: Final = RunLimits()
+
+
+class Starting:
+    """The endpoints that start runs."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        """Use the gateway's parts; they exist once it is open."""
+        self._gateway = gateway
+        self._max_body = gateway.settings.max_body_bytes
+        self._max_wait = gateway.settings.max_wait_seconds
+
+    async def start_run(self, request: Request) -> Response:
+        """Start a run of a published agent or workflow.
+
+        Answers 202 once the run is durably in the log. `Prefer: wait=N` answers 200 with the
+        finished run if it ends within N seconds; `Accept: text/event-stream` streams its events.
+        The same `Idempotency-Key` gives the same run, with another body 422.
+        """
+        headers, caller, body = await self.enter(request)
+        given = read(START_RUN, body)
+        ask = Ask(
+            tenant=caller.tenant,
+            name=given.name,
+            input=given.input,
+            session_id=given.session_id,
+            limits=run_limits(given.limits),
+            tags=given.tags,
+            requested_by=caller.key_id,
+        )
+        return await self.answer(headers, ask, body)
+
+    async def execute_agent(self, request: Request) -> Response:
+        """Start a run of a published agent; otherwise as `POST /v1/runs`."""
+        return await self._execute(request, DefinitionKind.AGENT)
+
+    async def execute_workflow(self, request: Request) -> Response:
+        """Start a run of a published workflow; otherwise as `POST /v1/runs`."""
+        return await self._execute(request, DefinitionKind.WORKFLOW)
+
+    async def _execute(self, request: Request, kind: DefinitionKind) -> Response:
+        headers, caller, body = await self.enter(request)
+        name = require_token(request.path_params["name"], path="name")
+        given = read(EXECUTE_DEFINITION, body)
+        return await self.answer(
+            headers, execution(caller, name, kind, given), body + b"\n" + name.encode()
+        )
+
+    async def enter(self, request: Request) -> tuple[Headers, Caller, bytes]:
+        """Return headers, caller and body of a request that starts a run."""
+        headers: Headers = dict(request.scope["headers"])
+        caller = self._gateway.door.caller(headers)
+        caller.require("operator")
+        return headers, caller, await read_body(headers, request.receive, self._max_body)
+
+    async def answer(self, headers: Headers, ask: Ask, request_form: bytes) -> Response:
+        """Start what is asked for and answer as the headers want it.
+
+        Args:
+            headers: Of the request.
+            ask: What to start.
+            request_form: The bytes that make it the same request as another.
+        """
+        if (key := idempotency_key(headers.get(b"idempotency-key"))) is not None:
+            ask = replace(
+                ask,
+                run_id=run_id_from_key(ask.tenant, key),
+                request_digest=sha256(request_form).hexdigest(),
+            )
+        traceparent = headers.get(b"traceparent")
+        if traceparent is not None or self._gateway.settings.otlp_endpoint is not None:
+            return await self._traced(headers, ask, traceparent)
+        return await self._begin(headers, ask)
+
+    async def _traced(self, headers: Headers, ask: Ask, traceparent: bytes | None) -> Response:
+        parent = None if traceparent is None else traceparent.decode("latin-1")
+        with tracing.span("start run", kind="server", traceparent=parent) as span:
+            return await self._begin(headers, replace(ask, traceparent=span.traceparent))
+
+    async def _begin(self, headers: Headers, ask: Ask) -> Response:
+        if wants_events(headers.get(b"accept")):
+            return await self._stream(ask)
+        seconds = wait_seconds(headers.get(b"prefer"), self._max_wait)
+        if seconds is None:
+            started = await self._gateway.starter.start(ask)
+            return await self._accepted(ask.tenant, started, [])
+        return await self._wait(ask, seconds)
+
+    async def _wait(self, ask: Ask, seconds: float) -> Response:
+        run_id = ask.run_id or new_run_id()
+        applied = [(b"preference-applied", b"wait=%d" % seconds)]
+        # Waited for before it is begun: a run may end before its beginning is acknowledged.
+        waiting = self._gateway.ends.wait(ask.tenant, run_id, seconds)
+        try:
+            started = await self._gateway.starter.start(ask, run_id)
+            if started.replayed:
+                view = await self._gateway.runs.view(ask.tenant, run_id)
+                if view.status.final:
+                    return _finished(view, started, applied)
+            live = await waiting.end()
+        finally:
+            waiting.close()
+        if live is not None and (ended := await self._read_end(live)) is not None:
+            view = ended_view(ask.tenant, run_id, live.seq, started.invoked, ended)
+            return _finished(view, started, applied)
+        view = await self._gateway.runs.view(ask.tenant, run_id)
+        if view.status.final:
+            return _finished(view, started, applied)
+        return Answer(RUN_VIEW.dump_json(view), 202, _headers(started, applied))
+
+    async def _read_end(self, live: LiveFact) -> RunEnded | None:
+        entry = (
+            await self._gateway.reader.decode(live.subject, live.seq, live.body)
+            if is_claim(live.body)
+            else decode_entry(live.subject, live.seq, live.body)
+        )
+        return entry.fact if isinstance(entry.fact, RunEnded) else None
+
+    async def _accepted(self, tenant: str, started: Started, extra: RawHeaders) -> Response:
+        if started.replayed:
+            view = await self._gateway.runs.view(tenant, started.run_id)
+        else:
+            view = begun_view(tenant, started.run_id, started.seq, started.invoked)
+        status = 200 if view.status.final else 202
+        return Answer(RUN_VIEW.dump_json(view), status, _headers(started, extra))
+
+    async def _stream(self, ask: Ask) -> Response:
+        run_id = ask.run_id or new_run_id()
+        stream = await self._gateway.streams.open(ask.tenant, run_id)
+        begun = False
+        try:
+            started = await self._gateway.starter.start(ask, run_id)
+            begun = True
+        finally:
+            if not begun:
+                await stream.close()
+        if not started.replayed and self._gateway.settings.streams_replicas == 1:
+            # One server passes on everything that follows the subscription; in a cluster the
+            # interest may still be on its way, so there the log is read.
+            stream.begin_with(
+                Entry(started.seq, subjects.parse_fact(started.subject), started.invoked)
+            )
+        return EventStreamAnswer(stream, _headers(started, []))
+
+
+def execution(caller: Caller, name: str, kind: DefinitionKind, given: ExecuteDefinition) -> Ask:
+    """Return what a request to execute a named definition asks for."""
+    return Ask(
+        tenant=caller.tenant,
+        name=name,
+        kind=kind,
+        input=given.input,
+        session_id=given.session_id,
+        limits=run_limits(given.limits),
+        tags=given.tags,
+        requested_by=caller.key_id,
+        path="path.name",
+    )
+
+
+def run_limits(limits: Limits) -> RunLimits:
+    """Return limits as the log has them."""
+    if limits == _NO_LIMITS:
+        return _NO_RUN_LIMITS
+    return RunLimits(timeout_seconds=limits.timeout_seconds, max_turns=limits.max_turns)
+
+
+def _headers(started: Started, extra: RawHeaders) -> RawHeaders:
+    headers: RawHeaders = [(b"location", b"/v1/runs/" + started.run_id.encode()), *extra]
+    if started.replayed:
+        headers.append(_REPLAYED)
+    return headers
+
+
+def _finished(view: RunView, started: Started, extra: RawHeaders) -> Response:
+    return Answer(RUN_VIEW.dump_json(view), 200, _headers(started, extra))

@@ -1,0 +1,46 @@
+"""What a session remembers: the messages that a new run in it begins with."""
+
+from __future__ import annotations
+
+import json
+
+from pydantic import JsonValue
+
+from penstock.contracts.facts import ChatMessage, RunInvoked
+from penstock.contracts.state import RunState
+
+_TEXT_FIELDS = ("message", "text", "content")
+
+
+def text_of(value: JsonValue) -> str:
+    """Return a run's input or output as the text of a message, by the engine's own rule."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict) and len(value) == 1:
+        for name in _TEXT_FIELDS:
+            text = value.get(name)
+            if isinstance(text, str):
+                return text
+    return json.dumps(value, ensure_ascii=False)
+
+
+def continued(previous: RunState, limit: int) -> tuple[ChatMessage, ...]:
+    """Return the history of the run that follows ``previous`` in its session.
+
+    Args:
+        previous: The run before; its answer counts only if it has one.
+        limit: Messages at most; the oldest are left out.
+    """
+    invoked = previous.invoked
+    if invoked is None or limit <= 0:
+        return ()
+    messages = [*invoked.history, asked(invoked)]
+    ended = previous.ended
+    if ended is not None and ended.error is None and ended.output is not None:
+        messages.append(ChatMessage(role="assistant", content=text_of(ended.output)))
+    return tuple(messages[-limit:])
+
+
+def asked(invoked: RunInvoked) -> ChatMessage:
+    """Return what the user said to begin a run."""
+    return ChatMessage(role="user", content=text_of(invoked.input))

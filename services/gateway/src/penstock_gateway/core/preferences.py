@@ -1,0 +1,106 @@
+"""What a client asks for in headers: how long to wait, in which form, from where on."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from penstock.contracts.errors import ErrorDetail, RejectedError
+from penstock.contracts.events import EventType
+
+_WAIT: Final = re.compile(rb"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
+_EVENT_STREAM: Final = b"text/event-stream"
+_CURSOR: Final = re.compile(r"\d{1,19}")
+IDEMPOTENCY_KEY_LENGTH: Final = 255
+
+
+def wait_seconds(prefer: bytes | None, limit: float) -> float | None:
+    """Return the seconds of ``Prefer: wait=N`` (RFC 7240), at most ``limit``; else ``None``."""
+    if prefer is None or (found := _WAIT.search(prefer)) is None:
+        return None
+    return min(float(found[1]), limit)
+
+
+def wants_events(accept: bytes | None) -> bool:
+    """Tell whether an ``Accept`` header names the event stream before any other form."""
+    if accept is None or _EVENT_STREAM not in accept:
+        return False
+    first = accept.split(b",", 1)[0]
+    return _EVENT_STREAM in first or b"json" not in accept
+
+
+def cursor(last_event_id: str | None, after: str | None) -> int:
+    """Return the stream sequence after which a client wants events; 0 for all.
+
+    Args:
+        last_event_id: The header that browsers send when they connect again; it wins.
+        after: The query parameter.
+
+    Raises:
+        RejectedError: ``invalid_cursor`` if it is not a sequence.
+    """
+    name, value = ("Last-Event-ID", last_event_id) if last_event_id else ("after", after)
+    if not value:
+        return 0
+    if not _CURSOR.fullmatch(value):
+        raise RejectedError(
+            "invalid_cursor",
+            f"{name} must be the id of an event",
+            details=(
+                ErrorDetail(path=name, message=f"got {value[:40]!r}", allowed="a whole number"),
+            ),
+        )
+    return int(value)
+
+
+def event_types(types: str | None) -> frozenset[EventType] | None:
+    """Return the types of ``?types=a,b``; ``None`` for all.
+
+    Raises:
+        RejectedError: ``invalid_event_type``.
+    """
+    if not types:
+        return None
+    found = set()
+    for name in types.split(","):
+        try:
+            found.add(EventType(name.strip()))
+        except ValueError as error:
+            raise RejectedError(
+                "invalid_event_type",
+                f"there is no event type {name.strip()[:40]!r}",
+                details=(
+                    ErrorDetail(
+                        path="types",
+                        message=f"got {name.strip()[:40]!r}",
+                        allowed=", ".join(EventType),
+                    ),
+                ),
+            ) from error
+    return frozenset(found)
+
+
+def idempotency_key(value: bytes | None) -> str | None:
+    """Return the ``Idempotency-Key`` header as text (a quoted string loses its quotes).
+
+    Raises:
+        RejectedError: ``invalid_idempotency_key`` if it is empty, too long or not ASCII.
+    """
+    if value is None:
+        return None
+    key = value.decode("latin-1").strip()
+    if len(key) >= 2 and key[0] == key[-1] == '"':
+        key = key[1:-1]
+    if not key or len(key) > IDEMPOTENCY_KEY_LENGTH or not key.isascii() or not key.isprintable():
+        raise RejectedError(
+            "invalid_idempotency_key",
+            "Idempotency-Key must be 1 to 255 printable ASCII characters",
+            details=(
+                ErrorDetail(
+                    path="Idempotency-Key",
+                    message=f"got {len(key)} characters",
+                    allowed="1 to 255 printable ASCII characters",
+                ),
+            ),
+        )
+    return key

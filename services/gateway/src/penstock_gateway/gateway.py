@@ -1,0 +1,107 @@
+"""The parts of one gateway process and how they hold together."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pydantic import TypeAdapter
+
+from penstock.bus import topology
+from penstock.bus.claims import Claims
+from penstock.bus.connection import Bus, connect
+from penstock.bus.reader import LogReader
+from penstock.bus.writer import LogWriter
+from penstock.contracts import subjects
+from penstock.contracts.plan import PublishedVersion
+from penstock.contracts.runners import KeyRecord, WebhookRecord
+from penstock_gateway.archive import Archive
+from penstock_gateway.core.access import Caller, caller_of
+from penstock_gateway.ends import EndWatch
+from penstock_gateway.entrance import Doorkeeper
+from penstock_gateway.mirrors import Mirror, reader_of
+from penstock_gateway.runs import Runs
+from penstock_gateway.settings import GatewaySettings
+from penstock_gateway.starts import Starter
+from penstock_gateway.streams import Streams
+
+_VERSION: Final[TypeAdapter[PublishedVersion]] = TypeAdapter(PublishedVersion)
+_KEY: Final[TypeAdapter[KeyRecord]] = TypeAdapter(KeyRecord)
+_WEBHOOK: Final[TypeAdapter[WebhookRecord]] = TypeAdapter(WebhookRecord)
+
+
+def _caller(value: bytes, /) -> Caller:
+    return caller_of(_KEY.validate_json(value))
+
+
+class Gateway:
+    """Everything that a handler needs. ``open`` it on the loop that serves requests."""
+
+    bus: Bus
+    writer: LogWriter
+    reader: LogReader
+    published: Mirror[PublishedVersion]
+    keys: Mirror[Caller]
+    webhooks: Mirror[WebhookRecord]
+    archive: Archive
+    runs: Runs
+    ends: EndWatch
+    starter: Starter
+    streams: Streams
+    door: Doorkeeper
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        """Keep the settings; nothing is connected yet."""
+        self.settings = settings
+
+    async def open(self) -> None:
+        """Connect to the bus and fill what is kept in memory.
+
+        Raises:
+            TransientError: ``bus_unreachable``.
+            InvariantError: The server is too old, or its streams differ from ours.
+        """
+        settings = self.settings
+        self.bus = bus = await connect(settings, name=f"gateway {settings.instance_id}")
+        await topology.ensure(bus, settings)
+        claims = Claims(bus, settings.claim_threshold_bytes)
+        self.reader = LogReader(bus, claims)
+        self.writer = await LogWriter(bus, settings, claims).start()
+        self.published = Mirror(bus, subjects.PUBLISHED, reader_of(_VERSION))
+        self.keys = Mirror(bus, subjects.KEYS, _caller)
+        self.webhooks = Mirror(bus, subjects.WEBHOOKS, reader_of(_WEBHOOK))
+        for mirror in (self.published, self.keys, self.webhooks):
+            await mirror.start()
+        self.archive = Archive(bus)
+        self.runs = Runs(bus, self.reader, self.archive, settings.shards)
+        self.ends = EndWatch(bus, self.reader, settings.shards)
+        await self.ends.start()
+        self.starter = Starter(
+            bus,
+            self.writer,
+            self.reader,
+            self.published,
+            self.runs,
+            shards=settings.shards,
+            history_messages=settings.history_messages,
+        )
+        self.streams = Streams(
+            bus,
+            self.reader,
+            self.runs,
+            shards=settings.shards,
+            buffer_bytes=settings.sse_buffer_bytes,
+            keepalive_seconds=settings.sse_keepalive_seconds,
+        )
+        self.door = Doorkeeper(settings, self.keys.values)
+
+    def drain(self) -> None:
+        """End event streams, so that the process may stop; clients resume elsewhere."""
+        self.streams.drain()
+
+    async def close(self) -> None:
+        """Wait for what is being written, then leave the bus."""
+        await self.ends.stop()
+        for mirror in (self.published, self.keys, self.webhooks):
+            await mirror.stop()
+        await self.writer.close()
+        await self.bus.close()

@@ -1,0 +1,86 @@
+"""Buckets watched into memory, so that a request asks nobody: versions in force, keys, webhooks."""
+
+from __future__ import annotations
+
+from typing import Final, Generic, Protocol, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from penstock.bus.connection import Bus
+from penstock.bus.kv import Bucket, KvChange, Watch
+from penstock.telemetry.logs import EventLog
+
+ValueT = TypeVar("ValueT")
+ReadT_co = TypeVar("ReadT_co", covariant=True)
+
+journal: Final = EventLog("penstock.gateway.mirrors")
+
+
+class Convert(Protocol[ReadT_co]):
+    """Makes what is kept out of what is stored; raises ``ValidationError`` on nonsense."""
+
+    def __call__(self, value: bytes, /) -> ReadT_co:
+        """Convert one value."""
+        ...
+
+
+class Mirror(Generic[ValueT]):
+    """One bucket as a dict that follows it."""
+
+    def __init__(self, bus: Bus, bucket: str, convert: Convert[ValueT]) -> None:
+        """Name the bucket; ``start`` fills the dict.
+
+        Args:
+            bus: The connection.
+            bucket: Name of the bucket.
+            convert: Makes a value of the dict out of a stored one.
+        """
+        self._bucket = Bucket(bus, bucket)
+        self._convert = convert
+        self._watch: Watch | None = None
+        self.values: dict[str, ValueT] = {}
+
+    async def start(self) -> None:
+        """Fill the dict and follow the bucket until ``stop``.
+
+        Raises:
+            JetStreamError: There is no such bucket.
+            TransientError: The server did not answer.
+        """
+        self._watch = await self._bucket.watch(">", self._on_change)
+        await self._watch.ready()
+
+    async def stop(self) -> None:
+        """Follow no longer."""
+        if self._watch is not None:
+            await self._watch.stop()
+            self._watch = None
+
+    async def refresh(self, key: str) -> ValueT | None:
+        """Read one key from the bucket itself, for those who must not be a moment late."""
+        entry = await self._bucket.get(key)
+        if entry is None:
+            self.values.pop(key, None)
+        else:
+            self._on_change(KvChange(key, entry.value, entry.revision, "put"))
+        return self.values.get(key)
+
+    def _on_change(self, change: KvChange) -> None:
+        if change.value is None:
+            self.values.pop(change.key, None)
+            return
+        try:
+            self.values[change.key] = self._convert(change.value)
+        except ValidationError as error:
+            journal.error(
+                "mirror.unreadable_value", error, bucket=self._bucket.name, key=change.key
+            )
+
+
+def reader_of(adapter: TypeAdapter[ValueT]) -> Convert[ValueT]:
+    """Return what reads stored JSON by a type adapter."""
+
+    def convert(value: bytes, /) -> ValueT:
+        return adapter.validate_json(value)
+
+    return convert
