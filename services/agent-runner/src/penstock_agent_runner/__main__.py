@@ -1,0 +1,15 @@
+"""``python -m penstock_agent_runner``."""
+
+from __future__ import annotations
+
+from penstock_agent_runner.main import run
+from penstock_agent_runner.settings import AgentRunnerSettings
+
+
+def main() -> None:
+    """Read the settings and run until told to stop."""
+    run(AgentRunnerSettings())
+
+
+if __name__ == "__main__":
+    main()

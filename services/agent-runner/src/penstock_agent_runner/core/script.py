@@ -1,0 +1,177 @@
+"""The scripted model: turns written down beforehand, the same every time, without a network.
+
+Turn *i* is taken after *i* messages of the assistant since the last message of the user; after
+the last turn the last one is taken again if it calls no tools.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+
+from penstock.contracts.errors import (
+    ErrorDetail,
+    ErrorFamily,
+    ErrorInfo,
+    RejectedError,
+    error_from,
+)
+from penstock.contracts.facts import ChatMessage, ToolCall, Usage
+from penstock.contracts.templates import render
+from penstock_agent_runner.core.turn import Turn, last_user_index
+
+_WORDS: Final = re.compile(r"\S+\s*|\s+")
+
+
+class _Read(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ScriptedCall(_Read):
+    """A tool call; arguments are templates."""
+
+    name: str
+    arguments: dict[str, JsonValue] = {}
+
+
+class ScriptedError(_Read):
+    """A failure instead of an answer."""
+
+    code: str = "scripted_error"
+    message: str = "the script says so"
+    family: ErrorFamily = ErrorFamily.TRANSIENT
+    retry_after_seconds: float | None = None
+    attempts: int | None = Field(default=None, ge=1)
+    """Fail only the first so many attempts; all of them if not given."""
+
+
+class ScriptedTurn(_Read):
+    """One turn; texts are templates over ``input`` and ``tools``."""
+
+    text: str = ""
+    deltas: tuple[str, ...] | None = None
+    tool_calls: tuple[ScriptedCall, ...] = ()
+    delay_seconds: float = Field(default=0.0, ge=0)
+    error: ScriptedError | None = None
+
+
+class Script(_Read):
+    """All turns."""
+
+    turns: tuple[ScriptedTurn, ...] = Field(min_length=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Performance:
+    """What is to be done: wait, emit the pieces meanwhile, then answer or fail."""
+
+    pieces: tuple[str, ...]
+    delay_seconds: float
+    turn: Turn
+    error: ScriptedError | None
+
+
+_SCRIPT: Final[TypeAdapter[Script]] = TypeAdapter(Script)
+_ECHO: Final = Script(turns=(ScriptedTurn(text="{{ input }}"),))
+
+
+def read_script(script: JsonValue) -> Script:
+    """Read an agent's script; without one the model says what it was told.
+
+    Raises:
+        RejectedError: ``invalid_script``.
+    """
+    if script is None:
+        return _ECHO
+    try:
+        return _SCRIPT.validate_python(script)
+    except ValidationError as error:
+        details = tuple(
+            ErrorDetail(path=".".join(("script", *map(str, found["loc"]))), message=found["msg"])
+            for found in error.errors(include_url=False, include_context=False, include_input=False)
+        )
+        raise RejectedError(
+            "invalid_script", f"{details[0].path}: {details[0].message}", details=details
+        ) from error
+
+
+def perform(script: Script, model: str, messages: tuple[ChatMessage, ...]) -> Performance:
+    """Return what the script says to a conversation.
+
+    Raises:
+        RejectedError: ``script_ended``, or a template that cannot be rendered.
+    """
+    start = last_user_index(messages)
+    since = messages[start + 1 :]
+    number = sum(message.role == "assistant" for message in since)
+    turns = script.turns
+    if number >= len(turns) and turns[-1].tool_calls:
+        raise RejectedError("script_ended", f"the script has {len(turns)} turns, this is another")
+    turn = turns[min(number, len(turns) - 1)]
+    told = messages[start].content if start >= 0 else ""
+    scope: dict[str, JsonValue] = {
+        "input": _value(told),
+        "tools": [_value(message.content) for message in since if message.role == "tool"],
+    }
+    if turn.deltas is None:
+        text = _rendered(turn.text, scope)
+        pieces = tuple(_WORDS.findall(text))
+    else:
+        pieces = tuple(_rendered(piece, scope) if "{{" in piece else piece for piece in turn.deltas)
+        text = _rendered(turn.text, scope) if turn.text else "".join(pieces)
+    calls = tuple(
+        ToolCall(
+            id=f"call_{number + 1}_{index}",
+            name=call.name,
+            arguments=_arguments(call.arguments, scope),
+        )
+        for index, call in enumerate(turn.tool_calls)
+    )
+    usage = Usage(
+        input_tokens=sum(len(message.content.split()) for message in messages),
+        output_tokens=len(pieces),
+        model_calls=1,
+    )
+    return Performance(
+        pieces=pieces,
+        delay_seconds=turn.delay_seconds,
+        turn=Turn(text=text, calls=calls, usage=usage, model=model),
+        error=turn.error,
+    )
+
+
+def failure(error: ScriptedError) -> Exception:
+    """Return the scripted error as an exception of its family."""
+    return error_from(
+        ErrorInfo(
+            code=error.code,
+            message=error.message,
+            family=error.family,
+            retry_after_seconds=error.retry_after_seconds,
+        )
+    )
+
+
+def _rendered(template: str, scope: Mapping[str, JsonValue]) -> str:
+    value = render(template, scope)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _arguments(template: dict[str, JsonValue], scope: Mapping[str, JsonValue]) -> dict[str, Any]:
+    return {key: render(value, scope) for key, value in template.items()}
+
+
+def _value(content: str) -> JsonValue:
+    """Return the content of a message: objects, lists and tools' numbers as such, else text."""
+    if content[:1] in ("{", "[") or content[:1].isdigit() or content[:1] == "-":
+        try:
+            value: JsonValue = json.loads(content)
+        except ValueError:
+            return content
+        return value
+    return content

@@ -1,0 +1,184 @@
+"""One turn of an agent: what it is asked with, and what it answers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+
+from penstock.contracts.actions import Action, Respond, UseTools
+from penstock.contracts.errors import ErrorDetail, RejectedError, TransientError
+from penstock.contracts.facts import ChatMessage, ToolCall, Usage
+
+SCRIPTED: Final = "scripted/"
+
+
+class _Read(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class ToolSpec(_Read):
+    """A tool as a model is told of it."""
+
+    name: str
+    description: str = ""
+    parameters: dict[str, JsonValue] = {"type": "object", "properties": {}}
+
+
+class AgentConfig(_Read):
+    """The config of an ``agent`` step."""
+
+    model: str = ""
+    instructions: str = ""
+    parameters: dict[str, JsonValue] = {}
+    stream: bool = True
+    script: JsonValue = None
+    endpoint: str | None = None
+    tools: tuple[ToolSpec, ...] = ()
+
+
+class TurnInput(_Read):
+    """The input of an ``agent`` step."""
+
+    messages: tuple[ChatMessage, ...] = Field(min_length=1)
+    session_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a model answered."""
+
+    text: str = ""
+    calls: tuple[ToolCall, ...] = ()
+    usage: Usage | None = None
+    model: str | None = None
+    output: JsonValue = None
+
+    def action(self) -> Action:
+        """Return the answer as the step's output."""
+        if self.calls:
+            return UseTools(text=self.text, calls=self.calls)
+        return Respond(text=self.text, output=self.output)
+
+
+_CONFIG: Final = TypeAdapter(AgentConfig)
+
+
+def read_config(config: JsonValue) -> AgentConfig:
+    """Read a step's config.
+
+    Raises:
+        RejectedError: ``invalid_agent``.
+    """
+    try:
+        read = _CONFIG.validate_python(config)
+    except ValidationError as error:
+        details = tuple(
+            ErrorDetail(path=".".join(map(str, found["loc"])), message=found["msg"])
+            for found in error.errors(include_url=False, include_context=False, include_input=False)
+        )
+        raise RejectedError(
+            "invalid_agent", f"the agent's config: {details[0].message}", details=details
+        ) from error
+    if not read.model and read.endpoint is None:
+        raise RejectedError("invalid_agent", "the agent has neither a model nor an endpoint")
+    return read
+
+
+def last_user_index(messages: tuple[ChatMessage, ...]) -> int:
+    """Return the index of the last message of the user; -1 if there is none."""
+    for index in range(len(messages) - 1, -1, -1):
+        if messages[index].role == "user":
+            return index
+    return -1
+
+
+def chat_messages(config: AgentConfig, messages: tuple[ChatMessage, ...]) -> list[JsonValue]:
+    """Return the conversation in the shape of OpenAI's chat completions."""
+    found: list[JsonValue] = []
+    if config.instructions:
+        found.append({"role": "system", "content": config.instructions})
+    for message in messages:
+        entry: dict[str, JsonValue] = {"role": message.role, "content": message.content}
+        if message.tool_calls:
+            entry["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {
+                        "name": call.name,
+                        "arguments": json.dumps(call.arguments, ensure_ascii=False),
+                    },
+                }
+                for call in message.tool_calls
+            ]
+            entry["content"] = message.content or None
+        if message.tool_call_id is not None:
+            entry["tool_call_id"] = message.tool_call_id
+        found.append(entry)
+    return found
+
+
+def chat_tools(tools: tuple[ToolSpec, ...]) -> list[JsonValue]:
+    """Return the tools in the shape of OpenAI's chat completions."""
+    return [
+        {
+            "type": "function",
+            "function": {
+                "name": tool.name,
+                "description": tool.description,
+                "parameters": tool.parameters,
+            },
+        }
+        for tool in tools
+    ]
+
+
+class CallCollector:
+    """Puts tool calls together from the pieces in which a stream brings them."""
+
+    def __init__(self) -> None:
+        self._parts: dict[int, list[str]] = {}
+        self._ids: dict[int, str] = {}
+        self._names: dict[int, str] = {}
+
+    def add(
+        self, index: int, *, call_id: str | None, name: str | None, arguments: str | None
+    ) -> None:
+        """Add one piece of the call at ``index``."""
+        parts = self._parts.setdefault(index, [])
+        if call_id:
+            self._ids[index] = call_id
+        if name:
+            self._names[index] = self._names.get(index, "") + name
+        if arguments:
+            parts.append(arguments)
+
+    def calls(self) -> tuple[ToolCall, ...]:
+        """Return the complete calls, in order.
+
+        Raises:
+            TransientError: ``invalid_tool_call``: the model wrote no valid call; it may next time.
+        """
+        return tuple(self._call(index) for index in sorted(self._parts))
+
+    def _call(self, index: int) -> ToolCall:
+        name = self._names.get(index, "")
+        text = "".join(self._parts[index]).strip()
+        try:
+            arguments = json.loads(text) if text else {}
+        except ValueError as error:
+            raise TransientError(
+                "invalid_tool_call", f"the model's arguments for {name!r} are no JSON: {error}"
+            ) from error
+        if not name or not isinstance(arguments, dict):
+            raise TransientError(
+                "invalid_tool_call", f"the model's call of {name!r} has no object of arguments"
+            )
+        return ToolCall(id=self._ids.get(index) or f"call_{index}", name=name, arguments=arguments)
+
+    def raw(self) -> str:
+        """Return all arguments as written, to count their tokens."""
+        return "".join("".join(parts) for parts in self._parts.values())

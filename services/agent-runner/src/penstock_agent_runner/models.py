@@ -1,0 +1,36 @@
+"""The port to whatever answers a turn."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from penstock_agent_runner.core.turn import AgentConfig, Turn, TurnInput
+
+Emit = Callable[[str], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One turn that is to be answered."""
+
+    config: AgentConfig
+    input: TurnInput
+    run_id: str
+    attempt: int
+    seconds: float
+    """Time that is left."""
+    idempotency_key: str
+
+
+class Model(Protocol):
+    """Answers turns: a provider's model, a script, or an agent elsewhere."""
+
+    async def answer(self, request: Request, emit: Emit) -> Turn:
+        """Answer a turn; ``emit`` takes its text piece by piece as it comes.
+
+        Raises:
+            PenstockError: Of the family that says what is to be done.
+        """
+        ...

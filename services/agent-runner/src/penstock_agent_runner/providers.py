@@ -1,0 +1,272 @@
+"""Models of providers, through LiteLLM: imported on first use, with its own retries off.
+
+The engine retries, and frees the runner meanwhile. Keys of the environment go to the providers'
+own addresses only: an agent that names another ``api_base`` names its key as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from pydantic import JsonValue
+
+from penstock.contracts.errors import ErrorFamily, PenstockError, RejectedError, TransientError
+from penstock.contracts.facts import Usage
+from penstock.telemetry.logs import EventLog
+from penstock_agent_runner.core.turn import CallCollector, Turn, chat_messages, chat_tools
+from penstock_agent_runner.models import Emit, Request
+
+SECRET_PREFIX: Final = "PENSTOCK_SECRET_"
+NO_KEY: Final = "none"
+FREE_PROVIDERS: Final = frozenset({"ollama", "ollama_chat"})
+MESSAGE_CHARACTERS: Final = 2000
+
+_OURS: Final = frozenset(
+    {
+        "allowed_fails",
+        "callbacks",
+        "context_window_fallback_dict",
+        "failure_callback",
+        "fallbacks",
+        "max_retries",
+        "messages",
+        "mock_response",
+        "model",
+        "num_retries",
+        "retry_policy",
+        "stream",
+        "stream_options",
+        "success_callback",
+        "timeout",
+        "tools",
+    }
+)
+"""Parameters that an agent cannot set: they are Penstock's, or would retry behind its back."""
+
+_FAMILIES: Final[tuple[tuple[str, ErrorFamily, str], ...]] = (
+    ("RateLimitError", ErrorFamily.TRANSIENT, "model_rate_limited"),
+    ("Timeout", ErrorFamily.TRANSIENT, "model_timeout"),
+    ("ContextWindowExceededError", ErrorFamily.REJECTED, "context_window_exceeded"),
+    ("ContentPolicyViolationError", ErrorFamily.REJECTED, "content_refused"),
+    ("AuthenticationError", ErrorFamily.REJECTED, "model_unauthorized"),
+    ("PermissionDeniedError", ErrorFamily.REJECTED, "model_forbidden"),
+    ("PaymentRequiredError", ErrorFamily.REJECTED, "model_unpaid"),
+    ("NotFoundError", ErrorFamily.REJECTED, "model_not_found"),
+    ("UnprocessableEntityError", ErrorFamily.REJECTED, "model_request_invalid"),
+    ("BadRequestError", ErrorFamily.REJECTED, "model_request_invalid"),
+    ("BudgetExceededError", ErrorFamily.REJECTED, "model_budget_exceeded"),
+    ("ServiceUnavailableError", ErrorFamily.TRANSIENT, "model_unavailable"),
+    ("BadGatewayError", ErrorFamily.TRANSIENT, "model_unavailable"),
+    ("InternalServerError", ErrorFamily.TRANSIENT, "model_unavailable"),
+    ("APIConnectionError", ErrorFamily.TRANSIENT, "model_unreachable"),
+    ("APIResponseValidationError", ErrorFamily.TRANSIENT, "model_answer_invalid"),
+    ("APIError", ErrorFamily.TRANSIENT, "model_unavailable"),
+)
+"""LiteLLM's exceptions, subclasses first: what each means to the engine."""
+
+events = EventLog("penstock.models")
+
+
+class ProviderModel:
+    """Asks a provider's model."""
+
+    def __init__(self, *, environment: Mapping[str, str]) -> None:
+        """Prepare the model; nothing is imported before the first turn.
+
+        Args:
+            environment: Where secrets are found that agents refer to.
+        """
+        self._environment = environment
+        self._litellm: Any = None
+        self._loading = asyncio.Lock()
+
+    async def answer(self, request: Request, emit: Emit) -> Turn:
+        """Answer a turn.
+
+        Raises:
+            RejectedError: The provider refuses the request as such.
+            TransientError: It may work later; carries the provider's ``Retry-After``.
+        """
+        litellm = await self._loaded()
+        try:
+            return await _Conversation(litellm, request, emit).run(self._options(request))
+        except litellm.exceptions.OpenAIError as error:
+            raise _mapped(litellm, error) from error
+
+    async def _loaded(self) -> Any:
+        async with self._loading:
+            if self._litellm is None:
+                # In a thread: the import takes seconds, and other steps go on meanwhile.
+                self._litellm = await asyncio.to_thread(load_litellm)
+        return self._litellm
+
+    def _options(self, request: Request) -> dict[str, Any]:
+        config = request.config
+        taken = sorted(_OURS & config.parameters.keys())
+        if taken:
+            raise RejectedError(
+                "invalid_agent", f"parameters that an agent cannot set: {', '.join(taken)}"
+            )
+        options: dict[str, Any] = dict(config.parameters)
+        key = options.get("api_key")
+        if isinstance(key, dict):
+            options["api_key"] = self._secret(key)
+        elif key is None and ("api_base" in options or "base_url" in options):
+            options["api_key"] = NO_KEY
+        if config.tools:
+            options["tools"] = chat_tools(config.tools)
+        options |= {
+            "model": config.model,
+            "messages": chat_messages(config, request.input.messages),
+            "timeout": max(1.0, request.seconds),
+            "num_retries": 0,
+            "max_retries": 0,
+            "stream": config.stream,
+        }
+        if config.stream:
+            options["stream_options"] = {"include_usage": True}
+        return options
+
+    def _secret(self, reference: dict[str, JsonValue]) -> str:
+        name = f"{SECRET_PREFIX}{reference.get('secret')}"
+        value = self._environment.get(name)
+        if value is None:
+            raise RejectedError("secret_missing", f"the runner has no variable {name}")
+        return value
+
+
+def load_litellm() -> Any:
+    """Import LiteLLM as we want it: silent, without a network, without retries. Takes seconds."""
+    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+    os.environ.setdefault("LITELLM_MODE", "PRODUCTION")  # else it reads a .env file
+    litellm: Any = importlib.import_module("litellm")
+    litellm.suppress_debug_info = True
+    litellm.num_retries = 0
+    # Its aiohttp sessions are never closed; httpx's are, when they are collected.
+    litellm.disable_aiohttp_transport = True
+    events.info("models.loaded")
+    return litellm
+
+
+class _Conversation:
+    """One request and what came of it."""
+
+    def __init__(self, litellm: Any, request: Request, emit: Emit) -> None:
+        self._litellm = litellm
+        self._request = request
+        self._emit = emit
+        self._text: list[str] = []
+        self._calls = CallCollector()
+        self._usage: Any = None
+        self._model: str | None = None
+        self._finish: str | None = None
+
+    async def run(self, options: dict[str, Any]) -> Turn:
+        response = await self._litellm.acompletion(**options)
+        if self._request.config.stream:
+            async for chunk in response:
+                await self._take(chunk, streamed=True)
+        else:
+            await self._take(response, streamed=False)
+        if self._finish == "content_filter":
+            raise RejectedError("content_refused", "the provider's filter withheld the answer")
+        text = "".join(self._text)
+        calls = self._calls.calls()
+        if self._finish is None and not text and not calls:
+            raise TransientError("model_answer_invalid", "the model's answer was empty")
+        return Turn(text=text, calls=calls, usage=await self._cost(options), model=self._model)
+
+    async def _take(self, part: Any, *, streamed: bool) -> None:
+        self._model = getattr(part, "model", None) or self._model
+        usage = getattr(part, "usage", None)
+        if usage is not None:
+            self._usage = usage
+        for choice in part.choices[:1]:
+            self._finish = choice.finish_reason or self._finish
+            message = choice.delta if streamed else choice.message
+            if message is None:
+                continue
+            if message.content:
+                self._text.append(message.content)
+                if streamed:
+                    await self._emit(message.content)
+            for position, call in enumerate(message.tool_calls or ()):
+                index = getattr(call, "index", None)
+                self._calls.add(
+                    position if index is None else index,
+                    call_id=call.id,
+                    name=call.function.name,
+                    arguments=call.function.arguments,
+                )
+
+    async def _cost(self, options: dict[str, Any]) -> Usage:
+        usage = self._usage
+        if usage is None or not (usage.prompt_tokens or usage.completion_tokens):
+            read, written = await asyncio.to_thread(self._count, options)
+        else:
+            read, written = int(usage.prompt_tokens or 0), int(usage.completion_tokens or 0)
+        price = self._price(read, written)
+        return Usage(
+            input_tokens=read,
+            output_tokens=written,
+            cost_usd=price or 0.0,
+            unknown_price=price is None,
+            model_calls=1,
+        )
+
+    def _count(self, options: dict[str, Any]) -> tuple[int, int]:
+        """Count tokens ourselves, because the provider did not say."""
+        model = self._request.config.model
+        read = self._litellm.token_counter(
+            model=model, messages=options["messages"], tools=options.get("tools")
+        )
+        text = "".join(self._text) + self._calls.raw()
+        return int(read), int(self._litellm.token_counter(model=model, text=text) if text else 0)
+
+    def _price(self, read: int, written: int) -> float | None:
+        """Return the price in USD; ``None`` where it is not known, which is not the same as 0."""
+        model = self._request.config.model
+        if model.partition("/")[0] in FREE_PROVIDERS:
+            return 0.0
+        try:
+            costs = self._litellm.cost_per_token(
+                model=model,
+                prompt_tokens=read,
+                completion_tokens=written,
+                usage_object=self._usage,
+            )
+        except self._litellm.exceptions.ModelNotMappedError:
+            return None
+        return float(sum(costs))
+
+
+def _mapped(litellm: Any, error: Exception) -> PenstockError:
+    """Return what a provider's error means, by the table."""
+    text = str(error)[:MESSAGE_CHARACTERS]
+    for name, family, code in _FAMILIES:
+        kind = getattr(litellm.exceptions, name, None)
+        if kind is not None and isinstance(error, kind):
+            if family is ErrorFamily.REJECTED:
+                return RejectedError(code, text)
+            return TransientError(code, text, retry_after_seconds=_retry_after(error))
+    return TransientError("model_error", text)
+
+
+def _retry_after(error: Exception) -> float | None:
+    from penstock.egress import retry_after_seconds  # noqa: PLC0415 - httpx is loaded by now
+
+    response = getattr(error, "response", None)
+    for headers in (
+        getattr(error, "litellm_response_headers", None),
+        getattr(response, "headers", None),
+        getattr(error, "headers", None),
+    ):
+        value = headers.get("retry-after") if headers else None
+        if value is not None:
+            return retry_after_seconds(str(value), datetime.now(UTC))
+    return None

@@ -1,0 +1,218 @@
+"""Agents elsewhere, asked by HTTP, answering by server-sent events.
+
+``POST {endpoint}/invoke`` is answered by ``delta`` events and one ``done`` or ``error``. A stream
+that ends without either is a failure that may be tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from penstock.contracts.errors import (
+    ErrorFamily,
+    ErrorInfo,
+    RejectedError,
+    TransientError,
+    error_from,
+)
+from penstock.contracts.facts import Usage
+from penstock.telemetry.tracing import inject
+from penstock_agent_runner.core.sse import EventParser
+from penstock_agent_runner.core.turn import Turn, last_user_index
+from penstock_agent_runner.models import Emit, Request
+
+if TYPE_CHECKING:
+    import httpx
+
+CONNECT_SECONDS: Final = 10.0
+SILENCE_SECONDS: Final = 300.0
+MAX_RESPONSE_BYTES: Final = 16 * 1024 * 1024
+SHOWN_CHARACTERS: Final = 500
+TRANSIENT_STATUS: Final = frozenset({408, 425, 429})
+
+
+class RemoteAgent:
+    """Asks an agent over HTTP; one connection pool for all of them."""
+
+    def __init__(
+        self, *, allow: Sequence[str] = (), client: httpx.AsyncClient | None = None
+    ) -> None:
+        """Prepare the caller; httpx is imported on the first turn.
+
+        Args:
+            allow: Hosts and networks that may be reached although they are not public.
+            client: Used instead of a guarded one.
+        """
+        self._allow = tuple(allow)
+        self._client = client
+        self._loading = asyncio.Lock()
+
+    async def answer(self, request: Request, emit: Emit) -> Turn:
+        """Answer a turn.
+
+        Raises:
+            RejectedError: The agent refuses it, or is not to be reached.
+            TransientError: It may work later.
+        """
+        client = await self._ready()
+        import httpx  # noqa: PLC0415 - see `_ready`
+
+        endpoint = request.config.endpoint or ""
+        session_id = request.input.session_id or request.run_id
+        messages = [message.model_dump(mode="json") for message in request.input.messages]
+        start = last_user_index(request.input.messages)
+        headers = inject(
+            {
+                "accept": "text/event-stream",
+                "x-session-id": session_id,
+                "x-run-id": request.run_id,
+                "idempotency-key": request.idempotency_key,
+            }
+        )
+        body = {
+            "session_id": session_id,
+            "run_id": request.run_id,
+            "input_message": {
+                "role": messages[start]["role"],
+                "content": messages[start]["content"],
+            },
+            "messages": messages,
+        }
+        try:
+            async with client.stream(
+                "POST",
+                f"{endpoint.rstrip('/')}/invoke",
+                json=body,
+                headers=headers,
+                timeout=httpx.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS),
+            ) as response:
+                if response.status_code >= 300:
+                    raise await _refusal(response)
+                return await _listen(response, emit)
+        except httpx.TimeoutException as error:
+            raise TransientError("agent_timeout", type(error).__name__) from error
+        except httpx.TransportError as error:
+            raise TransientError(
+                "agent_unreachable", f"{type(error).__name__}: {str(error)[:SHOWN_CHARACTERS]}"
+            ) from error
+        except httpx.InvalidURL as error:
+            raise RejectedError("invalid_agent", f"endpoint: {error}") from error
+
+    async def _ready(self) -> httpx.AsyncClient:
+        async with self._loading:
+            if self._client is None:
+                await asyncio.to_thread(importlib.import_module, "penstock.egress")
+                from penstock.egress import guarded_client  # noqa: PLC0415
+
+                self._client = guarded_client(self._allow)
+        return self._client
+
+
+async def _listen(response: httpx.Response, emit: Emit) -> Turn:
+    text: list[str] = []
+    async for name, data in _events(response):
+        if name == "delta":
+            piece = str(data.get("text", ""))
+            text.append(piece)
+            await emit(piece)
+        elif name == "done":
+            return Turn(
+                text=_final(data.get("final_message"), "".join(text)),
+                usage=_usage(data.get("usage")),
+                model=_string(data.get("model")),
+                output=data.get("output"),
+            )
+        elif name == "error":
+            raise _failure(data)
+    raise TransientError("agent_stream_ended", "the agent's stream ended without 'done'")
+
+
+async def _events(response: httpx.Response) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+    parser = EventParser()
+    size = 0
+    async for line in response.aiter_lines():
+        size += len(line)
+        if size > MAX_RESPONSE_BYTES:
+            raise RejectedError(
+                "response_too_large", f"the agent sent more than {MAX_RESPONSE_BYTES} characters"
+            )
+        event = parser.line(line)
+        if event is None:
+            continue
+        name, data = event
+        try:
+            value = json.loads(data)
+        except ValueError as error:
+            raise TransientError(
+                "agent_answer_invalid", f"event {name!r} holds no JSON: {data[:SHOWN_CHARACTERS]}"
+            ) from error
+        if not isinstance(value, dict):
+            raise TransientError("agent_answer_invalid", f"event {name!r} holds no object")
+        yield name, value
+
+
+async def _refusal(response: httpx.Response) -> Exception:
+    from penstock.egress import retry_after_seconds  # noqa: PLC0415 - see `RemoteAgent._ready`
+
+    status = response.status_code
+    shown = bytearray()
+    async for piece in response.aiter_bytes():
+        shown += piece
+        if len(shown) > SHOWN_CHARACTERS:
+            break
+    text = shown[:SHOWN_CHARACTERS].decode("utf-8", "replace").strip()
+    message = f"the agent answered {status}: {text}".rstrip(": ")
+    if status in TRANSIENT_STATUS or status >= 500:
+        after = retry_after_seconds(response.headers.get("retry-after"), datetime.now(UTC))
+        return TransientError(f"http_{status}", message, retry_after_seconds=after)
+    return RejectedError(f"http_{status}", message)
+
+
+def _failure(data: Mapping[str, Any]) -> Exception:
+    """Return an ``error`` event as an exception; without a family it may be tried again."""
+    family = data.get("family")
+    after = data.get("retry_after_seconds")
+    return error_from(
+        ErrorInfo(
+            code=_string(data.get("code")) or "agent_error",
+            message=str(data.get("message") or data.get("error") or "the agent failed"),
+            family=ErrorFamily.REJECTED if family == "rejected" else ErrorFamily.TRANSIENT,
+            retry_after_seconds=float(after) if isinstance(after, int | float) else None,
+        )
+    )
+
+
+def _final(message: object, streamed: str) -> str:
+    if isinstance(message, dict):
+        message = message.get("content")
+    return message if isinstance(message, str) else streamed
+
+
+def _usage(value: object) -> Usage:
+    """Return what the agent says it used; what it costs is known only if it says so."""
+    given: Mapping[str, Any] = value if isinstance(value, dict) else {}
+    cost = given.get("cost_usd")
+    return Usage(
+        input_tokens=_count(given, "input_tokens", "prompt_tokens"),
+        output_tokens=_count(given, "output_tokens", "completion_tokens"),
+        cost_usd=float(cost) if isinstance(cost, int | float) else 0.0,
+        unknown_price=not isinstance(cost, int | float),
+        model_calls=1,
+    )
+
+
+def _count(given: Mapping[str, Any], *names: str) -> int:
+    for name in names:
+        value = given.get(name)
+        if isinstance(value, int):
+            return value
+    return 0
+
+
+def _string(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
