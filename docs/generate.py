@@ -4,6 +4,7 @@ A page is a path below docs/ and a function that gives its text.
 """
 
 import argparse
+import functools
 import importlib
 import importlib.util
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from pydantic_settings import BaseSettings
 
+from penstock.contracts import schemas
 from penstock.settings import CoreSettings, DatabaseSettings, settings_markdown
 
 FOLDER = Path(__file__).parent
@@ -45,8 +47,16 @@ def settings_page() -> str:
     )
 
 
+def message_pages() -> dict[str, Callable[[], str]]:
+    """The catalogue of messages, with a JSON Schema for each."""
+    return {
+        f"messages/{name}": functools.partial(str, text) for name, text in schemas.pages().items()
+    }
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "settings.md": settings_page,
+    **message_pages(),
 }
 
 
@@ -67,6 +77,15 @@ def main() -> int:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text, encoding="utf-8")
             print(f"wrote docs/{name}")
+    for file in sorted((FOLDER / "messages").glob("*.json")):
+        if file.relative_to(FOLDER).as_posix() in PAGES:
+            continue
+        stale += 1
+        if check:
+            print(f"docs/messages/{file.name} is of a message that is no more: run `make docs`")
+        else:
+            file.unlink()
+            print(f"removed docs/messages/{file.name}")
     return 1 if check and stale else 0
 
 
