@@ -17,8 +17,8 @@ from penstock_orchestrator.archive.store import Position
 _CONNECT_SECONDS: Final = 10.0
 _STATEMENT_SECONDS: Final = 60.0
 _CHANGES: Final = tuple(statements.for_postgres(change) for change in statements.CHANGES)
-_AWAY: Final = ("08", "40", "53", "55", "57", "58")
-"""Classes of SQLSTATE that pass: connection, rollback, resources, locks, operator, system."""
+_REFUSED: Final = ("22", "23", "54")
+"""Classes of SQLSTATE that a value is to blame for: data, integrity, limits. All else may pass."""
 
 
 class PostgresStore:
@@ -93,22 +93,22 @@ class PostgresStore:
                     self._dsn, timeout=_CONNECT_SECONDS, command_timeout=_STATEMENT_SECONDS
                 )
             yield self._connection
+        except asyncpg.DataError as error:
+            raise RejectedError("rows_refused", str(error)) from error
         except asyncpg.PostgresError as error:
-            if (error.sqlstate or "08")[:2] in _AWAY:
-                raise TransientError("archive_unavailable", str(error)) from error
-            raise RejectedError("rows_refused", str(error)) from error
-        except (OSError, TimeoutError) as error:
-            await self._drop()
-            raise TransientError("archive_unavailable", repr(error)) from error
-        except asyncpg.InternalClientError as error:
-            await self._drop()
+            if (error.sqlstate or "")[:2] in _REFUSED:
+                raise RejectedError("rows_refused", str(error)) from error
             raise TransientError("archive_unavailable", str(error)) from error
-        except asyncpg.InterfaceError as error:
-            if self._connection is None or self._connection.is_closed():
-                raise TransientError("archive_unavailable", str(error)) from error
-            raise RejectedError("rows_refused", str(error)) from error
+        except (
+            OSError,
+            TimeoutError,
+            asyncpg.InterfaceError,
+            asyncpg.InternalClientError,
+        ) as error:
+            self._drop()
+            raise TransientError("archive_unavailable", repr(error)) from error
 
-    async def _drop(self) -> None:
+    def _drop(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.terminate()

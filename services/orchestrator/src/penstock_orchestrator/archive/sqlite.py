@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -29,7 +30,21 @@ _PRAGMAS: Final = (
     "PRAGMA journal_size_limit = 67108864",
     "PRAGMA cache_size = -8000",
 )
-_CHANGES: Final = tuple(statements.for_sqlite(change) for change in statements.CHANGES)
+_ROWS_AT_ONCE: Final = (512, 64, 8, 1)
+"""Not ``executemany``: that hands the interpreter's lock over and back for every single row, which
+takes milliseconds each while the event loop is busy. Few sizes, so that statements stay prepared."""
+_CHANGES: Final = tuple(
+    tuple((count, statements.for_sqlite(change, count)) for count in _ROWS_AT_ONCE)
+    for change in statements.CHANGES
+)
+_REFUSED: Final = (
+    sqlite3.DataError,
+    sqlite3.IntegrityError,
+    sqlite3.InterfaceError,
+    OverflowError,
+    UnicodeError,
+)
+"""What a value is to blame for. All else may pass, and dead letters are no place to wait in."""
 
 
 class SqliteStore:
@@ -100,10 +115,10 @@ class SqliteStore:
             if self._connection is None:
                 self._connection = _open(self._path)
             return work(self._connection)
-        except sqlite3.OperationalError as error:
-            raise TransientError("archive_unavailable", str(error)) from error
-        except (sqlite3.Error, OverflowError, UnicodeError) as error:
+        except _REFUSED as error:
             raise RejectedError("rows_refused", str(error)) from error
+        except sqlite3.Error as error:
+            raise TransientError("archive_unavailable", str(error)) from error
 
 
 def _open(path: Path) -> sqlite3.Connection:
@@ -126,9 +141,13 @@ def _write(connection: sqlite3.Connection, stream: str, batch: Batch, after_seq:
         )
         if moved.rowcount != 1:
             raise ConflictError("projected_elsewhere", f"{stream} is not projected to {after_seq}")
-        for statement, rows in zip(_CHANGES, batch.parts(), strict=True):
-            if rows:
-                connection.executemany(statement, rows)
+        for sizes, rows in zip(_CHANGES, batch.parts(), strict=True):
+            begin = 0
+            for count, statement in sizes:
+                while len(rows) - begin >= count:
+                    values = list(chain.from_iterable(rows[begin : begin + count]))
+                    connection.execute(statement, values)
+                    begin += count
         connection.execute("COMMIT")
     finally:
         if connection.in_transaction:

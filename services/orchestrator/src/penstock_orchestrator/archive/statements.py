@@ -1,8 +1,7 @@
 """The projector's SQL: one statement per table and kind of change, for rows by the thousand.
 
-Both databases take the same columns in the same order. SQLite runs a statement once per row;
-PostgreSQL gets whole columns as arrays (``unnest``), which costs a fifth of a row at a time.
-Every insert is harmless when repeated.
+Both databases take the same columns in the same order, many rows per statement: SQLite as one
+long list of values, PostgreSQL as one array per column. Every statement is harmless when repeated.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ class Change:
     table: str
     columns: dict[str, Kind]
     keys: int = 1
-    inserts: bool = True
     updates: bool = True
     fixed: frozenset[str] = frozenset()
 
@@ -89,7 +87,8 @@ RUNS: Final = Change(
     },
     keys=2,
 )
-RUN_PROGRESS: Final = Change("runs", _RUN_PROGRESS, keys=2, inserts=False)
+RUN_PROGRESS: Final = Change("runs", _RUN_PROGRESS, keys=2)
+"""For runs whose beginning is stored; an upsert, because it is the cheapest update of many."""
 STEPS: Final = Change(
     "steps",
     {
@@ -161,17 +160,13 @@ CHANGES: Final = (FACTS, RUNS, RUN_PROGRESS, STEPS, SESSIONS, MESSAGES, USAGE)
 """In the order in which a batch applies them."""
 
 
-def for_sqlite(change: Change) -> str:
-    """Return the statement for one row with ``?`` parameters, numbered by column."""
-    names = tuple(change.columns)
-    place = {name: f"?{number}" for number, name in enumerate(names, 1)}
-    if not change.inserts:
-        sets = ", ".join(f"{name} = {place[name]}" for name in change.value_names)
-        where = " AND ".join(f"{name} = {place[name]}" for name in change.key_names)
-        return f"UPDATE {change.table} SET {sets} WHERE {where}"  # noqa: S608 - our own names
-    values = ", ".join(place.values())
+def for_sqlite(change: Change, rows: int) -> str:
+    """Return the statement for so many rows at once, their values one after the other."""
+    names = ", ".join(change.columns)
+    row = f"({', '.join('?' * len(change.columns))})"
+    values = ", ".join([row] * rows)
     return (
-        f"INSERT INTO {change.table} ({', '.join(names)}) VALUES ({values}) "  # noqa: S608
+        f"INSERT INTO {change.table} ({names}) VALUES {values} "  # noqa: S608 - our own names
         + _on_conflict(change)
     )
 
@@ -185,10 +180,6 @@ def for_postgres(change: Change) -> str:
         for number, kind in enumerate(change.columns.values(), 1)
     )
     source = f"unnest({arrays}) AS given ({', '.join(names)})"
-    if not change.inserts:
-        sets = ", ".join(f"{name} = given.{name}" for name in change.value_names)
-        where = " AND ".join(f"{change.table}.{name} = given.{name}" for name in change.key_names)
-        return f"UPDATE {change.table} SET {sets} FROM {source} WHERE {where}"  # noqa: S608
     picked = ", ".join(
         f"{name}::jsonb" if kind == "jsonb" else name for name, kind in change.columns.items()
     )

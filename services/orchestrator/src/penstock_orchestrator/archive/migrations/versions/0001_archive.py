@@ -48,9 +48,7 @@ def upgrade() -> None:
         sa.Column("tenant", sa.Text(), nullable=False),
         sa.Column("run_id", sa.Text(), nullable=False),
         sa.Column("last_seq", sa.BigInteger(), nullable=False),
-        sa.Column(
-            "updated_at", INSTANT, comment="null: only facts that change nothing were seen"
-        ),
+        sa.Column("updated_at", INSTANT, comment="null: only facts that change nothing were seen"),
         sa.Column("status", sa.Text(), nullable=False),
         sa.Column("output", sa.Text(), comment="JSON; null above 16 KiB, see facts"),
         sa.Column("error", sa.Text(), comment="JSON"),
@@ -156,9 +154,7 @@ def upgrade() -> None:
     op.create_table(
         "projection",
         sa.Column("stream", sa.Text(), nullable=False),
-        sa.Column(
-            "last_seq", sa.BigInteger(), nullable=False, comment="all up to it is projected"
-        ),
+        sa.Column("last_seq", sa.BigInteger(), nullable=False, comment="all up to it is projected"),
         sa.Column(
             "created",
             sa.Text(),

@@ -1,0 +1,336 @@
+"""The projector: from the log into the archive, exactly once.
+
+A batch's rows and the sequence that they reach are one transaction; the log is acknowledged
+after it. Whatever is delivered again is below that sequence and skipped; whatever should have
+been delivered and was not (a process died with it) is read from the stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from nats.errors import Error as NatsError
+from prometheus_client import Counter, Gauge, Histogram
+from pydantic import ValidationError
+
+from penstock.bus.claims import Claims, is_claim
+from penstock.bus.connection import Bus, JetStreamError
+from penstock.bus.reader import LogReader
+from penstock.contracts import subjects
+from penstock.contracts.errors import (
+    ConflictError,
+    ErrorInfo,
+    InvariantError,
+    RejectedError,
+    TransientError,
+)
+from penstock.contracts.facts import DeadLetter
+from penstock.telemetry.logs import EventLog
+from penstock_orchestrator.archive.feed import Feed, LogMessage
+from penstock_orchestrator.archive.projection import Projection, Received, read_fact
+from penstock_orchestrator.archive.store import Store
+
+_log = EventLog(__name__)
+
+LAG_MESSAGES: Final = Gauge(
+    "penstock_projector_lag_messages", "Facts in the log that the archive does not have yet"
+)
+LAG_SECONDS: Final = Gauge(
+    "penstock_projector_lag_seconds", "Age of the oldest fact that waits for the archive"
+)
+PROJECTED: Final = Counter("penstock_projector_facts_total", "Facts that the archive took")
+DEAD: Final = Counter(
+    "penstock_projector_dead_facts_total", "Messages that the archive cannot hold"
+)
+COMMIT_SECONDS: Final = Histogram(
+    "penstock_projector_commit_seconds",
+    "Time of one transaction",
+    buckets=(0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0),
+)
+
+_LAG_EVERY_SECONDS: Final = 5.0
+_FIRST_DELAY_SECONDS: Final = 0.5
+_LONGEST_DELAY_SECONDS: Final = 15.0
+_CLAIM_TRIES: Final = 5
+_DEAD_BODY_CHARACTERS: Final = 100_000
+"""A dead letter must fit into a message, whatever its body is made of."""
+_NOT_FOUND: Final = 404
+
+
+class Projector:
+    """Moves facts from one stream into one store."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        store: Store,
+        feed: Feed,
+        reader: LogReader,
+        claims: Claims,
+        *,
+        batch_size: int = 2_000,
+        flush_seconds: float = 0.25,
+    ) -> None:
+        """Create a projector; ``run`` it.
+
+        Args:
+            bus: An open connection.
+            store: The archive; its tables exist.
+            feed: The durable's messages, not started.
+            reader: Reads what the feed does not bring.
+            claims: Where large bodies are.
+            batch_size: Most facts in one transaction when catching up.
+            flush_seconds: Longest wait for a batch to fill.
+        """
+        self._bus = bus
+        self._store = store
+        self._feed = feed
+        self._reader = reader
+        self._claims = claims
+        self._batch_size = batch_size
+        self._flush_seconds = flush_seconds
+        self._projection = Projection(store.instant)
+        self._position = 0
+        """What the tables have."""
+        self._oldest_at: float | None = None
+        self._stopping = asyncio.Event()
+        self._delay = _FIRST_DELAY_SECONDS
+
+    async def run(self) -> None:
+        """Project until ``stop``.
+
+        Raises:
+            InvariantError: ``archive_of_another_stream``.
+        """
+        LAG_SECONDS.set_function(self._lag_seconds)
+        await self._feed.start()
+        lag = asyncio.create_task(self._measure_lag(), name="projector-lag")
+        try:
+            while not self._stopping.is_set():
+                try:
+                    await self._catch_up()
+                    await self._follow()
+                except ConflictError as error:
+                    _log.warning("projector.conflict", code=error.code, reason=error.message)
+                    self._projection.forget()
+                except TransientError as error:
+                    _log.warning("projector.waiting", code=error.code, reason=error.message)
+                    self._projection.forget()
+                    await self._back_off()
+        finally:
+            lag.cancel()
+            await self._feed.stop()
+
+    async def stop(self) -> None:
+        """Let ``run`` finish what has arrived, and return."""
+        self._stopping.set()
+        await self._feed.stop()
+
+    # -- reading -----------------------------------------------------------------------------
+
+    async def _catch_up(self) -> None:
+        """Find the position, and project what was delivered to nobody who is still there."""
+        created, delivered = await self._stream_facts()
+        position = await self._store.position(subjects.RUNS)
+        if position is None:
+            await self._store.begin(subjects.RUNS, created)
+        elif position.created != created:
+            raise InvariantError(
+                "archive_of_another_stream",
+                f"the archive was projected from a stream {subjects.RUNS} of {position.created}, "
+                f"this one is of {created}; give the archive a database of its own",
+            )
+        self._position = 0 if position is None else position.last_seq
+        while self._position < delivered and not self._stopping.is_set():
+            messages, reached = await self._read(self._position + 1, delivered + 1)
+            await self._project(messages, reached)
+
+    async def _stream_facts(self) -> tuple[str, int]:
+        """Return when the stream was created, and how far the durable has delivered it."""
+        try:
+            stream = await self._bus.api(f"STREAM.INFO.{subjects.RUNS}")
+            durable = await self._bus.api(f"CONSUMER.INFO.{subjects.RUNS}.{subjects.PROJECTOR}")
+        except JetStreamError as error:
+            raise TransientError("log_unavailable", str(error)) from error
+        return stream["created"], int(durable["delivered"]["stream_seq"])
+
+    async def _follow(self) -> None:
+        while True:
+            messages = await self._feed.take(self._flush_seconds)
+            if not messages:
+                return
+            self._oldest_at = messages[0].stored_at
+            whole: list[LogMessage] = []
+            reached = self._position
+            for message in messages:
+                if message.seq <= reached:
+                    continue
+                while message.seq > reached + 1:
+                    found, reached = await self._read(reached + 1, message.seq)
+                    whole += found
+                    if len(whole) >= self._batch_size:
+                        await self._project(whole, reached)
+                        whole = []
+                whole.append(message)
+                reached = message.seq
+            if reached > self._position:
+                await self._project(whole, reached)
+            self._oldest_at = None
+            self._feed.acknowledge(messages[-1])
+
+    async def _read(self, first: int, before: int) -> tuple[list[LogMessage], int]:
+        """Read what the stream holds from ``first`` up to, not including, ``before``.
+
+        Returns:
+            Messages in order, one batch at most, and the sequence up to which nothing is missing.
+        """
+        page = await self._reader.get_many(
+            subjects.RUNS,
+            {
+                "next_by_subj": subjects.RUN_SPACE,
+                "seq": first,
+                "batch": min(before - first, self._batch_size),
+            },
+            timeout_seconds=30.0,
+        )
+        messages = [
+            LogMessage(stored.seq, stored.subject, stored.body)
+            for stored in page.messages
+            if stored.seq < before
+        ]
+        if page.messages and page.messages[-1].seq >= before:
+            return messages, before - 1
+        if messages:
+            return messages, messages[-1].seq
+        # Nothing there: ask the leader whether that is so, a replica may lag.
+        try:
+            answer = await self._bus.api(
+                f"STREAM.MSG.GET.{subjects.RUNS}",
+                {"seq": first, "next_by_subj": subjects.RUN_SPACE},
+            )
+        except JetStreamError as error:
+            if error.code == _NOT_FOUND:
+                return [], before - 1
+            raise TransientError("log_unavailable", str(error)) from error
+        next_seq = int(answer["message"]["seq"])
+        if next_seq < before:
+            raise TransientError("read_lags", f"a replica does not have {next_seq} yet")
+        return [], before - 1
+
+    # -- projecting --------------------------------------------------------------------------
+
+    async def _project(self, messages: Sequence[LogMessage], last_seq: int) -> None:
+        received: list[Received] = []
+        for message in messages:
+            try:
+                body = message.body
+                if is_claim(body):
+                    body = await self._fetch(body)
+                received.append(read_fact(message.seq, message.subject, body))
+            except ValidationError as error:
+                await self._bury(message, _summary(error))
+            except (ValueError, RejectedError) as error:
+                await self._bury(message, str(error))
+        await self._commit(received, last_seq)
+        PROJECTED.inc(len(received))
+        self._delay = _FIRST_DELAY_SECONDS
+
+    async def _commit(self, received: Sequence[Received], last_seq: int) -> None:
+        """Write facts; those that the database refuses are found by halving, and buried."""
+        projection = self._projection
+        missing = projection.missing(received)
+        if missing:
+            projection.load(missing, *await self._store.load(missing))
+        batch = projection.build(received, last_seq)
+        began_at = time.perf_counter()
+        try:
+            await self._store.commit(subjects.RUNS, batch, after_seq=self._position)
+        except RejectedError as error:
+            projection.forget()
+            if len(received) > 1:
+                half = len(received) // 2
+                await self._commit(received[:half], received[half - 1].seq)
+                await self._commit(received[half:], last_seq)
+                return
+            if not received:
+                raise TransientError("archive_refuses", error.message) from error
+            refused = received[0]
+            message = LogMessage(refused.seq, refused.subject_text, refused.body.encode())
+            await self._bury(message, error.message)
+            await self._commit([], last_seq)
+            return
+        COMMIT_SECONDS.observe(time.perf_counter() - began_at)
+        projection.committed(batch)
+        self._position = last_seq
+
+    async def _fetch(self, body: bytes) -> bytes:
+        """Return what a claim stands for.
+
+        Raises:
+            RejectedError: ``claim_lost``: it is not there, and will not be.
+        """
+        for attempt in range(_CLAIM_TRIES):
+            try:
+                return await self._claims.unpack(body)
+            except TransientError as error:
+                _log.warning("projector.claim_missing", reason=error.message, attempt=attempt)
+                await asyncio.sleep(0.1 * 2**attempt)
+            except NatsError as error:
+                raise TransientError("objects_unavailable", repr(error)) from error
+            except InvariantError as error:
+                raise RejectedError(error.code, error.message) from error
+        raise RejectedError("claim_lost", "the object behind the claim is missing")
+
+    async def _bury(self, message: LogMessage, reason: str) -> None:
+        """Keep as a dead letter what cannot be projected; only then does the log move on."""
+        letter = DeadLetter(
+            stream=subjects.RUNS,
+            stream_seq=message.seq,
+            subject=message.subject,
+            consumer=subjects.PROJECTOR,
+            deliveries=1,
+            error=ErrorInfo(code="not_projectable", message=reason[:1_000]),
+            body=message.body.decode("utf-8", "replace")[:_DEAD_BODY_CHARACTERS],
+            occurred_at=datetime.now(UTC),
+        )
+        _log.error("projector.dead_letter", subject=message.subject, seq=message.seq, reason=reason)
+        await self._bus.request(
+            subjects.dead(subjects.RUNS, subjects.PROJECTOR),
+            letter.model_dump_json().encode(),
+            headers={"Nats-Msg-Id": f"{subjects.RUNS}.{message.seq}.{subjects.PROJECTOR}"},
+        )
+        DEAD.inc()
+
+    # -- waiting and lagging -----------------------------------------------------------------
+
+    async def _back_off(self) -> None:
+        delay = self._delay
+        self._delay = min(delay * 2, _LONGEST_DELAY_SECONDS)
+        try:
+            await asyncio.wait_for(self._stopping.wait(), delay)
+        except TimeoutError:
+            return
+
+    def _lag_seconds(self) -> float:
+        oldest_at = self._oldest_at
+        return 0.0 if oldest_at is None else max(0.0, time.time() - oldest_at)
+
+    async def _measure_lag(self) -> None:
+        while True:
+            try:
+                info: dict[str, Any] = await self._bus.api(f"STREAM.INFO.{subjects.RUNS}")
+            except (JetStreamError, TransientError) as error:
+                _log.warning("projector.lag_unknown", reason=str(error))
+            else:
+                LAG_MESSAGES.set(max(0, int(info["state"]["last_seq"]) - self._position))
+            await asyncio.sleep(_LAG_EVERY_SECONDS)
+
+
+def _summary(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    path = ".".join(str(part) for part in first["loc"])
+    return f"{path}: {first['msg']} ({error.error_count()} findings)"
