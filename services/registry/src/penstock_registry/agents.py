@@ -1,0 +1,248 @@
+"""Agents that register by HTTP: a definition with an endpoint, kept live by a heartbeat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Literal
+
+from pydantic import JsonValue
+
+from penstock.bus.connection import Bus
+from penstock.bus.kv import Bucket
+from penstock.contracts import subjects
+from penstock.contracts.errors import ConflictError, RejectedError
+from penstock.contracts.rpc import (
+    AgentRegistration,
+    BeatAgent,
+    Deleted,
+    DeleteDefinition,
+    DeregisterAgent,
+    DocumentKind,
+    ListRunners,
+    PutDefinition,
+    RegisterAgent,
+    RunnerState,
+    RunnerView,
+)
+from penstock.contracts.runners import Capability, RunnerRecord
+from penstock.telemetry.logs import EventLog
+from penstock_registry import store
+from penstock_registry.core.documents import API_VERSION, parse_endpoint
+from penstock_registry.core.liveness import HTTP_AGENT
+from penstock_registry.definitions import Definitions
+from penstock_registry.store import Store
+from penstock_registry.tables import AgentRow
+
+log = EventLog("penstock.registry")
+
+Change = Literal["created", "updated", "unchanged"]
+
+
+class HttpAgents:
+    """The registry's verbs on agents that register themselves."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        database: Store,
+        definitions: Definitions,
+        now: Callable[[], datetime],
+        *,
+        ttl_seconds: float,
+    ) -> None:
+        """Use what the other verbs use.
+
+        Args:
+            bus: The connection.
+            database: Where registrations are kept.
+            definitions: Makes the agents' definitions.
+            now: The clock.
+            ttl_seconds: Life of a registration that names no TTL of its own.
+        """
+        self._runners = Bucket(bus, subjects.RUNNERS)
+        self._store = database
+        self._definitions = definitions
+        self._now = now
+        self._ttl_seconds = ttl_seconds
+
+    async def register(self, request: RegisterAgent) -> AgentRegistration:
+        """Register an agent, or renew its registration: doing so twice changes nothing.
+
+        Raises:
+            ConflictError: ``name_taken`` by an agent that has a document.
+            RejectedError: ``invalid_document``.
+            TransientError: Database or bus did not answer.
+        """
+        endpoint = parse_endpoint(request.endpoint, path="endpoint")
+        fields: dict[str, str | float] = {
+            "name": request.name or request.agent_id,
+            "endpoint": endpoint,
+            "version": request.version,
+            "ttl_seconds": request.ttl_seconds or self._ttl_seconds,
+        }
+        # The definition first: should this be cut short, the agent registers again.
+        await self._definitions.put(
+            PutDefinition(
+                tenant=request.tenant,
+                kind=DocumentKind.AGENT,
+                document=_document(request, endpoint),
+                publish=True,
+            ),
+            origin="registration",
+        )
+        row, change = await self._save(request.tenant, request.agent_id, fields)
+        await self._beat(row, in_flight=0, draining=False)
+        log.info(
+            "agent.registered",
+            tenant=row.tenant_id,
+            agent_id=row.agent_id,
+            endpoint=row.endpoint,
+            change=change,
+        )
+        return self._registration(row, change)
+
+    async def beat(self, request: BeatAgent) -> AgentRegistration:
+        """Take a heartbeat.
+
+        Raises:
+            RejectedError: ``unknown_agent``; it has to register again.
+            TransientError: Database or bus did not answer.
+        """
+        async with self._store.reading() as session:
+            row = await store.find_agent(session, request.tenant, request.agent_id)
+        if row is None or row.deleted_at is not None:
+            raise _unknown(request.agent_id)
+        await self._beat(row, in_flight=request.in_flight, draining=request.draining)
+        return self._registration(row, "unchanged")
+
+    async def deregister(self, request: DeregisterAgent) -> Deleted:
+        """Take an agent away; a definition that others name stays.
+
+        Raises:
+            RejectedError: ``unknown_agent``.
+            TransientError: Database or bus did not answer.
+        """
+        async with self._store.changing(request.tenant) as session:
+            row = await store.find_agent(session, request.tenant, request.agent_id)
+            if row is None or row.deleted_at is not None:
+                raise _unknown(request.agent_id)
+            row.deleted_at = row.updated_at = self._now()
+        await self._runners.delete(_key(row), ttl_seconds=row.ttl_seconds)
+        gone = Deleted(kind=DocumentKind.AGENT, name=row.agent_id)
+        try:
+            await self._definitions.delete(
+                DeleteDefinition(tenant=row.tenant_id, kind=gone.kind, name=gone.name),
+                origin="registration",
+            )
+        except (ConflictError, RejectedError) as error:
+            # It is in use, or somebody deleted it or made it a document before.
+            log.info("agent.definition_kept", agent_id=row.agent_id, code=error.code)
+        log.info("agent.deregistered", tenant=row.tenant_id, agent_id=row.agent_id)
+        return gone
+
+    async def lost(self, request: ListRunners, known: list[RunnerView]) -> list[RunnerView]:
+        """Return registered agents that are not on the board: lost before the registry started.
+
+        Raises:
+            TransientError: The database did not answer.
+        """
+        wanted = request.kind in (None, HTTP_AGENT) and request.queue in (None, request.tenant)
+        if not wanted or request.state not in (None, RunnerState.LOST):
+            return []
+        there = {view.runner.runner_id for view in known if view.runner.kind == HTTP_AGENT}
+        async with self._store.reading() as session:
+            rows = await store.list_agents(session, request.tenant)
+        now = self._now()
+        return [
+            RunnerView(
+                runner=_record(row, row.updated_at, in_flight=0, draining=False),
+                state=RunnerState.LOST,
+                silent_seconds=round((now - row.updated_at).total_seconds(), 3),
+            )
+            for row in rows
+            if row.agent_id not in there
+        ]
+
+    async def _save(
+        self, tenant: str, agent_id: str, fields: dict[str, str | float]
+    ) -> tuple[AgentRow, Change]:
+        now = self._now()
+        async with self._store.changing(tenant) as session:
+            row = await store.find_agent(session, tenant, agent_id)
+            if row is None:
+                row = AgentRow(
+                    tenant_id=tenant,
+                    agent_id=agent_id,
+                    created_at=now,
+                    updated_at=now,
+                    deleted_at=None,
+                    **fields,
+                )
+                session.add(row)
+                return row, "created"
+            change: Change = "unchanged"
+            if any(getattr(row, name) != value for name, value in fields.items()):
+                change = "updated"
+            if row.deleted_at is not None:
+                change = "created"
+            for name, value in fields.items():
+                setattr(row, name, value)
+            row.deleted_at = None
+            if change != "unchanged":
+                row.updated_at = now
+            return row, change
+
+    async def _beat(self, row: AgentRow, *, in_flight: int, draining: bool) -> None:
+        record = _record(row, self._now(), in_flight=in_flight, draining=draining)
+        await self._runners.put(
+            _key(row), record.model_dump_json().encode(), ttl_seconds=row.ttl_seconds
+        )
+
+    def _registration(self, row: AgentRow, change: Change) -> AgentRegistration:
+        return AgentRegistration(
+            agent_id=row.agent_id,
+            name=row.name,
+            endpoint=row.endpoint,
+            ttl_seconds=row.ttl_seconds,
+            heartbeat_seconds=row.ttl_seconds / 3,
+            expires_at=self._now() + timedelta(seconds=row.ttl_seconds),
+            change=change,
+        )
+
+
+def _document(request: RegisterAgent, endpoint: str) -> JsonValue:
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "Agent",
+        "metadata": {
+            "name": request.agent_id,
+            "description": request.description or request.name,
+            "labels": dict(request.labels),
+        },
+        "spec": {"endpoint": endpoint},
+    }
+
+
+def _key(row: AgentRow) -> str:
+    return subjects.runner_key(HTTP_AGENT, row.tenant_id, row.agent_id)
+
+
+def _record(row: AgentRow, beat_at: datetime, *, in_flight: int, draining: bool) -> RunnerRecord:
+    return RunnerRecord(
+        runner_id=row.agent_id,
+        kind=HTTP_AGENT,
+        queue=row.tenant_id,
+        version=row.version,
+        endpoint=row.endpoint,
+        capabilities=(Capability(name=row.agent_id, description=row.name),),
+        in_flight=in_flight,
+        draining=draining,
+        started_at=row.created_at,
+        beat_at=beat_at,
+        ttl_seconds=row.ttl_seconds,
+    )
+
+
+def _unknown(agent_id: str) -> RejectedError:
+    return RejectedError("unknown_agent", f"agent {agent_id!r} is not registered; register again")

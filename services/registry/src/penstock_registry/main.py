@@ -1,0 +1,146 @@
+"""Composition of the registry: database, buckets, board, verbs, in the order of their needs."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from datetime import UTC, datetime
+from typing import Final
+
+from penstock import db
+from penstock.bus.connection import Bus, connect
+from penstock.bus.topology import ensure
+from penstock.contracts import subjects
+from penstock.contracts.errors import PenstockError, TransientError
+from penstock.telemetry import logs, tracing
+from penstock.telemetry.health import HealthServer
+from penstock_registry.agents import HttpAgents
+from penstock_registry.board import Board
+from penstock_registry.definitions import Definitions
+from penstock_registry.handlers import Endpoint, Parts, verbs
+from penstock_registry.keys import ApiKeys
+from penstock_registry.publisher import Publisher
+from penstock_registry.settings import RegistrySettings
+from penstock_registry.store import Store
+
+SERVICE: Final = "registry"
+PACKAGE: Final = "penstock_registry"
+EXIT_FAILED: Final = 1
+
+log = logs.EventLog("penstock.registry")
+
+
+def run(settings: RegistrySettings) -> None:
+    """Serve until SIGTERM or SIGINT, then leave the process.
+
+    Raises:
+        SystemExit: With 0 after an orderly end, 1 if it could not start.
+    """
+    import uvloop  # noqa: PLC0415 - only where a process is run
+
+    logs.configure(
+        service=SERVICE,
+        instance_id=settings.instance_id,
+        level=settings.log_level,
+        style=settings.log_format,
+    )
+    tracing.configure(
+        service=SERVICE,
+        instance_id=settings.instance_id,
+        otlp_endpoint=settings.otlp_endpoint,
+    )
+    try:
+        uvloop.run(serve(settings))
+    except PenstockError as error:
+        log.error("registry.failed", error=error, code=error.code)
+        sys.exit(EXIT_FAILED)
+    finally:
+        tracing.shutdown()
+    sys.exit(0)
+
+
+async def serve(settings: RegistrySettings, *, until: asyncio.Event | None = None) -> None:
+    """Serve until a signal, or ``until`` is set.
+
+    Raises:
+        PenstockError: It could not start.
+    """
+    ending = until if until is not None else asyncio.Event()
+    if until is None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, ending.set)
+    engine = db.create_engine(
+        settings.resolved_database_url,
+        pool_size=settings.database_pool_size,
+        recycle_seconds=settings.database_pool_recycle_seconds,
+    )
+    try:
+        bus, _ = await asyncio.gather(
+            connect(settings, name=f"{SERVICE}-{settings.instance_id}"),
+            db.upgrade(engine, package=PACKAGE),
+        )
+        try:
+            await ensure(bus, settings)
+            await _serve(settings, bus, Store(engine), ending)
+        finally:
+            await bus.close()
+    finally:
+        await engine.dispose()
+
+
+async def _serve(
+    settings: RegistrySettings, bus: Bus, database: Store, ending: asyncio.Event
+) -> None:
+    publisher = Publisher(bus, database, _now)
+    definitions = Definitions(database, publisher, _now)
+    board = Board(bus, lost_kept_seconds=settings.registry_lost_kept_seconds)
+    agents = HttpAgents(bus, database, definitions, _now, ttl_seconds=settings.runner_ttl_seconds)
+    keys = ApiKeys(database, publisher, _now)
+    endpoint = Endpoint(settings, verbs(Parts(definitions, agents, keys, board)))
+
+    async def canary() -> None:
+        await bus.request(subjects.canary(settings.instance_id), b"{}")
+
+    health = HealthServer(host=settings.metrics_host, port=settings.metrics_port, canary=canary)
+    await board.start()
+    await publisher.repair()
+    repairs = asyncio.create_task(
+        _keep_repaired(bus, publisher, settings.registry_repair_seconds), name="repairs"
+    )
+    try:
+        await endpoint.start()
+        await health.start()
+        log.info("registry.ready")
+        await ending.wait()
+        log.info("registry.ending")
+        await endpoint.stop()
+        await health.stop()
+    finally:
+        repairs.cancel()
+        await asyncio.gather(repairs, return_exceptions=True)
+        await board.stop()
+
+
+async def _keep_repaired(bus: Bus, publisher: Publisher, every_seconds: float) -> None:
+    """Compare the buckets with the database after each reconnection, and from time to time."""
+    reconnected = asyncio.Event()
+    bus.on_reconnect.append(reconnected.set)
+    while True:
+        try:
+            async with asyncio.timeout(every_seconds):
+                await reconnected.wait()
+        except TimeoutError:
+            log.debug("registry.repair_due")
+        reconnected.clear()
+        try:
+            await publisher.repair()
+        except TransientError as error:
+            log.warning("registry.repair_postponed", code=error.code)
+            await asyncio.sleep(1.0)
+            reconnected.set()
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

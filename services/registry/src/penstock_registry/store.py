@@ -1,0 +1,193 @@
+"""The registry's database: units of work and the queries in them, each bound to one tenant."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from sqlalchemy import Row, Select, and_, func, select, text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from penstock import db
+from penstock.contracts.rpc import DocumentKind
+from penstock_registry.tables import AgentRow, DefinitionRow, KeyRow, VersionRow
+
+_RUNNABLE: Final = "runnable"
+
+Stored = tuple[DefinitionRow, VersionRow | None]
+"""A definition with the version of it that is in force."""
+
+
+def namespace_of(kind: DocumentKind) -> str:
+    """Return the namespace in which a name must be unique; agents and workflows share one."""
+    if kind is DocumentKind.AGENT or kind is DocumentKind.WORKFLOW:
+        return _RUNNABLE
+    return kind.value
+
+
+class Store:
+    """Makes units of work."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        """Use an engine whose schema is up to date; the caller disposes of it."""
+        self._engine = engine
+        self._sessions = db.session_factory(engine)
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncSession]:
+        """One unit of work that only reads.
+
+        Raises:
+            TransientError: ``database_unavailable``.
+        """
+        async with db.session_scope(self._sessions, read_only=True) as session:
+            yield session
+
+    @asynccontextmanager
+    async def changing(self, tenant: str) -> AsyncIterator[AsyncSession]:
+        """One unit of work that changes a tenant's rows; those of one tenant take turns.
+
+        Raises:
+            TransientError: ``database_unavailable``.
+        """
+        async with db.session_scope(self._sessions) as session:
+            if self._engine.dialect.name == "postgresql":
+                # SQLite has one writer at a time anyway.
+                key = zlib.crc32(f"registry:{tenant}".encode())
+                await session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+            yield session
+
+
+def _with_version() -> Select[DefinitionRow, VersionRow]:
+    in_force = and_(
+        VersionRow.definition_id == DefinitionRow.id,
+        VersionRow.version == DefinitionRow.published_version,
+    )
+    return select(DefinitionRow, VersionRow).outerjoin(VersionRow, in_force)
+
+
+def _stored(row: Row[DefinitionRow, VersionRow]) -> Stored:
+    definition, version = row
+    return definition, version
+
+
+async def all_definitions(session: AsyncSession, tenant: str) -> list[Stored]:
+    """Return all of a tenant's definitions that are not deleted."""
+    query = _with_version().where(
+        DefinitionRow.tenant_id == tenant, DefinitionRow.deleted_at.is_(None)
+    )
+    return [_stored(row) for row in await session.execute(query)]
+
+
+async def list_definitions(
+    session: AsyncSession, tenant: str, kind: DocumentKind, *, after: str | None, limit: int
+) -> list[Stored]:
+    """Return definitions of one kind in the order of their names."""
+    query = _with_version().where(
+        DefinitionRow.tenant_id == tenant,
+        DefinitionRow.kind == kind.value,
+        DefinitionRow.deleted_at.is_(None),
+    )
+    if after is not None:
+        query = query.where(DefinitionRow.name > after)
+    rows = await session.execute(query.order_by(DefinitionRow.name).limit(limit))
+    return [_stored(row) for row in rows]
+
+
+async def find_named(
+    session: AsyncSession, tenant: str, kind: DocumentKind, name: str
+) -> Stored | None:
+    """Return the row of a name, deleted or not, of whichever kind shares its namespace."""
+    query = _with_version().where(
+        DefinitionRow.tenant_id == tenant,
+        DefinitionRow.namespace == namespace_of(kind),
+        DefinitionRow.name == name,
+    )
+    row = (await session.execute(query)).one_or_none()
+    return _stored(row) if row is not None else None
+
+
+async def find_definition(
+    session: AsyncSession, tenant: str, kind: DocumentKind, name: str
+) -> Stored | None:
+    """Return a definition that is not deleted."""
+    found = await find_named(session, tenant, kind, name)
+    if found is None or found[0].deleted_at is not None or found[0].kind != kind.value:
+        return None
+    return found
+
+
+async def every_definition(
+    session: AsyncSession, *, after_id: int, limit: int
+) -> list[tuple[DefinitionRow, VersionRow | None]]:
+    """Return definitions of all tenants, deleted ones too, in the order of their ids."""
+    query = _with_version().where(DefinitionRow.id > after_id)
+    rows = await session.execute(query.order_by(DefinitionRow.id).limit(limit))
+    return [_stored(row) for row in rows]
+
+
+async def find_version(
+    session: AsyncSession, definition: DefinitionRow, version: int
+) -> VersionRow | None:
+    """Return one version of a definition."""
+    query = select(VersionRow).where(
+        VersionRow.tenant_id == definition.tenant_id,
+        VersionRow.definition_id == definition.id,
+        VersionRow.version == version,
+    )
+    return (await session.execute(query)).scalar_one_or_none()
+
+
+async def list_versions(
+    session: AsyncSession, definition: DefinitionRow, *, before: int | None, limit: int
+) -> list[VersionRow]:
+    """Return versions of a definition, newest first."""
+    query = select(VersionRow).where(
+        VersionRow.tenant_id == definition.tenant_id, VersionRow.definition_id == definition.id
+    )
+    if before is not None:
+        query = query.where(VersionRow.version < before)
+    rows = await session.execute(query.order_by(VersionRow.version.desc()).limit(limit))
+    return list(rows.scalars())
+
+
+async def last_version(session: AsyncSession, definition: DefinitionRow) -> int:
+    """Return the highest version number of a definition, 0 where it has none."""
+    query = select(func.max(VersionRow.version)).where(
+        VersionRow.tenant_id == definition.tenant_id, VersionRow.definition_id == definition.id
+    )
+    return (await session.execute(query)).scalar_one_or_none() or 0
+
+
+async def find_agent(session: AsyncSession, tenant: str, agent_id: str) -> AgentRow | None:
+    """Return the row of an HTTP agent, deregistered or not."""
+    query = select(AgentRow).where(AgentRow.tenant_id == tenant, AgentRow.agent_id == agent_id)
+    return (await session.execute(query)).scalar_one_or_none()
+
+
+async def list_agents(session: AsyncSession, tenant: str) -> list[AgentRow]:
+    """Return the HTTP agents that are registered, alive or not."""
+    query = select(AgentRow).where(AgentRow.tenant_id == tenant, AgentRow.deleted_at.is_(None))
+    return list((await session.execute(query.order_by(AgentRow.agent_id))).scalars())
+
+
+async def find_key(session: AsyncSession, tenant: str, key_id: str) -> KeyRow | None:
+    """Return an API key, revoked or not."""
+    query = select(KeyRow).where(KeyRow.tenant_id == tenant, KeyRow.key_id == key_id)
+    return (await session.execute(query)).scalar_one_or_none()
+
+
+async def list_keys(session: AsyncSession, tenant: str, *, revoked: bool) -> list[KeyRow]:
+    """Return a tenant's API keys, newest first."""
+    query = select(KeyRow).where(KeyRow.tenant_id == tenant)
+    if not revoked:
+        query = query.where(KeyRow.deleted_at.is_(None))
+    return list((await session.execute(query.order_by(KeyRow.id.desc()))).scalars())
+
+
+async def every_key(session: AsyncSession, *, after_id: int, limit: int) -> list[KeyRow]:
+    """Return API keys of all tenants, revoked ones too, in the order of their ids."""
+    query = select(KeyRow).where(KeyRow.id > after_id).order_by(KeyRow.id).limit(limit)
+    return list((await session.execute(query)).scalars())
