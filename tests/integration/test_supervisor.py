@@ -160,7 +160,15 @@ def test_stack_service_deaf_to_sigterm_is_killed_at_the_second_signal(
     assert not alive(service)
 
 
-def test_supervisor_at_rest_imports_nothing_heavy() -> None:
+def test_supervisor_at_rest_has_loaded_nothing_heavy(create_stack: Callable[..., Stack]) -> None:
+    stack = create_stack()
+    stack.start()
+    maps = Path(f"/proc/{stack.pid('supervisor')}/maps").read_text()
+    assert "pydantic_core" not in maps
+    assert "_asyncio" not in maps
+
+
+def test_supervisor_imported_loads_nothing_heavy() -> None:
     probe = (
         "import sys, penstock.supervisor; heavy = {'pydantic', 'asyncio', 'typer', 'rich', 'nats',"
         " 'importlib.metadata', 'inspect', 'dataclasses'}; print(sorted(heavy & set(sys.modules)))"

@@ -18,11 +18,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final, TextIO
+from typing import TYPE_CHECKING, Final, TextIO
 
 from penstock.child import LOOPBACK, Child, free_ports, http_get
 from penstock.embedded import NatsServer
 from penstock.stack import STACK_FILE, StackError, StackOptions, is_loopback, parse_options
+
+if TYPE_CHECKING:
+    from penstock.contracts.errors import PenstockError
 
 LOCK_FILE: Final = "stack.lock"
 PROBE_EVERY_SECONDS: Final = 0.02
@@ -99,11 +102,9 @@ class Supervisor:
         self._write()
 
     def _start_nats(self) -> None:
-        from penstock.contracts.errors import PenstockError  # noqa: PLC0415 - pydantic: 10 MB
-
         try:
             self._nats.start()
-        except PenstockError as error:
+        except _penstock_error() as error:
             raise StackError(error.message) from error
 
     def _environment(self, metrics_port: int) -> dict[str, str]:
@@ -260,6 +261,13 @@ class Supervisor:
         ]
         self._output.write("\n".join(lines) + "\n")
         self._output.flush()
+
+
+def _penstock_error() -> type[PenstockError]:
+    # Asked for only once something was raised; with it comes pydantic, 15 MB.
+    from penstock.contracts.errors import PenstockError  # noqa: PLC0415
+
+    return PenstockError
 
 
 def _url(host: str, port: int) -> str:
