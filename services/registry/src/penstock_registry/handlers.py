@@ -113,7 +113,7 @@ class Endpoint:
             os._exit(EXIT_CONNECTION_LOST)
 
 
-class _Traced(BaseMiddleware[StreamMessage[Any], Any]):
+class _Traced(BaseMiddleware):
     """Goes on with the trace of whoever asks."""
 
     async def consume_scope(
@@ -122,9 +122,11 @@ class _Traced(BaseMiddleware[StreamMessage[Any], Any]):
         """Answer a request inside a span."""
         traceparent = msg.headers.get(tracing.TRACEPARENT)
         name = f"process {msg.raw_message.subject}"
-        with tracing.span(name, kind="server", traceparent=traceparent) as span:
-            with bind(trace_id=span.trace_id):
-                return await call_next(msg)
+        with (
+            tracing.span(name, kind="server", traceparent=traceparent) as span,
+            bind(trace_id=span.trace_id),
+        ):
+            return await call_next(msg)
 
 
 def _broker(settings: CoreSettings, on_closed: Callable[[], Awaitable[None]]) -> NatsBroker:
@@ -144,9 +146,16 @@ def _broker(settings: CoreSettings, on_closed: Callable[[], Awaitable[None]]) ->
         user_credentials=auth.get("user_credentials"),
         apply_types=False,
         middlewares=[_Traced, ExceptionMiddleware(publish_handlers={Exception: _failure})],
-        logger=logging.getLogger("penstock.registry.rpc"),
+        logger=_quiet_logger(),
         log_level=logging.DEBUG,
     )
+
+
+def _quiet_logger() -> logging.Logger:
+    """Return FastStream's logger, kept from a line per request and one per task at the end."""
+    logger = logging.getLogger("faststream.registry")
+    logger.setLevel(logging.WARNING)
+    return logger
 
 
 def _decoder(model: type[BaseModel]) -> Callable[[StreamMessage[Msg]], Awaitable[BaseModel]]:

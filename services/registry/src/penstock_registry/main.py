@@ -28,7 +28,7 @@ SERVICE: Final = "registry"
 PACKAGE: Final = "penstock_registry"
 EXIT_FAILED: Final = 1
 
-log = logs.EventLog("penstock.registry")
+events = logs.EventLog("penstock.registry")
 
 
 def run(settings: RegistrySettings) -> None:
@@ -53,7 +53,7 @@ def run(settings: RegistrySettings) -> None:
     try:
         uvloop.run(serve(settings))
     except PenstockError as error:
-        log.error("registry.failed", error=error, code=error.code)
+        events.error("registry.failed", error=error, code=error.code)
         sys.exit(EXIT_FAILED)
     finally:
         tracing.shutdown()
@@ -112,9 +112,9 @@ async def _serve(
     try:
         await endpoint.start()
         await health.start()
-        log.info("registry.ready")
+        events.info("registry.ready")
         await ending.wait()
-        log.info("registry.ending")
+        events.info("registry.ending")
         await endpoint.stop()
         await health.stop()
     finally:
@@ -132,12 +132,12 @@ async def _keep_repaired(bus: Bus, publisher: Publisher, every_seconds: float) -
             async with asyncio.timeout(every_seconds):
                 await reconnected.wait()
         except TimeoutError:
-            log.debug("registry.repair_due")
+            events.debug("registry.repair_due")
         reconnected.clear()
         try:
             await publisher.repair()
         except TransientError as error:
-            log.warning("registry.repair_postponed", code=error.code)
+            events.warning("registry.repair_postponed", code=error.code)
             await asyncio.sleep(1.0)
             reconnected.set()
 
