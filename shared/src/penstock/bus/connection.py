@@ -122,7 +122,7 @@ class Bus:
         self.nc.closing_on_purpose = True
         if not self.nc.is_closed:
             if self.nc.is_connected:
-                await self.nc.flush(timeout=2)
+                await self.nc.settle(2)
             await self.nc.close()
 
 
@@ -223,7 +223,7 @@ async def connect(settings: CoreSettings, *, name: str, patience_seconds: float 
             f"no nats-server at {settings.nats_url} within {patience_seconds} s: {error}",
         ) from error
     nc.closing_on_purpose = False
-    info: dict[str, Any] = nc._server_info
+    info: dict[str, Any] = nc._server_info  # noqa: SLF001 - carries what no property does
     try:
         require_server(str(info.get("version", "")), jetstream=bool(info.get("jetstream")))
     except InvariantError:

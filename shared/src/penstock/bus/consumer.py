@@ -168,7 +168,7 @@ class Consumer:
         if self._keeper is not None:
             self._keeper.cancel()
         if not self._bus.nc.is_closed and self._bus.nc.is_connected:
-            await self._bus.nc.flush()
+            await self._bus.nc.settle(5)
 
     # -- pulling -----------------------------------------------------------------------------
 
@@ -192,7 +192,7 @@ class Consumer:
 
     def _on_message(self, subject: str, reply: str, body: bytes, headers: bytes | None) -> None:
         self._heard_at = self._loop.time()
-        if not reply or headers is not None and headers.startswith(b"NATS/1.0 "):
+        if not reply or (headers is not None and headers.startswith(b"NATS/1.0 ")):
             self._on_status(headers)
             return
         self._credit = max(0, self._credit - 1)
@@ -235,10 +235,7 @@ class Consumer:
 
     async def _run(self, delivery: Delivery) -> None:
         try:
-            if delivery.reply.count(".") and delivery.deliveries > MAX_DELIVERIES:
-                raise InvariantError(
-                    "deliveries_exhausted", f"delivered {delivery.deliveries} times without success"
-                )
+            _limit(delivery)
             await self._handler(delivery)
         except (TransientError, ConflictError) as error:
             # A conflict means that somebody else moved on: see the new state soon.
@@ -299,7 +296,7 @@ class Consumer:
 
     def _reply(self, delivery: Delivery, word: bytes) -> None:
         if not self._bus.nc.is_closed:
-            self._bus.nc.publish_now(delivery.reply, "", word)
+            self._bus.nc.publish_now(delivery.reply, "", word, urgent=False)
 
     # -- keeping -----------------------------------------------------------------------------
 
@@ -335,3 +332,11 @@ class Consumer:
         except TransientError as error:
             _log.warning("consumer.unavailable", extra={"error": error.code})
         self._restart_pull()
+
+
+def _limit(delivery: Delivery) -> None:
+    """Give up on a message before it kills yet another process."""
+    if delivery.deliveries > MAX_DELIVERIES:
+        raise InvariantError(
+            "deliveries_exhausted", f"delivered {delivery.deliveries} times without success"
+        )

@@ -202,10 +202,11 @@ async def _ensure_stream(bus: Bus, want: dict[str, Any]) -> None:
             raise
         try:
             await bus.api(f"STREAM.CREATE.{name}", want, timeout_seconds=15)
-            return
         except JetStreamError as created:
             if created.err_code != _STREAM_IN_USE:
                 raise
+        else:
+            return
         # Another process was faster.
         have = (await bus.api(f"STREAM.INFO.{name}"))["config"]
     changes = _differences(f"stream {name}", have, want)

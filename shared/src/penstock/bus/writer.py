@@ -124,12 +124,15 @@ class LogWriter:
         """Wait for what is in flight (10 s at most), then stop."""
         try:
             async with asyncio.timeout(10):
-                while self._queue or self._flights or self._settling:
-                    await asyncio.sleep(0.005)
+                await self._idle()
         except TimeoutError:
             _log.error("writer.closed_with_messages_in_flight")
         if self._sweeper is not None:
             self._sweeper.cancel()
+
+    async def _idle(self) -> None:
+        while self._queue or self._flights or self._settling:  # noqa: ASYNC110 - only at the end
+            await asyncio.sleep(0.005)
 
     async def _calibrate(self) -> None:
         round_trips, appends = [], []

@@ -8,9 +8,9 @@ that did not know of it, and the state is the same.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Literal, TypeVar
 
 from immutables import Map
 from pydantic import JsonValue
@@ -37,7 +37,7 @@ from penstock.contracts.subjects import FactSubject
 StepStatus = Literal["planned", "scheduled", "waiting", "succeeded", "failed"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StepState:
     """One step of a run, at its latest attempt.
 
@@ -68,7 +68,7 @@ class StepState:
         return self.status in ("planned", "scheduled", "waiting")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RunState:
     """All that is known of a run; ``last_seq`` is the highest stream sequence folded in."""
 
@@ -130,6 +130,18 @@ class Entry:
     traceparent: str | None = None
 
 
+_State = TypeVar("_State", RunState, StepState)
+
+
+def _changed(state: _State, **changes: object) -> _State:
+    """Return a copy with some fields changed: ``dataclasses.replace``, six times as fast."""
+    copy = object.__new__(type(state))
+    fields = copy.__dict__
+    fields.update(state.__dict__)
+    fields.update(changes)
+    return copy
+
+
 def new_state(tenant: str, shard: int, run_id: str) -> RunState:
     """Return the state of a run of which nothing is known."""
     return RunState(tenant=tenant, shard=shard, run_id=run_id)
@@ -152,7 +164,7 @@ def evolve(state: RunState, entry: Entry) -> RunState:
     fact, seq = entry.fact, max(state.last_seq, entry.seq)
     match fact:
         case RunInvoked():
-            return replace(state, last_seq=seq, invoked=fact, updated_at=_later(state, fact))
+            return _changed(state, last_seq=seq, invoked=fact, updated_at=_later(state, fact))
         case StepResult():
             return _with_result(state, entry, fact, seq)
         case StepScheduled():
@@ -164,8 +176,8 @@ def evolve(state: RunState, entry: Entry) -> RunState:
                 step = steps.get(wait.step_id)
                 if step is not None and step.attempt < wait.next_attempt:
                     opened += not step.open
-                    steps = steps.set(wait.step_id, replace(step, status="waiting", wait=wait))
-            return replace(
+                    steps = steps.set(wait.step_id, _changed(step, status="waiting", wait=wait))
+            return _changed(
                 state,
                 last_seq=seq,
                 steps=steps,
@@ -174,12 +186,12 @@ def evolve(state: RunState, entry: Entry) -> RunState:
             )
         case RunEnded():
             state = _with_decision(state, entry.subject, fact.decision, fact.occurred_at)
-            return replace(state, last_seq=seq, ended=fact, updated_at=_later(state, fact))
+            return _changed(state, last_seq=seq, ended=fact, updated_at=_later(state, fact))
         case CancelRequested():
-            return replace(state, last_seq=seq, cancel=fact, updated_at=_later(state, fact))
+            return _changed(state, last_seq=seq, cancel=fact, updated_at=_later(state, fact))
         case SignalReceived():
             signals = state.signals.set(entry.subject.step_id, fact)
-            return replace(state, last_seq=seq, signals=signals, updated_at=_later(state, fact))
+            return _changed(state, last_seq=seq, signals=signals, updated_at=_later(state, fact))
 
 
 def _with_result(state: RunState, entry: Entry, fact: StepResult, seq: int) -> RunState:
@@ -187,13 +199,13 @@ def _with_result(state: RunState, entry: Entry, fact: StepResult, seq: int) -> R
     step = state.steps.get(subject.step_id)
     if step is None or subject.attempt > step.attempt:
         # Before its schedule, or of a run whose beginning is gone: keep only that it was seen.
-        return replace(state, last_seq=seq)
+        return _changed(state, last_seq=seq)
     usages = state.usages
     if fact.usage is not None:
         usages = usages.set(f"{subject.step_id}.{subject.attempt}", fact.usage)
     if subject.attempt < step.attempt or step.status in ("succeeded", "failed", "waiting"):
-        return replace(state, last_seq=seq, usages=usages)
-    step = replace(
+        return _changed(state, last_seq=seq, usages=usages)
+    step = _changed(
         step,
         status=fact.status,
         started_at=fact.started_at,
@@ -202,7 +214,7 @@ def _with_result(state: RunState, entry: Entry, fact: StepResult, seq: int) -> R
         error=fact.error,
         usage=fact.usage,
     )
-    return replace(
+    return _changed(
         state,
         last_seq=seq,
         steps=state.steps.set(subject.step_id, step),
@@ -226,7 +238,7 @@ def _with_step(state: RunState, entry: Entry, fact: StepScheduled, seq: int) -> 
         step.attempt > subject.attempt
         or (step.attempt == subject.attempt and step.status != "planned")
     ):
-        return replace(state, last_seq=seq)
+        return _changed(state, last_seq=seq)
     scheduled = StepState(
         step_id=subject.step_id,
         kind=StepKind(subject.kind),
@@ -239,7 +251,7 @@ def _with_step(state: RunState, entry: Entry, fact: StepScheduled, seq: int) -> 
         name=fact.name,
         expires_at=fact.expires_at,
     )
-    return replace(
+    return _changed(
         state,
         last_seq=seq,
         decisions=max(state.decisions, subject.decision),
@@ -273,7 +285,7 @@ def _with_decision(
             )
     if steps is state.steps and subject.decision <= state.decisions:
         return state
-    return replace(
+    return _changed(
         state,
         decisions=max(state.decisions, subject.decision),
         steps=steps,

@@ -23,7 +23,8 @@ Path = tuple[str | int, ...]
 _TEMPLATE: Final = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
 _HEAD: Final = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*)")
 _PART: Final = re.compile(
-    r"""\.([A-Za-z_][A-Za-z0-9_]*) | \[\s*(\d+)\s*\] | \[\s*"([^"\\]*)"\s*\] | \[\s*'([^'\\]*)'\s*\]""",
+    r"""\.([A-Za-z_][A-Za-z0-9_]*) | \[\s*(\d+)\s*\]
+    | \[\s*"([^"\\]*)"\s*\] | \[\s*'([^'\\]*)'\s*\]""",
     re.VERBOSE,
 )
 
@@ -71,11 +72,14 @@ def _pieces(text: str) -> tuple[str | Path, ...]:
 def _lookup(path: Path, scope: Mapping[str, JsonValue]) -> JsonValue:
     value: JsonValue | Mapping[str, JsonValue] = scope
     for depth, part in enumerate(path):
-        if isinstance(part, str) and isinstance(value, Mapping) and part in value:
-            value = value[part]
-        elif isinstance(part, int) and isinstance(value, list) and part < len(value):
-            value = value[part]
-        else:
+        found = False
+        if isinstance(part, str) and isinstance(value, Mapping):
+            found = part in value
+            value = value[part] if found else value
+        elif isinstance(part, int) and isinstance(value, list):
+            found = part < len(value)
+            value = value[part] if found else value
+        if not found:
             text = show_path(path)
             known = ", ".join(sorted(value)[:20]) if isinstance(value, Mapping) else None
             raise RejectedError(

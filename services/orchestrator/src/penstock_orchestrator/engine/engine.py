@@ -23,7 +23,7 @@ from penstock.contracts.facts import FACT, Decision, RunEnded, RunStatus, TimerD
 from penstock.contracts.plan import Plan
 from penstock.contracts.state import Entry, RunState, evolve, fold, new_state
 from penstock.contracts.subjects import FactSubject
-from penstock_orchestrator.core.decide import decide, expired, repair, wake_at
+from penstock_orchestrator.core.decide import decide, expired, repair
 from penstock_orchestrator.core.decisions import Decided, Output
 from penstock_orchestrator.engine.metrics import ENGINE_CONFLICTS, ENGINE_DECISIONS, ENGINE_ENDED
 from penstock_orchestrator.engine.plans import Plans
@@ -269,7 +269,6 @@ class Engine:
         """Note when the run is to be looked at again, or forget it."""
         state = slot.state
         if state is None or state.invoked is None:
-            slot.wake_at = float("inf")
             if state is not None:
                 self.runs.forget(slot)
             return
@@ -277,9 +276,7 @@ class Engine:
             if self.runs.end(slot):
                 ENGINE_ENDED.labels(state.ended.status.value).inc()
             return
-        if slot.plan is not None:
-            at = wake_at(slot.plan, state)
-            slot.wake_at = at.timestamp() if at is not None else float("inf")
+        slot.wake_at = None
 
 
 def _headers(slot: Slot) -> dict[str, str] | None:

@@ -9,6 +9,7 @@ from typing import Final
 
 from penstock.contracts.plan import Plan
 from penstock.contracts.state import RunState
+from penstock_orchestrator.core.decide import wake_at
 
 _ENDED_KEPT: Final = 20_000
 
@@ -24,8 +25,8 @@ class Slot:
     state: RunState | None = None
     plan: Plan | None = None
     traceparent: str | None = None
-    wake_at: float = float("inf")
-    """Unix time when time alone changes something."""
+    wake_at: float | None = None
+    """Unix time when time alone changes something; ``None``: not worked out yet."""
     touched_at: float = 0.0
     """Unix time of the last input."""
 
@@ -77,9 +78,19 @@ class RunTable:
         return [
             slot
             for slot in self._slots.values()
-            if slot.wake_at <= now or now - slot.touched_at > idle_seconds
+            if _wake_at(slot) <= now or now - slot.touched_at > idle_seconds
         ]
 
     def known(self, run_id: str) -> bool:
         """Tell whether the run has a slot."""
         return run_id in self._slots
+
+
+def _wake_at(slot: Slot) -> float:
+    """Work out when time alone changes something; most runs have ended before anybody asks."""
+    if slot.wake_at is None:
+        at = None
+        if slot.plan is not None and slot.state is not None:
+            at = wake_at(slot.plan, slot.state)
+        slot.wake_at = at.timestamp() if at is not None else float("inf")
+    return slot.wake_at
