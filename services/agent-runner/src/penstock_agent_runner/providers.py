@@ -95,7 +95,7 @@ class ProviderModel:
         litellm = await self._loaded()
         try:
             return await _Conversation(litellm, request, emit).run(self._options(request))
-        except litellm.exceptions.OpenAIError as error:
+        except litellm.exceptions.openai.OpenAIError as error:
             raise _mapped(litellm, error) from error
 
     async def _loaded(self) -> Any:
@@ -120,6 +120,8 @@ class ProviderModel:
             options["api_key"] = NO_KEY
         if config.tools:
             options["tools"] = chat_tools(config.tools)
+            # Else it imports its MCP gateway, which needs a package that it does not depend on.
+            options["_skip_mcp_handler"] = True
         options |= {
             "model": config.model,
             "messages": chat_messages(config, request.input.messages),
