@@ -1,12 +1,14 @@
-"""``penstock apply``: documents from files to the registry."""
+"""``penstock apply``: documents from files to the registry, as they are written.
+
+The registry reads the YAML, so that its findings name lines and fields alike.
+"""
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
-from typing import Any, Final
-
-import yaml
+from typing import Final
 
 from penstock.cli.api import Api
 from penstock.cli.display import console, table
@@ -16,6 +18,7 @@ from penstock.cli.target import Target
 SUFFIXES: Final = frozenset({".yaml", ".yml", ".json"})
 STANDARD_INPUT: Final = "-"
 CHANGE_STYLE: Final = {"created": "green", "updated": "yellow", "unchanged": "dim"}
+_PLACE: Final = re.compile(r"documents\[(\d+)\](?:\[(\d+)\])?\.?(.*)", re.DOTALL)
 
 
 def apply_files(target: Target, files: list[str], *, publish: bool) -> None:
@@ -24,15 +27,15 @@ def apply_files(target: Target, files: list[str], *, publish: bool) -> None:
     Raises:
         CommandError: A file cannot be read, or the registry refused (nothing was stored then).
     """
-    documents, places = read_documents(files)
-    if not documents:
+    texts = read_texts(files)
+    if not any(text.strip() for _, text in texts):
         raise CommandError(f"no documents in {', '.join(files)}", exit_code=MISUSED)
+    body = {"documents": [text for _, text in texts], "publish": publish}
     try:
         with Api(target) as api:
-            body = {"documents": documents, "publish": publish}
             applied = api.call("POST", "/v1/apply", body=body)
     except CommandError as error:
-        raise located(error, places) from error
+        raise located(error, [name for name, _ in texts]) from error
     rows = [
         [
             result["kind"],
@@ -46,25 +49,12 @@ def apply_files(target: Target, files: list[str], *, publish: bool) -> None:
     console().print(table(("kind", "name", "version", "change", "plan"), rows))
 
 
-def read_documents(files: list[str]) -> tuple[list[Any], list[str]]:
-    """Return all documents of files, folders and standard input, and where each stands.
+def read_texts(files: list[str]) -> list[tuple[str, str]]:
+    """Return the name and the text of each file, of folders' YAML files, and standard input.
 
     Raises:
-        CommandError: A file is missing, or is no YAML; names the line.
+        CommandError: A file is missing or cannot be read.
     """
-    documents: list[Any] = []
-    places: list[str] = []
-    for name, text in _texts(files):
-        try:
-            found = [document for document in yaml.safe_load_all(text) if document is not None]
-        except yaml.YAMLError as error:
-            raise CommandError(_complaint(name, error), exit_code=MISUSED) from error
-        documents += found
-        places += [name if len(found) == 1 else f"{name}#{i}" for i in range(1, len(found) + 1)]
-    return documents, places
-
-
-def _texts(files: list[str]) -> list[tuple[str, str]]:
     texts: list[tuple[str, str]] = []
     for name in files:
         if name == STANDARD_INPUT:
@@ -83,21 +73,19 @@ def _texts(files: list[str]) -> list[tuple[str, str]]:
     return texts
 
 
-def _complaint(name: str, error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or "not YAML"
-    return f"{name}: {problem}" if mark is None else f"{name}:{mark.line + 1}: {problem}"
+def located(error: CommandError, names: list[str]) -> CommandError:
+    """Say files instead of ``documents[n]`` in an error."""
 
+    def place(path: str) -> str:
+        if (found := _PLACE.fullmatch(path)) is None or int(found[1]) >= len(names):
+            return path
+        name = names[int(found[1])]
+        if found[2] is not None:
+            name += f"#{int(found[2]) + 1}"
+        return f"{name}: {found[3]}" if found[3] else name
 
-def located(error: CommandError, places: list[str]) -> CommandError:
-    """Say files instead of ``documents[n]`` in an error's findings."""
-    findings = []
-    for finding in error.findings:
-        path = finding.path
-        for index, place in enumerate(places):
-            stem = f"documents[{index}]"
-            if path == stem or path.startswith((f"{stem}.", f"{stem}[")):
-                path = f"{place}: {path[len(stem) :].lstrip('.')}".removesuffix(": ")
-                break
-        findings.append(Finding(path, finding.message, finding.allowed))
-    return CommandError(error.message, findings=tuple(findings), exit_code=error.exit_code)
+    findings = tuple(Finding(place(path), said, allowed) for path, said, allowed in error.findings)
+    message = error.message
+    for before, after in zip(error.findings, findings, strict=True):
+        message = message.replace(before.path, after.path) if before.path else message
+    return CommandError(message, findings=findings, exit_code=error.exit_code)
