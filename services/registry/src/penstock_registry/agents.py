@@ -11,7 +11,7 @@ from pydantic import JsonValue
 from penstock.bus.connection import Bus
 from penstock.bus.kv import Bucket
 from penstock.contracts import subjects
-from penstock.contracts.errors import ConflictError, RejectedError
+from penstock.contracts.errors import ConflictError, RejectedError, TransientError
 from penstock.contracts.rpc import (
     AgentRegistration,
     BeatAgent,
@@ -22,12 +22,14 @@ from penstock.contracts.rpc import (
     ListRunners,
     PutDefinition,
     RegisterAgent,
+    Runners,
     RunnerState,
     RunnerView,
 )
 from penstock.contracts.runners import Capability, RunnerRecord
 from penstock.telemetry.logs import EventLog
 from penstock_registry import store
+from penstock_registry.board import Board
 from penstock_registry.core.documents import API_VERSION, parse_endpoint
 from penstock_registry.core.liveness import HTTP_AGENT
 from penstock_registry.definitions import Definitions
@@ -141,28 +143,34 @@ class HttpAgents:
         log.info("agent.deregistered", tenant=row.tenant_id, agent_id=row.agent_id)
         return gone
 
-    async def lost(self, request: ListRunners, known: list[RunnerView]) -> list[RunnerView]:
-        """Return registered agents that are not on the board: lost before the registry started.
+    async def runners(self, request: ListRunners, board: Board) -> Runners:
+        """Return the board's runners, and registered agents that it has never seen as lost.
 
-        Raises:
-            TransientError: The database did not answer.
+        Without the database the board alone answers.
         """
-        wanted = request.kind in (None, HTTP_AGENT) and request.queue in (None, request.tenant)
-        if not wanted or request.state not in (None, RunnerState.LOST):
-            return []
-        there = {view.runner.runner_id for view in known if view.runner.kind == HTTP_AGENT}
-        async with self._store.reading() as session:
-            rows = await store.list_agents(session, request.tenant)
-        now = self._now()
-        return [
-            RunnerView(
-                runner=_record(row, row.updated_at, in_flight=0, draining=False),
-                state=RunnerState.LOST,
-                silent_seconds=round((now - row.updated_at).total_seconds(), 3),
-            )
-            for row in rows
-            if row.agent_id not in there
+        try:
+            async with self._store.reading() as session:
+                rows = await store.list_agents(session, request.tenant)
+        except TransientError as error:
+            log.warning("runners.listed_without_database", code=error.code)
+            return Runners(items=tuple(board.list(request)))
+        registered = {row.agent_id for row in rows}
+        views = [
+            view
+            for view in board.list(request)
+            if view.state is not RunnerState.LOST
+            or view.runner.kind != HTTP_AGENT
+            or view.runner.runner_id in registered
         ]
+        if (
+            request.kind in (None, HTTP_AGENT)
+            and request.queue in (None, request.tenant)
+            and request.state in (None, RunnerState.LOST)
+        ):
+            own = board.list(ListRunners(tenant=request.tenant, kind=HTTP_AGENT))
+            there = {view.runner.runner_id for view in own}
+            views += [_lost(row, self._now()) for row in rows if row.agent_id not in there]
+        return Runners(items=tuple(views))
 
     async def _save(
         self, tenant: str, agent_id: str, fields: dict[str, str | float]
@@ -241,6 +249,14 @@ def _record(row: AgentRow, beat_at: datetime, *, in_flight: int, draining: bool)
         started_at=row.created_at,
         beat_at=beat_at,
         ttl_seconds=row.ttl_seconds,
+    )
+
+
+def _lost(row: AgentRow, now: datetime) -> RunnerView:
+    return RunnerView(
+        runner=_record(row, row.updated_at, in_flight=0, draining=False),
+        state=RunnerState.LOST,
+        silent_seconds=round((now - row.updated_at).total_seconds(), 3),
     )
 
 

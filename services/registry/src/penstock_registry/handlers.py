@@ -58,9 +58,7 @@ def verbs(parts: Parts) -> Mapping[str, Verb]:
     definitions, agents, keys, board = parts
 
     async def list_runners(request: rpc.ListRunners) -> rpc.Runners:
-        known = board.list(request)
-        everybody = board.list(rpc.ListRunners(tenant=request.tenant))
-        return rpc.Runners(items=(*known, *await agents.lost(request, everybody)))
+        return await agents.runners(request, board)
 
     return {
         "apply": Verb(rpc.ApplyDocuments, definitions.apply),

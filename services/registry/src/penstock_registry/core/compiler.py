@@ -435,10 +435,10 @@ def _workflow_faults(
     seen: dict[str, str] = {}
     for index, step in enumerate(spec.steps):
         place = f"{steps_path}[{index}]"
-        twin = seen.setdefault(step.id.lower(), step.id)
-        if index and twin is not step.id:
+        if (twin := seen.get(step.id.lower())) is not None:
             message = f"{step.id!r} repeats {twin!r}; ids are compared ignoring case"
             yield ErrorDetail(path=f"{place}.id", message=message)
+        seen.setdefault(step.id.lower(), step.id)
         yield from _one_of({"agent": step.agent, "tool": step.tool}, place)
         if step.agent is not None:
             yield from _known(step.agent, catalog.agents, "agent", f"{place}.agent")

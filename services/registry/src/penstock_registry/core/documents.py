@@ -357,9 +357,7 @@ def parse_document(
         return model.model_validate(raw)
     except ValidationError as error:
         schema = model.model_json_schema(by_alias=True)
-        raise invalid_document(
-            _detail(found, schema, path) for found in error.errors(include_url=False)
-        ) from error
+        raise invalid_document(_detail(found, schema, path) for found in _found(error)) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -456,6 +454,13 @@ _LENGTHS: Final = {
 }
 
 
+def _found(error: ValidationError) -> list[ErrorDetails]:
+    """Return the faults, without lists that are short only of items which are faults themselves."""
+    found = error.errors(include_url=False)
+    inner = {one["loc"][:depth] for one in found for depth in range(len(one["loc"]))}
+    return [one for one in found if one["type"] != "too_short" or one["loc"] not in inner]
+
+
 def _detail(found: ErrorDetails, schema: dict[str, Any], prefix: str) -> ErrorDetail:
     context: Mapping[str, Any] = found.get("ctx", {})
     location = found["loc"]
@@ -474,7 +479,7 @@ def _detail(found: ErrorDetails, schema: dict[str, Any], prefix: str) -> ErrorDe
             allowed = str(context["pattern"])
         case _:
             message = f"{found['msg']}, got {_shown(found['input'])}"
-            limits = [f"{sign} {context[key]}" for key, sign in _LIMITS.items() if key in context]
+            limits = [f"{sign} {context[key]:g}" for key, sign in _LIMITS.items() if key in context]
             limits += [
                 text.format(context[key]) for key, text in _LENGTHS.items() if key in context
             ]

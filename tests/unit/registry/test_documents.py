@@ -1,0 +1,220 @@
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from pydantic import JsonValue
+
+from penstock.contracts.errors import RejectedError
+from penstock.contracts.rpc import DocumentKind
+from penstock_registry.core.documents import (
+    AgentDocument,
+    json_schemas,
+    load_yaml,
+    merge_patch,
+    parse_document,
+    parse_documents,
+    parse_endpoint,
+)
+
+
+def agent(**spec: JsonValue) -> dict[str, Any]:
+    return {
+        "apiVersion": "penstock/v1",
+        "kind": "Agent",
+        "metadata": {"name": "helper"},
+        "spec": {"model": "openai/gpt-5-mini", **spec},
+    }
+
+
+def workflow(*steps: dict[str, JsonValue]) -> dict[str, Any]:
+    return {
+        "apiVersion": "penstock/v1",
+        "kind": "Workflow",
+        "metadata": {"name": "flow"},
+        "spec": {"steps": list(steps)},
+    }
+
+
+def faults_of(raw: JsonValue, **options: Any) -> dict[str, tuple[str, str | None]]:
+    with pytest.raises(RejectedError) as caught:
+        parse_document(raw, **options)
+    assert caught.value.code == "invalid_document"
+    return {detail.path: (detail.message, detail.allowed) for detail in caught.value.details}
+
+
+def test_document_that_is_valid_is_read_with_defaults() -> None:
+    document = parse_document(agent(tools=["add"]))
+
+    assert isinstance(document, AgentDocument)
+    assert document.spec.tools == ("add",)
+    assert document.spec.max_turns == 10
+    assert document.spec.queue == "default"
+
+
+def test_document_with_many_faults_names_each_with_its_place() -> None:
+    raw = workflow(
+        {"id": "a-b", "agent": "x"},
+        {"id": "fine", "tool": "no spaces", "timeout_seconds": -1},
+        {"agent": "x"},
+    )
+    raw["apiVersion"] = "penstock/v2"
+    raw["metadata"]["title"] = "?"
+
+    faults = faults_of(raw)
+
+    assert faults["apiVersion"] == ("got 'penstock/v2'", "penstock/v1")
+    assert faults["metadata.title"][1] == "description, labels, name"
+    assert faults["spec.steps[0].id"] == ("got 'a-b'", "^[A-Za-z][A-Za-z0-9_]{0,39}$")
+    assert faults["spec.steps[1].tool"][0] == "got 'no spaces'"
+    assert faults["spec.steps[1].timeout_seconds"][1] == "> 0"
+    assert faults["spec.steps[2].id"] == ("is missing", None)
+    assert len(faults) == 6
+
+
+@pytest.mark.parametrize(
+    ("spec", "path", "allowed"),
+    [
+        ({"modle": "x"}, "spec.modle", "endpoint, instructions, max_turns, model, parameters, "),
+        (
+            {"retry": {"max_attempt": 1}},
+            "spec.retry.max_attempt",
+            "factor, initial_seconds, jitter",
+        ),
+        ({"retry": {"retry_on": ["sometimes"]}}, "spec.retry.retry_on[0]", "rejected, transient, "),
+        (
+            {"script": {"turns": [{"txt": 1}]}},
+            "spec.script.turns[0].txt",
+            "delay_seconds, deltas, ",
+        ),
+        ({"max_turns": 0}, "spec.max_turns", ">= 1"),
+        ({"script": {"turns": []}}, "spec.script.turns", "at least 1 long"),
+    ],
+)
+def test_fault_says_what_would_be_allowed(
+    spec: dict[str, JsonValue], path: str, allowed: str
+) -> None:
+    faults = faults_of(agent(**spec))
+
+    assert list(faults) == [path]
+    assert (faults[path][1] or "").startswith(allowed)
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ({"kind": "Agnet"}, "got 'Agnet'"),
+        ({}, "is missing"),
+        ({"kind": ["Agent"]}, "got ['Agent']"),
+    ],
+)
+def test_document_without_known_kind_names_the_kinds(raw: JsonValue, message: str) -> None:
+    assert faults_of(raw) == {"kind": (message, "Agent, Tool, Webhook, Workflow")}
+
+
+def test_document_of_another_kind_than_expected_is_refused() -> None:
+    assert faults_of(agent(), expected=DocumentKind.TOOL) == {"kind": ("got 'Agent'", "Tool")}
+
+
+def test_document_that_is_no_object_is_refused() -> None:
+    assert faults_of(["Agent"], path="documents[3]") == {
+        "documents[3]": ("a document must be an object", None)
+    }
+
+
+def test_documents_with_faults_in_several_are_refused_with_all() -> None:
+    text = "kind: Agent\n---\nkind: Tool\nspec: [\n"
+
+    with pytest.raises(RejectedError) as caught:
+        parse_documents([agent(modle="x"), text, {"kind": "Nothing"}, agent(), agent()])
+
+    found = [(detail.path, detail.message) for detail in caught.value.details]
+    assert [path for path, _ in found] == [
+        "documents[0].spec.modle",
+        "documents[1]",
+        "documents[2].kind",
+        "documents[4].metadata.name",
+    ]
+    assert found[1][1].startswith("not YAML: ")
+    assert "line 5, column 1" in found[1][1]
+    assert found[3][1] == "'helper' is defined twice"
+
+
+def test_documents_in_one_text_are_placed_by_their_number() -> None:
+    text = """
+apiVersion: penstock/v1
+kind: Tool
+metadata: {name: add}
+spec: {builtin: {}}
+---
+---
+apiVersion: penstock/v1
+kind: Agent
+metadata: {name: helper}
+spec: {model: scripted/x, script: {turns: [{text: hi}]}}
+"""
+
+    placed = parse_documents([text])
+
+    assert [one.path for one in placed] == ["documents[0][0]", "documents[0][1]"]
+    assert placed[1].raw["metadata"] == {"name": "helper"}
+
+
+def test_yaml_date_stays_text() -> None:
+    assert load_yaml("since: 2026-11-20") == [{"since": "2026-11-20"}]
+
+
+def test_yaml_with_a_key_twice_is_refused() -> None:
+    with pytest.raises(RejectedError) as caught:
+        load_yaml("a: 1\nb: 2\na: 3", path="documents[0]")
+
+    assert caught.value.details[0].message == "not YAML: 'a' is written twice (line 3, column 1)"
+
+
+def test_yaml_that_would_make_objects_is_refused() -> None:
+    with pytest.raises(RejectedError) as caught:
+        load_yaml("!!python/object/apply:os.system ['true']")
+
+    assert caught.value.code == "invalid_document"
+
+
+def test_endpoint_loses_the_slash_at_its_end() -> None:
+    assert parse_endpoint("http://localhost:9000/", path="endpoint") == "http://localhost:9000"
+    assert parse_endpoint("https://a.example/x/", path="endpoint") == "https://a.example/x"
+
+
+@pytest.mark.parametrize("url", ["localhost:9000", "ftp://a.example", "", "http://"])
+def test_endpoint_that_is_no_http_url_is_refused(url: str) -> None:
+    with pytest.raises(RejectedError) as caught:
+        parse_endpoint(url, path="endpoint")
+
+    assert caught.value.details[0].path == "endpoint"
+
+
+@pytest.mark.parametrize(
+    ("document", "patch", "merged"),
+    [
+        ({"a": "b"}, {"a": "c"}, {"a": "c"}),
+        ({"a": "b"}, {"b": "c"}, {"a": "b", "b": "c"}),
+        ({"a": "b", "b": "c"}, {"a": None}, {"b": "c"}),
+        ({"a": ["b"]}, {"a": "c"}, {"a": "c"}),
+        ({"a": {"b": "c"}}, {"a": {"b": "d", "c": None}}, {"a": {"b": "d"}}),
+        ({"a": [{"b": "c"}]}, {"a": [1]}, {"a": [1]}),
+        ({"e": None}, {"a": 1}, {"e": None, "a": 1}),
+        ({}, {"a": {"bb": {"ccc": None}}}, {"a": {"bb": {}}}),
+    ],
+)
+def test_merge_patch_follows_the_examples_of_rfc_7396(
+    document: JsonValue, patch: JsonValue, merged: JsonValue
+) -> None:
+    assert merge_patch(document, patch) == merged
+
+
+def test_json_schemas_accept_what_the_models_accept() -> None:
+    schemas = json_schemas()
+
+    assert set(schemas) == set(DocumentKind)
+    for schema in schemas.values():
+        Draft202012Validator.check_schema(schema)
+    checker = Draft202012Validator(schemas[DocumentKind.AGENT])
+    assert checker.is_valid(agent(tools=["add"]))
+    assert not checker.is_valid(agent(modle="x"))
