@@ -85,7 +85,7 @@ class Endpoint:
             os._exit(EXIT_CONNECTION_LOST)
 
 
-class _Traced(BaseMiddleware[StreamMessage[Any], Any]):
+class _Traced(BaseMiddleware[Any, Any]):
     """Goes on with the trace of whoever asks."""
 
     async def consume_scope(
@@ -94,9 +94,11 @@ class _Traced(BaseMiddleware[StreamMessage[Any], Any]):
         """Answer a request inside a span."""
         traceparent = msg.headers.get(tracing.TRACEPARENT)
         name = f"process {msg.raw_message.subject}"
-        with tracing.span(name, kind="server", traceparent=traceparent) as span:
-            with bind(trace_id=span.trace_id):
-                return await call_next(msg)
+        with (
+            tracing.span(name, kind="server", traceparent=traceparent) as span,
+            bind(trace_id=span.trace_id),
+        ):
+            return await call_next(msg)
 
 
 def _broker(
@@ -134,7 +136,7 @@ def _handler(name: str, verb: Verb) -> Callable[[BaseModel], Awaitable[Reply]]:
     async def handle(request: BaseModel) -> Reply:
         answer = await verb.perform(request)
         reply = Reply(ok=True, result=answer.model_dump(mode="json"))
-        if len(reply.model_dump_json()) > _MAX_REPLY_BYTES:
+        if len(reply.model_dump_json().encode()) > _MAX_REPLY_BYTES:
             raise RejectedError("reply_too_large", "the answer does not fit into one message")
         return reply
 

@@ -75,7 +75,7 @@ class ArchivedFact(Record):
 
 
 class FactPage(Record):
-    """Some facts; there are more if ``next_after`` is given. A page may hold fewer than asked."""
+    """Some facts; there are more if ``next_after`` is given. A page may be short."""
 
     items: tuple[ArchivedFact, ...]
     next_after: int | None = None
@@ -142,7 +142,7 @@ class MessageView(Record):
 
 
 class MessagePage(Record):
-    """Some messages; there are more if ``next_after`` is given. A page may hold fewer than asked."""
+    """Some messages; there are more if ``next_after`` is given. A page may be short."""
 
     items: tuple[MessageView, ...]
     next_after: int | None = None

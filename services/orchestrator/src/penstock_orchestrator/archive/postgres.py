@@ -12,7 +12,7 @@ import asyncpg
 from penstock.contracts.errors import ConflictError, RejectedError, TransientError
 from penstock_orchestrator.archive import statements
 from penstock_orchestrator.archive.projection import Batch, Key, Row
-from penstock_orchestrator.archive.store import Position
+from penstock_orchestrator.archive.store import VERSION_TABLE, Position
 
 _CONNECT_SECONDS: Final = 10.0
 _STATEMENT_SECONDS: Final = 60.0
@@ -32,6 +32,16 @@ class PostgresStore:
     def instant(self, at: datetime) -> datetime:
         """Return the time as it is: asyncpg takes aware ones."""
         return at
+
+    async def revision(self) -> str | None:
+        """Return the migration that the tables are at."""
+        async with self._open() as connection:
+            if await connection.fetchval("SELECT to_regclass($1)", VERSION_TABLE) is None:
+                return None
+            found = await connection.fetchval(
+                f"SELECT version_num FROM {VERSION_TABLE}"  # noqa: S608 - our own name
+            )
+        return None if found is None else str(found)
 
     async def position(self, stream: str) -> Position | None:
         """Return how far ``stream`` is projected."""

@@ -17,7 +17,7 @@ from penstock.contracts.errors import ConflictError, RejectedError, TransientErr
 from penstock_orchestrator.archive import statements
 from penstock_orchestrator.archive.instants import to_micros
 from penstock_orchestrator.archive.projection import Batch, Key, Row
-from penstock_orchestrator.archive.store import Position
+from penstock_orchestrator.archive.store import VERSION_TABLE, Position
 
 T = TypeVar("T")
 
@@ -31,8 +31,8 @@ _PRAGMAS: Final = (
     "PRAGMA cache_size = -8000",
 )
 _ROWS_AT_ONCE: Final = (512, 64, 8, 1)
-"""Not ``executemany``: that hands the interpreter's lock over and back for every single row, which
-takes milliseconds each while the event loop is busy. Few sizes, so that statements stay prepared."""
+"""Not ``executemany``: it gives the interpreter's lock away for every single row, and waits up to
+5 ms for each while the event loop is busy. Few sizes, so that statements stay prepared."""
 _CHANGES: Final = tuple(
     tuple((count, statements.for_sqlite(change, count)) for count in _ROWS_AT_ONCE)
     for change in statements.CHANGES
@@ -59,6 +59,22 @@ class SqliteStore:
     def instant(self, at: datetime) -> int:
         """Return a time in microseconds since 1970."""
         return to_micros(at)
+
+    async def revision(self) -> str | None:
+        """Return the migration that the tables are at."""
+
+        def read(connection: sqlite3.Connection) -> str | None:
+            known = connection.execute(
+                "SELECT count(*) FROM sqlite_master WHERE name = ?", (VERSION_TABLE,)
+            ).fetchone()
+            if not known[0]:
+                return None
+            row = connection.execute(
+                f"SELECT version_num FROM {VERSION_TABLE}"  # noqa: S608 - our own name
+            ).fetchone()
+            return None if row is None else str(row[0])
+
+        return await self._run(read)
 
     async def position(self, stream: str) -> Position | None:
         """Return how far ``stream`` is projected."""

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from penstock_orchestrator.archive.projection import Batch, Key, Row
+
+REVISION: Final = "0001"
+"""The migration that the statements are written for; a test holds it to the latest."""
+VERSION_TABLE: Final = "alembic_version_penstock_orchestrator_archive"
 
 
 class Position(NamedTuple):
@@ -28,6 +32,9 @@ class Store(Protocol):
 
     def instant(self, at: datetime) -> Any:
         """Return a time as columns take it."""
+
+    async def revision(self) -> str | None:
+        """Return the migration that the tables are at, ``None`` where there are no tables."""
 
     async def position(self, stream: str) -> Position | None:
         """Return how far ``stream`` is projected, ``None`` before the first time."""

@@ -1,0 +1,371 @@
+"""What is asked of the archive, by SQLAlchemy Core on either database."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, Final
+
+from pydantic import JsonValue
+from pydantic_core import from_json
+from sqlalchemy import ColumnElement, Select, and_, func, or_, select, type_coerce, update
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.engine import Row
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from penstock.contracts.archive import (
+    ArchivedFact,
+    DeleteSession,
+    FactPage,
+    GetRun,
+    GetSession,
+    ListRuns,
+    ListSessions,
+    MessagePage,
+    MessageView,
+    RunFacts,
+    RunPage,
+    SessionDeleted,
+    SessionMessages,
+    SessionPage,
+    SessionView,
+    UsageLine,
+    UsageReport,
+    UsageSummary,
+)
+from penstock.contracts.errors import ErrorDetail, ErrorInfo, RejectedError
+from penstock.contracts.facts import Usage
+from penstock.contracts.state import Entry, fold, new_state
+from penstock.contracts.views import RunView, run_view
+from penstock.db import session_factory, session_scope
+from penstock_orchestrator.archive.projection import read_fact
+from penstock_orchestrator.archive.tables import (
+    facts,
+    messages,
+    projection,
+    runs,
+    sessions,
+    usage,
+)
+
+PAGE_BYTES: Final = 524_288
+"""Of facts or messages in one reply, so that it fits into one message of the bus."""
+
+PackBody = Callable[[bytes], Awaitable[bytes]]
+"""Turns a body that is too large for the bus into a claim (``Claims.pack``)."""
+
+
+class Queries:
+    """The archive's verbs."""
+
+    def __init__(self, engine: AsyncEngine, pack: PackBody) -> None:
+        """Ask over an engine that the caller disposes of.
+
+        Args:
+            engine: Of the archive's database.
+            pack: See ``PackBody``.
+        """
+        self._factory = session_factory(engine)
+        self._postgres = engine.dialect.name == "postgresql"
+        self._pack = pack
+
+    # -- runs --------------------------------------------------------------------------------
+
+    async def list_runs(self, request: ListRuns) -> RunPage:
+        """Return runs, the latest first."""
+        conditions = [runs.c.tenant == request.tenant, runs.c.seq.is_not(None)]
+        conditions += _equal(
+            (runs.c.name, request.name),
+            (runs.c.kind, request.kind),
+            (runs.c.session_id, request.session_id),
+        )
+        if request.status:
+            conditions.append(runs.c.status.in_([status.value for status in request.status]))
+        if request.created_from is not None:
+            conditions.append(runs.c.created_at >= request.created_from)
+        if request.created_before is not None:
+            conditions.append(runs.c.created_at < request.created_before)
+        conditions += [self._has_tag(name, value) for name, value in request.tags.items()]
+        if request.cursor is not None:
+            conditions.append(runs.c.seq < _sequence(request.cursor))
+        query = select(runs).where(*conditions).order_by(runs.c.seq.desc())
+        found = await self._read(query.limit(request.limit + 1))
+        shown = found[: request.limit]
+        return RunPage(
+            items=tuple(_run(row) for row in shown),
+            next_cursor=str(shown[-1].seq) if len(found) > request.limit else None,
+        )
+
+    async def get_run(self, request: GetRun) -> RunView:
+        """Return one run with its steps.
+
+        Raises:
+            RejectedError: ``run_not_found``.
+        """
+        rows = await self._read(
+            select(facts.c.seq, facts.c.subject, facts.c.body)
+            .where(facts.c.run_id == request.run_id, facts.c.tenant == request.tenant)
+            .order_by(facts.c.seq)
+        )
+        read = [read_fact(row.seq, row.subject, row.body.encode()) for row in rows]
+        if read:
+            first = read[0].subject
+            state = fold(
+                new_state(first.tenant, first.shard, first.run_id),
+                (Entry(item.seq, item.subject, item.fact) for item in read),
+            )
+            if (view := run_view(state)) is not None:
+                return view
+        raise RejectedError("run_not_found", f"there is no run {request.run_id}")
+
+    async def run_facts(self, request: RunFacts) -> FactPage:
+        """Return a run's facts in the order of the log."""
+        found = await self._read(
+            select(facts.c.seq, facts.c.subject, facts.c.body)
+            .where(
+                facts.c.run_id == request.run_id,
+                facts.c.tenant == request.tenant,
+                facts.c.seq > request.after,
+            )
+            .order_by(facts.c.seq)
+            .limit(request.limit + 1)
+        )
+        items: list[ArchivedFact] = []
+        size = 0
+        for row in found[: request.limit]:
+            body = (await self._pack(row.body.encode())).decode()
+            size += 2 * len(body)  # inside JSON every quotation mark takes two
+            if items and size > PAGE_BYTES:
+                break
+            items.append(ArchivedFact(seq=row.seq, subject=row.subject, body=body))
+        more = len(found) > len(items)
+        return FactPage(items=tuple(items), next_after=items[-1].seq if more else None)
+
+    # -- sessions ----------------------------------------------------------------------------
+
+    async def list_sessions(self, request: ListSessions) -> SessionPage:
+        """Return sessions, the one with the latest run first."""
+        query = _sessions().where(sessions.c.tenant == request.tenant)
+        query = query.where(*_equal((sessions.c.name, request.name)))
+        if request.cursor is not None:
+            query = query.where(sessions.c.last_seq < _sequence(request.cursor))
+        query = query.order_by(sessions.c.last_seq.desc()).limit(request.limit + 1)
+        found = await self._read(query)
+        shown = found[: request.limit]
+        return SessionPage(
+            items=tuple(_session(row) for row in shown),
+            next_cursor=str(shown[-1].last_seq) if len(found) > request.limit else None,
+        )
+
+    async def get_session(self, request: GetSession) -> SessionView:
+        """Return one session.
+
+        Raises:
+            RejectedError: ``session_not_found``.
+        """
+        return _session(await self._session(request.tenant, request.session_id))
+
+    async def session_messages(self, request: SessionMessages) -> MessagePage:
+        """Return what was said in a session, oldest first.
+
+        Raises:
+            RejectedError: ``session_not_found``.
+        """
+        session = await self._session(request.tenant, request.session_id)
+        found = await self._read(
+            select(messages)
+            .where(
+                messages.c.tenant == request.tenant,
+                messages.c.session_id == request.session_id,
+                messages.c.seq > max(request.after, session.deleted_seq or 0),
+            )
+            .order_by(messages.c.seq)
+            .limit(request.limit + 1)
+        )
+        items: list[MessageView] = []
+        size = 0
+        for row in found[: request.limit]:
+            size += 2 * len(row.content.encode())
+            if items and size > PAGE_BYTES:
+                break
+            items.append(
+                MessageView(
+                    seq=row.seq,
+                    run_id=row.run_id,
+                    role=row.role,
+                    content=row.content,
+                    created_at=row.occurred_at,
+                )
+            )
+        more = len(found) > len(items)
+        return MessagePage(items=tuple(items), next_after=items[-1].seq if more else None)
+
+    async def delete_session(self, request: DeleteSession) -> SessionDeleted:
+        """Hide a session and what was said in it.
+
+        Raises:
+            RejectedError: ``session_not_found``.
+        """
+        projected = select(func.max(projection.c.last_seq)).scalar_subquery()
+        async with session_scope(self._factory) as session:
+            found = await session.execute(
+                update(sessions)
+                .where(
+                    sessions.c.tenant == request.tenant,
+                    sessions.c.session_id == request.session_id,
+                    _visible(),
+                )
+                .values(deleted_seq=projected)
+                .returning(sessions.c.session_id)
+            )
+            if found.first() is None:
+                raise _no_session(request.session_id)
+        return SessionDeleted(session_id=request.session_id)
+
+    async def _session(self, tenant: str, session_id: str) -> Row[Any]:
+        found = await self._read(
+            _sessions().where(sessions.c.tenant == tenant, sessions.c.session_id == session_id)
+        )
+        if not found:
+            raise _no_session(session_id)
+        return found[0]
+
+    # -- usage -------------------------------------------------------------------------------
+
+    async def usage_summary(self, request: UsageSummary) -> UsageReport:
+        """Return what model calls cost, the dearest model first."""
+        conditions = [usage.c.tenant == request.tenant, *_equal((usage.c.name, request.name))]
+        if request.since is not None:
+            conditions.append(usage.c.occurred_at >= request.since)
+        if request.until is not None:
+            conditions.append(usage.c.occurred_at < request.until)
+        cost = func.sum(usage.c.cost_usd)
+        rows = await self._read(
+            select(
+                usage.c.provider,
+                usage.c.model,
+                func.sum(usage.c.input_tokens).label("input_tokens"),
+                func.sum(usage.c.output_tokens).label("output_tokens"),
+                cost.label("cost_usd"),
+                func.count().filter(usage.c.unknown_price).label("unknown_prices"),
+                func.sum(usage.c.model_calls).label("model_calls"),
+            )
+            .where(*conditions)
+            .group_by(usage.c.provider, usage.c.model)
+            .order_by(cost.desc(), usage.c.provider, usage.c.model)
+        )
+        items = tuple(
+            UsageLine(
+                provider=row.provider,
+                model=row.model,
+                usage=Usage(
+                    input_tokens=int(row.input_tokens),
+                    output_tokens=int(row.output_tokens),
+                    cost_usd=row.cost_usd,
+                    unknown_price=row.unknown_prices > 0,
+                    model_calls=int(row.model_calls),
+                ),
+            )
+            for row in rows
+        )
+        total = Usage()
+        for line in items:
+            total = total.plus(line.usage)
+        return UsageReport(items=items, total=total)
+
+    # -- the database ------------------------------------------------------------------------
+
+    async def _read(self, query: Select[Any]) -> Sequence[Row[Any]]:
+        session: AsyncSession
+        async with session_scope(self._factory, read_only=True) as session:
+            found: Sequence[Row[Any]] = (await session.execute(query)).all()
+            return found
+
+    def _has_tag(self, name: str, value: str) -> ColumnElement[bool]:
+        if self._postgres:
+            return type_coerce(runs.c.tags, JSONB).contains({name: value})
+        quoted = name.replace('"', '\\"')
+        return func.json_extract(runs.c.tags, f'$."{quoted}"') == value
+
+
+def _equal(*pairs: tuple[ColumnElement[Any], Any]) -> Iterable[ColumnElement[bool]]:
+    return [column == value for column, value in pairs if value is not None]
+
+
+def _visible() -> ColumnElement[bool]:
+    """Hide what was deleted, until a later run."""
+    return or_(sessions.c.deleted_seq.is_(None), sessions.c.last_seq > sessions.c.deleted_seq)
+
+
+def _sessions() -> Select[Any]:
+    count = (
+        select(func.count())
+        .where(
+            and_(
+                runs.c.tenant == sessions.c.tenant,
+                runs.c.session_id == sessions.c.session_id,
+                runs.c.seq > func.coalesce(sessions.c.deleted_seq, 0),
+            )
+        )
+        .scalar_subquery()
+    )
+    return select(sessions, count.label("runs")).where(_visible())
+
+
+def _session(row: Row[Any]) -> SessionView:
+    return SessionView(
+        tenant=row.tenant,
+        session_id=row.session_id,
+        name=row.name,
+        runs=row.runs,
+        last_run_id=row.last_run_id,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+    )
+
+
+def _run(row: Row[Any]) -> RunView:
+    tags = row.tags
+    return RunView(
+        run_id=row.run_id,
+        tenant=row.tenant,
+        name=row.name,
+        kind=row.kind,
+        version=row.version,
+        plan_digest=row.plan_digest,
+        status=row.status,
+        trigger=row.trigger,
+        session_id=row.session_id,
+        input=_value(row.input),
+        output=_value(row.output),
+        error=ErrorInfo.model_validate_json(row.error) if row.error is not None else None,
+        usage=Usage(
+            input_tokens=row.input_tokens,
+            output_tokens=row.output_tokens,
+            cost_usd=row.cost_usd,
+            unknown_price=row.unknown_price,
+            model_calls=row.model_calls,
+        ),
+        tags=(from_json(tags) if isinstance(tags, str) else tags) or {},
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        ended_at=row.ended_at,
+        last_seq=row.last_seq,
+    )
+
+
+def _value(text: str | None) -> JsonValue:
+    return None if text is None else from_json(text)
+
+
+def _sequence(cursor: str) -> int:
+    if not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
+        raise RejectedError(
+            "invalid_cursor",
+            "cursor must be the next_cursor of an earlier page",
+            details=(ErrorDetail(path="cursor", message=f"got {cursor[:40]!r}"),),
+        )
+    return int(cursor)
+
+
+def _no_session(session_id: str) -> RejectedError:
+    return RejectedError("session_not_found", f"there is no session {session_id[:80]!r}")
