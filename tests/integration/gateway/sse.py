@@ -54,7 +54,7 @@ def of_log(entries: list[Entry]) -> list[tuple[int | None, str, dict[str, Any]]]
 
 
 def without_deltas(events: list[Sse]) -> list[tuple[int | None, str, dict[str, Any]]]:
-    return [tuple(event) for event in events if event.type != DELTA]
+    return [(event.id, event.type, event.data) for event in events if event.type != DELTA]
 
 
 def texts(events: list[Sse]) -> list[str]:

@@ -13,10 +13,17 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from penstock.contracts.errors import ErrorFamily, PenstockError
+from penstock.contracts.rpc import DocumentKind
 from penstock.contracts.views import RunView
 from penstock.telemetry.logs import EventLog
 from penstock_gateway.answers import error_answer, problem_answer
+from penstock_gateway.api.archives import archives
+from penstock_gateway.api.definitions import agent_deletion, application, definition_routes
+from penstock_gateway.api.health import health_routes
+from penstock_gateway.api.hooks import DeliveryAccepted, Hooks
 from penstock_gateway.api.hot import HotRoute, header, json_body
+from penstock_gateway.api.older import InternallyInvoked, Invoked, Older
+from penstock_gateway.api.participants import participants
 from penstock_gateway.api.reading import Reading
 from penstock_gateway.api.starting import Starting
 from penstock_gateway.core.problems import (
@@ -26,7 +33,14 @@ from penstock_gateway.core.problems import (
     findings_of,
     problem,
 )
-from penstock_gateway.core.requests import CancelRun, ExecuteDefinition, StartRun
+from penstock_gateway.core.requests import (
+    CancelRun,
+    ExecuteDefinition,
+    GenericWebhook,
+    InternalInvoke,
+    Invoke,
+    StartRun,
+)
 from penstock_gateway.entrance import BodyTooLargeError, Entrance, too_large
 from penstock_gateway.gateway import Gateway
 from penstock_gateway.settings import GatewaySettings
@@ -73,6 +87,11 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     app.state.gateway = gateway
     app.router.redirect_slashes = False
     _add_run_routes(app, gateway)
+    # Before the definitions: `register` is no agent's name here.
+    for router in (participants, agent_deletion, archives, application, health_routes):
+        app.include_router(router)
+    for kind in DocumentKind:
+        app.include_router(definition_routes(kind))
     _add_errors(app)
     if settings.cors_origins:
         app.add_middleware(
@@ -116,6 +135,43 @@ def _add_run_routes(app: FastAPI, gateway: Gateway) -> None:
     execution = json_body(ExecuteDefinition)
     add_start("/v1/agents/{name}/execute", starting.execute_agent, execution, "agents")
     add_start("/v1/workflows/{name}/execute", starting.execute_workflow, execution, "workflows")
+    older, hooks = Older(gateway, starting), Hooks(gateway)
+    add(
+        "POST",
+        "/invoke",
+        older.invoke,
+        status_code=202,
+        tags=["older paths"],
+        responses={202: {"model": Invoked}},
+        openapi_extra={"requestBody": json_body(Invoke)},
+    )
+    add(
+        "POST",
+        "/internal/invoke",
+        older.internal_invoke,
+        status_code=202,
+        tags=["older paths"],
+        responses={202: {"model": InternallyInvoked}},
+        openapi_extra={"requestBody": json_body(InternalInvoke)},
+    )
+    accepted = {202: {"model": DeliveryAccepted}}
+    add(
+        "POST",
+        "/hooks/{tenant}/{name}",
+        hooks.deliver,
+        status_code=202,
+        tags=["webhooks"],
+        responses=accepted,
+    )
+    add(
+        "POST",
+        "/webhooks/generic",
+        hooks.deliver_generic,
+        status_code=202,
+        tags=["webhooks"],
+        responses=accepted,
+        openapi_extra={"requestBody": json_body(GenericWebhook)},
+    )
     run = {200: {"model": RunView, "description": "The run"}}
     add("GET", "/v1/runs/{run_id}", reading.get_run, tags=["runs"], responses=run)
     add("GET", "/v1/runs/{run_id}/events", reading.get_events, tags=["runs"])

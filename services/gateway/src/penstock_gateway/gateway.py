@@ -19,6 +19,7 @@ from penstock_gateway.core.access import Caller, caller_of
 from penstock_gateway.ends import EndWatch
 from penstock_gateway.entrance import Doorkeeper
 from penstock_gateway.mirrors import Mirror, reader_of
+from penstock_gateway.registry import Registry
 from penstock_gateway.runs import Runs
 from penstock_gateway.settings import GatewaySettings
 from penstock_gateway.starts import Starter
@@ -43,6 +44,7 @@ class Gateway:
     keys: Mirror[Caller]
     webhooks: Mirror[WebhookRecord]
     archive: Archive
+    registry: Registry
     runs: Runs
     ends: EndWatch
     starter: Starter
@@ -71,7 +73,8 @@ class Gateway:
         self.webhooks = Mirror(bus, subjects.WEBHOOKS, reader_of(_WEBHOOK))
         for mirror in (self.published, self.keys, self.webhooks):
             await mirror.start()
-        self.archive = Archive(bus)
+        self.archive = Archive(bus, self.reader)
+        self.registry = Registry(bus, self.published, self.webhooks, self.keys)
         self.runs = Runs(bus, self.reader, self.archive, settings.shards)
         self.ends = EndWatch(bus, self.reader, settings.shards)
         await self.ends.start()

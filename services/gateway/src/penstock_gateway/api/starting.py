@@ -95,16 +95,22 @@ class Starting:
             ask: What to start.
             request_form: The bytes that make it the same request as another.
         """
-        if (key := idempotency_key(headers.get(b"idempotency-key"))) is not None:
-            ask = replace(
-                ask,
-                run_id=run_id_from_key(ask.tenant, key),
-                request_digest=sha256(request_form).hexdigest(),
-            )
+        ask = self.keyed(headers, ask, request_form)
         traceparent = headers.get(b"traceparent")
         if traceparent is not None or self._gateway.settings.otlp_endpoint is not None:
             return await self._traced(headers, ask, traceparent)
         return await self._begin(headers, ask)
+
+    def keyed(self, headers: Headers, ask: Ask, request_form: bytes) -> Ask:
+        """Give the run the id that its ``Idempotency-Key`` stands for, where it has one."""
+        key = idempotency_key(headers.get(b"idempotency-key"))
+        if key is None:
+            return ask
+        return replace(
+            ask,
+            run_id=run_id_from_key(ask.tenant, key),
+            request_digest=sha256(request_form).hexdigest(),
+        )
 
     async def _traced(self, headers: Headers, ask: Ask, traceparent: bytes | None) -> Response:
         parent = None if traceparent is None else traceparent.decode("latin-1")

@@ -24,9 +24,12 @@ _MAX_SIGNATURES: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A checked delivery. ``delivery_id`` is the same however often it is sent."""
+    """A checked delivery.
 
-    delivery_id: str
+    ``delivery_id`` is the same however often it is sent; ``None`` where nothing tells two apart.
+    """
+
+    delivery_id: str | None
     signed: bool
 
 
@@ -79,14 +82,16 @@ def check(
         RejectedError: ``signature_missing``, ``signature_invalid`` or ``signature_expired``.
     """
     if not secrets:
-        return Delivery(_delivery_id(headers, body), signed=False)
+        return Delivery(_sender_id(headers), signed=False)
     if "webhook-signature" in headers:
         _check_standard(headers, body, secrets, now, tolerance_seconds)
         # The id is signed, so that nobody can make a captured delivery look new.
         return Delivery(headers["webhook-id"], signed=True)
     if "x-hub-signature-256" in headers:
         _check_github(headers["x-hub-signature-256"], body, secrets)
-        return Delivery(_delivery_id(headers, body), signed=True)
+        # GitHub's id is not signed: whoever holds a captured delivery could give it a new one.
+        # That is the price of telling two deliveries with equal bodies apart.
+        return Delivery(_sender_id(headers) or hashlib.sha256(body).hexdigest(), signed=True)
     raise RejectedError(
         "signature_missing",
         "this webhook is signed: send webhook-id, webhook-timestamp and webhook-signature, "
@@ -135,14 +140,5 @@ def _check_github(header: str, body: bytes, secrets: Sequence[bytes]) -> None:
         raise RejectedError("signature_invalid", "the signature does not fit")
 
 
-def _delivery_id(headers: Mapping[str, str], body: bytes) -> str:
-    """Return the sender's id, else the digest of what it sent.
-
-    GitHub's id is not signed: whoever holds a captured delivery could give it a new one. That is
-    the price of telling two deliveries with equal bodies apart.
-    """
-    return headers.get("webhook-id") or headers.get("x-github-delivery") or _digest(body)
-
-
-def _digest(body: bytes) -> str:
-    return hashlib.sha256(body).hexdigest()
+def _sender_id(headers: Mapping[str, str]) -> str | None:
+    return headers.get("webhook-id") or headers.get("x-github-delivery") or None
