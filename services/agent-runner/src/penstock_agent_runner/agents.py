@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from penstock.contracts.actions import Action
+from penstock.contracts.facts import Usage
 from penstock.runner import StepContext
-from penstock.telemetry.tracing import span
-from penstock_agent_runner.core.turn import SCRIPTED, AgentConfig, TurnInput, read_config
+from penstock.telemetry.tracing import exporting, span
+from penstock_agent_runner.core.turn import SCRIPTED, AgentConfig, Turn, TurnInput, read_config
 from penstock_agent_runner.models import Model, Request
 
 
@@ -32,28 +35,43 @@ class Agents:
             attempt=ctx.attempt,
             seconds=ctx.remaining_seconds,
             idempotency_key=ctx.idempotency_key,
+            traceparent=ctx.traceparent,
         )
-        provider = "endpoint" if config.endpoint is not None else config.model.partition("/")[0]
-        with span(
-            f"chat {config.model or ctx.name}",
-            kind="client",
-            attributes={
-                "gen_ai.operation.name": "chat",
-                "gen_ai.provider.name": provider,
-                "gen_ai.request.model": config.model,
-                "gen_ai.agent.name": ctx.name,
-            },
-        ) as traced:
-            answer = await self._model(config).answer(request, ctx.emit_delta)
-            ctx.usage, ctx.model = answer.usage, answer.model
-            traced.set(
-                gen_ai__response__model=answer.model or config.model,
-                gen_ai__usage__input_tokens=answer.usage.input_tokens if answer.usage else 0,
-                gen_ai__usage__output_tokens=answer.usage.output_tokens if answer.usage else 0,
-            )
+        model = self._model(config)
+        if exporting():
+            answer = await _traced(model, request, ctx)
+        else:
+            answer = await model.answer(request, ctx.emit_delta)
+        ctx.usage, ctx.model = answer.usage, answer.model
         return answer.action()
 
     def _model(self, config: AgentConfig) -> Model:
         if config.endpoint is not None:
             return self._remote
         return self._scripted if config.model.startswith(SCRIPTED) else self._provider
+
+
+async def _traced(model: Model, request: Request, ctx: StepContext) -> Turn:
+    """Answer within a span, by the conventions for generative AI."""
+    config = request.config
+    provider = "endpoint" if config.endpoint is not None else config.model.partition("/")[0]
+    with span(
+        f"chat {config.model or ctx.name}",
+        kind="client",
+        attributes={
+            "gen_ai.operation.name": "chat",
+            "gen_ai.provider.name": provider,
+            "gen_ai.request.model": config.model,
+            "gen_ai.agent.name": ctx.name,
+        },
+    ) as traced:
+        answer = await model.answer(
+            replace(request, traceparent=traced.traceparent), ctx.emit_delta
+        )
+        usage = answer.usage or Usage()
+        traced.set(
+            gen_ai__response__model=answer.model or config.model,
+            gen_ai__usage__input_tokens=usage.input_tokens,
+            gen_ai__usage__output_tokens=usage.output_tokens,
+        )
+    return answer

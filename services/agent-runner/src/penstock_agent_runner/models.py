@@ -22,6 +22,7 @@ class Request:
     seconds: float
     """Time that is left."""
     idempotency_key: str
+    traceparent: str | None = None
 
 
 class Model(Protocol):

@@ -21,7 +21,7 @@ from penstock.contracts.errors import (
     error_from,
 )
 from penstock.contracts.facts import Usage
-from penstock.telemetry.tracing import inject
+from penstock.telemetry.tracing import TRACEPARENT
 from penstock_agent_runner.core.sse import EventParser
 from penstock_agent_runner.core.turn import Turn, last_user_index
 from penstock_agent_runner.models import Emit, Request
@@ -66,14 +66,14 @@ class RemoteAgent:
         session_id = request.input.session_id or request.run_id
         messages = [message.model_dump(mode="json") for message in request.input.messages]
         start = last_user_index(request.input.messages)
-        headers = inject(
-            {
-                "accept": "text/event-stream",
-                "x-session-id": session_id,
-                "x-run-id": request.run_id,
-                "idempotency-key": request.idempotency_key,
-            }
-        )
+        headers = {
+            "accept": "text/event-stream",
+            "x-session-id": session_id,
+            "x-run-id": request.run_id,
+            "idempotency-key": request.idempotency_key,
+        }
+        if request.traceparent is not None:
+            headers[TRACEPARENT] = request.traceparent
         body = {
             "session_id": session_id,
             "run_id": request.run_id,

@@ -35,7 +35,7 @@ class Attempt:
     was. A cancellation that came from elsewhere (the process ends) passes through.
     """
 
-    __slots__ = ("_cancelled", "_cancelling", "_seconds", "_task", "_timer", "failure", "halt")
+    __slots__ = ("_cancelled", "_cancelling", "_task", "_timer", "failure", "halt", "seconds")
 
     def __init__(self, seconds: float) -> None:
         """Prepare the attempt.
@@ -43,7 +43,7 @@ class Attempt:
         Args:
             seconds: Time until the deadline.
         """
-        self._seconds = seconds
+        self.seconds = seconds
         self._task: asyncio.Task[object] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._cancelling = 0
@@ -75,7 +75,7 @@ class Attempt:
         if task is None:
             raise RuntimeError("an attempt belongs to a task")
         self._cancelling = task.cancelling()
-        self._timer = loop.call_later(self._seconds, self.stop, "deadline")
+        self._timer = loop.call_later(self.seconds, self.stop, "deadline")
         return self
 
     def __exit__(

@@ -4,23 +4,43 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
+from penstock.contracts import subjects
 from penstock.contracts.facts import StepScheduled, Usage
 from penstock.contracts.ids import idempotency_key
 from penstock.contracts.subjects import FactSubject
 from penstock.runner.attempt import Attempt
-from penstock.runner.deltas import DeltaStream, Send
+from penstock.runner.deltas import DeltaStream
+
+if TYPE_CHECKING:
+    from penstock.bus.connection import Bus
 
 
 class StepContext:
     """One attempt at one step, as its handler sees it."""
 
-    __slots__ = ("_attempt", "_deltas", "_loop", "_send", "_step", "_subject", "model", "usage")
+    __slots__ = (
+        "_attempt",
+        "_bus",
+        "_deltas",
+        "_loop",
+        "_step",
+        "_subject",
+        "model",
+        "traceparent",
+        "usage",
+    )
 
     def __init__(
-        self, subject: FactSubject, step: StepScheduled, attempt: Attempt, send: Send
+        self,
+        subject: FactSubject,
+        step: StepScheduled,
+        attempt: Attempt,
+        bus: Bus,
+        traceparent: str | None = None,
     ) -> None:
         """Made by the runner.
 
@@ -28,14 +48,17 @@ class StepContext:
             subject: Coordinates of the step.
             step: The step itself.
             attempt: Knows when the handler is to stop.
-            send: Publishes batches of text.
+            bus: Takes the pieces of text.
+            traceparent: The trace that the step belongs to.
         """
         self._subject = subject
         self._step = step
         self._attempt = attempt
-        self._send = send
+        self._bus = bus
         self._deltas: DeltaStream | None = None
         self._loop = asyncio.get_running_loop()
+        self.traceparent = traceparent
+        """W3C trace context, to be passed on to whatever the handler calls."""
         self.usage: Usage | None = None
         """What model calls of this step cost; set by the handler, recorded with the result."""
         self.model: str | None = None
@@ -108,8 +131,25 @@ class StepContext:
     def deltas(self) -> DeltaStream:
         """The pieces of text of this attempt."""
         if self._deltas is None:
-            self._deltas = DeltaStream(self._send)
+            coordinates = self._subject
+            self._deltas = DeltaStream(
+                self._bus,
+                subjects.delta(
+                    coordinates.tenant,
+                    coordinates.shard,
+                    coordinates.run_id,
+                    coordinates.step_id,
+                    coordinates.attempt,
+                ),
+            )
         return self._deltas
+
+    @property
+    def result_subject(self) -> str:
+        """Where the outcome of this attempt is recorded."""
+        tenant, shard, run_id = self._subject[:3]
+        prefix = subjects.run_prefix(tenant, shard, run_id)
+        return subjects.result(prefix, self._subject.step_id, self._subject.attempt)
 
     @property
     def emitted(self) -> DeltaStream | None:

@@ -7,11 +7,13 @@ acknowledged, and a step's result only when all of its batches are.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from penstock.contracts.errors import TransientError
 from penstock.contracts.facts import DeltaBatch
+
+if TYPE_CHECKING:
+    from penstock.bus.connection import Bus
 
 PAUSE_SECONDS: Final = 0.025
 """Least time between two batches: shorter than a reader's eye can tell apart."""
@@ -22,8 +24,7 @@ BUFFER_CHARACTERS: Final = 8 * BATCH_CHARACTERS
 GIVE_UP_SECONDS: Final = 30.0
 RETRY_SECONDS: Final = 0.2
 
-Send = Callable[[bytes, int], Awaitable[None]]
-"""Publishes a batch (its body, the index of its first piece); returns when acknowledged."""
+ANSWER_SECONDS: Final = 5.0
 
 
 class DeltaStream:
@@ -31,20 +32,27 @@ class DeltaStream:
 
     __slots__ = (
         "_buffer",
+        "_bus",
         "_failure",
         "_loop",
-        "_send",
         "_sending",
         "_sent",
         "_sent_at",
         "_size",
+        "_subject",
         "_timer",
         "count",
     )
 
-    def __init__(self, send: Send) -> None:
-        """Prepare the stream."""
-        self._send = send
+    def __init__(self, bus: Bus, subject: str) -> None:
+        """Prepare the stream.
+
+        Args:
+            bus: Takes the batches.
+            subject: Theirs; a stream of the bus keeps it.
+        """
+        self._bus = bus
+        self._subject = subject
         self._loop = asyncio.get_running_loop()
         self._buffer: list[str] = []
         self._size = 0
@@ -124,7 +132,7 @@ class DeltaStream:
         give_up_at = self._loop.time() + GIVE_UP_SECONDS
         while True:
             try:
-                await self._send(body, self._sent)
+                await self._publish(body)
             except TransientError as error:
                 if self._loop.time() < give_up_at:
                     await asyncio.sleep(RETRY_SECONDS)
@@ -136,6 +144,11 @@ class DeltaStream:
         self._sending = None
         if self._buffer:
             self._schedule()
+
+    async def _publish(self, body: bytes) -> None:
+        reply = await self._bus.request(self._subject, body, timeout_seconds=ANSWER_SECONDS)
+        if b'"error"' in reply.data:
+            raise TransientError("delta_refused", f"{self._subject}: {reply.data[:200]!r}")
 
     def _take(self) -> tuple[str, ...]:
         """Remove one batch from the buffer: all of it, or as much as one message may hold."""

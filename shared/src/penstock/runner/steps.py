@@ -14,11 +14,10 @@ from functools import partial
 from time import perf_counter
 from typing import Any, Final
 
-from pydantic import BaseModel, JsonValue, TypeAdapter, ValidationError
-from pydantic_core import PydanticSerializationError, to_jsonable_python
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError, to_json
 
 from penstock.bus.claims import is_claim
-from penstock.bus.connection import Bus
 from penstock.bus.consumer import Delivery
 from penstock.contracts import subjects
 from penstock.contracts.errors import (
@@ -28,25 +27,22 @@ from penstock.contracts.errors import (
     InvariantError,
     TransientError,
 )
-from penstock.contracts.facts import StepKind, StepResult, StepScheduled
+from penstock.contracts.facts import StepKind, StepScheduled
 from penstock.contracts.subjects import FactSubject
 from penstock.runner.attempt import EXPIRED, Attempt
 from penstock.runner.context import StepContext
 from penstock.runner.handlers import Handler
 from penstock.runner.harness import Harness
-from penstock.telemetry.logs import EventLog, bind
+from penstock.telemetry.logs import bind_task
 from penstock.telemetry.metrics import step_metrics
-from penstock.telemetry.tracing import TRACEPARENT, span
+from penstock.telemetry.tracing import TRACEPARENT, exporting, span
 
 STALE_AFTER: Final = timedelta(seconds=2)
 """A step that is older, or comes again, may belong to a run that has ended meanwhile."""
-DELTA_TIMEOUT_SECONDS: Final = 5.0
 
 _STEP: Final[TypeAdapter[StepScheduled]] = TypeAdapter(StepScheduled)
-_RESULT: Final[TypeAdapter[StepResult]] = TypeAdapter(StepResult)
+_TRACE_HEADER: Final = f"{TRACEPARENT}:".encode()
 _OPERATION: Final = {StepKind.AGENT: "invoke_agent", StepKind.TOOL: "execute_tool"}
-
-events = EventLog("penstock.runner")
 
 
 class StepWorker:
@@ -82,8 +78,6 @@ class StepWorker:
         self._threads = threads
         self._metrics = step_metrics(kind.value, queue)
         self._operation = _OPERATION[kind]
-        self.in_flight = 0
-        """Steps in work, for the heartbeat."""
 
     async def handle(self, delivery: Delivery) -> None:
         """Do a step.
@@ -93,45 +87,83 @@ class StepWorker:
             InvariantError: The message is no step.
         """
         subject = subjects.parse_fact(delivery.subject)
-        now = datetime.now(UTC)
+        run_id = subject.run_id
         stops = self._harness.stops
-        if stops.stopped(subject.run_id):
+        if stops.stopped(run_id):
             self._metrics.refused.inc()
             return
+        now = datetime.now(UTC)
         stale = delivery.deliveries > 1 or now - delivery.stored_at > STALE_AFTER
         if stale and await self._over(subject):
             self._metrics.refused.inc()
             return
         step = await self._read(delivery)
-        traceparent = delivery.headers.get(TRACEPARENT) if delivery.raw_headers else None
-        attempt = Attempt((step.expires_at - now).total_seconds())
-        ctx = StepContext(
-            subject, step, attempt, partial(send_delta, self._harness.bus, _delta_subject(subject))
+        traceparent = _traceparent(delivery.raw_headers)
+        # A delivery has a task of its own, so nothing needs to be unbound.
+        bind_task(
+            tenant=subject.tenant,
+            run_id=run_id,
+            step_id=subject.step_id,
+            trace_id=traceparent[3:35] if traceparent else None,
         )
-        self.in_flight += 1
-        stops.enter(subject.run_id, attempt)
+        attempt = Attempt((step.expires_at - now).total_seconds())
+        ctx = StepContext(subject, step, attempt, self._harness.bus, traceparent)
+        stops.enter(run_id, attempt)
         try:
-            with (
-                span(
-                    f"{self._operation} {step.name}", kind="consumer", traceparent=traceparent
-                ) as traced,
-                bind(
-                    tenant=subject.tenant,
-                    run_id=subject.run_id,
-                    step_id=subject.step_id,
-                    trace_id=traced.trace_id,
-                ),
-            ):
-                result = await self._outcome(ctx, attempt, now)
-                if result is None:
-                    self._metrics.refused.inc()
-                    return
-                if result.error is not None:
-                    traced.fail(result.error.code, result.error.message)
-                await self._record(subject, result, traced.traceparent)
+            if exporting():
+                await self._traced(ctx, attempt, now)
+            else:
+                await self._perform(ctx, attempt, now)
         finally:
-            stops.leave(subject.run_id, attempt)
-            self.in_flight -= 1
+            stops.leave(run_id, attempt)
+
+    async def _traced(self, ctx: StepContext, attempt: Attempt, now: datetime) -> None:
+        """Do the same within a span, by the conventions for generative AI."""
+        with span(
+            f"{self._operation} {ctx.name}",
+            kind="consumer",
+            traceparent=ctx.traceparent,
+            attributes={
+                "gen_ai.operation.name": self._operation,
+                f"gen_ai.{self._kind.value}.name": ctx.name,
+                "penstock.run.id": ctx.run_id,
+                "penstock.step.id": ctx.step_id,
+            },
+        ) as traced:
+            ctx.traceparent = traced.traceparent
+            await self._perform(ctx, attempt, now)
+            if attempt.failure is not None:
+                traced.fail(attempt.failure.code, attempt.failure.message)
+
+    async def _perform(self, ctx: StepContext, attempt: Attempt, now: datetime) -> None:
+        """Run the handler and record the outcome, unless nobody waits for it any more."""
+        output: object = None
+        if attempt.seconds <= 0:
+            attempt.failure = EXPIRED
+        else:
+            clock = perf_counter()
+            with attempt:
+                output = await self._call(ctx)
+            self._metrics.seconds.observe(perf_counter() - clock)
+            deltas = ctx.emitted
+            if attempt.halt == "stopped":
+                self._metrics.refused.inc()
+                if deltas is not None:
+                    deltas.abandon()
+                return
+            if deltas is not None:
+                await deltas.close()
+        body = self._body(ctx, now, output, attempt)
+        headers = None if ctx.traceparent is None else {TRACEPARENT: ctx.traceparent}
+        try:
+            await self._harness.writer.append(ctx.result_subject, body, headers=headers)
+        except ConflictError as error:
+            if error.code != "duplicate_fact":
+                raise
+            # Somebody else did the same attempt and was faster: theirs counts.
+            self._metrics.late.inc()
+        else:
+            (self._metrics.succeeded if attempt.failure is None else self._metrics.failed).inc()
 
     async def _over(self, subject: FactSubject) -> bool:
         """Whether the log says that nobody waits for this attempt any more."""
@@ -159,28 +191,6 @@ class StepWorker:
                 "unreadable_step", f"{delivery.subject} cannot be read: {error}"
             ) from error
 
-    async def _outcome(
-        self, ctx: StepContext, attempt: Attempt, started_at: datetime
-    ) -> StepResult | None:
-        """Run the handler and return what came out; ``None``: the run was stopped."""
-        if ctx.deadline <= started_at:
-            return self._result(ctx, started_at, error=EXPIRED)
-        clock = perf_counter()
-        output: Any = None
-        with attempt:
-            output = await self._call(ctx)
-        self._metrics.seconds.observe(perf_counter() - clock)
-        deltas = ctx.emitted
-        if attempt.halt == "stopped":
-            if deltas is not None:
-                deltas.abandon()
-            return None
-        if deltas is not None:
-            await deltas.close()
-        if attempt.failure is not None:
-            return self._result(ctx, started_at, error=attempt.failure)
-        return self._result(ctx, started_at, output=output)
-
     async def _call(self, ctx: StepContext) -> Any:
         handler = self._handlers.get(ctx.name, self._catch_all)
         if handler is None:
@@ -195,77 +205,50 @@ class StepWorker:
         call = partial(handler.function, *positional, **named)
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
-    def _result(
-        self,
-        ctx: StepContext,
-        started_at: datetime,
-        *,
-        output: Any = None,
-        error: ErrorInfo | None = None,
-    ) -> StepResult:
-        if isinstance(output, BaseModel):
-            output = output.model_dump(mode="json")
+    def _body(
+        self, ctx: StepContext, started_at: datetime, output: object, attempt: Attempt
+    ) -> bytes:
+        """Return the ``StepResult`` as JSON, whatever the handler returned.
+
+        Written from a dictionary: a model would be validated first, for twice the time, and
+        would refuse what has a JSON form without being JSON (models, dataclasses, dates).
+        """
         deltas = ctx.emitted
-        failed = error is not None
-        common: dict[str, Any] = {
+        fields: dict[str, object] = {
+            "type": "step.result",
             "occurred_at": datetime.now(UTC),
             "kind": self._kind,
             "name": ctx.name,
+            "status": "succeeded",
+            "output": output,
+            "error": None,
             "usage": ctx.usage,
             "model": ctx.model,
             "runner_id": self._runner_id,
             "started_at": started_at,
             "deltas": 0 if deltas is None else deltas.count,
         }
-        if failed:
-            return StepResult(status="failed", error=error, **common)
-        try:
-            return StepResult(status="succeeded", output=output, **common)
-        except ValidationError:
-            # Not plain JSON; dataclasses, sets, dates and the like have a JSON form.
-            return self._converted(output, common)
-
-    def _converted(self, output: object, common: dict[str, Any]) -> StepResult:
-        try:
-            plain: JsonValue = to_jsonable_python(output)
-        except PydanticSerializationError as error:
-            info = ErrorInfo(
-                code="invalid_output",
-                message=f"the handler's return value has no JSON form: {error}",
-                family=ErrorFamily.REJECTED,
-            )
-            return StepResult(status="failed", error=info, **common)
-        return StepResult(status="succeeded", output=plain, **common)
-
-    async def _record(self, subject: FactSubject, result: StepResult, traceparent: str) -> None:
-        prefix = subjects.run_prefix(subject.tenant, subject.shard, subject.run_id)
-        try:
-            await self._harness.writer.append(
-                subjects.result(prefix, subject.step_id, subject.attempt),
-                _RESULT.dump_json(result),
-                headers={TRACEPARENT: traceparent} if traceparent else None,
-            )
-        except ConflictError as error:
-            if error.code != "duplicate_fact":
-                raise
-            # Somebody else did the same attempt and was faster: theirs counts.
-            self._metrics.late.inc()
-            return
-        (self._metrics.succeeded if result.error is None else self._metrics.failed).inc()
+        if attempt.failure is None:
+            try:
+                return to_json(fields, inf_nan_mode="null")
+            except (PydanticSerializationError, ValueError) as error:
+                attempt.failure = ErrorInfo(
+                    code="invalid_output",
+                    message=f"the handler's return value has no JSON form: {error}",
+                    family=ErrorFamily.REJECTED,
+                )
+        return to_json(
+            {**fields, "status": "failed", "output": None, "error": attempt.failure},
+            inf_nan_mode="null",
+        )
 
 
-def _delta_subject(subject: FactSubject) -> str:
-    return subjects.delta(
-        subject.tenant, subject.shard, subject.run_id, subject.step_id, subject.attempt
-    )
-
-
-async def send_delta(bus: Bus, subject: str, body: bytes, first: int) -> None:
-    """Publish a batch of text; returns when the bus has stored it.
-
-    Raises:
-        TransientError: It did not, as far as we know.
-    """
-    reply = await bus.request(subject, body, timeout_seconds=DELTA_TIMEOUT_SECONDS)
-    if b'"error"' in reply.data:
-        raise TransientError("delta_refused", f"{subject} from {first}: {reply.data[:200]!r}")
+def _traceparent(headers: bytes | None) -> str | None:
+    """Return one header's value without reading the others."""
+    if headers is None:
+        return None
+    start = headers.find(_TRACE_HEADER)
+    if start < 0:
+        return None
+    start += len(_TRACE_HEADER)
+    return headers[start : headers.index(b"\r", start)].strip().decode("ascii", "replace")

@@ -241,6 +241,11 @@ def configure(*, service: str, instance_id: str, otlp_endpoint: str | None) -> N
     _install(provider)
 
 
+def exporting() -> bool:
+    """Tell whether spans are recorded; where not, the hot path need not make any."""
+    return _exporter is not None
+
+
 def shutdown() -> None:
     """Send what is still buffered and stop exporting. Blocks; for the end of a process."""
     global _exporter  # noqa: PLW0603 - tracing is configured once per process, as logging is
