@@ -191,8 +191,9 @@ class Stack:
                 self._process = None
                 raise StackError(f"the stack ended: {self._last_words()}")
             if time.monotonic() > deadline:
+                waiting = self._not_ready()
                 self.stop()
-                raise StackError(f"not ready within {within:g} s: {self._last_words()}")
+                raise StackError(f"not ready within {within:g} s: {waiting}")
             time.sleep(0.02)
 
     def stop(self, within: float = STOP_SECONDS) -> None:
@@ -221,6 +222,14 @@ class Stack:
             and state["supervisor_pid"] == self._process.pid
             and state["ready_seconds"] is not None
         )
+
+    def _not_ready(self) -> str:
+        state = read_stack_file(self._data_dir)
+        if state is None:
+            return self._last_words()
+        processes = state["processes"].items()
+        waiting = [name for name, process in processes if process.get("ready") is False]
+        return ", ".join(waiting) or "the gateway's /health and /v1/runners"
 
     def _last_words(self) -> str:
         lines = self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()

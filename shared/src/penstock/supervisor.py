@@ -128,10 +128,14 @@ class Supervisor:
 
     def _supervise(self, wakeup: int) -> None:
         slow_at = self._started_at + SLOW_SECONDS
+        waited_for: list[str] = []
         while not self._signals:
             self._revive()
             if self._ready_seconds is None:
                 waiting = [child.service.name for child in self._children if not child.probe()]
+                if waiting != waited_for:
+                    waited_for = waiting
+                    self._write()
                 if not waiting and self._gateway_ready():
                     self._became_ready()
                 elif time.monotonic() > slow_at:

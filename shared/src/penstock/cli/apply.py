@@ -61,16 +61,20 @@ def read_texts(files: list[str]) -> list[tuple[str, str]]:
             texts.append(("standard input", sys.stdin.read()))
             continue
         path = Path(name)
-        try:
-            members = [path]
-            if path.is_dir():
-                members = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
-            texts += [(str(member), member.read_text(encoding="utf-8")) for member in members]
-        except OSError as error:
-            raise CommandError(f"{name}: {error.strerror}", exit_code=MISUSED) from error
-        except UnicodeDecodeError as error:
-            raise CommandError(f"{name}: not UTF-8 text", exit_code=MISUSED) from error
+        members = [path]
+        if path.is_dir():
+            members = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+        texts += [(str(member), _text(member)) for member in members]
     return texts
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise CommandError(f"{path}: {error.strerror}", exit_code=MISUSED) from error
+    except UnicodeDecodeError as error:
+        raise CommandError(f"{path}: not UTF-8 text", exit_code=MISUSED) from error
 
 
 def located(error: CommandError, names: list[str]) -> CommandError:

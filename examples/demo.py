@@ -1,0 +1,196 @@
+"""The tour that ``make demo`` gives: an agent, a workflow and a webhook on a stack of its own.
+
+Everything that is shown is checked as well; the exit code is 0 only if all of it is right.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from penstock.cli.api import Api
+from penstock.cli.apply import apply_files
+from penstock.cli.display import EventPrinter, console
+from penstock.cli.failure import CommandError, tell
+from penstock.cli.runs import list_runs
+from penstock.cli.target import Target, find_target
+from penstock.stack import Stack, StackError, StackOptions
+
+EXAMPLES = Path(__file__).parent
+QUESTION = (
+    "A solar park of 1,050,000 square metres yields 200 kWh per square metre and year. Each "
+    "person of a household of 4 needs 1050 kWh a year. For how many such households is it enough?"
+)
+MODELS = {"OPENAI_API_KEY": "openai/gpt-5-mini", "ANTHROPIC_API_KEY": "anthropic/claude-haiku-4-5"}
+
+screen = console()
+checks = 0
+
+
+def check(condition: object, claim: str) -> None:
+    """Count what holds; end the demo at what does not."""
+    global checks  # noqa: PLW0603 - a script of one page
+    if not condition:
+        raise CommandError(f"not so: {claim}")
+    checks += 1
+    screen.print(f"         [green]✓[/] [dim]{claim}[/]")
+
+
+def heading(title: str) -> None:
+    screen.print(f"\n[bold cyan]── {title} [/]")
+
+
+def follow(api: Api, run_id: str) -> list[dict[str, Any]]:
+    """Print a run's events as they come; return those of the log."""
+    printer, events = EventPrinter(screen), []
+    for event in api.events(f"/v1/runs/{run_id}/events"):
+        printer.show(event.data)
+        events.append(event.data)
+    printer.close()
+    return events
+
+
+def steps(events: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [event for event in events if event["type"] == kind]
+
+
+def choose_model(api: Api) -> bool:
+    """Give the assistant a real model where a key is there; tell whether it has one."""
+    for variable, model in MODELS.items():
+        if os.environ.get(variable):
+            patch = {"spec": {"model": model, "script": None}}
+            path = "/v1/agents/research-assistant"
+            api.call("PATCH", path, params={"publish": "true"}, body=patch)
+            screen.print(f"         {variable} is set: asking [bold]{model}[/]")
+            return True
+    screen.print("         no API key in the environment: the model is [bold]scripted[/], no LLM")
+    return False
+
+
+def agent(api: Api) -> None:
+    heading("An agent with two tools")
+    real = choose_model(api)
+    run = api.call("POST", "/v1/runs", body={"name": "research-assistant", "input": QUESTION})
+    events = follow(api, run["run_id"])
+    check(events[-1]["type"] == "run_done", "the run is done")
+    tools = {event["data"]["name"] for event in steps(events, "tool_call_done")}
+    check(tools == {"multiply", "divide"}, "two tools were called: multiply and divide")
+    turns = steps(events, "agent_invoke_done")
+    check(len(turns) >= 3, f"it took the model {len(turns)} turns")
+    answer = json.dumps(events[-1]["data"]["output"]).replace(",", "").replace(" ", "")
+    check("50000" in answer, "the answer is 50,000 households")
+    check(real or steps(events, "agent_stream_delta"), "its text was streamed as it came")
+    log = api.call("GET", f"/v1/runs/{run['run_id']}/events", params={"limit": 1000})["items"]
+    ids = [event["id"] for event in events if event.get("id")]
+    check(ids == [event["id"] for event in log if event.get("id")], "the stream equals the log")
+
+
+def workflow(api: Api) -> None:
+    heading("A workflow of three steps")
+    body = {"name": "growth-report", "input": {"principal": 1000, "rate": 2, "years": 5}}
+    headers = {"Idempotency-Key": secrets.token_hex(8)}
+    run = api.call("POST", "/v1/runs", body=body, headers=headers)
+    events = follow(api, run["run_id"])
+    check(events[-1]["type"] == "run_done", "the run is done")
+    finished = api.call("GET", f"/v1/runs/{run['run_id']}")
+    check(len(finished["steps"]) == 3, "three steps ran")
+    check(finished["output"]["value"] == 32000, "1000 doubled five times is 32000")
+    check("32000" in finished["output"]["report"], "the report says so")
+    again = api.call("POST", "/v1/runs", body=body, headers=headers)
+    check(again["run_id"] == run["run_id"], "the same Idempotency-Key gives the same run")
+
+
+def webhook(api: Api, url: str, secret: bytes) -> None:
+    heading("A signed webhook, delivered twice")
+    body = json.dumps({"type": "deposit", "data": {"amount": 500, "rate": 3, "years": 2}}).encode()
+    delivery, now = f"msg_{secrets.token_hex(8)}", str(int(time.time()))
+    digest = hmac.new(secret, b".".join((delivery.encode(), now.encode(), body)), hashlib.sha256)
+    headers = {
+        "Content-Type": "application/json",
+        "webhook-id": delivery,
+        "webhook-timestamp": now,
+        "webhook-signature": "v1," + base64.b64encode(digest.digest()).decode(),
+    }
+    target = f"{url}/hooks/default/growth"
+    first = httpx.post(target, content=body, headers=headers)
+    check(first.status_code == 202, f"the delivery is accepted: {first.status_code}")
+    run_id = first.json()["run_id"]
+    events = follow(api, run_id)
+    check(events[-1]["type"] == "run_done", "the run that it started is done")
+    check(events[-1]["data"]["output"]["value"] == 4500, "500 tripled twice is 4500")
+    second = httpx.post(target, content=body, headers=headers)
+    check(second.is_success, f"the same delivery again is answered: {second.status_code}")
+    check(second.json()["run_id"] == run_id, "it names the first run and has started nothing")
+    forged = httpx.post(target, content=body.replace(b"500", b"999"), headers=headers)
+    check(forged.status_code == 401, "a changed body under the old signature is refused: 401")
+
+
+def overview(api: Api, target: Target) -> None:
+    heading("All runs")
+    deadline = time.monotonic() + 10
+    found: list[dict[str, Any]] = []
+    while time.monotonic() < deadline:
+        found = list(api.pages("/v1/runs", {}, 100))
+        if len(found) >= 3 and all(run["status"] == "done" for run in found):
+            break
+        time.sleep(0.05)
+    list_runs(target, status=None, name=None, limit=20, as_json=False)
+    check(len(found) == 3, "there are three runs, none was started twice")
+    check(all(run["status"] == "done" for run in found), "all of them are done")
+    triggers = sorted(run["trigger"] for run in found)
+    check(triggers == ["http", "http", "webhook"], "one of them came by webhook")
+
+
+def show(stack: Stack, data_dir: Path, secret: bytes) -> None:
+    target = find_target(data_dir=str(data_dir))
+    screen.print(f"         {stack.url}, bus {stack.nats_url}, {data_dir}")
+    check(stack.ready_seconds < 30, f"ready after {stack.ready_seconds:.2f} s")
+    heading("penstock apply -f examples/")
+    apply_files(target, [str(EXAMPLES)], publish=True)
+    with Api(target) as api:
+        runners = api.call("GET", "/v1/runners")["items"]
+        check(len(runners) >= 2, f"{len(runners)} runner pools are registered")
+        agent(api)
+        workflow(api)
+        webhook(api, target.url, secret)
+        overview(api, target)
+
+
+def main() -> int:
+    data_dir = Path(tempfile.mkdtemp(prefix="penstock-demo-"))
+    secret = secrets.token_bytes(24)
+    variable = "whsec_" + base64.b64encode(secret).decode()
+    heading("Starting nats-server and the services")
+    try:
+        options = StackOptions(data_dir=str(data_dir), port=0, nats_port=0)
+        env = {"PENSTOCK_SECRET_EXAMPLE_WEBHOOK": variable}
+        with Stack(options, env=env) as stack:
+            show(stack, data_dir, secret)
+            heading("The end")
+            processes = [process["pid"] for process in stack.state["processes"].values()]
+        check(not any(Path(f"/proc/{pid}").exists() for pid in processes), "all processes ended")
+    except (CommandError, StackError) as error:
+        tell(error if isinstance(error, CommandError) else CommandError(str(error)))
+        screen.print(f"[dim]logs are in {data_dir}/logs[/]")
+        return 1
+    except KeyboardInterrupt:
+        screen.print()
+    shutil.rmtree(data_dir)
+    screen.print(f"\n[bold green]{checks} checks, all right.[/]\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
