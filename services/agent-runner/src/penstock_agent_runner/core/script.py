@@ -37,6 +37,7 @@ class ScriptedCall(_Read):
 
     name: str
     arguments: dict[str, JsonValue] = {}
+    id: str | None = None
 
 
 class ScriptedError(_Read):
@@ -126,7 +127,7 @@ def perform(script: Script, model: str, messages: tuple[ChatMessage, ...]) -> Pe
         text = _rendered(turn.text, scope) if turn.text else "".join(pieces)
     calls = tuple(
         ToolCall(
-            id=f"call_{number + 1}_{index}",
+            id=call.id or f"call_{number + 1}_{index}",
             name=call.name,
             arguments=_arguments(call.arguments, scope),
         )

@@ -75,6 +75,8 @@ class ScriptedError(Part):
     family: ErrorFamily = ErrorFamily.TRANSIENT
     message: str = ""
     retry_after_seconds: float | None = Field(default=None, ge=0)
+    attempts: int | None = Field(default=None, ge=1)
+    """Fail only the first so many attempts; all of them where not given."""
 
 
 class ScriptedTurn(Part):
