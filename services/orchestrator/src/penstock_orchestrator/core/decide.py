@@ -86,10 +86,15 @@ def decide(
 
 
 def repair(plan: Plan, state: RunState) -> list[Repair]:
-    """Return the messages that decisions promised and that nobody has published yet."""
+    """Return the messages that decisions promised and that nobody has published yet.
+
+    Nothing is left to publish for a run that has ended or is to be cancelled.
+    """
     missing: dict[int, list[Output]] = {}
+    if state.ended is not None or state.cancel is not None:
+        return []
     for step in state.steps.values():
-        if step.status == "planned" and state.ended is None:
+        if step.status == "planned":
             output = _scheduled_again(plan, state, step)
             missing.setdefault(step.decision, []).append(output)
     return [Repair(number, tuple(outputs)) for number, outputs in sorted(missing.items())]
