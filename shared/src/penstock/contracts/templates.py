@@ -87,7 +87,15 @@ def _lookup(path: Path, scope: Mapping[str, JsonValue]) -> JsonValue:
                 f"{text}: there is no {show_path(path[: depth + 1])}",
                 details=(ErrorDetail(path=text, message="not found", allowed=known),),
             )
-    return value  # type: ignore[return-value]
+    if isinstance(value, Mapping) and not isinstance(value, dict):
+        # Looked up when asked for, so not a value: what it holds depends on when one asks.
+        text = show_path(path)
+        raise RejectedError(
+            "template_unresolved",
+            f"{text} has no value of its own; name something in it, such as {text}.NAME",
+            details=(ErrorDetail(path=text, message="has no value of its own"),),
+        )
+    return value
 
 
 def show_path(path: Path) -> str:
