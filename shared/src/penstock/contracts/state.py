@@ -234,11 +234,24 @@ def _with_step(state: RunState, entry: Entry, fact: StepScheduled, seq: int) -> 
     if fact.decision is not None:
         state = _with_decision(state, subject, fact.decision, fact.occurred_at)
     step = state.steps.get(subject.step_id)
-    if step is not None and (
-        step.attempt > subject.attempt
-        or (step.attempt == subject.attempt and step.status != "planned")
-    ):
+    if step is not None and step.attempt > subject.attempt:
         return _changed(state, last_seq=seq)
+    if step is not None and step.attempt == subject.attempt and step.status != "planned":
+        if step.expires_at is None:
+            # Its outcome came first, to somebody who knew it from the manifest alone.
+            step = _changed(
+                step,
+                decided_at=fact.occurred_at,
+                node_id=fact.node_id,
+                name=fact.name,
+                expires_at=fact.expires_at,
+            )
+        return _changed(
+            state,
+            last_seq=seq,
+            steps=state.steps.set(subject.step_id, step),
+            updated_at=_later(state, fact),
+        )
     scheduled = StepState(
         step_id=subject.step_id,
         kind=StepKind(subject.kind),
