@@ -223,14 +223,16 @@ class _Found:
             ) from error
         if isinstance(action, Respond):
             return
-        waiting = False
+        waiting, begun = False, False
+        blocked: list[BlockedCall] = []
         for index, call in enumerate(action.calls):
             step_id = call_step_id(node.id, number, index)
             if call.name not in agent.tools or call.name not in self.plan.tools:
                 reason = schedule.blocked_reason(agent, call)
-                self.blocked.append(BlockedCall(step_id=step_id, tool=call.name, reason=reason))
+                blocked.append(BlockedCall(step_id=step_id, tool=call.name, reason=reason))
                 continue
             step = self.state.steps.get(step_id)
+            begun |= step is not None
             if step is None:
                 self.steps.append(
                     schedule.tool_call(self.plan, self.state, node, step_id, call, 1, self.now)
@@ -241,6 +243,9 @@ class _Found:
                 waiting |= not self._again(node, step, self.plan.tools[call.name].retry)
             elif step.open:
                 waiting = True
+        if not begun:
+            # All calls of a turn begin in one decision; later ones do not tell of it again.
+            self.blocked += blocked
         if waiting:
             return
         limit = self._max_turns(agent.max_turns)
