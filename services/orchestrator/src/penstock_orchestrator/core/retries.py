@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import zlib
 from datetime import datetime, timedelta
+from typing import Final
 
 from penstock.contracts.facts import Wait
 from penstock.contracts.plan import RetryPolicy
 from penstock.contracts.state import RunState, StepState
+
+_LONGEST_SECONDS: Final = 366 * 86_400.0
+"""No run lives so long; beyond it a foreign ``Retry-After`` would leave the calendar."""
 
 
 def next_attempt(
@@ -22,11 +26,12 @@ def next_attempt(
     error = step.error
     if error is None or error.family not in policy.retry_on or step.attempt >= policy.max_attempts:
         return None
-    delay = min(policy.initial_seconds * policy.factor ** (step.attempt - 1), policy.max_seconds)
+    delay = _back_off(policy, step.attempt)
     seed = zlib.crc32(f"{state.run_id}:{step.step_id}:{step.attempt}".encode()) / 0xFFFFFFFF
     delay *= 1 + policy.jitter * (2 * seed - 1)
     if error.retry_after_seconds is not None:
         delay = max(delay, error.retry_after_seconds)
+    delay = min(delay, _LONGEST_SECONDS)
     attempt = step.attempt + 1
     return Wait(
         timer_id=f"{step.step_id}-{attempt}"[-64:],
@@ -34,3 +39,11 @@ def next_attempt(
         next_attempt=attempt,
         due_at=now + timedelta(seconds=delay),
     )
+
+
+def _back_off(policy: RetryPolicy, attempt: int) -> float:
+    try:
+        delay = policy.initial_seconds * policy.factor ** (attempt - 1)
+    except OverflowError:
+        return policy.max_seconds
+    return min(delay, policy.max_seconds)
