@@ -1,0 +1,90 @@
+"""A running stack with what end-to-end tests ask of it."""
+
+from __future__ import annotations
+
+import base64
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from penstock.cli.api import Api, Event
+from penstock.cli.target import Target, find_target
+from penstock.stack import Stack
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+WEBHOOK_KEY = secrets.token_bytes(24)
+ENV = {
+    "PENSTOCK_SECRET_EXAMPLE_WEBHOOK": "whsec_" + base64.b64encode(WEBHOOK_KEY).decode(),
+    # Whatever the tests' own environment says of the bus or of databases is not for these.
+    "PENSTOCK_URL": "",
+    "DATABASE_URL": "",
+}
+
+
+class Installation:
+    """A running stack with an HTTP client for it."""
+
+    def __init__(self, stack: Stack, data_dir: Path) -> None:
+        self.stack = stack
+        self.data_dir = data_dir
+        self.url = stack.url
+        self.client = httpx.Client(base_url=self.url, timeout=30)
+
+    @property
+    def target(self) -> Target:
+        return find_target(data_dir=str(self.data_dir))
+
+    def close(self) -> None:
+        self.client.close()
+        self.stack.stop()
+
+    def apply(self, *documents: dict[str, Any] | str) -> list[dict[str, Any]]:
+        """Store and publish documents; return what was done to each."""
+        body = {"documents": list(documents), "publish": True}
+        answer = self.client.post("/v1/apply", json=body)
+        assert answer.status_code == 200, answer.text
+        results: list[dict[str, Any]] = answer.json()["results"]
+        return results
+
+    def start(self, name: str, value: Any = None, **options: Any) -> dict[str, Any]:
+        """Start a run; return it as the gateway answered."""
+        headers = {}
+        if (wait := options.pop("wait", None)) is not None:
+            headers["Prefer"] = f"wait={wait}"
+        if (key := options.pop("key", None)) is not None:
+            headers["Idempotency-Key"] = key
+        body = {"name": name, "input": value, **options}
+        answer = self.client.post("/v1/runs", json=body, headers=headers)
+        assert answer.is_success, answer.text
+        run: dict[str, Any] = answer.json()
+        return run
+
+    def get(self, run_id: str) -> dict[str, Any]:
+        answer = self.client.get(f"/v1/runs/{run_id}")
+        assert answer.status_code == 200, answer.text
+        run: dict[str, Any] = answer.json()
+        return run
+
+    def log(self, run_id: str) -> list[dict[str, Any]]:
+        """Return the events of a run's log as a page of JSON."""
+        answer = self.client.get(f"/v1/runs/{run_id}/events", params={"limit": 1000})
+        items: list[dict[str, Any]] = answer.json()["items"]
+        return items
+
+    def stream(self, run_id: str, *, url: str | None = None, after: str = "0") -> Iterator[Event]:
+        """Yield a run's events as Server-Sent Events, from this gateway or another."""
+        with Api(self.target._replace(url=url or self.url)) as api:
+            yield from api.events(f"/v1/runs/{run_id}/events", after=after)
+
+
+def scripted_agent(name: str, *turns: dict[str, Any], **spec: Any) -> dict[str, Any]:
+    """Return the document of an agent that plays turns."""
+    return {
+        "apiVersion": "penstock/v1",
+        "kind": "Agent",
+        "metadata": {"name": name},
+        "spec": {"model": "scripted/test", "script": {"turns": list(turns)}, **spec},
+    }
