@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Final, Literal
 
-from penstock.contracts.actions import Respond
+from penstock.contracts.actions import Respond, UseTools
 from penstock.contracts.errors import (
     ErrorDetail,
     ErrorFamily,
@@ -221,8 +221,21 @@ class _Found:
                     message=f"the turn {turn.step_id} ended with no valid action: {error}"[:500],
                 )
             ) from error
-        if isinstance(action, Respond):
+        if isinstance(action, Respond) or self._calls(node, number, action):
             return
+        limit = self._max_turns(agent.max_turns)
+        if number >= limit:
+            raise _RunFailedError(
+                ErrorInfo(
+                    code="max_turns_exceeded",
+                    message=f"agent {agent.name} did not respond within {limit} turns",
+                )
+            )
+        self.steps.append(schedule.agent_turn(self.plan, self.state, node, number + 1, 1, self.now))
+
+    def _calls(self, node: Node, number: int, action: UseTools) -> bool:
+        """Take the tool calls of a turn on; tell whether any of them is still open."""
+        agent = self.plan.agents[node.ref]
         waiting, begun = False, False
         blocked: list[BlockedCall] = []
         for index, call in enumerate(action.calls):
@@ -246,17 +259,7 @@ class _Found:
         if not begun:
             # All calls of a turn begin in one decision; later ones do not tell of it again.
             self.blocked += blocked
-        if waiting:
-            return
-        limit = self._max_turns(agent.max_turns)
-        if number >= limit:
-            raise _RunFailedError(
-                ErrorInfo(
-                    code="max_turns_exceeded",
-                    message=f"agent {agent.name} did not respond within {limit} turns",
-                )
-            )
-        self.steps.append(schedule.agent_turn(self.plan, self.state, node, number + 1, 1, self.now))
+        return waiting
 
     def _max_turns(self, planned: int) -> int:
         invoked = self.state.invoked
