@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from penstock import db
-from penstock.bus.connection import Bus, connect
+from penstock.bus.connection import Bus, JetStreamError, connect
 from penstock.bus.topology import ensure
 from penstock.contracts import subjects
 from penstock.contracts.errors import PenstockError, TransientError
@@ -106,9 +106,7 @@ async def _serve(
     health = HealthServer(host=settings.metrics_host, port=settings.metrics_port, canary=canary)
     await board.start()
     await publisher.repair()
-    repairs = asyncio.create_task(
-        _keep_repaired(bus, publisher, settings.registry_repair_seconds), name="repairs"
-    )
+    repairs = asyncio.create_task(_keep_repaired(bus, settings, publisher), name="repairs")
     try:
         await endpoint.start()
         await health.start()
@@ -123,21 +121,25 @@ async def _serve(
         await board.stop()
 
 
-async def _keep_repaired(bus: Bus, publisher: Publisher, every_seconds: float) -> None:
-    """Compare the buckets with the database after each reconnection, and from time to time."""
+async def _keep_repaired(bus: Bus, settings: RegistrySettings, publisher: Publisher) -> None:
+    """Compare the bus with what it should hold after each reconnection, and from time to time.
+
+    Streams too: a single server that restarts forgets those that are kept in memory.
+    """
     reconnected = asyncio.Event()
     bus.on_reconnect.append(reconnected.set)
     while True:
         try:
-            async with asyncio.timeout(every_seconds):
+            async with asyncio.timeout(settings.registry_repair_seconds):
                 await reconnected.wait()
         except TimeoutError:
             events.debug("registry.repair_due")
         reconnected.clear()
         try:
+            await ensure(bus, settings)
             await publisher.repair()
-        except TransientError as error:
-            events.warning("registry.repair_postponed", code=error.code)
+        except (TransientError, JetStreamError) as error:
+            events.warning("registry.repair_postponed", reason=str(error))
             await asyncio.sleep(1.0)
             reconnected.set()
 

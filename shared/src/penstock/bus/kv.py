@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 Reason = Literal["put", "deleted", "expired"]
 
-_KEY: Final = re.compile(r"^[-/_=A-Za-z0-9]+(\.[-/_=A-Za-z0-9]+)*$")
+_KEY: Final = re.compile(r"[-/_=A-Za-z0-9]+(\.[-/_=A-Za-z0-9]+)*")
 _WRONG_LAST_SEQUENCE: Final = frozenset({10071, 10164})
 _NO_MESSAGE: Final = 10037
 _UNAVAILABLE: Final = 503
@@ -230,7 +230,7 @@ class Bucket:
         return watch
 
     def _subject(self, key: str) -> str:
-        if not _KEY.match(key):
+        if not _KEY.fullmatch(key):
             raise RejectedError(
                 "invalid_key",
                 f"{key[:80]!r} cannot be a key",
