@@ -182,7 +182,7 @@ def _handler_of(server: OpenAIServer) -> type[BaseHTTPRequestHandler]:
                 self.wfile.write(b"data: [DONE]\n\n")
             self.wfile.flush()
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as inherited
+        def log_message(self, format: str, *args: object) -> None:
             """Say nothing."""
 
     return Handler

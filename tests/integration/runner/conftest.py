@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from penstock.bus.connection import Bus, connect
-from penstock.bus.topology import ensure
 from penstock.contracts import subjects
 from penstock.contracts.facts import FACT, Decision, StepResult, StepScheduled
 from penstock.contracts.ids import shard_of
@@ -115,8 +114,7 @@ async def open_bench(
             settings = settings_for(server, tmp_path, **changes)
             bus = await connect(settings, name="test")
             stack.push_async_callback(bus.close)
-            await ensure(bus, settings)
-            harness = await Harness.open(bus, settings)
+            harness = await Harness(bus, settings).open()
             stack.push_async_callback(harness.close)
             return Bench(settings, bus, harness, f"t{uuid.uuid4().hex[:12]}", stack)
 

@@ -127,7 +127,9 @@ async def test_streamed_tool_calls_are_put_together(
                 chunk(calls=[part(0, "", id="c1", type="function", name="weather")]),
                 chunk(calls=[part(0, '{"ci')]),
                 chunk(calls=[part(0, 'ty": "Ulm"}')]),
-                chunk(calls=[part(1, '{"city": "Bonn"}', id="c2", type="function", name="weather")]),
+                chunk(
+                    calls=[part(1, '{"city": "Bonn"}', id="c2", type="function", name="weather")]
+                ),
                 chunk(finish="tool_calls"),
                 usage_chunk(10, 5),
             ]

@@ -10,7 +10,6 @@ from functools import partial
 from typing import Final
 
 from penstock.bus.connection import connect
-from penstock.bus.topology import ensure
 from penstock.contracts.errors import PenstockError
 from penstock.contracts.runners import RunnerRecord
 from penstock.runner.harness import Harness
@@ -79,8 +78,7 @@ async def serve(
             loop.add_signal_handler(number, ending.set)
     bus = await connect(settings, name=f"{name}-{settings.instance_id}")
     try:
-        await ensure(bus, settings)
-        harness = await Harness.open(bus, settings)
+        harness = await Harness(bus, settings).open()
         health = HealthServer(
             host=settings.metrics_host, port=settings.metrics_port, canary=harness.writer.canary
         )

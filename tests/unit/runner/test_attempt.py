@@ -1,0 +1,109 @@
+"""How an attempt ends."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from penstock.contracts.errors import ErrorFamily, InvariantError
+from penstock.runner.attempt import MESSAGE_CHARACTERS, Attempt
+
+
+async def forever() -> None:
+    await asyncio.Event().wait()
+
+
+async def test_attempt_in_time_has_no_failure() -> None:
+    with Attempt(5) as attempt:
+        await asyncio.sleep(0)
+    assert (attempt.failure, attempt.halt) == (None, None)
+
+
+async def test_attempt_at_its_deadline_is_stopped_and_the_task_goes_on() -> None:
+    with Attempt(0.01) as attempt:
+        await forever()
+    assert attempt.halt == "deadline"
+    assert attempt.failure is not None
+    assert attempt.failure.family is ErrorFamily.TRANSIENT
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+    await asyncio.sleep(0)
+
+
+async def test_stopped_attempt_sets_its_event_and_the_task_goes_on() -> None:
+    attempt = Attempt(5)
+    asyncio.get_running_loop().call_soon(attempt.stop, "stopped")
+    with attempt:
+        cancelled = attempt.cancelled
+        await forever()
+    assert attempt.halt == "stopped"
+    assert cancelled.is_set()
+    await asyncio.sleep(0)
+
+
+async def test_event_asked_for_after_the_stop_is_set() -> None:
+    attempt = Attempt(5)
+    attempt.stop("stopped")
+    assert attempt.cancelled.is_set()
+
+
+async def test_cancellation_from_outside_passes_through() -> None:
+    attempt = Attempt(5)
+
+    async def work() -> None:
+        with attempt:
+            await forever()
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert attempt.failure is None
+
+
+async def test_cancellation_from_outside_together_with_a_stop_passes_through() -> None:
+    attempt = Attempt(5)
+
+    async def work() -> None:
+        with attempt:
+            await forever()
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    attempt.stop("stopped")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_handler_that_swallows_its_cancellation_has_still_run_out_of_time() -> None:
+    with Attempt(0.01) as attempt:
+        try:
+            await forever()
+        except asyncio.CancelledError:
+            await asyncio.sleep(0)
+    assert attempt.halt == "deadline"
+    assert attempt.failure is not None
+    assert attempt.failure.code == "step_timeout"
+
+
+async def test_error_of_ours_keeps_code_and_family() -> None:
+    with Attempt(5) as attempt:
+        raise InvariantError("impossible", "no")
+    assert attempt.failure is not None
+    assert (attempt.failure.code, attempt.failure.family) == ("impossible", ErrorFamily.INVARIANT)
+
+
+async def test_stranger_s_error_is_told_without_its_stack(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with Attempt(5) as attempt:
+        raise LookupError("x" * 5000)
+    assert attempt.failure is not None
+    assert attempt.failure.code == "handler_error"
+    assert attempt.failure.message.startswith("LookupError: xxx")
+    assert len(attempt.failure.message) < MESSAGE_CHARACTERS + 20
+    assert "Traceback" in caplog.text
