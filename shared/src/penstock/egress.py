@@ -29,12 +29,29 @@ MAX_ADDRESSES_TRIED: Final = 3
 
 _PUBLIC_IPV6: Final = ipaddress.IPv6Network("2000::/3")
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
-_REFUSED: Final = (
-    ipaddress.IPv4Network("168.63.129.16/32"),  # Azure's host agent, in public space
-    ipaddress.IPv4Network("192.88.99.0/24"),  # 6to4 relays
-    ipaddress.IPv6Network("2001::/32"),  # Teredo: an IPv4 address within, obfuscated
-    ipaddress.IPv6Network("2001:db8::/32"),
-    ipaddress.IPv6Network("3fff::/20"),
+_REFUSED: Final[tuple[Network, ...]] = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        # IANA's special-purpose addresses, written out: Python's own idea of them has changed.
+        "0.0.0.0/8",
+        "10.0.0.0/8",
+        "100.64.0.0/10",
+        "127.0.0.0/8",
+        "169.254.0.0/16",
+        "172.16.0.0/12",
+        "192.0.0.0/24",
+        "192.0.2.0/24",
+        "192.88.99.0/24",
+        "192.168.0.0/16",
+        "198.18.0.0/15",
+        "198.51.100.0/24",
+        "203.0.113.0/24",
+        "224.0.0.0/3",
+        "168.63.129.16/32",  # Azure's host agent, in public space
+        "2001::/23",  # Teredo and other protocols
+        "2001:db8::/32",
+        "3fff::/20",
+    )
 )
 _SIXTOFOUR: Final = ipaddress.IPv6Network("2002::/16")
 
@@ -44,13 +61,13 @@ def is_public(address: Address) -> bool:
     if any(address in network for network in _REFUSED if network.version == address.version):
         return False
     if isinstance(address, ipaddress.IPv4Address):
-        return address.is_global and not address.is_multicast and not address.is_reserved
+        return True
     if address in _NAT64:
         return is_public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
     if address in _SIXTOFOUR:
         return is_public(ipaddress.IPv4Address(int(address) >> 80 & 0xFFFFFFFF))
     # All else outside of 2000::/3 is local, reserved, multicast or a disguise of IPv4.
-    return address in _PUBLIC_IPV6 and address.is_global and not address.is_multicast
+    return address in _PUBLIC_IPV6
 
 
 class EgressGuard:

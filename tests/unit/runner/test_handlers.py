@@ -47,8 +47,8 @@ def test_parameters_become_a_closed_schema() -> None:
     assert handler.capability.parameters == {
         "type": "object",
         "properties": {
-            "city": {"type": "string", "title": "City"},
-            "days": {"type": "integer", "title": "Days", "default": 3},
+            "city": {"type": "string"},
+            "days": {"type": "integer", "default": 3},
         },
         "required": ["city"],
         "additionalProperties": False,

@@ -175,7 +175,10 @@ def _named(
             raise invalid_arguments(called, error) from error
 
     schema = adapter.json_schema()
+    # Titles made from names tell a model nothing.
     schema.pop("title", None)
+    for described in schema.get("properties", {}).values():
+        described.pop("title", None)
     defaults = {
         item.name: item.default for item in inputs if item.default is not inspect.Parameter.empty
     }
