@@ -40,7 +40,9 @@ def create_installation(
             )
             opened.callback(stack.stop)
             stack.start()
-            return Installation(stack, folder)
+            found = Installation(stack, folder)
+            opened.callback(found.client.close)
+            return found
 
         yield create
 

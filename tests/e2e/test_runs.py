@@ -1,6 +1,7 @@
 import itertools
 import uuid
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 from tests.support.installation import Installation
@@ -114,7 +115,8 @@ def test_stream_cut_off_goes_on_after_the_last_id(
         tools=["add"],
     )
     run_id = installation.start(name, "1 + 2")["run_id"]
-    seen = list(itertools.islice(installation.stream(run_id), 3))
+    with closing(installation.stream(run_id)) as stream:
+        seen = list(itertools.islice(stream, 3))
     last = next(event.id for event in reversed(seen) if event.id)
     rest = list(installation.stream(run_id, after=last))
     before = [event.data["id"] for event in seen if "id" in event.data]

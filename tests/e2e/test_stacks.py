@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -105,10 +106,11 @@ def test_stream_begun_on_one_gateway_goes_on_at_another(
     name = create_agent({"text": "a b c d", "delay_seconds": 0.5})
     run_id = installation.start(name, "x")["run_id"]
     beginning: list[dict[str, Any]] = []
-    for event in installation.stream(run_id):
-        beginning.append(event.data)
-        if event.type == "agent_invoke_started":
-            break
+    with closing(installation.stream(run_id)) as stream:
+        for event in stream:
+            beginning.append(event.data)
+            if event.type == "agent_invoke_started":
+                break
     last = str(beginning[-1]["id"])
     rest = list(installation.stream(run_id, url=second_gateway, after=last))
     seen = [event["id"] for event in beginning if "id" in event]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import secrets
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ class Installation:
         items: list[dict[str, Any]] = answer.json()["items"]
         return items
 
-    def stream(self, run_id: str, *, url: str | None = None, after: str = "0") -> Iterator[Event]:
+    def stream(self, run_id: str, *, url: str | None = None, after: str = "0") -> Generator[Event]:
         """Yield a run's events as Server-Sent Events, from this gateway or another."""
         with Api(self.target._replace(url=url or self.url)) as api:
             yield from api.events(f"/v1/runs/{run_id}/events", after=after)
