@@ -14,6 +14,7 @@ from sqlalchemy import (
     BigInteger,
     DateTime,
     Dialect,
+    Double,
     ForeignKey,
     Index,
     Integer,
@@ -54,6 +55,7 @@ class Table(DeclarativeBase):
     metadata = MetaData(naming_convention=NAMING_CONVENTION)
     type_annotation_map = {
         datetime: UtcDateTime(),
+        float: Double(),
         dict[str, Any]: JSON(),
         list[str]: JSON(),
         JsonValue: JSON(),

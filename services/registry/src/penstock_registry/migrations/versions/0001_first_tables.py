@@ -72,7 +72,7 @@ def upgrade() -> None:
         sa.Column("name", sa.String(200), nullable=False),
         sa.Column("endpoint", sa.Text(), nullable=False),
         sa.Column("version", sa.String(200), nullable=False),
-        sa.Column("ttl_seconds", sa.Float(), nullable=False),
+        sa.Column("ttl_seconds", sa.Double(), nullable=False),
         sa.UniqueConstraint("tenant_id", "agent_id", name="uq_http_agents_tenant_id_agent_id"),
     )
 
