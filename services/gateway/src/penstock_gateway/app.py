@@ -77,6 +77,8 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         summary="Durable agent orchestration on NATS JetStream",
         lifespan=lifespan,
         redoc_url=None,
+        # Our own spans go on with the trace in the log; FastAPI's would be a second set of them.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         responses={
             "default": {
                 "description": "A problem document (RFC 9457)",
@@ -93,6 +95,15 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     for kind in DocumentKind:
         app.include_router(definition_routes(kind))
     _add_errors(app)
+    shortcuts = {
+        (method, route.path): route.endpoint
+        for route in app.routes
+        if isinstance(route, HotRoute) and not route.param_convertors
+        for method in route.methods or ()
+    }
+    app.add_middleware(
+        Entrance, max_body_bytes=settings.max_body_bytes, shortcuts=shortcuts, failed=_failed
+    )
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -101,7 +112,6 @@ def create_app(settings: GatewaySettings) -> FastAPI:
             allow_headers=["*"],
             expose_headers=["Location", "Idempotent-Replayed", "Preference-Applied"],
         )
-    app.add_middleware(Entrance, max_body_bytes=settings.max_body_bytes)
     return app
 
 
@@ -187,12 +197,17 @@ def _add_run_routes(app: FastAPI, gateway: Gateway) -> None:
     )
 
 
+def _failed(error: PenstockError) -> Response:
+    """Answer with one of our own errors; what should not happen is logged as well."""
+    if error.family is ErrorFamily.INVARIANT:
+        journal.error("request.failed", error, code=error.code)
+    return error_answer(error)
+
+
 def _add_errors(app: FastAPI) -> None:
     async def ours(_request: Request, error: Exception) -> Response:
         assert isinstance(error, PenstockError)  # noqa: S101 - registered for nothing else
-        if error.family is ErrorFamily.INVARIANT:
-            journal.error("request.failed", error, code=error.code)
-        return error_answer(error)
+        return _failed(error)
 
     async def http(_request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101 - registered for nothing else

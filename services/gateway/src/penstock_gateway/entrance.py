@@ -5,15 +5,17 @@ Pure ASGI: nothing here costs a task or a thread.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import UTC, datetime
-from typing import Final
+from functools import lru_cache
+from typing import Any, Final
 
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from penstock.contracts.errors import ErrorDetail, RejectedError
+from penstock.contracts.errors import ErrorDetail, PenstockError, RejectedError
 from penstock_gateway.answers import SECURITY_HEADERS, TRANSPORT_SECURITY
 from penstock_gateway.core.access import (
     Caller,
@@ -25,6 +27,7 @@ from penstock_gateway.core.access import (
 from penstock_gateway.settings import GatewaySettings, is_loopback
 
 Headers = Mapping[bytes, bytes]
+Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class BodyTooLargeError(HTTPException):
@@ -67,12 +70,32 @@ async def read_body(headers: Headers, receive: Receive, limit: int) -> bytes:
 
 
 class Entrance:
-    """Middleware around everything: response headers and the limit of bodies."""
+    """Middleware around everything: response headers, the limit of bodies, and a short way in.
 
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
-        """Wrap ``app``."""
+    A request for one of the ``shortcuts`` goes straight to its endpoint: matching routes one by
+    one and the framework's layers around each cost as much as starting a run does.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        max_body_bytes: int,
+        shortcuts: Mapping[tuple[str, str], Endpoint],
+        failed: Callable[[PenstockError], Response],
+    ) -> None:
+        """Wrap ``app``.
+
+        Args:
+            app: Everything inside.
+            max_body_bytes: Limit of a request's body.
+            shortcuts: Endpoints by method and path.
+            failed: Answers with an error of a shortcut.
+        """
         self._app = app
         self._limit = max_body_bytes
+        self._shortcuts = shortcuts
+        self._failed = failed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
@@ -97,7 +120,17 @@ class Entrance:
                     headers.append(TRANSPORT_SECURITY)
             await send(message)
 
-        await self._app(scope, limited, dressed)
+        endpoint = self._shortcuts.get((scope["method"], scope["path"]))
+        if endpoint is None:
+            await self._app(scope, limited, dressed)
+            return
+        try:
+            answer = await endpoint(Request(scope, limited))
+        except PenstockError as error:
+            answer = self._failed(error)
+        except BodyTooLargeError as error:
+            answer = self._failed(too_large(error.limit))
+        await answer(scope, limited, dressed)
 
 
 _AUTHORIZATION: Final = b"authorization"
@@ -122,13 +155,17 @@ class Doorkeeper:
 
         Raises:
             RejectedError: ``unauthenticated``, or on a gateway without keys ``origin_refused``
-                and ``host_refused`` for pages of other sites.
+                for pages of other sites.
         """
         authorization = headers.get(_AUTHORIZATION)
         if authorization is None:
             if self._required:
                 raise unauthenticated("an API key is needed")
-            _refuse_other_sites(headers)
+            if not _own_site(headers.get(b"host", b"localhost"), headers.get(b"origin")):
+                raise RejectedError(
+                    "origin_refused",
+                    "a gateway without keys answers pages and names of this machine only",
+                )
             return self._developer
         caller = self._keys.get(key_digest(bearer_key(authorization)))
         if caller is None:
@@ -138,16 +175,15 @@ class Doorkeeper:
         return caller
 
 
-def _refuse_other_sites(headers: Headers) -> None:
+@lru_cache(maxsize=256)
+def _own_site(host: bytes, origin: bytes | None) -> bool:
     """Keep web pages from driving a gateway without keys through their reader's browser.
 
     Browsers send ``Origin`` with whatever a page of another site posts, and ``Host`` as the page
     knows it, which gives away a name that was rebound to a loopback address.
     """
-    host = headers.get(b"host", b"localhost").decode("latin-1")
-    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-    if not is_loopback(name.strip("[]")):
-        raise RejectedError("host_refused", "a gateway without keys answers loopback names only")
-    origin = headers.get(b"origin")
-    if origin is not None and origin.partition(b"://")[2] != host.encode("latin-1"):
-        raise RejectedError("origin_refused", "a gateway without keys serves its own pages only")
+    text = host.decode("latin-1")
+    name, _, port = text.rpartition(":")
+    if not is_loopback(name if port.isdigit() else text):
+        return False
+    return origin is None or origin.partition(b"://")[2] == host

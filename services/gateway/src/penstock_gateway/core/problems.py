@@ -36,7 +36,6 @@ STATUS_OF_CODE: Final[Mapping[str, int]] = {
     "signature_expired": 401,
     "forbidden": 403,
     "origin_refused": 403,
-    "host_refused": 403,
     "not_found": 404,
     "unknown_agent": 404,
     "unknown_definition": 404,
