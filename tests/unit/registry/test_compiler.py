@@ -231,9 +231,29 @@ def test_agent_needs_exactly_one_of_model_and_endpoint(spec: dict[str, Any]) -> 
     ]
 
 
-@pytest.mark.parametrize("spec", [{"model": "scripted/x"}, {"script": {"turns": [{"text": "hi"}]}}])
-def test_script_and_scripted_model_need_each_other(spec: dict[str, Any]) -> None:
-    assert places(faults_of(agent(**spec))) == ["spec.script"]
+def test_script_needs_a_scripted_model() -> None:
+    faults = faults_of(agent(script={"turns": [{"text": "hi"}]}))
+
+    assert [(fault.path, fault.allowed) for fault in faults] == [
+        ("spec.script", "model: scripted/NAME")
+    ]
+
+
+def test_scripted_model_needs_no_script() -> None:
+    assert compiled(agent(model="scripted/echo")).digest
+
+
+def test_script_templates_are_checked() -> None:
+    turns = [
+        {"tool_calls": [{"name": "add", "arguments": {"a": "{{ arguments.a }}"}}]},
+        {"text": "{{ tools[0] }} of {{ input }}"},
+    ]
+
+    faults = faults_of(agent(model="scripted/x", script={"turns": turns}))
+
+    assert [(fault.path, fault.allowed) for fault in faults] == [
+        ("spec.script.turns[0].tool_calls[0].arguments.a", "input, tools")
+    ]
 
 
 def test_step_needs_exactly_one_of_agent_and_tool() -> None:
@@ -417,7 +437,7 @@ def test_http_templates_are_checked_against_the_parameters() -> None:
 
 
 def test_instructions_are_checked_as_a_template() -> None:
-    assert places(faults_of(agent(instructions="Hi {{ steps.a.output }}"))) == ["spec.instructions"]
+    assert places(faults_of(agent(instructions="Hi {{ payload.a }}"))) == ["spec.instructions"]
 
 
 def test_webhook_to_nowhere_is_refused() -> None:

@@ -42,6 +42,7 @@ MAX_PLAN_BYTES: Final = 900_000
 
 _RUN_ROOTS: Final = ("input", "run", "session", "steps")
 _TOOL_ROOTS: Final = ("input", "run", "session")
+_SCRIPT_ROOTS: Final = ("input", "tools")
 _REQUEST_ROOTS: Final = ("arguments",)
 _RESPONSE_ROOTS: Final = ("arguments", "body", "headers", "status")
 _WEBHOOK_ROOTS: Final = ("headers", "payload")
@@ -276,7 +277,7 @@ def _agent(document: AgentDocument) -> CompiledAgent:
         tools=spec.tools,
         max_turns=spec.max_turns,
         parameters=spec.parameters,
-        script=spec.script.model_dump(mode="json") if spec.script is not None else None,
+        script=spec.script.model_dump(mode="json", exclude_unset=True) if spec.script else None,
         endpoint=show_endpoint(spec.endpoint) if spec.endpoint is not None else None,
         stream=spec.stream,
         retry=spec.retry.policy(),
@@ -411,16 +412,18 @@ def _schema_faults(schema: Mapping[str, JsonValue], path: str) -> Iterator[Error
 def _agent_faults(document: AgentDocument, catalog: Catalog, path: str) -> Iterator[ErrorDetail]:
     spec = document.spec
     yield from _one_of({"model": spec.model, "endpoint": spec.endpoint}, path)
-    scripted = spec.model is not None and spec.model.startswith(SCRIPTED)
-    if scripted and spec.script is None:
-        yield ErrorDetail(path=at(path, "script"), message="a scripted model needs its turns")
-    if spec.script is not None and not scripted:
-        yield ErrorDetail(
-            path=at(path, "script"),
-            message="only a scripted model has turns",
-            allowed=f"model: {SCRIPTED}NAME",
-        )
-    yield from _template_faults(spec.instructions, at(path, "instructions"), _TOOL_ROOTS)
+    if spec.script is not None:
+        script_path = at(path, "script")
+        if spec.model is None or not spec.model.startswith(SCRIPTED):
+            yield ErrorDetail(
+                path=script_path,
+                message="only a scripted model has turns",
+                allowed=f"model: {SCRIPTED}NAME",
+            )
+        script = spec.script.model_dump(mode="json", exclude_unset=True)
+        yield from _template_faults(script, script_path, _SCRIPT_ROOTS)
+    # The steps are those of whichever workflow the agent is run in, if any.
+    yield from _template_faults(spec.instructions, at(path, "instructions"), _RUN_ROOTS)
     tools_path = at(path, "tools")
     yield from _repeated(spec.tools, tools_path)
     for index, name in enumerate(spec.tools):

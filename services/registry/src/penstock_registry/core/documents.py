@@ -71,12 +71,12 @@ class ScriptedCall(Part):
 class ScriptedError(Part):
     """The error that a scripted turn fails with."""
 
-    code: Token
+    code: Token = "scripted_error"
     family: ErrorFamily = ErrorFamily.TRANSIENT
-    message: str = ""
+    message: str = "the script says so"
     retry_after_seconds: float | None = Field(default=None, ge=0)
     attempts: int | None = Field(default=None, ge=1)
-    """Fail only the first so many attempts; all of them where not given."""
+    """Fail only the first so many attempts; all of them if not given."""
 
 
 class ScriptedTurn(Part):
@@ -100,7 +100,8 @@ class AgentSpec(Part):
     """An agent: a model with instructions and tools, or an endpoint that is one."""
 
     model: str | None = Field(default=None, min_length=1, max_length=200)
-    """``provider/name``, such as ``openai/gpt-5-mini``; ``scripted/...`` plays ``script``."""
+    """``provider/name``, such as ``openai/gpt-5-mini``; ``scripted/...`` plays ``script``, or says
+    what it was told where there is none."""
     instructions: str = ""
     tools: tuple[Token, ...] = ()
     max_turns: int = Field(default=10, ge=1, le=1000)
