@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -49,11 +50,14 @@ EVENT_STYLE: Final = {
 DELTA: Final = "agent_stream_delta"
 FINAL_STATUS: Final = {"run_done": "done", "run_failed": "failed", "run_cancelled": "cancelled"}
 _WIDTH: Final = 400
+_PIPE_WIDTH: Final = 160
 
 
 def console() -> Console:
     """Return a console on standard output; colours only where a terminal or FORCE_COLOR is."""
-    return Console(highlight=False, soft_wrap=True)
+    # In a pipe lines are not cut to the 80 columns that nobody there has.
+    wide = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else _PIPE_WIDTH
+    return Console(highlight=False, soft_wrap=True, width=wide)
 
 
 def print_json(value: Any, *, pretty: bool = True) -> None:
@@ -195,11 +199,12 @@ def _cost(usage: Any) -> str:
     return f"  [{tokens}, {price}]"
 
 
-def table(columns: Iterable[str], rows: Iterable[Iterable[str | Text]]) -> Table:
-    """Return a plain table."""
+def table(columns: tuple[str, ...], rows: Iterable[Iterable[str | Text]]) -> Table:
+    """Return a plain table; where it is too wide, its last column gives way."""
     shown = Table(box=None, pad_edge=False, header_style="dim")
-    for column in columns:
-        shown.add_column(column, overflow="fold")
+    for column in columns[:-1]:
+        shown.add_column(column, no_wrap=True)
+    shown.add_column(columns[-1], overflow="fold")
     for row in rows:
         shown.add_row(*row)
     return shown

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import typer
 
@@ -22,6 +22,9 @@ from penstock.cli.display import (
 from penstock.cli.failure import FAILED, CommandError
 from penstock.cli.target import Target
 
+_LIST_WIDTH: Final = 92
+"""Columns that a list of runs takes before the outcome."""
+
 
 def list_runs(
     target: Target, *, status: str | None, name: str | None, limit: int, as_json: bool
@@ -37,6 +40,8 @@ def list_runs(
     if as_json:
         print_json(found)
         return
+    screen = console()
+    room = max(20, screen.width - _LIST_WIDTH)
     rows = [
         (
             run["run_id"],
@@ -45,12 +50,12 @@ def list_runs(
             run["trigger"],
             moment(run["created_at"]),
             seconds_between(run["created_at"], run.get("ended_at")),
-            compact(_outcome(run), 60),
+            compact(_outcome(run), room),
         )
         for run in found
     ]
     columns = ("run", "status", "name", "trigger", "created", "took", "outcome")
-    console().print(table(columns, rows))
+    screen.print(table(columns, rows))
 
 
 def _outcome(run: dict[str, Any]) -> Any:
