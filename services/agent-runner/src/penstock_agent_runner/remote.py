@@ -103,6 +103,11 @@ class RemoteAgent:
         except httpx.InvalidURL as error:
             raise RejectedError("invalid_agent", f"endpoint: {error}") from error
 
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._client is not None:
+            await self._client.aclose()
+
     async def _ready(self) -> httpx.AsyncClient:
         async with self._loading:
             if self._client is None:
