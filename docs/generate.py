@@ -7,6 +7,7 @@ import argparse
 import functools
 import importlib
 import importlib.util
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -54,9 +55,26 @@ def message_pages() -> dict[str, Callable[[], str]]:
     }
 
 
+def asyncapi_page() -> str:
+    """Every subject of the bus with what travels on it."""
+    page: str = importlib.import_module("asyncapi_document").render()
+    return page
+
+
+def document_pages() -> dict[str, Callable[[], str]]:
+    """A JSON Schema for each kind of document that users write."""
+    documents = importlib.import_module("penstock_registry.core.documents")
+    return {
+        f"documents/{kind}.schema.json": functools.partial(str, json.dumps(schema, indent=2) + "\n")
+        for kind, schema in documents.json_schemas().items()
+    }
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "settings.md": settings_page,
+    "asyncapi.yaml": asyncapi_page,
     **message_pages(),
+    **document_pages(),
 }
 
 
