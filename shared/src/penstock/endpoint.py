@@ -104,6 +104,9 @@ class _Traced(BaseMiddleware[Any, Any]):
 def _broker(
     settings: CoreSettings, service: str, on_closed: Callable[[], Awaitable[None]]
 ) -> NatsBroker:
+    # What it logs of its own workings is of no use to an operator.
+    logger = logging.getLogger("penstock.endpoint.faststream")
+    logger.setLevel(logging.WARNING)
     auth = settings.nats_auth()
     user = auth.get("user")
     security = NatsUserPassword(user, auth.get("password", "")) if user is not None else None
@@ -120,7 +123,7 @@ def _broker(
         user_credentials=auth.get("user_credentials"),
         apply_types=False,
         middlewares=[_Traced, ExceptionMiddleware(publish_handlers={Exception: _failure})],
-        logger=logging.getLogger("penstock.endpoint"),
+        logger=logger,
         log_level=logging.DEBUG,
     )
 

@@ -32,6 +32,7 @@ from penstock.contracts.facts import (
     Usage,
 )
 from penstock.contracts.subjects import FactEvent, FactSubject
+from penstock_orchestrator.core.schedule import user_text
 
 INLINE_BYTES: Final = 16_384
 """Inputs and outputs of runs above this are not repeated in ``runs``."""
@@ -404,7 +405,7 @@ def _invoked(
         created_at = at if first is None else first[3]
         row = (tenant, session_id, fact.name, created_at, at, run_id, seq)
         sessions[tenant, session_id] = row
-        text = message_text(fact.input)
+        text = user_text(fact.input)
         batch.messages.append((seq, tenant, session_id, run_id, "user", text, at))
 
 
@@ -413,9 +414,16 @@ def _scheduled(run: RunRow, subject: FactSubject, fact: StepScheduled, at: Any) 
         _decided(run, subject, fact.decision, at)
     step_id, attempt = subject.step_id, subject.attempt
     step = run.steps.get(step_id)
-    if step is not None and (
-        step.attempt > attempt or (step.attempt == attempt and step.status != "planned")
-    ):
+    if step is not None and step.attempt > attempt:
+        return
+    if step is not None and step.attempt == attempt and step.status != "planned":
+        if not step.node_id:
+            # Its outcome came first; until now the step was known from the manifest alone.
+            step.scheduled_at = at
+            step.node_id = fact.node_id
+            step.name = fact.name
+            run.changed_steps.add(step_id)
+        run.touch(at)
         return
     run.steps[step_id] = StepRow(
         step_id,
@@ -463,17 +471,10 @@ def _ended(batch: Batch, key: Key, run: RunRow, item: Received, fact: RunEnded, 
     run.unknown_price = usage.unknown_price
     run.model_calls = usage.model_calls
     run.touch(at)
-    if run.session_id is not None and fact.status is RunStatus.DONE:
-        text = message_text(fact.output)
+    if run.session_id is not None and fact.error is None and fact.output is not None:
+        text = user_text(fact.output)
         tenant, run_id = key
         batch.messages.append((item.seq, tenant, run.session_id, run_id, "assistant", text, at))
-
-
-def message_text(value: JsonValue) -> str:
-    """Return an input or an output as the text of a message."""
-    if isinstance(value, str):
-        return value
-    return _json(value) or ""
 
 
 def _json(value: JsonValue) -> str | None:

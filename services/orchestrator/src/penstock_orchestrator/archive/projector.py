@@ -53,7 +53,6 @@ COMMIT_SECONDS: Final = Histogram(
 )
 
 _LAG_EVERY_SECONDS: Final = 5.0
-_FIRST_DELAY_SECONDS: Final = 0.5
 _LONGEST_DELAY_SECONDS: Final = 15.0
 _CLAIM_TRIES: Final = 5
 _DEAD_BODY_CHARACTERS: Final = 100_000
@@ -74,6 +73,7 @@ class Projector:
         *,
         batch_size: int = 2_000,
         flush_seconds: float = 0.25,
+        retry_seconds: float = 0.5,
     ) -> None:
         """Create a projector; ``run`` it.
 
@@ -85,6 +85,7 @@ class Projector:
             claims: Where large bodies are.
             batch_size: Most facts in one transaction when catching up.
             flush_seconds: Longest wait for a batch to fill.
+            retry_seconds: First wait after something was away; doubles up to 15 s.
         """
         self._bus = bus
         self._store = store
@@ -98,7 +99,7 @@ class Projector:
         """What the tables have."""
         self._oldest_at: float | None = None
         self._stopping = asyncio.Event()
-        self._delay = _FIRST_DELAY_SECONDS
+        self._retry_seconds = self._delay = retry_seconds
 
     async def run(self) -> None:
         """Project until ``stop``.
@@ -237,7 +238,7 @@ class Projector:
                 await self._bury(message, str(error))
         await self._commit(received, last_seq)
         PROJECTED.inc(len(received))
-        self._delay = _FIRST_DELAY_SECONDS
+        self._delay = self._retry_seconds
 
     async def _commit(self, received: Sequence[Received], last_seq: int) -> None:
         """Write facts; those that the database refuses are found by halving, and buried."""

@@ -1,0 +1,274 @@
+"""The projector between a real nats-server and real databases."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import asyncpg
+import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from penstock.bus import topology
+from penstock.bus.connection import Bus, connect
+from penstock.contracts import subjects
+from penstock.contracts.errors import TransientError
+from penstock.contracts.facts import DeadLetter
+from penstock.db import create_engine
+from penstock.embedded import NatsServer
+from penstock.settings import CoreSettings
+from penstock_orchestrator.archive import tables
+from penstock_orchestrator.archive.process import run_projector
+from penstock_orchestrator.archive.projector import LAG_MESSAGES
+from penstock_orchestrator.archive.settings import ArchiveSettings
+from tests.support.archived import assert_archived, rows_of
+from tests.support.histories import Message, random_log
+from tests.support.waiting import eventually
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Each test runs on both databases."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'archive.db'}"
+    url: str = request.getfixturevalue("postgres_database")
+    return url
+
+
+@pytest.fixture
+async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
+    engine = create_engine(database_url)
+    yield engine
+    await engine.dispose()
+
+
+@pytest.fixture
+def server(create_nats_server: Callable[..., NatsServer]) -> NatsServer:
+    """A log of the test's own: the projector reads all of it."""
+    return create_nats_server()
+
+
+@pytest.fixture
+async def bus(server: NatsServer) -> AsyncIterator[Bus]:
+    settings = CoreSettings(nats_url=server.url)
+    bus = await connect(settings, name="test")
+    await topology.ensure(bus, settings)
+    yield bus
+    await bus.close()
+
+
+@pytest.fixture
+def settings(server: NatsServer, database_url: str, tmp_path: Path) -> ArchiveSettings:
+    return ArchiveSettings.model_validate(
+        {
+            "nats_url": server.url,
+            "data_dir": tmp_path,
+            "database_url": database_url,
+            "metrics_port": -1,
+            "projector_batch_size": 100,
+            "projector_flush_seconds": 0.02,
+        }
+    )
+
+
+@asynccontextmanager
+async def projecting(settings: ArchiveSettings) -> AsyncIterator[asyncio.Task[None]]:
+    """Run the whole process's work in a task."""
+    until = asyncio.Event()
+    running = asyncio.create_task(run_projector(settings, until=until))
+    try:
+        yield running
+    finally:
+        until.set()
+        await running
+
+
+async def publish(bus: Bus, log: Sequence[Message]) -> None:
+    for subject, body in log:
+        while True:
+            try:
+                await bus.request(subject, body)
+                break
+            except TransientError:
+                await asyncio.sleep(0.05)
+
+
+async def assert_eventually_archived(
+    engine: AsyncEngine, log: Sequence[Message], *, within: float = 15.0
+) -> None:
+    async def all_there() -> bool:
+        async with engine.connect() as connection:
+            if not await connection.run_sync(
+                lambda sync: engine.dialect.has_table(sync, "projection")
+            ):
+                return False
+        rows = await rows_of(engine, tables.projection)
+        return bool(rows) and rows[0]["last_seq"] >= len(log)
+
+    await eventually(all_there, within=within)
+    await assert_archived(engine, log)
+
+
+async def test_projector_on_a_real_log_archives_what_the_log_says(
+    bus: Bus, settings: ArchiveSettings, engine: AsyncEngine
+) -> None:
+    log = random_log(random.Random(1), 40)
+    await publish(bus, log[:50])
+    async with projecting(settings):
+        await publish(bus, log[50:])
+        await assert_eventually_archived(engine, log)
+
+
+async def test_projector_acknowledges_batches_cumulatively(
+    bus: Bus, settings: ArchiveSettings, engine: AsyncEngine
+) -> None:
+    log = random_log(random.Random(2), 30)
+    await publish(bus, log)
+
+    async def nothing_is_left() -> bool:
+        info = await bus.api(f"CONSUMER.INFO.{subjects.RUNS}.{subjects.PROJECTOR}")
+        return bool(
+            info["ack_floor"]["stream_seq"] == len(log)
+            and info["num_ack_pending"] == 0
+            and info["num_pending"] == 0
+        )
+
+    async with projecting(settings):
+        await assert_eventually_archived(engine, log)
+        await eventually(nothing_is_left)
+
+
+async def test_projector_killed_with_a_batch_in_hand_leaves_nothing_out(
+    bus: Bus, settings: ArchiveSettings, engine: AsyncEngine
+) -> None:
+    log = random_log(random.Random(3), 30)
+    await publish(bus, log)
+    # A process that takes messages and dies: they stay with it for the whole of ack_wait.
+    inbox = bus.nc.new_inbox()
+    taken: list[str] = []
+    subscription = await bus.nc.subscribe_direct(
+        inbox, lambda subject, _reply, _body, _headers: taken.append(subject)
+    )
+    bus.nc.publish_now(
+        f"$JS.API.CONSUMER.MSG.NEXT.{subjects.RUNS}.{subjects.PROJECTOR}",
+        inbox,
+        b'{"batch": 37, "expires": 1000000000}',
+    )
+    await eventually(lambda: len(taken) >= 37)
+    await bus.nc.unsubscribe_direct(subscription)
+    async with projecting(settings):
+        await assert_eventually_archived(engine, log)
+
+
+async def test_projector_restarted_goes_on_where_it_was(
+    bus: Bus, settings: ArchiveSettings, engine: AsyncEngine
+) -> None:
+    log = random_log(random.Random(4), 30)
+    third = len(log) // 3
+    for part in (log[:third], log[third : 2 * third], log[2 * third :]):
+        async with projecting(settings):
+            await publish(bus, part)
+    async with projecting(settings):
+        await assert_eventually_archived(engine, log)
+
+
+async def test_projector_whose_durable_was_deleted_makes_it_again(
+    bus: Bus, settings: ArchiveSettings, engine: AsyncEngine
+) -> None:
+    log = random_log(random.Random(5), 20)
+    half = len(log) // 2
+    async with projecting(settings):
+        await publish(bus, log[:half])
+        await assert_eventually_archived(engine, log[:half])
+        await bus.api(f"CONSUMER.DELETE.{subjects.RUNS}.{subjects.PROJECTOR}")
+        await publish(bus, log[half:])
+        await assert_eventually_archived(engine, log, within=20)
+
+
+async def test_projector_over_a_restart_of_the_server_goes_on(
+    server: NatsServer, bus: Bus, settings: ArchiveSettings, engine: AsyncEngine
+) -> None:
+    log = random_log(random.Random(6), 20)
+    half = len(log) // 2
+    async with projecting(settings):
+        await publish(bus, log[:half])
+        await assert_eventually_archived(engine, log[:half])
+        await asyncio.to_thread(server.kill)
+        await asyncio.to_thread(server.start)
+        await eventually(lambda: bus.nc.is_connected, within=20)
+        await publish(bus, log[half:])
+        await assert_eventually_archived(engine, log, within=30)
+
+
+async def test_projector_with_an_unreadable_message_keeps_it_as_a_dead_letter(
+    bus: Bus, settings: ArchiveSettings, engine: AsyncEngine
+) -> None:
+    await publish(bus, [("run.acme.0.R.in.invoke", b"\xff")])
+    async with projecting(settings):
+
+        async def letter() -> DeadLetter | None:
+            info = await bus.api(f"STREAM.INFO.{subjects.DEAD}")
+            if not info["state"]["messages"]:
+                return None
+            found = await bus.nc.jetstream().get_msg(subjects.DEAD, seq=1)
+            return DeadLetter.model_validate_json(found.data or b"")
+
+        found = await eventually(letter, within=15)
+    assert found is not None
+    assert found.subject == "run.acme.0.R.in.invoke"
+    assert found.consumer == subjects.PROJECTOR
+    assert found.stream_seq == 1
+
+
+async def test_projector_with_postgres_away_waits_and_catches_up(
+    bus: Bus, server: NatsServer, postgres_url: str, postgres_database: str, tmp_path: Path
+) -> None:
+    settings = ArchiveSettings.model_validate(
+        {
+            "nats_url": server.url,
+            "data_dir": tmp_path,
+            "database_url": postgres_database,
+            "metrics_port": -1,
+            "projector_flush_seconds": 0.02,
+        }
+    )
+    log = random_log(random.Random(7), 20)
+    half = len(log) // 2
+    name = postgres_database.rpartition("/")[2].partition("?")[0]
+    engine = create_engine(postgres_database)
+    admin = await asyncpg.connect(postgres_url)
+    try:
+        async with projecting(settings) as running:
+            await publish(bus, log[:half])
+            await assert_eventually_archived(engine, log[:half])
+            await engine.dispose()
+            await admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+            await admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name
+            )
+            await publish(bus, log[half:])
+            await eventually(lambda: _unacknowledged(bus, len(log) - half))
+            assert not running.done()
+            await admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+            await assert_eventually_archived(engine, log, within=30)
+    finally:
+        await admin.close()
+        await engine.dispose()
+
+
+async def _unacknowledged(bus: Bus, at_least: int) -> bool:
+    info = await bus.api(f"CONSUMER.INFO.{subjects.RUNS}.{subjects.PROJECTOR}")
+    return bool(info["num_ack_pending"] + info["num_pending"] >= at_least)
+
+
+async def test_lag_of_an_idle_projector_is_zero(
+    bus: Bus, settings: ArchiveSettings, engine: AsyncEngine
+) -> None:
+    log = random_log(random.Random(8), 5)
+    await publish(bus, log)
+    async with projecting(settings):
+        await assert_eventually_archived(engine, log)
+        await eventually(lambda: LAG_MESSAGES._value.get() == 0, within=10)
