@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, JsonValue, TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from penstock.contracts.facts import Record, ToolCall
+from penstock.contracts.json import Json
 
 
 class Respond(Record):
@@ -14,7 +15,7 @@ class Respond(Record):
 
     action: Literal["respond"] = "respond"
     text: str = ""
-    output: JsonValue = None
+    output: Json = None
     """Structured output, where the agent has one beside its text."""
 
 

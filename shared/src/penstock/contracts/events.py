@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Final
 
-from pydantic import AwareDatetime, JsonValue, TypeAdapter
+from pydantic import AwareDatetime, TypeAdapter
 
 from penstock.contracts.facts import (
     CancelRequested,
@@ -24,6 +24,7 @@ from penstock.contracts.facts import (
     StepResult,
     StepScheduled,
 )
+from penstock.contracts.json import Json
 from penstock.contracts.state import Entry
 
 
@@ -82,7 +83,7 @@ class ClientEvent(Record):
     at: AwareDatetime | None = None
     step_id: str | None = None
     attempt: int | None = None
-    data: dict[str, JsonValue] = {}
+    data: dict[str, Json] = {}
 
 
 CLIENT_EVENT: Final[TypeAdapter[ClientEvent]] = TypeAdapter(ClientEvent)
@@ -144,7 +145,7 @@ def events_of(entry: Entry) -> tuple[ClientEvent, ...]:  # noqa: C901 - one case
             )
         case StepResult():
             failed = fact.status == "failed"
-            data: dict[str, JsonValue] = {"name": fact.name, "runner_id": fact.runner_id}
+            data: dict[str, Json] = {"name": fact.name, "runner_id": fact.runner_id}
             if fact.error is not None:
                 data["error"] = fact.error.model_dump(mode="json")
             if not failed:
@@ -197,7 +198,7 @@ def events_of(entry: Entry) -> tuple[ClientEvent, ...]:  # noqa: C901 - one case
                 ),
             )
         case RunEnded():
-            ended: dict[str, JsonValue] = {
+            ended: dict[str, Json] = {
                 "status": fact.status.value,
                 "usage": fact.usage.model_dump(mode="json"),
             }

@@ -10,9 +10,10 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Final, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter
 
 from penstock.contracts.errors import ErrorInfo
+from penstock.contracts.json import Json
 
 
 class DefinitionKind(StrEnum):
@@ -66,7 +67,7 @@ class ToolCall(Record):
 
     id: str
     name: str
-    arguments: dict[str, JsonValue] = {}
+    arguments: dict[str, Json] = {}
 
 
 class ChatMessage(Record):
@@ -124,7 +125,7 @@ class RunInvoked(Fact):
     kind: DefinitionKind
     version: int
     plan_digest: str
-    input: JsonValue = None
+    input: Json = None
     session_id: str | None = None
     history: tuple[ChatMessage, ...] = ()
     """The session's messages before this run, oldest first."""
@@ -144,7 +145,7 @@ class StepResult(Fact):
     name: str
     """Agent or tool that ran."""
     status: Literal["succeeded", "failed"]
-    output: JsonValue = None
+    output: Json = None
     error: ErrorInfo | None = None
     usage: Usage | None = None
     model: str | None = None
@@ -159,7 +160,7 @@ class SignalReceived(Fact):
 
     type: Literal["run.signalled"] = "run.signalled"
     name: str
-    payload: JsonValue = None
+    payload: Json = None
 
 
 class CancelRequested(Fact):
@@ -198,9 +199,9 @@ class StepScheduled(Fact):
     node_id: str
     name: str
     """Agent or tool to run."""
-    input: JsonValue = None
+    input: Json = None
     """For a tool its arguments, for an agent ``{"messages": [...]}``."""
-    config: JsonValue = None
+    config: Json = None
     """What the runner must know beyond the input: an agent's model, an HTTP tool's request."""
     expires_at: AwareDatetime
     """A runner must not start it after this, and stops it then."""
@@ -229,7 +230,7 @@ class RunEnded(Fact):
     type: Literal["run.ended"] = "run.ended"
     decision: Decision
     status: Literal[RunStatus.DONE, RunStatus.FAILED, RunStatus.CANCELLED]
-    output: JsonValue = None
+    output: Json = None
     error: ErrorInfo | None = None
     usage: Usage = Usage()
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Final, Literal
 
-from pydantic import Field, JsonValue, TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from penstock.contracts.errors import ErrorFamily
 from penstock.contracts.facts import DefinitionKind, Record
 from penstock.contracts.ids import NodeId, Token, content_digest
+from penstock.contracts.json import Json
 
 
 class RetryPolicy(Record):
@@ -36,7 +37,7 @@ class ToolParameter(Record):
     """
 
     source: Literal["agent", "system", "default"] = "agent"
-    value: JsonValue = None
+    value: Json = None
 
 
 class CompiledTool(Record):
@@ -45,10 +46,10 @@ class CompiledTool(Record):
     name: Token
     description: str = ""
     queue: Token
-    parameters: dict[str, JsonValue] = {"type": "object", "properties": {}}
+    parameters: dict[str, Json] = {"type": "object", "properties": {}}
     """JSON Schema (2020-12) of all arguments, system ones included."""
     sources: dict[str, ToolParameter] = {}
-    config: JsonValue = None
+    config: Json = None
     """Given to the runner with each call (an HTTP tool's request)."""
     retry: RetryPolicy = RetryPolicy()
     timeout_seconds: float = Field(default=60.0, gt=0)
@@ -63,9 +64,9 @@ class CompiledAgent(Record):
     instructions: str = ""
     tools: tuple[Token, ...] = ()
     max_turns: int = Field(default=10, ge=1, le=1000)
-    parameters: dict[str, JsonValue] = {}
+    parameters: dict[str, Json] = {}
     """Passed to the model: temperature, max_tokens, api_base, ..."""
-    script: JsonValue = None
+    script: Json = None
     """The turns of a ``scripted/...`` model."""
     endpoint: str | None = None
     """URL of an agent that is asked by HTTP and answers by SSE, instead of a model."""
@@ -82,7 +83,7 @@ class Node(Record):
     ref: Token
     """Name of the agent or tool, a key of the plan's ``agents`` or ``tools``."""
     needs: tuple[NodeId, ...] = ()
-    input: JsonValue = None
+    input: Json = None
     """Template of the node's input."""
     retry: RetryPolicy | None = None
     timeout_seconds: float | None = Field(default=None, gt=0)
@@ -97,7 +98,7 @@ class Plan(Record):
     nodes: tuple[Node, ...]
     agents: dict[str, CompiledAgent] = {}
     tools: dict[str, CompiledTool] = {}
-    output: JsonValue = None
+    output: Json = None
     """Template of the run's output; ``None``: the output of the last node."""
     timeout_seconds: float = Field(default=3600.0, gt=0)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import AwareDatetime, JsonValue
+from pydantic import AwareDatetime
 
 from penstock.contracts.facts import Record
 from penstock.contracts.ids import Token
+from penstock.contracts.json import Json
 
 
 class Capability(Record):
@@ -15,7 +16,7 @@ class Capability(Record):
 
     name: Token
     description: str = ""
-    parameters: dict[str, JsonValue] = {"type": "object"}
+    parameters: dict[str, Json] = {"type": "object"}
 
 
 class RunnerRecord(Record):
@@ -54,6 +55,6 @@ class WebhookRecord(Record):
     secrets: tuple[str, ...] = ()
     """Names of secrets, of which any may have signed (the gateway resolves ``NAME`` from
     ``PENSTOCK_SECRET_NAME``); none: signatures are not checked."""
-    input: JsonValue = "{{ payload }}"
+    input: Json = "{{ payload }}"
     """Template of the run's input over ``payload`` and ``headers``."""
     tolerance_seconds: float = 300.0

@@ -13,7 +13,6 @@ from datetime import datetime
 from typing import Literal, TypeVar
 
 from immutables import Map
-from pydantic import JsonValue
 
 from penstock.contracts import subjects
 from penstock.contracts.errors import ErrorInfo, InvariantError
@@ -32,6 +31,7 @@ from penstock.contracts.facts import (
     Usage,
     Wait,
 )
+from penstock.contracts.json import Json
 from penstock.contracts.subjects import FactSubject
 
 StepStatus = Literal["planned", "scheduled", "waiting", "succeeded", "failed"]
@@ -57,7 +57,7 @@ class StepState:
     expires_at: datetime | None = None
     started_at: datetime | None = None
     ended_at: datetime | None = None
-    output: JsonValue = None
+    output: Json = None
     error: ErrorInfo | None = None
     usage: Usage | None = None
     wait: Wait | None = None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from pydantic import AwareDatetime, JsonValue, TypeAdapter
+from pydantic import AwareDatetime, TypeAdapter
 
 from penstock.contracts.errors import ErrorInfo
 from penstock.contracts.facts import DefinitionKind, Record, RunStatus, StepKind, Trigger, Usage
+from penstock.contracts.json import Json
 from penstock.contracts.state import RunState, StepState
 
 
@@ -23,7 +24,7 @@ class StepView(Record):
     scheduled_at: AwareDatetime | None = None
     started_at: AwareDatetime | None = None
     ended_at: AwareDatetime | None = None
-    output: JsonValue = None
+    output: Json = None
     error: ErrorInfo | None = None
     usage: Usage | None = None
 
@@ -40,8 +41,8 @@ class RunView(Record):
     status: RunStatus
     trigger: Trigger
     session_id: str | None = None
-    input: JsonValue = None
-    output: JsonValue = None
+    input: Json = None
+    output: Json = None
     error: ErrorInfo | None = None
     usage: Usage = Usage()
     tags: dict[str, str] = {}
