@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from penstock.contracts import subjects
-from penstock.contracts.errors import InvariantError, error_from
+from penstock.contracts.errors import InvariantError, RejectedError, error_from
 from penstock.contracts.rpc import Reply
 from penstock.telemetry import tracing
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 ReplyT = TypeVar("ReplyT", bound=BaseModel)
 
 TIMEOUT_SECONDS: Final = 10.0
+HEADROOM_BYTES: Final = 4096
+"""Kept free for headers, which the server counts as well."""
 
 
 async def call(
@@ -40,12 +42,16 @@ async def call(
 
     Raises:
         PenstockError: What the service answered, in its own family.
+        RejectedError: ``request_too_large`` for one message.
         TransientError: ``no_responders`` or ``request_timeout``.
         InvariantError: ``invalid_reply`` if the answer cannot be read.
     """
+    body = request.model_dump_json().encode()
+    if len(body) > (limit := bus.max_payload_bytes - HEADROOM_BYTES):
+        raise RejectedError("request_too_large", f"{len(body)} bytes; at most {limit} can be sent")
     answer = await bus.request(
         subjects.rpc(service, verb),
-        request.model_dump_json().encode(),
+        body,
         timeout_seconds=timeout_seconds,
         headers=tracing.inject({}) or None,
     )

@@ -128,6 +128,48 @@ async def test_apply_with_a_fault_stores_nothing(ask: Ask, tenant: str) -> None:
     assert page.items == ()
 
 
+async def test_apply_finds_faults_beside_a_document_that_cannot_be_read(
+    ask: Ask, tenant: str
+) -> None:
+    broken = tool(timeout="soon")
+
+    with pytest.raises(RejectedError) as caught:
+        await apply(ask, tenant, broken, agent(tools=["add", "nope"]))
+
+    assert [detail.path for detail in caught.value.details] == [
+        "documents[0].spec.timeout",
+        "documents[1].spec.tools[1]",
+    ]
+
+
+async def test_page_ends_before_it_is_too_large_for_a_message(ask: Ask, tenant: str) -> None:
+    for number in range(4):
+        await apply(ask, tenant, agent(f"a{number}", tools=[], instructions="x" * 300_000))
+
+    names, after = [], None
+    for _ in range(4):
+        page = await ask(
+            "list_definitions",
+            ListDefinitions(tenant=tenant, kind=DocumentKind.AGENT, after=after),
+            DefinitionPage,
+        )
+        names.append([item.name for item in page.items])
+        after = page.next_after
+
+    assert names == [["a0"], ["a1"], ["a2"], ["a3"]]
+    assert after is None
+
+
+async def test_request_that_is_too_large_for_a_message_is_refused(
+    ask: Ask, bus: Bus, tenant: str
+) -> None:
+    with pytest.raises(RejectedError) as caught:
+        await apply(ask, tenant, agent(tools=[], instructions="x" * 1_100_000))
+
+    assert caught.value.code == "request_too_large"
+    assert bus.nc.is_connected
+
+
 async def test_apply_that_breaks_a_dependant_is_refused(bus: Bus, ask: Ask, tenant: str) -> None:
     await apply(ask, tenant, *ALL)
     stricter = {"type": "object", "properties": {"c": {}}, "required": ["c"]}

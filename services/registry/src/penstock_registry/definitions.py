@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import JsonValue
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -41,6 +41,7 @@ from penstock_registry.core.compiler import (
     Artifact,
     Catalog,
     Key,
+    all_faults,
     compile_document,
     dependants,
     key_of,
@@ -62,6 +63,8 @@ from penstock_registry.store import Store, Stored, namespace_of
 from penstock_registry.tables import DefinitionRow, VersionRow
 
 log = EventLog("penstock.registry")
+
+_PAGE_BYTES: Final = 500_000
 
 Origin = Literal["document", "registration"]
 Change = Literal["created", "updated", "unchanged"]
@@ -101,11 +104,14 @@ class Definitions:
             RejectedError: ``invalid_document`` with every fault; ``plan_too_large``.
             TransientError: Database or bus did not answer; apply again.
         """
-        placed = parse_documents(request.documents)
+        parsed = parse_documents(request.documents)
         async with self._store.changing(request.tenant) as session:
             known = await _load(session, request.tenant)
+            if parsed.faults:
+                catalog = known.in_force if request.publish else known.drafts
+                raise invalid_document(all_faults(parsed, catalog))
             results = await self._change(
-                session, request.tenant, known, placed, publish=request.publish
+                session, request.tenant, known, parsed.placed, publish=request.publish
             )
         await self._announce(request.tenant, results)
         return Applied(results=tuple(results))
@@ -257,8 +263,9 @@ class Definitions:
             found = await store.list_definitions(
                 session, request.tenant, request.kind, after=request.after, limit=request.limit + 1
             )
-        more = len(found) > request.limit
-        items = tuple(_shown(*stored) for stored in found[: request.limit])
+        count = _fitting([row.document for row, _ in found], request.limit)
+        items = tuple(_shown(*stored) for stored in found[:count])
+        more = len(found) > count
         return DefinitionPage(items=items, next_after=items[-1].name if more else None)
 
     async def versions(self, request: ListVersions) -> VersionPage:
@@ -275,7 +282,7 @@ class Definitions:
             rows = await store.list_versions(
                 session, found[0], before=request.before, limit=request.limit + 1
             )
-        more = len(rows) > request.limit
+        count = _fitting([row.document for row in rows], request.limit)
         items = tuple(
             Version(
                 version=row.version,
@@ -284,8 +291,9 @@ class Definitions:
                 document=row.document,
                 published_at=row.created_at,
             )
-            for row in rows[: request.limit]
+            for row in rows[:count]
         )
+        more = len(rows) > count
         return VersionPage(items=items, next_before=items[-1].version if more else None)
 
     # One unit of work
@@ -519,6 +527,16 @@ def _users(known: _Known, key: Key) -> list[str]:
         if key in uses(document)
     }
     return sorted(found)
+
+
+def _fitting(documents: list[dict[str, Any]], limit: int) -> int:
+    """Return how many documents go into one page: a reply is one message."""
+    total = 0
+    for index, document in enumerate(documents[:limit]):
+        total += len(json.dumps(document))
+        if total > _PAGE_BYTES and index:
+            return index
+    return min(limit, len(documents))
 
 
 def _require_revision(stored: Stored | None, expected: int | None) -> None:

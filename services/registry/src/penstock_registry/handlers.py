@@ -16,6 +16,7 @@ from faststream.nats import NatsBroker
 from faststream.nats.security import NatsUserPassword
 from nats.aio.msg import Msg
 from pydantic import BaseModel, ValidationError
+from pydantic_core import to_json
 
 from penstock.bus.connection import EXIT_CONNECTION_LOST
 from penstock.contracts import rpc, subjects
@@ -32,6 +33,8 @@ from penstock_registry.keys import ApiKeys
 log = EventLog("penstock.registry")
 
 QUEUE: Final = "registry"
+MAX_REPLY_BYTES: Final = 1_000_000
+"""Below the server's default limit of 1 MiB, headers and envelope included."""
 _READERS: Final = 8
 """Requests of one reading verb that are answered at a time."""
 
@@ -166,7 +169,11 @@ def _decoder(model: type[BaseModel]) -> Callable[[StreamMessage[Msg]], Awaitable
 def _handler(name: str, verb: Verb) -> Callable[[BaseModel], Awaitable[rpc.Reply]]:
     async def handle(request: BaseModel) -> rpc.Reply:
         answer = await verb.perform(request)
-        return rpc.Reply(ok=True, result=answer.model_dump(mode="json"))
+        result = answer.model_dump(mode="json")
+        if (size := len(to_json(result))) > MAX_REPLY_BYTES:
+            # The server would close the connection of whoever sends more than its limit.
+            raise RejectedError("reply_too_large", f"the answer has {size} bytes")
+        return rpc.Reply(ok=True, result=result)
 
     handle.__name__ = name
     handle.__annotations__ = {"request": verb.request, "return": rpc.Reply}

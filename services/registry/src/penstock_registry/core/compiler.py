@@ -7,8 +7,8 @@ fault at once. The same documents always give the same bytes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass, field, replace
+from typing import Final, Literal
 
 from jsonschema import Draft202012Validator
 from pydantic import JsonValue
@@ -24,6 +24,7 @@ from penstock_registry.core.documents import (
     AgentDocument,
     Document,
     HttpSpec,
+    Parsed,
     ToolDocument,
     WebhookDocument,
     WorkflowDocument,
@@ -66,6 +67,8 @@ class Catalog:
     tools: Mapping[str, ToolDocument] = field(default_factory=dict)
     workflows: Mapping[str, WorkflowDocument] = field(default_factory=dict)
     webhooks: Mapping[str, WebhookDocument] = field(default_factory=dict)
+    unreadable: frozenset[str] = frozenset()
+    """Names of documents that are there but cannot be read; naming them is no fault."""
 
     @classmethod
     def of(cls, documents: Iterable[Document]) -> Catalog:
@@ -85,6 +88,11 @@ class Catalog:
                 case WebhookDocument():
                     webhooks[document.metadata.name] = document
         return cls(agents, tools, workflows, webhooks)
+
+    def names(self, kind: Literal["agents", "tools", "workflows"]) -> set[str]:
+        """Return the names that a document may use for a kind."""
+        known = {"agents": self.agents, "tools": self.tools, "workflows": self.workflows}[kind]
+        return {*known, *self.unreadable}
 
     def documents(self) -> Iterator[Document]:
         """Yield all documents, those that are named before those that name them."""
@@ -168,6 +176,22 @@ def compile_document(document: Document, catalog: Catalog, *, path: str = "") ->
             ),
         )
     return Artifact(body, content_digest(body))
+
+
+def all_faults(parsed: Parsed, others: Catalog) -> list[ErrorDetail]:
+    """Return every fault of some documents of which not all could be read.
+
+    Args:
+        parsed: The documents.
+        others: What else they may name.
+    """
+    catalog = replace(
+        others.plus(one.document for one in parsed.placed), unreadable=parsed.unreadable
+    )
+    found = list(parsed.faults)
+    for one in parsed.placed:
+        found.extend(_faults(one.document, catalog, one.path))
+    return found
 
 
 def _body(document: Document, catalog: Catalog) -> bytes:
@@ -427,7 +451,7 @@ def _agent_faults(document: AgentDocument, catalog: Catalog, path: str) -> Itera
     tools_path = at(path, "tools")
     yield from _repeated(spec.tools, tools_path)
     for index, name in enumerate(spec.tools):
-        yield from _known(name, catalog.tools, "tool", f"{tools_path}[{index}]")
+        yield from _known(name, catalog.names("tools"), "tool", f"{tools_path}[{index}]")
 
 
 def _workflow_faults(
@@ -444,9 +468,9 @@ def _workflow_faults(
         seen.setdefault(step.id.lower(), step.id)
         yield from _one_of({"agent": step.agent, "tool": step.tool}, place)
         if step.agent is not None:
-            yield from _known(step.agent, catalog.agents, "agent", f"{place}.agent")
+            yield from _known(step.agent, catalog.names("agents"), "agent", f"{place}.agent")
         if step.tool is not None:
-            yield from _known(step.tool, catalog.tools, "tool", f"{place}.tool")
+            yield from _known(step.tool, catalog.names("tools"), "tool", f"{place}.tool")
             tool = catalog.tools.get(step.tool)
             if tool is not None:
                 yield from _argument_faults(step.input, tool, f"{place}.input")
@@ -523,7 +547,7 @@ def _webhook_faults(
     document: WebhookDocument, catalog: Catalog, path: str
 ) -> Iterator[ErrorDetail]:
     spec = document.spec
-    targets = [*catalog.agents, *catalog.workflows]
+    targets = catalog.names("agents") | catalog.names("workflows")
     yield from _known(spec.target, targets, "agent or workflow", at(path, "target"))
     yield from _repeated(spec.secrets, at(path, "secrets"))
     yield from _template_faults(spec.input, at(path, "input"), _WEBHOOK_ROOTS)

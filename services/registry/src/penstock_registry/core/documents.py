@@ -372,14 +372,21 @@ class Placed:
     document: Document
 
 
-def parse_documents(raw: Iterable[JsonValue]) -> list[Placed]:
-    """Read many documents; a text among them is YAML and may hold several.
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """What came of reading many documents: those that could be read, and what is wrong."""
 
-    Raises:
-        RejectedError: ``invalid_document`` with every fault of every document.
-    """
+    placed: list[Placed]
+    faults: list[ErrorDetail]
+    unreadable: frozenset[str]
+    """Names of documents that could not be read, so that nobody calls them unknown."""
+
+
+def parse_documents(raw: Iterable[JsonValue]) -> Parsed:
+    """Read many documents; a text among them is YAML and may hold several."""
     placed: list[Placed] = []
     faults: list[ErrorDetail] = []
+    unreadable: set[str] = set()
     for index, entry in enumerate(raw):
         path = f"documents[{index}]"
         try:
@@ -393,6 +400,7 @@ def parse_documents(raw: Iterable[JsonValue]) -> list[Placed]:
                 placed.append(place_document(part, path=inner))
             except RejectedError as error:
                 faults.extend(error.details)
+                unreadable.add(_name_in(part))
     seen: set[tuple[str, str]] = set()
     for one in placed:
         key = (one.document.kind, one.document.metadata.name)
@@ -400,9 +408,13 @@ def parse_documents(raw: Iterable[JsonValue]) -> list[Placed]:
             place = at(one.path, "metadata.name")
             faults.append(ErrorDetail(path=place, message=f"{key[1]!r} is defined twice"))
         seen.add(key)
-    if faults:
-        raise invalid_document(faults)
-    return placed
+    return Parsed(placed, faults, frozenset(unreadable))
+
+
+def _name_in(raw: JsonValue) -> str:
+    metadata = raw.get("metadata") if isinstance(raw, dict) else None
+    name = metadata.get("name") if isinstance(metadata, dict) else None
+    return name if isinstance(name, str) else ""
 
 
 def place_document(
