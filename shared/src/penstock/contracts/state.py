@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, TypeVar
+from typing import Final, Literal, TypeVar
 
 from immutables import Map
 
@@ -142,6 +142,16 @@ def _changed(state: _State, **changes: object) -> _State:
     return copy
 
 
+def _made(cls: type[_State], **fields: object) -> _State:
+    """Make a state whose other fields have their defaults, as the constructor would."""
+    made = object.__new__(cls)
+    made.__dict__.update(fields)
+    return made
+
+
+_KINDS: Final = {kind.value: kind for kind in StepKind}
+
+
 def new_state(tenant: str, shard: int, run_id: str) -> RunState:
     """Return the state of a run of which nothing is known."""
     return RunState(tenant=tenant, shard=shard, run_id=run_id)
@@ -252,9 +262,10 @@ def _with_step(state: RunState, entry: Entry, fact: StepScheduled, seq: int) -> 
             steps=state.steps.set(subject.step_id, step),
             updated_at=_later(state, fact),
         )
-    scheduled = StepState(
+    scheduled = _made(
+        StepState,
         step_id=subject.step_id,
-        kind=StepKind(subject.kind),
+        kind=_KINDS[subject.kind],
         queue=subject.queue,
         attempt=subject.attempt,
         decision=subject.decision,

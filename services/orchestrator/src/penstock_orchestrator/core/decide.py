@@ -33,7 +33,7 @@ from penstock.contracts.state import RunState, StepState
 from penstock.contracts.subjects import END_SUFFIX, STATE_SUFFIX
 from penstock.contracts.templates import render
 from penstock_orchestrator.core import nodes, schedule
-from penstock_orchestrator.core.decisions import Decided, Expired, Output, Repair
+from penstock_orchestrator.core.decisions import Decided, Expired, Output, Planned, Repair
 from penstock_orchestrator.core.retries import next_attempt
 from penstock_orchestrator.core.scope import scope_of
 
@@ -156,7 +156,7 @@ class _Found:
         self.plan = plan
         self.state = state
         self.now = now
-        self.steps: list[Output] = []
+        self.steps: list[Planned] = []
         self.waits: list[Wait] = []
         self.blocked: list[BlockedCall] = []
 
@@ -188,7 +188,7 @@ class _Found:
         else:
             self._agent(node)
 
-    def _begin(self, node: Node) -> Output:
+    def _begin(self, node: Node) -> Planned:
         if node.kind == "tool":
             return schedule.tool_node(self.plan, self.state, node, 1, self.now)
         return schedule.agent_turn(self.plan, self.state, node, 1, 1, self.now)
@@ -269,7 +269,7 @@ class _Found:
 
 def _attempt(
     plan: Plan, state: RunState, node: Node, step: StepState, attempt: int, now: datetime
-) -> Output:
+) -> Planned:
     """Schedule an attempt at a step that was decided before."""
     parts = step.step_id.split("-")
     if len(parts) == 1:
@@ -286,18 +286,18 @@ def _attempt(
 
 def _scheduled_again(plan: Plan, state: RunState, step: StepState) -> Output:
     node = plan.by_id[step.step_id.split("-", 1)[0]]
-    return _attempt(plan, state, node, step, step.attempt, step.decided_at)
+    return _attempt(plan, state, node, step, step.attempt, step.decided_at).output()
 
 
 def _schedule(state: RunState, cause_seq: int, found: _Found) -> Decided:
     first, *others = found.steps
     decision = Decision(
         cause_seq=cause_seq,
-        manifest=tuple(output.suffix for output in others),
+        manifest=tuple(planned.suffix for planned in others),
         blocked=tuple(found.blocked),
     )
-    leading = Output(first.suffix, first.fact.model_copy(update={"decision": decision}))
-    return Decided(state.decisions + 1, (leading, *others))
+    outputs = (first.output(decision), *(planned.output() for planned in others))
+    return Decided(state.decisions + 1, outputs)
 
 
 def _wait(state: RunState, now: datetime, cause_seq: int, waits: tuple[Wait, ...]) -> Decided:

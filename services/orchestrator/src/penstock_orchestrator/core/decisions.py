@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
-from penstock.contracts.facts import RunEnded, StateChanged, StepResult, StepScheduled, Wait
+from penstock.contracts.facts import (
+    Decision,
+    RunEnded,
+    StateChanged,
+    StepResult,
+    StepScheduled,
+    Wait,
+)
+from penstock.contracts.json import Json
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +22,34 @@ class Output:
 
     suffix: str
     fact: StepScheduled | StateChanged | RunEnded
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A step to schedule, before it is known what place it has in a decision."""
+
+    suffix: str
+    node_id: str
+    name: str
+    input: Json
+    config: Json
+    at: datetime
+    expires_at: datetime
+
+    def output(self, decision: Decision | None = None) -> Output:
+        """Return the message; the first one of a decision carries it."""
+        return Output(
+            self.suffix,
+            StepScheduled(
+                occurred_at=self.at,
+                decision=decision,
+                node_id=self.node_id,
+                name=self.name,
+                input=self.input,
+                config=self.config,
+                expires_at=self.expires_at,
+            ),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,17 +10,17 @@ from pydantic import JsonValue
 from penstock.contracts import subjects
 from penstock.contracts.actions import UseTools
 from penstock.contracts.errors import ErrorDetail, InvariantError, RejectedError
-from penstock.contracts.facts import ChatMessage, StepKind, StepScheduled, ToolCall
+from penstock.contracts.facts import ChatMessage, ToolCall
 from penstock.contracts.ids import call_step_id, turn_step_id
 from penstock.contracts.plan import CompiledAgent, CompiledTool, Node, Plan
 from penstock.contracts.state import RunState
 from penstock.contracts.templates import render
 from penstock_orchestrator.core import nodes
-from penstock_orchestrator.core.decisions import Output
+from penstock_orchestrator.core.decisions import Planned
 from penstock_orchestrator.core.scope import scope_of
 
 
-def tool_node(plan: Plan, state: RunState, node: Node, attempt: int, now: datetime) -> Output:
+def tool_node(plan: Plan, state: RunState, node: Node, attempt: int, now: datetime) -> Planned:
     """Schedule a tool node.
 
     Raises:
@@ -45,7 +45,7 @@ def tool_call(
     call: ToolCall,
     attempt: int,
     now: datetime,
-) -> Output:
+) -> Planned:
     """Schedule a tool call that an agent's turn asked for; the tool must be equipped."""
     tool = plan.tools[call.name]
     return _tool_step(plan, state, node, tool, step_id, call.arguments, attempt, now)
@@ -60,18 +60,16 @@ def _tool_step(
     given: dict[str, JsonValue],
     attempt: int,
     now: datetime,
-) -> Output:
+) -> Planned:
     own = node.timeout_seconds if node.kind == "tool" else None
-    return Output(
-        subjects.step_suffix(StepKind.TOOL.value, tool.queue, step_id, attempt),
-        StepScheduled(
-            occurred_at=now,
-            node_id=node.id,
-            name=tool.name,
-            input=_arguments(plan, state, tool, given) if tool.sources else given,
-            config=tool.config,
-            expires_at=now + timedelta(seconds=own or tool.timeout_seconds),
-        ),
+    return Planned(
+        suffix=subjects.step_suffix("tool", tool.queue, step_id, attempt),
+        node_id=node.id,
+        name=tool.name,
+        input=_arguments(plan, state, tool, given) if tool.sources else given,
+        config=tool.config,
+        at=now,
+        expires_at=now + timedelta(seconds=own or tool.timeout_seconds),
     )
 
 
@@ -91,7 +89,7 @@ def _arguments(
 
 def agent_turn(
     plan: Plan, state: RunState, node: Node, turn: int, attempt: int, now: datetime
-) -> Output:
+) -> Planned:
     """Schedule a turn of an agent node.
 
     Raises:
@@ -101,28 +99,24 @@ def agent_turn(
     scope = scope_of(plan, state)
     messages = _messages(plan, state, node, turn, render(node.input, scope))
     timeout = node.timeout_seconds or agent.timeout_seconds
-    return Output(
-        subjects.step_suffix(
-            StepKind.AGENT.value, agent.queue, turn_step_id(node.id, turn), attempt
-        ),
-        StepScheduled(
-            occurred_at=now,
-            node_id=node.id,
-            name=agent.name,
-            input={"messages": [message.model_dump(mode="json") for message in messages]},
-            config={
-                "model": agent.model,
-                "instructions": render(agent.instructions, scope),
-                "parameters": agent.parameters,
-                "stream": agent.stream,
-                "script": agent.script,
-                "endpoint": agent.endpoint,
-                "tools": [_shown(plan.tools[name]) for name in agent.tools],
-                "session_id": state.invoked.session_id if state.invoked is not None else None,
-                "turn": turn,
-            },
-            expires_at=now + timedelta(seconds=timeout),
-        ),
+    return Planned(
+        suffix=subjects.step_suffix("agent", agent.queue, turn_step_id(node.id, turn), attempt),
+        node_id=node.id,
+        name=agent.name,
+        input={"messages": [message.model_dump(mode="json") for message in messages]},
+        config={
+            "model": agent.model,
+            "instructions": render(agent.instructions, scope),
+            "parameters": agent.parameters,
+            "stream": agent.stream,
+            "script": agent.script,
+            "endpoint": agent.endpoint,
+            "tools": [_shown(plan.tools[name]) for name in agent.tools],
+            "session_id": state.invoked.session_id if state.invoked is not None else None,
+            "turn": turn,
+        },
+        at=now,
+        expires_at=now + timedelta(seconds=timeout),
     )
 
 
