@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import uvicorn
 
+from penstock.memory import settle
 from penstock.telemetry.health import HealthServer
 from penstock.telemetry.logs import EventLog
 from penstock_gateway.app import create_app
@@ -72,6 +73,7 @@ async def run(settings: GatewaySettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
     await health.start()
+    settle()
     try:
         await server.serve()
     finally:

@@ -16,6 +16,7 @@ from penstock.bus.topology import ensure
 from penstock.bus.writer import LogWriter
 from penstock.contracts import subjects
 from penstock.contracts.errors import PenstockError
+from penstock.memory import settle
 from penstock.telemetry import logs, tracing
 from penstock.telemetry.health import HealthServer
 from penstock_orchestrator.engine.engine import Engine
@@ -125,6 +126,7 @@ async def run_engine(settings: OrchestratorSettings) -> None:
     await health.start()
     process = EngineProcess(settings, bus, writer)
     await process.start()
+    settle()
     _log.info("engine.ready", extra={"shards": process.leases.held})
     await stopped.wait()
     _log.info("engine.draining")

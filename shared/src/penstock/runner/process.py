@@ -12,6 +12,7 @@ from typing import Final
 from penstock.bus.connection import connect
 from penstock.contracts.errors import PenstockError
 from penstock.contracts.runners import RunnerRecord
+from penstock.memory import settle
 from penstock.runner.harness import Harness
 from penstock.runner.heartbeat import Heartbeat
 from penstock.runner.runner import Runner
@@ -88,6 +89,7 @@ async def serve(
             for runner in runners:
                 await runner.start(harness)
             await heartbeat.start()
+            settle()
             events.info("runner.ready", queues=[runner.queue for runner in runners])
             await ending.wait()
         finally:

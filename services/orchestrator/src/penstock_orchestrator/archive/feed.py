@@ -77,6 +77,7 @@ class Feed:
         self._buffer: list[LogMessage] = []
         self._arrived = asyncio.Event()
         self._full = asyncio.Event()
+        self._doubt = asyncio.Event()
         self._credit = 0
         self._stopping = False
         self._loop = asyncio.get_running_loop()
@@ -179,20 +180,22 @@ class Feed:
             self._pull()
         elif not self._stopping:
             _log.warning("projector.pull_ended", status=status, reason=headers.get("Description"))
-            self._loop.call_later(_AGAIN_SECONDS, self._pull)
+            self._doubt.set()
 
     async def _keep(self) -> None:
-        """Notice silence: a request of which not even heartbeats come is dead."""
+        """See to a request that ended badly, or of which not even heartbeats come any more."""
         while True:
-            await asyncio.sleep(1.0)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._doubt.wait(), 1.0)
             now = self._loop.time()
             if not self._bus.nc.is_connected:
                 self._heard_at = now
-            elif self._credit and now - self._heard_at > _SILENCE_SECONDS:
+            elif self._doubt.is_set() or (self._credit and now - self._heard_at > _SILENCE_SECONDS):
                 await self._revive()
+                await asyncio.sleep(_AGAIN_SECONDS)
 
     async def _revive(self) -> None:
-        _log.warning("projector.silent")
+        self._doubt.clear()
         try:
             await self._bus.api(self._info_verb)
         except JetStreamError as error:

@@ -7,7 +7,6 @@ bring it when somebody asks. An idle projector is a third smaller so.
 from __future__ import annotations
 
 import asyncio
-import gc
 import importlib
 import os
 import signal
@@ -24,6 +23,7 @@ from penstock.bus.reader import LogReader
 from penstock.contracts import archive, subjects
 from penstock.contracts.errors import TransientError
 from penstock.endpoint import Endpoint, Verb
+from penstock.memory import settle
 from penstock.telemetry.health import HealthServer
 from penstock.telemetry.logs import EventLog
 from penstock_orchestrator.archive.feed import Feed
@@ -55,9 +55,7 @@ async def run_projector(settings: ArchiveSettings, *, until: asyncio.Event | Non
     ending = until if until is not None else asyncio.Event()
     if until is None:
         os.nice(settings.projector_niceness)
-        # Batches are thousands of objects that live as long as each other.
-        gc.freeze()
-        gc.set_threshold(100_000, 20, 100)
+        settle()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, ending.set)
     bus = await connect(settings, name=f"projector-{settings.instance_id}")
