@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -24,13 +25,14 @@ READY_SECONDS: Final = 60.0
 STOP_SECONDS: Final = 30.0
 
 SERVICES: Final = (
-    Service("gateway", "penstock_gateway"),
     Service("registry", "penstock_registry"),
+    Service("gateway", "penstock_gateway"),
+    Service("projector", "penstock_orchestrator", {"PENSTOCK_ROLE": "projector"}),
+    Service("engine", "penstock_orchestrator", {"PENSTOCK_ROLE": "engine"}),
     Service("agent-runner", "penstock_agent_runner"),
     Service("tool-runner", "penstock_tool_runner"),
-    Service("engine", "penstock_orchestrator", {"PENSTOCK_ROLE": "engine"}),
-    Service("projector", "penstock_orchestrator", {"PENSTOCK_ROLE": "projector"}),
 )
+"""In the order of their start: what takes longest comes first."""
 
 
 class StackError(Exception):
@@ -67,7 +69,12 @@ def parse_options(text: str) -> StackOptions:
 
 def is_loopback(host: str) -> bool:
     """Tell whether only this machine reaches ``host``."""
-    return host in ("localhost", "::1") or host.startswith("127.")
+    if host in ("localhost", "::1"):
+        return True
+    try:
+        return socket.inet_aton(host)[0] == 127 and host.count(".") == 3
+    except OSError:
+        return False
 
 
 def read_stack_file(data_dir: Path) -> dict[str, Any] | None:
