@@ -15,7 +15,6 @@ from typing import Any
 from hypothesis import HealthCheck, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-
 from pydantic import JsonValue
 
 from penstock.contracts import subjects
