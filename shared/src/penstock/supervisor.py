@@ -247,6 +247,12 @@ class Supervisor:
         self._output.write(f"{self._paint('33', 'stack')} {text}\n")
         self._output.flush()
 
+    def _command(self) -> str:
+        """The command line that finds this stack from the working directory."""
+        if self._options.data_dir == StackOptions().data_dir:
+            return "penstock"
+        return f"penstock --data-dir {self._options.data_dir}"
+
     def _banner(self) -> None:
         url = _url(self._options.host, self._port)
         flush = "each message before its ack" if self._options.durable else "every two minutes"
@@ -260,7 +266,8 @@ class Supervisor:
             + self._paint(dim, f"to disk: {flush}"),
             f"  {self._paint(dim, 'Data')}  {self._data_dir}   {self._paint(dim, 'logs in logs/')}",
             "",
-            f"  {self._paint(dim, 'Next: penstock apply -f examples/ · Ctrl-C ends everything')}",
+            f"  {self._paint(dim, f'Next: {self._command()} apply -f examples/')}",
+            f"  {self._paint(dim, 'Ctrl-C ends everything')}",
             "",
         ]
         self._output.write("\n".join(lines) + "\n")

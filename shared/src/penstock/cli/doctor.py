@@ -109,7 +109,8 @@ def _gateway(target: Target) -> Iterator[Finding]:
 
 
 async def _bus(wire: Wire, target: Target) -> list[Finding]:
-    version = wire.bus.nc.connected_server_version
+    server = wire.bus.nc.connected_server_version
+    version = f"{server.major}.{server.minor}.{server.patch}"
     needed = ".".join(map(str, MINIMUM_SERVER))
     findings = [
         Finding("ok", "bus", f"nats-server {version} at {target.nats_url} "
