@@ -10,7 +10,7 @@ from penstock.contracts.events import EventType
 
 _WAIT: Final = re.compile(rb"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
 _EVENT_STREAM: Final = b"text/event-stream"
-_CURSOR: Final = re.compile(r"\d{1,19}")
+_CURSOR: Final = re.compile(r"[0-9]{1,19}")
 IDEMPOTENCY_KEY_LENGTH: Final = 255
 
 

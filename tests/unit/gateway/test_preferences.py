@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import pytest
+
+from penstock.contracts.errors import RejectedError
+from penstock.contracts.events import EventType
+from penstock_gateway.core.preferences import (
+    cursor,
+    event_types,
+    idempotency_key,
+    wait_seconds,
+    wants_events,
+)
+
+
+@pytest.mark.parametrize(
+    ("prefer", "seconds"),
+    [
+        (b"wait=5", 5),
+        (b"respond-async, wait=5", 5),
+        (b"respond-async;foo=bar, Wait = 7", 7),
+        (b'wait="8"', 8),
+        (b"wait=9999", 60),
+        (b"wait=0", 0),
+        (b"await=5", None),
+        (b"wait=soon", None),
+        (b"", None),
+        (None, None),
+    ],
+)
+def test_wait_is_read_and_limited(prefer: bytes | None, seconds: float | None) -> None:
+    assert wait_seconds(prefer, 60) == seconds
+
+
+@pytest.mark.parametrize(
+    ("accept", "wanted"),
+    [
+        (b"text/event-stream", True),
+        (b"text/event-stream, */*", True),
+        (b"text/event-stream;q=0.9, application/json;q=0.1", True),
+        (b"application/json, text/event-stream", False),
+        (b"text/html, text/event-stream", True),
+        (b"*/*", False),
+        (None, False),
+    ],
+)
+def test_event_stream_is_sent_to_those_who_ask_for_it_first(
+    accept: bytes | None, wanted: bool
+) -> None:
+    assert wants_events(accept) is wanted
+
+
+def test_cursor_of_the_header_wins() -> None:
+    assert cursor("7", "3") == 7
+    assert cursor(None, "3") == 3
+    assert cursor("", None) == 0
+    for bad in ("x", "-1", "1.5", "9" * 30, "٣"):
+        with pytest.raises(RejectedError):
+            cursor(bad, None)
+
+
+def test_event_types_are_checked() -> None:
+    assert event_types("run_done, user_input") == frozenset(
+        {EventType.RUN_DONE, EventType.USER_INPUT}
+    )
+    assert event_types(None) is None
+    with pytest.raises(RejectedError) as caught:
+        event_types("run_done,nonsense")
+    assert caught.value.details[0].allowed is not None
+    assert "run_failed" in caught.value.details[0].allowed
+
+
+@pytest.mark.parametrize("value", [b"", b" ", b"x" * 256, b"a\tb", "ä".encode()])
+def test_idempotency_key_of_bad_form_is_refused(value: bytes) -> None:
+    with pytest.raises(RejectedError) as caught:
+        idempotency_key(value)
+    assert caught.value.code == "invalid_idempotency_key"
+
+
+def test_idempotency_key_loses_its_quotes() -> None:
+    assert idempotency_key(b'"abc"') == idempotency_key(b" abc ") == "abc"
+    assert idempotency_key(None) is None
