@@ -30,8 +30,9 @@ from penstock.contracts.runners import Capability, RunnerRecord
 from penstock.telemetry.logs import EventLog
 from penstock_registry import store
 from penstock_registry.board import Board
-from penstock_registry.core.documents import API_VERSION, parse_endpoint
+from penstock_registry.core.documents import API_VERSION
 from penstock_registry.core.liveness import HTTP_AGENT
+from penstock_registry.core.reading import parse_endpoint
 from penstock_registry.definitions import Definitions
 from penstock_registry.store import Store
 from penstock_registry.tables import AgentRow

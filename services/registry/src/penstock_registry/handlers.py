@@ -26,7 +26,7 @@ from penstock.telemetry import tracing
 from penstock.telemetry.logs import EventLog, bind
 from penstock_registry.agents import HttpAgents
 from penstock_registry.board import Board
-from penstock_registry.core.documents import show_location
+from penstock_registry.core.places import show_location
 from penstock_registry.definitions import Definitions
 from penstock_registry.keys import ApiKeys
 

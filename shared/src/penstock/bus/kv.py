@@ -18,6 +18,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
+from nats.errors import Error as NatsError
+
+from penstock.bus.client import parse_headers
 from penstock.bus.connection import Bus, JetStreamError
 from penstock.contracts.errors import (
     ConflictError,
@@ -266,7 +269,7 @@ class Bucket:
         return _Stored(
             base64.b64decode(message.get("data", "")),
             int(message["seq"]),
-            _reason(_decode_headers(message.get("hdrs"))),
+            _reason(parse_headers(base64.b64decode(message.get("hdrs", "")))),
         )
 
     async def _write(
@@ -314,15 +317,6 @@ class Bucket:
         raise JetStreamError(
             failure.get("code", 500), failure.get("err_code", 0), failure.get("description", "")
         )
-
-
-def _decode_headers(encoded: str | None) -> dict[str, str]:
-    """Return the headers of a message as the stream API gives it (base 64 of the header block)."""
-    if not encoded:
-        return {}
-    lines = base64.b64decode(encoded).decode().split("\r\n")[1:]
-    pairs = (line.split(":", 1) for line in lines if ":" in line)
-    return {name.strip(): value.strip() for name, value in pairs}
 
 
 class Watch:
@@ -498,7 +492,7 @@ class Watch:
             logger.warning("kv.watch_renewed", extra={"stream": self._stream})
             try:
                 await self._open()
-            except (TransientError, JetStreamError) as error:
+            except (TransientError, JetStreamError, NatsError) as error:
                 logger.warning(
                     "kv.watch_renewal_failed", extra={"stream": self._stream, "error": str(error)}
                 )

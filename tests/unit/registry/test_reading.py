@@ -6,9 +6,8 @@ from pydantic import JsonValue
 
 from penstock.contracts.errors import RejectedError
 from penstock.contracts.rpc import DocumentKind
-from penstock_registry.core.documents import (
-    AgentDocument,
-    json_schemas,
+from penstock_registry.core.documents import AgentDocument, json_schemas
+from penstock_registry.core.reading import (
     load_yaml,
     merge_patch,
     parse_document,
