@@ -15,6 +15,7 @@ from faststream import BaseMiddleware, ExceptionMiddleware
 from faststream.message import StreamMessage
 from faststream.nats import NatsBroker
 from faststream.nats.security import NatsUserPassword
+from nats.aio.client import Client
 from nats.aio.msg import Msg
 from pydantic import BaseModel, ValidationError
 
@@ -59,6 +60,7 @@ class Endpoint:
             table: The verbs by name.
         """
         self._stopping = False
+        self._connection: Client | None = None
         self.broker = _broker(settings, service, self._on_closed)
         for name, verb in table.items():
             self.broker.subscriber(
@@ -71,12 +73,18 @@ class Endpoint:
 
     async def start(self) -> None:
         """Connect and subscribe."""
+        self._connection = await self.broker.connect()
         await self.broker.start()
 
     async def stop(self) -> None:
         """Answer what is in work, then disconnect."""
         self._stopping = True
-        await self.broker.stop()
+        connection = self._connection
+        if connection is not None and not connection.is_connected:
+            # While it reconnects nothing can be answered, and FastStream cannot stop.
+            await connection.close()
+        else:
+            await self.broker.stop()
 
     async def _on_closed(self) -> None:
         if not self._stopping:
