@@ -23,7 +23,7 @@ from tests.integration.runner.conftest import Bench
 from tests.support.http_server import Answer, Call, HttpServer, Respond
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-ASKED = {"messages": [{"role": "user", "content": "What is 6 times 7?"}], "session_id": "S"}
+ASKED = {"messages": [{"role": "user", "content": "What is 6 times 7?"}]}
 Serve = Callable[..., HttpServer]
 
 
@@ -54,7 +54,7 @@ def stream(*events: tuple[str, Any]) -> Answer:
 
 
 async def ask(bench: Bench, runner: Runner, server: HttpServer, **more: Any) -> StepResult:
-    config = {"endpoint": f"{server.url}/agents/one/", "model": ""}
+    config = {"endpoint": f"{server.url}/agents/one/", "session_id": "S"}
     return await bench.done(runner, "one", ASKED, config=config, **more)
 
 
@@ -110,7 +110,7 @@ async def test_agent_elsewhere_streams_and_answers(
             ),
         )
     )
-    config = {"endpoint": f"{server.url}/agents/one/", "model": ""}
+    config = {"endpoint": f"{server.url}/agents/one/", "session_id": "S"}
     prefix = await bench.schedule(runner, "one", ASKED, config=config, traceparent=TRACE)
     result = await bench.result(prefix)
     run_id = prefix.rsplit(".", 1)[1]

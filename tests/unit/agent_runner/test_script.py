@@ -92,7 +92,7 @@ def test_usage_is_counted_in_words_and_costs_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "script", [{}, {"turns": []}, {"turns": [{"txt": "a"}]}, {"turns": [{"delay_seconds": -1}]}, 3]
+    "script", [{}, {"turns": []}, {"turns": [{"text": 1}]}, {"turns": [{"delay_seconds": -1}]}, 3]
 )
 def test_script_that_is_none_is_rejected(script: Any) -> None:
     with pytest.raises(RejectedError) as caught:

@@ -63,7 +63,7 @@ class RemoteAgent:
         import httpx  # noqa: PLC0415 - see `_ready`
 
         endpoint = request.config.endpoint or ""
-        session_id = request.input.session_id or request.run_id
+        session_id = request.config.session_id or request.run_id
         messages = [message.model_dump(mode="json") for message in request.input.messages]
         start = last_user_index(request.input.messages)
         headers = {

@@ -29,7 +29,7 @@ _WORDS: Final = re.compile(r"\S+\s*|\s+")
 
 
 class _Read(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class ScriptedCall(_Read):

@@ -37,13 +37,13 @@ class AgentConfig(_Read):
     script: JsonValue = None
     endpoint: str | None = None
     tools: tuple[ToolSpec, ...] = ()
+    session_id: str | None = None
 
 
 class TurnInput(_Read):
     """The input of an ``agent`` step."""
 
     messages: tuple[ChatMessage, ...] = Field(min_length=1)
-    session_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
