@@ -283,8 +283,8 @@ class Queries:
     def _has_tag(self, name: str, value: str) -> ColumnElement[bool]:
         if self._postgres:
             return type_coerce(runs.c.tags, JSONB).contains({name: value})
-        quoted = name.replace('"', '\\"')
-        return func.json_extract(runs.c.tags, f'$."{quoted}"') == value
+        tag = func.json_each(runs.c.tags).table_valued("key", "value")
+        return select(1).where(tag.c.key == name, tag.c.value == value).correlate(runs).exists()
 
 
 def _equal(*pairs: tuple[ColumnElement[Any], Any]) -> Iterable[ColumnElement[bool]]:

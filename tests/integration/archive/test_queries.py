@@ -1,0 +1,471 @@
+"""What can be asked of the archive, on both databases."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from penstock import rpc
+from penstock.bus import topology
+from penstock.bus.connection import connect
+from penstock.contracts import subjects
+from penstock.contracts.archive import (
+    DeleteSession,
+    GetRun,
+    GetSession,
+    ListRuns,
+    ListSessions,
+    RunFacts,
+    RunPage,
+    SessionMessages,
+    UsageSummary,
+)
+from penstock.contracts.errors import RejectedError
+from penstock.contracts.facts import (
+    FACT,
+    Decision,
+    DefinitionKind,
+    RunEnded,
+    RunFact,
+    RunInvoked,
+    RunStatus,
+    StepKind,
+    StepResult,
+    StepScheduled,
+    Usage,
+)
+from penstock.contracts.state import Entry, fold, new_state
+from penstock.contracts.views import RunView, run_view
+from penstock.db import create_engine
+from penstock.embedded import NatsServer
+from penstock_orchestrator.archive import migrations, tables
+from penstock_orchestrator.archive.migrate import migrate
+from penstock_orchestrator.archive.projection import Projection, read_fact
+from penstock_orchestrator.archive.queries import PAGE_BYTES, Queries
+from penstock_orchestrator.archive.settings import ArchiveSettings
+from penstock_orchestrator.archive.store import REVISION, VERSION_TABLE, Store, open_store
+from tests.integration.archive.test_projector import assert_eventually_archived, projecting, publish
+from tests.support.archived import entries_of, states_of
+from tests.support.histories import START, Message, random_log
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Each test runs on both databases."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'archive.db'}"
+    url: str = request.getfixturevalue("postgres_database")
+    return url
+
+
+@pytest.fixture
+async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
+    await migrate(database_url)
+    engine = create_engine(database_url)
+    yield engine
+    await engine.dispose()
+
+
+@pytest.fixture
+async def store(engine: AsyncEngine, database_url: str) -> AsyncIterator[Store]:
+    store = open_store(database_url)
+    await store.begin(subjects.RUNS, "now")
+    yield store
+    await store.close()
+
+
+async def pack(body: bytes) -> bytes:
+    return body if len(body) < 100_000 else b'{"type":"claim"}'
+
+
+@pytest.fixture
+def queries(engine: AsyncEngine) -> Queries:
+    return Queries(engine, pack)
+
+
+async def archive(store: Store, log: Sequence[Message]) -> None:
+    """Project a whole log, in a few batches, after what is projected already."""
+    position = await store.position(subjects.RUNS)
+    assert position is not None
+    projection = Projection(store.instant)
+    reached = position.last_seq
+    received = [read_fact(reached + n, subject, body) for n, (subject, body) in enumerate(log, 1)]
+    for begin in range(0, len(received), 50):
+        part = received[begin : begin + 50]
+        missing = projection.missing(part)
+        projection.load(missing, *await store.load(missing))
+        batch = projection.build(part, part[-1].seq)
+        await store.commit(subjects.RUNS, batch, after_seq=reached)
+        projection.committed(batch)
+        reached = batch.last_seq
+
+
+def message(subject: str, fact: RunFact) -> Message:
+    return subject, FACT.dump_json(fact)
+
+
+def create_run(
+    run_id: str,
+    *,
+    tenant: str = "acme",
+    name: str = "research",
+    session_id: str | None = None,
+    minute: int = 0,
+    tags: dict[str, str] | None = None,
+    question: str = "why?",
+    answer: str | None = "because",
+    usage: Usage | None = None,
+    model: str = "openai/gpt-5-mini",
+) -> list[Message]:
+    """The log of a run of one turn; without an answer it goes on."""
+    at = START + timedelta(minutes=minute)
+    prefix = subjects.run_prefix(tenant, 1, run_id)
+    log = [
+        message(
+            subjects.invoke(prefix),
+            RunInvoked(
+                occurred_at=at,
+                name=name,
+                kind=DefinitionKind.AGENT,
+                version=1,
+                plan_digest="d",
+                input=question,
+                session_id=session_id,
+                tags=tags or {},
+            ),
+        ),
+        message(
+            subjects.out(prefix, 1, subjects.step_suffix("agent", "default", "main-1", 1)),
+            StepScheduled(
+                occurred_at=at,
+                decision=Decision(cause_seq=1),
+                node_id="main",
+                name=name,
+                expires_at=at,
+            ),
+        ),
+    ]
+    if answer is None:
+        return log
+    spent = usage or Usage(input_tokens=10, output_tokens=2, cost_usd=0.5, model_calls=1)
+    return [
+        *log,
+        message(
+            subjects.result(prefix, "main-1", 1),
+            StepResult(
+                occurred_at=at,
+                started_at=at,
+                kind=StepKind.AGENT,
+                name=name,
+                status="succeeded",
+                output={"action": "respond", "text": answer},
+                usage=spent,
+                model=model,
+            ),
+        ),
+        message(
+            subjects.out(prefix, 2, subjects.END_SUFFIX),
+            RunEnded(
+                occurred_at=at,
+                decision=Decision(cause_seq=3),
+                status=RunStatus.DONE,
+                output=answer,
+                usage=spent,
+            ),
+        ),
+    ]
+
+
+async def test_migrations_make_the_tables_that_the_code_knows(engine: AsyncEngine) -> None:
+    def differences(connection: Connection) -> list[object]:
+        context = MigrationContext.configure(
+            connection, opts={"version_table": VERSION_TABLE, "compare_type": True}
+        )
+        return list(compare_metadata(context, tables.METADATA))
+
+    async with engine.connect() as connection:
+        assert await connection.run_sync(differences) == []
+
+
+def test_latest_migration_is_the_one_that_the_store_expects() -> None:
+    folder = Path(next(iter(migrations.__path__)))
+    assert ScriptDirectory(str(folder)).get_current_head() == REVISION
+
+
+async def test_store_with_tables_knows_their_revision(store: Store) -> None:
+    assert await store.revision() == REVISION
+
+
+async def test_list_runs_pages_through_all_newest_first(store: Store, queries: Queries) -> None:
+    log = [item for n in range(7) for item in create_run(f"RUN{n}")]
+    await archive(store, [*log, *create_run("OTHER", tenant="beta")])
+    seen: list[str] = []
+    cursor: str | None = None
+    while True:
+        page = await queries.list_runs(ListRuns(tenant="acme", limit=3, cursor=cursor))
+        seen += [run.run_id for run in page.items]
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+        assert len(page.items) == 3
+    assert seen == [f"RUN{n}" for n in reversed(range(7))]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        ({"status": (RunStatus.RUNNING,)}, ["C"]),
+        ({"status": (RunStatus.RUNNING, RunStatus.DONE)}, ["C", "B", "A"]),
+        ({"status": (RunStatus.FAILED,)}, []),
+        ({"name": "report"}, ["B"]),
+        ({"kind": DefinitionKind.AGENT}, ["C", "B", "A"]),
+        ({"kind": DefinitionKind.WORKFLOW}, []),
+        ({"session_id": "s1"}, ["B", "A"]),
+        ({"session_id": "s1", "name": "research"}, ["A"]),
+        ({"created_from": START + timedelta(minutes=10)}, ["C", "B"]),
+        ({"created_before": START + timedelta(minutes=10)}, ["A"]),
+        ({"tags": {"team": "x"}}, ["C", "A"]),
+        ({"tags": {"team": "x", 'odd ".$ name': "ü"}}, ["C"]),
+        ({"tags": {"nobody": "x"}}, []),
+        ({"tags": {"team": "%"}}, []),
+    ],
+)
+async def test_list_runs_with_a_filter_finds_what_matches(
+    store: Store, queries: Queries, wanted: dict[str, object], found: list[str]
+) -> None:
+    await archive(
+        store,
+        [
+            *create_run("A", session_id="s1", tags={"team": "x"}),
+            *create_run("B", session_id="s1", name="report", minute=10),
+            *create_run("C", answer=None, minute=20, tags={"team": "x", 'odd ".$ name': "ü"}),
+        ],
+    )
+    page = await queries.list_runs(ListRuns.model_validate({"tenant": "acme", **wanted}))
+    assert [run.run_id for run in page.items] == found
+
+
+async def test_list_runs_shows_what_the_fold_shows_but_steps(
+    store: Store, queries: Queries
+) -> None:
+    log = random_log(random.Random(1), 20)
+    await archive(store, log)
+    states = states_of(entries_of(log))
+    page = await queries.list_runs(ListRuns(tenant="acme", limit=100))
+    assert page.items
+    for run in page.items:
+        view = run_view(states["acme", run.run_id])
+        assert view is not None
+        expected = view.model_copy(update={"steps": (), "usage": run.usage, "tags": run.tags})
+        assert run == expected
+        assert run.usage.cost_usd == pytest.approx(view.usage.cost_usd)
+
+
+@pytest.mark.parametrize("cursor", ["", "x", "-1", "1e9", "9" * 40])
+async def test_list_runs_with_a_foreign_cursor_refuses(queries: Queries, cursor: str) -> None:
+    with pytest.raises(RejectedError, match="invalid_cursor"):
+        await queries.list_runs(ListRuns(tenant="acme", cursor=cursor))
+
+
+async def test_get_run_equals_the_fold_of_the_log(store: Store, queries: Queries) -> None:
+    log = random_log(random.Random(2), 20)
+    await archive(store, log)
+    for (tenant, run_id), state in states_of(entries_of(log)).items():
+        expected = run_view(state)
+        if expected is not None:
+            assert await queries.get_run(GetRun(tenant=tenant, run_id=run_id)) == expected
+
+
+async def test_get_run_of_another_tenant_finds_nothing(store: Store, queries: Queries) -> None:
+    await archive(store, create_run("A"))
+    with pytest.raises(RejectedError, match="run_not_found"):
+        await queries.get_run(GetRun(tenant="beta", run_id="A"))
+
+
+async def test_run_facts_page_through_the_log_of_a_run(store: Store, queries: Queries) -> None:
+    log = random_log(random.Random(3), 10)
+    await archive(store, log)
+    entries = [entry for entry in entries_of(log) if entry.subject.tenant == "acme"]
+    run_id = entries[0].subject.run_id
+    expected = [entry.seq for entry in entries if entry.subject.run_id == run_id]
+    seen: list[Entry] = []
+    after: int | None = 0
+    while after is not None:
+        page = await queries.run_facts(RunFacts(tenant="acme", run_id=run_id, after=after, limit=2))
+        for item in page.items:
+            fact = read_fact(item.seq, item.subject, item.body.encode())
+            seen.append(Entry(fact.seq, fact.subject, fact.fact))
+        after = page.next_after
+    assert [entry.seq for entry in seen] == expected
+    first = seen[0].subject
+    assert fold(new_state("acme", first.shard, run_id), seen) == states_of(entries)["acme", run_id]
+
+
+async def test_run_facts_of_great_size_come_in_pages_that_fit(
+    store: Store, queries: Queries
+) -> None:
+    prefix = subjects.run_prefix("acme", 1, "LARGE")
+    log = create_run("LARGE", answer=None)
+    for number, size in enumerate((90_000, 90_000, 90_000, 90_000, 300_000), 1):
+        at = START
+        fact = StepResult(
+            occurred_at=at,
+            started_at=at,
+            kind=StepKind.AGENT,
+            name="n",
+            status="succeeded",
+            output="x" * size,
+        )
+        log.append(message(subjects.result(prefix, f"s{number}", 1), fact))
+    await archive(store, log)
+    page = await queries.run_facts(RunFacts(tenant="acme", run_id="LARGE"))
+    assert 2 < len(page.items) < len(log)
+    assert sum(len(item.body) for item in page.items) < PAGE_BYTES
+    assert page.next_after is not None
+    rest = await queries.run_facts(RunFacts(tenant="acme", run_id="LARGE", after=page.next_after))
+    assert rest.next_after is None
+    assert rest.items[-1].body == '{"type":"claim"}', "too large for any page: a claim"
+
+
+async def test_session_shows_its_runs_and_messages(store: Store, queries: Queries) -> None:
+    await archive(
+        store,
+        [
+            *create_run("A", session_id="s1", question="one?", answer="1"),
+            *create_run("B", session_id="s2"),
+            *create_run("C", session_id="s1", question="two?", answer="2", minute=5),
+            *create_run("D", session_id="s1", tenant="beta"),
+        ],
+    )
+    page = await queries.list_sessions(ListSessions(tenant="acme"))
+    assert [(item.session_id, item.runs) for item in page.items] == [("s1", 2), ("s2", 1)]
+    session = await queries.get_session(GetSession(tenant="acme", session_id="s1"))
+    assert session == page.items[0]
+    assert session.last_run_id == "C"
+    assert session.created_at == START
+    assert session.updated_at == START + timedelta(minutes=5)
+    said = await queries.session_messages(SessionMessages(tenant="acme", session_id="s1"))
+    assert [(item.role, item.content, item.run_id) for item in said.items] == [
+        ("user", "one?", "A"),
+        ("assistant", "1", "A"),
+        ("user", "two?", "C"),
+        ("assistant", "2", "C"),
+    ]
+
+
+async def test_sessions_and_messages_page_through_all(store: Store, queries: Queries) -> None:
+    log = [item for n in range(5) for item in create_run(f"R{n}", session_id=f"s{n}")]
+    log += [item for n in range(3) for item in create_run(f"T{n}", session_id="s0")]
+    await archive(store, log)
+    first = await queries.list_sessions(ListSessions(tenant="acme", limit=3))
+    rest = await queries.list_sessions(
+        ListSessions(tenant="acme", limit=3, cursor=first.next_cursor)
+    )
+    found = [item.session_id for item in (*first.items, *rest.items)]
+    assert found == ["s0", "s4", "s3", "s2", "s1"]
+    assert rest.next_cursor is None
+    contents = 0
+    after: int | None = 0
+    while after is not None:
+        page = await queries.session_messages(
+            SessionMessages(tenant="acme", session_id="s0", after=after, limit=3)
+        )
+        contents += len(page.items)
+        after = page.next_after
+    assert contents == 8
+
+
+async def test_session_deleted_is_gone_until_a_later_run(store: Store, queries: Queries) -> None:
+    await archive(store, [*create_run("A", session_id="s1"), *create_run("B", session_id="s2")])
+    asked = DeleteSession(tenant="acme", session_id="s1")
+    assert (await queries.delete_session(asked)).session_id == "s1"
+    for refused in (
+        queries.get_session(GetSession(tenant="acme", session_id="s1")),
+        queries.session_messages(SessionMessages(tenant="acme", session_id="s1")),
+        queries.delete_session(asked),
+    ):
+        with pytest.raises(RejectedError, match="session_not_found"):
+            await refused
+    page = await queries.list_sessions(ListSessions(tenant="acme"))
+    assert [item.session_id for item in page.items] == ["s2"]
+    assert (await queries.get_run(GetRun(tenant="acme", run_id="A"))).session_id == "s1"
+
+    await archive(store, create_run("C", session_id="s1", question="anew?"))
+    session = await queries.get_session(GetSession(tenant="acme", session_id="s1"))
+    assert session.runs == 1
+    said = await queries.session_messages(SessionMessages(tenant="acme", session_id="s1"))
+    assert [item.run_id for item in said.items] == ["C", "C"]
+
+
+async def test_usage_summary_adds_up_by_model_and_marks_unknown_prices(
+    store: Store, queries: Queries
+) -> None:
+    unpriced = Usage(input_tokens=5, output_tokens=5, unknown_price=True, model_calls=1)
+    await archive(
+        store,
+        [
+            *create_run("A"),
+            *create_run("B", minute=10),
+            *create_run("C", model="ollama_chat/llama", usage=unpriced, name="report"),
+            *create_run("D", tenant="beta"),
+        ],
+    )
+    report = await queries.usage_summary(UsageSummary(tenant="acme"))
+    assert [(line.provider, line.model) for line in report.items] == [
+        ("openai", "openai/gpt-5-mini"),
+        ("ollama_chat", "ollama_chat/llama"),
+    ]
+    assert report.items[0].usage == Usage(
+        input_tokens=20, output_tokens=4, cost_usd=1.0, model_calls=2
+    )
+    assert report.total == Usage(
+        input_tokens=25, output_tokens=9, cost_usd=1.0, unknown_price=True, model_calls=3
+    )
+    later = UsageSummary(tenant="acme", since=START + timedelta(minutes=1))
+    assert (await queries.usage_summary(later)).total.model_calls == 1
+    before = UsageSummary(tenant="acme", until=START + timedelta(minutes=1), name="research")
+    assert (await queries.usage_summary(before)).total.model_calls == 1
+    nobody = await queries.usage_summary(UsageSummary(tenant="nobody"))
+    assert nobody.items == ()
+
+
+async def test_verbs_over_the_bus_answer_and_refuse_in_the_envelope(
+    create_nats_server: Callable[..., NatsServer], tmp_path: Path
+) -> None:
+    server = create_nats_server()
+    url = f"sqlite:///{tmp_path / 'archive.db'}"
+    settings = ArchiveSettings.model_validate(
+        {"nats_url": server.url, "database_url": url, "metrics_port": -1}
+    )
+    bus = await connect(settings, name="test")
+    await topology.ensure(bus, settings)
+    log = create_run("RUN")
+    engine = create_engine(url)
+    try:
+        async with projecting(settings):
+            await publish(bus, log)
+            await assert_eventually_archived(engine, log)
+            page = await rpc.call(bus, "archive", "list_runs", ListRuns(tenant="acme"), RunPage)
+            assert [run.run_id for run in page.items] == ["RUN"]
+            run = await rpc.call(
+                bus, "archive", "get_run", GetRun(tenant="acme", run_id="RUN"), RunView
+            )
+            assert [step.step_id for step in run.steps] == ["main-1"]
+            with pytest.raises(RejectedError, match="run_not_found"):
+                await rpc.call(
+                    bus, "archive", "get_run", GetRun(tenant="acme", run_id="NONE"), RunView
+                )
+            answer = await bus.request(subjects.rpc("archive", "list_runs"), b"nonsense")
+            assert b'"invalid_request"' in answer.data
+    finally:
+        await bus.close()
+        await engine.dispose()
