@@ -38,7 +38,7 @@ class ExecuteDefinition(Input):
     session_id: Token | None = None
     """Runs of one session share a conversation."""
     limits: Limits = Limits()
-    tags: dict[Tag, Tag] = Field(default={}, max_length=32)
+    tags: dict[Tag, Tag] = Field(default_factory=dict, max_length=32)
 
 
 class StartRun(ExecuteDefinition):
