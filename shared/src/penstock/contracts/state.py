@@ -172,36 +172,40 @@ def evolve(state: RunState, entry: Entry) -> RunState:
         entry: The fact; it must belong to the same run.
     """
     fact, seq = entry.fact, max(state.last_seq, entry.seq)
-    match fact:
-        case RunInvoked():
-            return _changed(state, last_seq=seq, invoked=fact, updated_at=_later(state, fact))
-        case StepResult():
-            return _with_result(state, entry, fact, seq)
-        case StepScheduled():
-            return _with_step(state, entry, fact, seq)
-        case StateChanged():
-            state = _with_decision(state, entry.subject, fact.decision, fact.occurred_at)
-            steps, opened = state.steps, 0
-            for wait in fact.waits:
-                step = steps.get(wait.step_id)
-                if step is not None and step.attempt < wait.next_attempt:
-                    opened += not step.open
-                    steps = steps.set(wait.step_id, _changed(step, status="waiting", wait=wait))
-            return _changed(
-                state,
-                last_seq=seq,
-                steps=steps,
-                open_steps=state.open_steps + opened,
-                updated_at=_later(state, fact),
-            )
-        case RunEnded():
-            state = _with_decision(state, entry.subject, fact.decision, fact.occurred_at)
-            return _changed(state, last_seq=seq, ended=fact, updated_at=_later(state, fact))
-        case CancelRequested():
-            return _changed(state, last_seq=seq, cancel=fact, updated_at=_later(state, fact))
-        case SignalReceived():
-            signals = state.signals.set(entry.subject.step_id, fact)
-            return _changed(state, last_seq=seq, signals=signals, updated_at=_later(state, fact))
+    # By tag, not by class: ``isinstance`` on pydantic models is a Python function.
+    if fact.type == "step.result":
+        return _with_result(state, entry, fact, seq)
+    if fact.type == "step.scheduled":
+        return _with_step(state, entry, fact, seq)
+    at = _later(state, fact)
+    if fact.type == "run.invoked":
+        return _changed(state, last_seq=seq, invoked=fact, updated_at=at)
+    if fact.type == "run.ended":
+        state = _with_decision(state, entry.subject, fact.decision, fact.occurred_at)
+        return _changed(state, last_seq=seq, ended=fact, updated_at=at)
+    if fact.type == "run.state":
+        state = _with_decision(state, entry.subject, fact.decision, fact.occurred_at)
+        return _with_waits(state, fact, seq)
+    if fact.type == "run.cancel_requested":
+        return _changed(state, last_seq=seq, cancel=fact, updated_at=at)
+    signals = state.signals.set(entry.subject.step_id, fact)
+    return _changed(state, last_seq=seq, signals=signals, updated_at=at)
+
+
+def _with_waits(state: RunState, fact: StateChanged, seq: int) -> RunState:
+    steps, opened = state.steps, 0
+    for wait in fact.waits:
+        step = steps.get(wait.step_id)
+        if step is not None and step.attempt < wait.next_attempt:
+            opened += not step.open
+            steps = steps.set(wait.step_id, _changed(step, status="waiting", wait=wait))
+    return _changed(
+        state,
+        last_seq=seq,
+        steps=steps,
+        open_steps=state.open_steps + opened,
+        updated_at=_later(state, fact),
+    )
 
 
 def _with_result(state: RunState, entry: Entry, fact: StepResult, seq: int) -> RunState:
