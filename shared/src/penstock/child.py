@@ -23,6 +23,7 @@ LAST_RESTART_SECONDS: Final = 5.0
 STEADY_SECONDS: Final = 10.0
 """A child that lived so long starts its back-off anew."""
 
+_PORTS: Final = range(15_000, 32_000)
 _PR_SET_PDEATHSIG: Final = 1
 _LIBC: Final = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -49,13 +50,21 @@ def die_with_parent(signal_number: int = signal.SIGKILL) -> Callable[[], None]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that nobody on loopback listens on now, all different."""
+    """Return ports of loopback on which nobody listens now, all different.
+
+    They lie below the range that the system takes for outgoing connections: from inside it, a
+    client of anything could grab a port before the service that it is meant for, or while that
+    service is being started again.
+    """
     with contextlib.ExitStack() as opened:
-        ports = []
-        for _ in range(count):
+        ports: list[int] = []
+        while len(ports) < count:
+            drawn = int.from_bytes(os.urandom(4), "big") % (_PORTS.stop - _PORTS.start)
+            port = _PORTS.start + drawn
             listener = opened.enter_context(socket.socket())
-            listener.bind((LOOPBACK, 0))
-            ports.append(int(listener.getsockname()[1]))
+            with contextlib.suppress(OSError):
+                listener.bind((LOOPBACK, port))
+                ports.append(port)
         return ports
 
 

@@ -55,13 +55,13 @@ class Supervisor:
         self._children: list[Child] = []
         self._nats = NatsServer(
             self._data_dir / "nats",
-            port=options.nats_port,
+            port=options.nats_port or free_ports(1)[0],
             durable=options.durable,
-            monitor_port=0,
+            monitor_port=free_ports(1)[0],
             die_with_parent=True,
         )
         self._nats_restarts = 0
-        self._port = options.port
+        self._port = options.port or free_ports(1)[0]
         self._signals = 0
         self._started_at = time.monotonic()
         self._ready_seconds: float | None = None
@@ -87,9 +87,8 @@ class Supervisor:
             self._signals += 1
 
     def _start(self) -> None:
-        self._port = _checked_port(self._options.host, self._options.port, "--port")
-        if self._options.nats_port:
-            _checked_port(LOOPBACK, self._options.nats_port, "--nats-port")
+        _check_port(self._options.host, self._port, "--port")
+        _check_port(LOOPBACK, self._nats.port, "--nats-port")
         self._start_nats()
         services = self._options.services
         ports = free_ports(len(services))
@@ -290,7 +289,7 @@ def _how(code: int) -> str:
     return signal.Signals(-code).name if code < 0 else f"code {code}"
 
 
-def _checked_port(host: str, port: int, option: str) -> int:
+def _check_port(host: str, port: int, option: str) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -301,7 +300,6 @@ def _checked_port(host: str, port: int, option: str) -> int:
                 f"cannot listen on {host}:{port} ({error.strerror}): "
                 f"choose another by {option}, 0 takes a free one"
             ) from error
-        return int(listener.getsockname()[1])
 
 
 @contextlib.contextmanager
