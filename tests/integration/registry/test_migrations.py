@@ -3,8 +3,8 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection, inspect
 
 from penstock import db
-from penstock_registry.main import PACKAGE
-from penstock_registry.tables import Table
+from penstock_registry.store import revision
+from penstock_registry.tables import PACKAGE, REVISION, Table
 
 
 def differences(connection: Connection) -> list[object]:
@@ -28,9 +28,11 @@ def unnamed(connection: Connection) -> list[str]:
 async def test_migrations_make_the_tables_that_the_code_knows(database_url: str) -> None:
     engine = db.create_engine(database_url)
 
+    assert await revision(engine) is None
     await db.upgrade(engine, package=PACKAGE)
     await db.upgrade(engine, package=PACKAGE)
 
+    assert await revision(engine) == REVISION
     async with engine.connect() as connection:
         assert await connection.run_sync(differences) == []
         assert await connection.run_sync(unnamed) == []

@@ -8,24 +8,28 @@ import sys
 from datetime import UTC, datetime
 from typing import Final
 
+from sqlalchemy.ext.asyncio import AsyncEngine
+
 from penstock import db
 from penstock.bus.connection import Bus, JetStreamError, connect
 from penstock.bus.topology import ensure
 from penstock.contracts import subjects
 from penstock.contracts.errors import PenstockError, TransientError
+from penstock.endpoint import Endpoint
+from penstock.memory import settle
 from penstock.telemetry import logs, tracing
 from penstock.telemetry.health import HealthServer
 from penstock_registry.agents import HttpAgents
 from penstock_registry.board import Board
 from penstock_registry.definitions import Definitions
-from penstock_registry.handlers import Endpoint, Parts, verbs
+from penstock_registry.handlers import Parts, verbs
 from penstock_registry.keys import ApiKeys
 from penstock_registry.publisher import Publisher
 from penstock_registry.settings import RegistrySettings
-from penstock_registry.store import Store
+from penstock_registry.store import Store, revision
+from penstock_registry.tables import PACKAGE, REVISION
 
 SERVICE: Final = "registry"
-PACKAGE: Final = "penstock_registry"
 EXIT_FAILED: Final = 1
 
 events = logs.EventLog("penstock.registry")
@@ -71,6 +75,7 @@ async def serve(settings: RegistrySettings, *, until: asyncio.Event | None = Non
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, ending.set)
+        settle()
     engine = db.create_engine(
         settings.resolved_database_url,
         pool_size=settings.database_pool_size,
@@ -79,7 +84,7 @@ async def serve(settings: RegistrySettings, *, until: asyncio.Event | None = Non
     try:
         bus, _ = await asyncio.gather(
             connect(settings, name=f"{SERVICE}-{settings.instance_id}"),
-            db.upgrade(engine, package=PACKAGE),
+            _bring_up_to_date(engine),
         )
         try:
             await ensure(bus, settings)
@@ -90,6 +95,12 @@ async def serve(settings: RegistrySettings, *, until: asyncio.Event | None = Non
         await engine.dispose()
 
 
+async def _bring_up_to_date(engine: AsyncEngine) -> None:
+    """Run the migrations that are missing; where none is, Alembic is not even imported."""
+    if await revision(engine) != REVISION:
+        await db.upgrade(engine, package=PACKAGE)
+
+
 async def _serve(
     settings: RegistrySettings, bus: Bus, database: Store, ending: asyncio.Event
 ) -> None:
@@ -98,7 +109,7 @@ async def _serve(
     board = Board(bus, lost_kept_seconds=settings.registry_lost_kept_seconds)
     agents = HttpAgents(bus, database, definitions, _now, ttl_seconds=settings.runner_ttl_seconds)
     keys = ApiKeys(database, publisher, _now)
-    endpoint = Endpoint(settings, verbs(Parts(definitions, agents, keys, board)))
+    endpoint = Endpoint(settings, SERVICE, verbs(Parts(definitions, agents, keys, board)))
 
     async def canary() -> None:
         await bus.request(subjects.canary(settings.instance_id), b"{}")

@@ -7,14 +7,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
-from sqlalchemy import Row, Select, and_, func, select, text
+from sqlalchemy import Row, Select, String, and_, column, func, inspect, select, table, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import Session
 
 from penstock import db
 from penstock.contracts.rpc import DocumentKind
-from penstock_registry.tables import AgentRow, DefinitionRow, KeyRow, VersionRow
+from penstock_registry.tables import PACKAGE, AgentRow, DefinitionRow, KeyRow, VersionRow
 
 _RUNNABLE: Final = "runnable"
+_VERSION_TABLE: Final = f"alembic_version_{PACKAGE}"
 
 Stored = tuple[DefinitionRow, VersionRow | None]
 """A definition with the version of it that is in force."""
@@ -58,6 +60,23 @@ class Store:
                 key = zlib.crc32(f"registry:{tenant}".encode())
                 await session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
             yield session
+
+
+async def revision(engine: AsyncEngine) -> str | None:
+    """Return the migration that the database is at; ``None`` where it has no tables yet.
+
+    Raises:
+        TransientError: ``database_unavailable``.
+    """
+
+    def there(session: Session) -> bool:
+        return inspect(session.connection()).has_table(_VERSION_TABLE)
+
+    async with db.session_scope(db.session_factory(engine), read_only=True) as session:
+        if not await session.run_sync(there):
+            return None
+        versions = table(_VERSION_TABLE, column("version_num", String))
+        return (await session.execute(select(versions.c.version_num))).scalar_one_or_none()
 
 
 def _with_version() -> Select[DefinitionRow, VersionRow]:

@@ -29,6 +29,10 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from penstock.db import NAMING_CONVENTION
 
+PACKAGE: Final = "penstock_registry"
+"""Whose ``migrations`` make the tables."""
+REVISION: Final = "0001"
+"""The migration that these tables are; a test holds it to the latest."""
 ROW_ID: Final = BigInteger().with_variant(Integer, "sqlite")
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Final
 
-from jsonschema import Draft202012Validator
 from pydantic import JsonValue
 
 from penstock.contracts.errors import ErrorDetail, RejectedError
@@ -142,6 +141,8 @@ def _http_faults(spec: HttpSpec, parameters: Iterable[str], path: str) -> Iterat
 
 
 def _schema_faults(schema: Mapping[str, JsonValue], path: str) -> Iterator[ErrorDetail]:
+    from jsonschema import Draft202012Validator  # noqa: PLC0415 - heavy, and only tools need it
+
     checker = Draft202012Validator(Draft202012Validator.META_SCHEMA)
     for error in sorted(checker.iter_errors(schema), key=lambda error: list(map(str, error.path))):
         allowed = None
