@@ -141,7 +141,7 @@ class LogReader:
                 found: list[Stored] = []
                 async for messages in self.pages(subjects.RUNS, wanted, after_seq=after_seq):
                     found += messages
-                seen = found[-1].seq if found else 0
+                seen = found[-1].seq if found else after_seq
             else:
                 found = [message for message in page.messages if message.seq > after_seq]
                 seen = max(page.up_to_seq, found[-1].seq if found else 0)
