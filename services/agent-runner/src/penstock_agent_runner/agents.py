@@ -41,7 +41,7 @@ class Agents:
         if exporting():
             answer = await _traced(model, request, ctx)
         else:
-            answer = await model.answer(request, ctx.emit_delta)
+            answer = await model.answer(request, ctx.deltas.emit)
         ctx.usage, ctx.model = answer.usage, answer.model
         return answer.action()
 
@@ -66,7 +66,7 @@ async def _traced(model: Model, request: Request, ctx: StepContext) -> Turn:
         },
     ) as traced:
         answer = await model.answer(
-            replace(request, traceparent=traced.traceparent), ctx.emit_delta
+            replace(request, traceparent=traced.traceparent), ctx.deltas.emit
         )
         usage = answer.usage or Usage()
         traced.set(

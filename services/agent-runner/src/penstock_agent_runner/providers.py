@@ -13,10 +13,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from pydantic import JsonValue
-
 from penstock.contracts.errors import ErrorFamily, PenstockError, RejectedError, TransientError
 from penstock.contracts.facts import Usage
+from penstock.contracts.json import Json
 from penstock.telemetry.logs import EventLog
 from penstock_agent_runner.core.turn import CallCollector, Turn, chat_messages, chat_tools
 from penstock_agent_runner.models import Emit, Request
@@ -134,7 +133,7 @@ class ProviderModel:
             options["stream_options"] = {"include_usage": True}
         return options
 
-    def _secret(self, reference: dict[str, JsonValue]) -> str:
+    def _secret(self, reference: dict[str, Json]) -> str:
         name = f"{SECRET_PREFIX}{reference.get('secret')}"
         value = self._environment.get(name)
         if value is None:

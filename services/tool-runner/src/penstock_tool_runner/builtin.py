@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, JsonValue, WithJsonSchema
+from pydantic import Field, WithJsonSchema
 
+from penstock.contracts.json import Json
 from penstock.runner import Runner
 from penstock_tool_runner.core import calculator
 
@@ -48,12 +49,12 @@ def builtin_runner(concurrency: int) -> Runner:
         return calculator.power(a, b)
 
     @runner.tool("echo")
-    async def echo(**arguments: JsonValue) -> JsonValue:
+    async def echo(**arguments: Json) -> Json:
         """Return the arguments."""
         return arguments
 
     @runner.tool("noop")
-    async def noop(**arguments: JsonValue) -> JsonValue:
+    async def noop(**arguments: Json) -> Json:
         """Do nothing, and return the arguments."""
         return arguments
 

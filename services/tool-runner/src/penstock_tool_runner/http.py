@@ -13,9 +13,8 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from pydantic import JsonValue
-
 from penstock.contracts.errors import RejectedError, TransientError
+from penstock.contracts.json import Json
 from penstock.runner import StepContext
 from penstock_tool_runner.core.request import (
     HttpTool,
@@ -59,7 +58,7 @@ class HttpTools:
         self._client = client
         self._loading = asyncio.Lock()
 
-    async def call(self, ctx: StepContext, arguments: JsonValue) -> JsonValue:
+    async def call(self, ctx: StepContext, arguments: Json) -> Json:
         """Check the arguments, send the request, map the response.
 
         Raises:
@@ -70,7 +69,7 @@ class HttpTools:
         from penstock_tool_runner.core.arguments import check_arguments  # noqa: PLC0415
 
         tool, schema = read_tool(ctx.config)
-        given: JsonValue = {} if arguments is None else arguments
+        given: Json = {} if arguments is None else arguments
         check_arguments(schema, given)
         if not isinstance(given, dict):
             raise RejectedError("invalid_arguments", "the arguments must be an object")
@@ -231,12 +230,12 @@ def _failure(status: int, headers: Mapping[str, str], text: str) -> Exception:
     return RejectedError(f"http_{status}", message)
 
 
-def _parsed(content_type: str, text: str) -> JsonValue:
+def _parsed(content_type: str, text: str) -> Json:
     if not text:
         return None
     if "json" in content_type:
         try:
-            parsed: JsonValue = json.loads(text)
+            parsed: Json = json.loads(text)
         except ValueError:
             return text
         return parsed

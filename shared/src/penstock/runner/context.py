@@ -6,11 +6,10 @@ import asyncio
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from pydantic import JsonValue
-
 from penstock.contracts import subjects
 from penstock.contracts.facts import StepScheduled, Usage
 from penstock.contracts.ids import idempotency_key
+from penstock.contracts.json import Json
 from penstock.contracts.subjects import FactSubject
 from penstock.runner.attempt import Attempt
 from penstock.runner.deltas import DeltaStream
@@ -95,12 +94,12 @@ class StepContext:
         return self._step.name
 
     @property
-    def input(self) -> JsonValue:
+    def input(self) -> Json:
         """The step's input as it came: a tool's arguments, or an agent's messages."""
         return self._step.input
 
     @property
-    def config(self) -> JsonValue:
+    def config(self) -> Json:
         """What the definition says beyond the input: an agent's model, an HTTP tool's request."""
         return self._step.config
 

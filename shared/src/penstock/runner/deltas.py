@@ -80,7 +80,8 @@ class DeltaStream:
             self._buffer.extend(text[start : start + BATCH_CHARACTERS] for start in starts)
             self.count += len(starts)
         self._size += len(text)
-        self._schedule()
+        if self._timer is None:
+            self._schedule()
         while self._size > BUFFER_CHARACTERS and self._failure is None:
             await self._step()
         if self._failure is not None:

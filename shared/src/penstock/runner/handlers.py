@@ -122,6 +122,9 @@ def _is_record(hint: Any) -> bool:
 
 
 def _whole(hint: Any) -> tuple[Prepare, dict[str, JsonValue]]:
+    if hint is JsonValue or hint is Any:
+        # It was read from JSON; there is nothing to check.
+        return lambda _, value: ((value,), _NOTHING), {}
     adapter: TypeAdapter[Any] = TypeAdapter(hint)
 
     def prepare(name: str, value: JsonValue) -> tuple[tuple[Any, ...], Mapping[str, Any]]:

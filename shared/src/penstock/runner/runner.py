@@ -10,10 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from pydantic import JsonValue
-
 from penstock.contracts.facts import StepKind
 from penstock.contracts.ids import require_token
+from penstock.contracts.json import Json
 from penstock.contracts.runners import Capability, RunnerRecord
 from penstock.runner.handlers import Handler
 from penstock.telemetry.logs import EventLog
@@ -90,7 +89,7 @@ class Runner:
         name: str,
         *,
         description: str | None = None,
-        parameters: Mapping[str, JsonValue] | None = None,
+        parameters: Mapping[str, Json] | None = None,
     ) -> Callable[[F], F]:
         """Register a function as a tool.
 
@@ -140,7 +139,7 @@ class Runner:
         kind: StepKind,
         name: str,
         description: str | None,
-        parameters: Mapping[str, JsonValue] | None,
+        parameters: Mapping[str, Json] | None,
     ) -> Callable[[F], F]:
         if kind is not self.kind:
             raise TypeError(f"a runner of kind {self.kind.value!r} has no {kind.value}s")

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from penstock.contracts.errors import (
     ErrorDetail,
@@ -22,6 +22,7 @@ from penstock.contracts.errors import (
     error_from,
 )
 from penstock.contracts.facts import ChatMessage, ToolCall, Usage
+from penstock.contracts.json import Json
 from penstock.contracts.templates import render
 from penstock_agent_runner.core.turn import Turn, last_user_index
 
@@ -36,7 +37,7 @@ class ScriptedCall(_Read):
     """A tool call; arguments are templates."""
 
     name: str
-    arguments: dict[str, JsonValue] = {}
+    arguments: dict[str, Json] = {}
     id: str | None = None
 
 
@@ -81,7 +82,7 @@ _SCRIPT: Final[TypeAdapter[Script]] = TypeAdapter(Script)
 _ECHO: Final = Script(turns=(ScriptedTurn(text="{{ input }}"),))
 
 
-def read_script(script: JsonValue) -> Script:
+def read_script(script: Json) -> Script:
     """Read an agent's script; without one the model says what it was told.
 
     Raises:
@@ -115,7 +116,7 @@ def perform(script: Script, model: str, messages: tuple[ChatMessage, ...]) -> Pe
         raise RejectedError("script_ended", f"the script has {len(turns)} turns, this is another")
     turn = turns[min(number, len(turns) - 1)]
     told = messages[start].content if start >= 0 else ""
-    scope: dict[str, JsonValue] = {
+    scope: dict[str, Json] = {
         "input": _value(told),
         "tools": [_value(message.content) for message in since if message.role == "tool"],
     }
@@ -158,20 +159,20 @@ def failure(error: ScriptedError) -> Exception:
     )
 
 
-def _rendered(template: str, scope: Mapping[str, JsonValue]) -> str:
+def _rendered(template: str, scope: Mapping[str, Json]) -> str:
     value = render(template, scope)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _arguments(template: dict[str, JsonValue], scope: Mapping[str, JsonValue]) -> dict[str, Any]:
+def _arguments(template: dict[str, Json], scope: Mapping[str, Json]) -> dict[str, Any]:
     return {key: render(value, scope) for key, value in template.items()}
 
 
-def _value(content: str) -> JsonValue:
+def _value(content: str) -> Json:
     """Return the content of a message: objects, lists and tools' numbers as such, else text."""
     if content[:1] in ("{", "[") or content[:1].isdigit() or content[:1] == "-":
         try:
-            value: JsonValue = json.loads(content)
+            value: Json = json.loads(content)
         except ValueError:
             return content
         return value

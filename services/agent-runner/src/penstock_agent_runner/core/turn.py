@@ -6,11 +6,12 @@ import json
 from dataclasses import dataclass
 from typing import Final
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from penstock.contracts.actions import Action, Respond, UseTools
 from penstock.contracts.errors import ErrorDetail, RejectedError, TransientError
 from penstock.contracts.facts import ChatMessage, ToolCall, Usage
+from penstock.contracts.json import Json
 
 SCRIPTED: Final = "scripted/"
 
@@ -24,7 +25,7 @@ class ToolSpec(_Read):
 
     name: str
     description: str = ""
-    parameters: dict[str, JsonValue] = {"type": "object", "properties": {}}
+    parameters: dict[str, Json] = {"type": "object", "properties": {}}
 
 
 class AgentConfig(_Read):
@@ -32,9 +33,9 @@ class AgentConfig(_Read):
 
     model: str = ""
     instructions: str = ""
-    parameters: dict[str, JsonValue] = {}
+    parameters: dict[str, Json] = {}
     stream: bool = True
-    script: JsonValue = None
+    script: Json = None
     endpoint: str | None = None
     tools: tuple[ToolSpec, ...] = ()
     session_id: str | None = None
@@ -54,7 +55,7 @@ class Turn:
     calls: tuple[ToolCall, ...] = ()
     usage: Usage | None = None
     model: str | None = None
-    output: JsonValue = None
+    output: Json = None
 
     def action(self) -> Action:
         """Return the answer as the step's output."""
@@ -66,7 +67,7 @@ class Turn:
 _CONFIG: Final = TypeAdapter(AgentConfig)
 
 
-def read_config(config: JsonValue) -> AgentConfig:
+def read_config(config: Json) -> AgentConfig:
     """Read a step's config.
 
     Raises:
@@ -95,13 +96,13 @@ def last_user_index(messages: tuple[ChatMessage, ...]) -> int:
     return -1
 
 
-def chat_messages(config: AgentConfig, messages: tuple[ChatMessage, ...]) -> list[JsonValue]:
+def chat_messages(config: AgentConfig, messages: tuple[ChatMessage, ...]) -> list[Json]:
     """Return the conversation in the shape of OpenAI's chat completions."""
-    found: list[JsonValue] = []
+    found: list[Json] = []
     if config.instructions:
         found.append({"role": "system", "content": config.instructions})
     for message in messages:
-        entry: dict[str, JsonValue] = {"role": message.role, "content": message.content}
+        entry: dict[str, Json] = {"role": message.role, "content": message.content}
         if message.tool_calls:
             entry["tool_calls"] = [
                 {
@@ -121,7 +122,7 @@ def chat_messages(config: AgentConfig, messages: tuple[ChatMessage, ...]) -> lis
     return found
 
 
-def chat_tools(tools: tuple[ToolSpec, ...]) -> list[JsonValue]:
+def chat_tools(tools: tuple[ToolSpec, ...]) -> list[Json]:
     """Return the tools in the shape of OpenAI's chat completions."""
     return [
         {

@@ -8,16 +8,16 @@ from typing import Final
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
-from pydantic import JsonValue
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
 from penstock.contracts.errors import ErrorDetail, RejectedError
+from penstock.contracts.json import Json
 
 MAX_DETAILS: Final = 20
 
 
-def check_arguments(schema: JsonValue, arguments: JsonValue) -> None:
+def check_arguments(schema: Json, arguments: Json) -> None:
     """Check arguments; a schema that is ``None`` allows everything.
 
     Raises:

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from penstock.contracts.errors import ErrorDetail, RejectedError
+from penstock.contracts.json import Json
 from penstock.contracts.templates import render
 
 DEFAULT_TIMEOUT_SECONDS: Final = 30.0
@@ -46,11 +47,11 @@ class HttpTool(BaseModel):
     method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"] = "GET"
     url: str
     headers: dict[str, str | Secret] = {}
-    query: dict[str, JsonValue] = {}
-    json_body: JsonValue = Field(default=None, alias="json")
+    query: dict[str, Json] = {}
+    json_body: Json = Field(default=None, alias="json")
     body: str | None = None
     """A body of text, instead of ``json``."""
-    response: JsonValue = "{{ body }}"
+    response: Json = "{{ body }}"
     """Template of the output over ``status``, ``headers``, ``body`` and ``arguments``."""
     timeout_seconds: float = Field(default=DEFAULT_TIMEOUT_SECONDS, gt=0)
     max_response_bytes: int = Field(default=DEFAULT_MAX_RESPONSE_BYTES, ge=1, le=64 * 1024 * 1024)
@@ -65,11 +66,11 @@ class Request:
     query: tuple[tuple[str, str], ...]
     headers: dict[str, str]
     secrets: dict[str, Secret]
-    json_body: JsonValue
+    json_body: Json
     text: str | None
 
 
-def read_tool(config: JsonValue) -> tuple[HttpTool, JsonValue]:
+def read_tool(config: Json) -> tuple[HttpTool, Json]:
     """Return an HTTP tool's request and the schema of its arguments from a step's config.
 
     Raises:
@@ -90,13 +91,13 @@ def read_tool(config: JsonValue) -> tuple[HttpTool, JsonValue]:
     return tool, config.get("parameters")
 
 
-def build_request(tool: HttpTool, arguments: Mapping[str, JsonValue]) -> Request:
+def build_request(tool: HttpTool, arguments: Mapping[str, Json]) -> Request:
     """Render a request.
 
     Raises:
         RejectedError: ``template_unresolved``, ``invalid_arguments`` or ``invalid_tool``.
     """
-    scope: dict[str, JsonValue] = {"arguments": dict(arguments)}
+    scope: dict[str, Json] = {"arguments": dict(arguments)}
     headers: dict[str, str] = {}
     secrets: dict[str, Secret] = {}
     for name, value in tool.headers.items():
@@ -123,13 +124,13 @@ def _header_value(name: str, value: str) -> str:
     return value
 
 
-def _render_url(template: str, scope: Mapping[str, JsonValue]) -> str:
+def _render_url(template: str, scope: Mapping[str, Json]) -> str:
     if _WHOLE.fullmatch(template):
         return _text(render(template.strip(), scope))
     return _text(render(template, {"arguments": _quoted(scope["arguments"])}))
 
 
-def _quoted(value: JsonValue) -> JsonValue:
+def _quoted(value: Json) -> Json:
     if isinstance(value, str):
         if value in (".", ".."):
             raise RejectedError("invalid_arguments", "'.' and '..' have no place in a URL")
@@ -148,7 +149,7 @@ def _quote(text: str) -> str:
     )
 
 
-def _query(query: Mapping[str, JsonValue], scope: Mapping[str, JsonValue]) -> list[tuple[str, str]]:
+def _query(query: Mapping[str, Json], scope: Mapping[str, Json]) -> list[tuple[str, str]]:
     """Return the query's pairs: a list gives several, ``null`` none."""
     pairs: list[tuple[str, str]] = []
     for name, template in query.items():
@@ -158,7 +159,7 @@ def _query(query: Mapping[str, JsonValue], scope: Mapping[str, JsonValue]) -> li
     return pairs
 
 
-def _text(value: JsonValue) -> str:
+def _text(value: Json) -> str:
     if isinstance(value, str):
         return value
     return json.dumps(value, ensure_ascii=False)
@@ -166,12 +167,12 @@ def _text(value: JsonValue) -> str:
 
 def map_response(
     tool: HttpTool,
-    arguments: Mapping[str, JsonValue],
+    arguments: Mapping[str, Json],
     *,
     status: int,
     headers: Mapping[str, str],
-    body: JsonValue,
-) -> JsonValue:
+    body: Json,
+) -> Json:
     """Return the tool's output.
 
     Raises:
