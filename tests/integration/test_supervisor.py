@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import socket
@@ -141,6 +142,16 @@ def test_stack_port_taken_is_refused_naming_the_option(
         chosen = options(tmp_path / "data")._replace(port=taken.getsockname()[1])
         with pytest.raises(StackError, match=r"cannot listen on .*--port"):
             Stack(chosen).start()
+
+
+def test_stack_in_a_folder_that_cannot_be_made_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    command = [sys.executable, "-m", "penstock.supervisor"]
+    given = json.dumps(options(tmp_path / "file" / "data")._asdict())
+    shown = subprocess.run([*command, given], capture_output=True, text=True, check=False)
+    assert shown.returncode == 1
+    assert shown.stderr.startswith("error: ")
+    assert len(shown.stderr.splitlines()) == 1
 
 
 def test_stack_public_address_without_auth_is_refused(create_stack: Callable[..., Stack]) -> None:

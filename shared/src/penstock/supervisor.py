@@ -343,7 +343,7 @@ def main(arguments: list[str]) -> int:
     """Run a stack in the foreground; the one argument is its options as JSON."""
     try:
         return Supervisor(parse_options(arguments[0] if arguments else "{}"), sys.stdout).run()
-    except StackError as error:
+    except (StackError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
 

@@ -67,6 +67,20 @@ def test_call_unreachable_names_the_address(target: Target, gateway: Callable[..
         api.call("GET", "/v1/runs")
 
 
+def test_call_of_something_else_than_a_gateway_says_so(
+    target: Target, gateway: Callable[..., None]
+) -> None:
+    gateway(lambda _: httpx.Response(200, content=b"<html>hello</html>"))
+    with Api(target) as api, pytest.raises(CommandError, match="is no gateway"):
+        api.call("GET", "/v1/runs")
+
+
+def test_api_with_a_broken_url_is_misuse(target: Target) -> None:
+    with pytest.raises(CommandError, match="is not a URL") as caught:
+        Api(target._replace(url="http://[::1"))
+    assert caught.value.exit_code == 2
+
+
 def test_pages_follow_the_cursor_up_to_the_limit(
     target: Target, gateway: Callable[..., None], requests: list[httpx.Request]
 ) -> None:

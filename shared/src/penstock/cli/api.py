@@ -36,14 +36,21 @@ class Api:
         Args:
             target: Where to.
             transport: Stands in for the network in tests.
+
+        Raises:
+            CommandError: The target's URL is none.
         """
         headers = {"Accept": "application/json", "User-Agent": "penstock-cli"}
         if target.api_key:
             headers["Authorization"] = f"Bearer {target.api_key}"
         self._target = target
-        self._client = httpx.Client(
-            base_url=target.url, headers=headers, timeout=REQUEST_SECONDS, transport=transport
-        )
+        try:
+            self._client = httpx.Client(
+                base_url=target.url, headers=headers, timeout=REQUEST_SECONDS, transport=transport
+            )
+        except httpx.InvalidURL as error:
+            message = f"{target.url} is not a URL: {error}"
+            raise CommandError(message, exit_code=MISUSED) from error
 
     def __enter__(self) -> Self:
         return self
@@ -79,7 +86,12 @@ class Api:
             raise self._unreachable(error) from error
         if not response.is_success:
             raise refusal(response)
-        return response.json() if response.content else None
+        if not response.content:
+            return None
+        try:
+            return response.json()
+        except ValueError as error:
+            raise CommandError(f"what answers at {self._target.url} is no gateway") from error
 
     def pages(self, path: str, params: Mapping[str, str | int], limit: int) -> Iterator[Any]:
         """Yield up to ``limit`` items of a list that comes in pages."""
