@@ -15,6 +15,7 @@ from typing import Final
 import uvloop
 
 from bench.figures import Results
+from bench.flat import measure_flat
 from bench.options import ROOT, Options, read_options
 from bench.profiler import find_py_spy
 from bench.raw import measure_raw
@@ -37,12 +38,13 @@ async def measure_all(options: Options, results: Results) -> None:
             if chosen or "idle" in options.workloads:
                 with _folder() as folder:
                     async with open_session(options, sync, results, folder) as session:
+                        if "idle" in options.workloads:
+                            await session.idle()
                         for workload in chosen:
                             await session.measure(workload.scaled(options.scale))
             if "flat" in options.workloads:
                 with _folder() as folder:
-                    async with open_session(options, sync, results, folder) as session:
-                        await session.flat()
+                    await measure_flat(options, sync, results, folder)
 
 
 @contextmanager

@@ -58,7 +58,7 @@ def _since(before: Disk | None, after: Disk | None) -> tuple[int | None, int | N
     return after.written_bytes - before.written_bytes, after.flushes - before.flushes
 
 
-def heading(peer: str, variant: str, workload: str, sync: str) -> Row:
+def heading_of(peer: str, variant: str, workload: str, sync: str) -> Row:
     """Return the keys that tell what a row is about."""
     return {
         "ts": time.strftime("%FT%TZ", time.gmtime()),

@@ -19,7 +19,7 @@ from nats.aio.msg import Msg
 from nats.errors import NoRespondersError
 from nats.errors import TimeoutError as NatsTimeoutError
 
-from bench.figures import RAW_PEER, VARIANTS, Results, figures, heading, measured
+from bench.figures import RAW_PEER, VARIANTS, Results, figures, heading_of, measured
 from bench.load import Outcome, Run, RunFailedError, closed_loop
 from bench.machine import quiet
 from bench.options import ROOT, Options
@@ -66,7 +66,7 @@ async def _measure(
 
     phase = await measured(load, system.processes)
     variant = f"{VARIANTS[sync]}-{publishes}"
-    results.add(heading(RAW_PEER, variant, workload.name, sync) | figures(workload, phase))
+    results.add(heading_of(RAW_PEER, variant, workload.name, sync) | figures(workload, phase))
 
 
 class RawSystem:

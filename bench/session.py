@@ -1,37 +1,32 @@
-"""One stack under measurement: its start, the workloads on it, and how it bears a full log."""
+"""One stack under measurement: its start, then a workload at a time."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import statistics
 import time
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from bench.client import Client
-from bench.figures import PEER, VARIANTS, Phase, Results, Row, figures, heading, measured
-from bench.filler import Filler, read_history
+from bench.figures import PEER, VARIANTS, Phase, Results, Row, figures, heading_of, measured
 from bench.load import Outcome, closed_loop
 from bench.machine import cpu_seconds, memory, quiet
 from bench.options import ROOT, Options
 from bench.profiler import recorded
 from bench.stack import PenstockStack, backlog, penstock_stack, stored_facts
-from bench.workloads import WORKLOADS, Workload, apply, first_run, runs_of
+from bench.workloads import Workload, apply, first_run, runs_of
 from penstock.bus.connection import Bus, connect
 from penstock.settings import CoreSettings
 
 WARM_UP_SECONDS: Final = 15.0
 DRAIN_SECONDS: Final = 120.0
-FILL_DRAIN_SECONDS: Final = 1200.0
-FLAT_PHASES: Final = 3
-FLAT_RUNS: Final = 2500
 _SETTLE_SECONDS: Final = 0.3
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Session:
     """A running stack, a client of it, and a look at its bus; ``open_session`` makes one."""
 
@@ -50,7 +45,7 @@ class Session:
         cold_start = time.perf_counter() - self.stack.started_at
         await asyncio.sleep(1.0)
         used = memory(self.stack.processes())
-        row = self._heading("idle") | {
+        row = self.heading("idle") | {
             "workers": 1,
             "ready_s": round(self.stack.ready_seconds, 2),
             "cold_start_s": round(cold_start, 2),
@@ -66,58 +61,20 @@ class Session:
     async def measure(self, workload: Workload) -> None:
         """Warm up, measure one phase on a quiet machine, add its row."""
         async with self._quiet():
-            await self._warm_up(workload)
-            row = await self._phase(workload, workload.name)
+            await self.warm_up(workload)
+            row = await self.phase(workload, workload.name)
         self.results.add(row)
 
-    async def flat(self) -> None:
-        """Add rows about W2 on a new log and after it was filled, and one with their ratio."""
-        scale = self.options.scale
-        workload = replace(WORKLOADS["W2"], runs=FLAT_RUNS).scaled(scale)
-        history = await read_history(self.bus, self.settings, await first_run(self.client))
-        empty = await self._flat_phases(workload, "flat-empty")
-        missing = max(0, round(self.options.facts * scale) - await stored_facts(self.bus))
-        begun = time.perf_counter()
-        await Filler(self.bus, self.settings, history).fill(missing)
-        filled = time.perf_counter()
-        left = await self._drain(FILL_DRAIN_SECONDS)
-        drained = time.perf_counter()
-        full = await self._flat_phases(workload, "flat-full")
-        before, after = _median(empty, "runs_s"), _median(full, "runs_s")
-        row = self._heading("flat") | {
-            "concurrency": workload.in_flight,
-            "workers": 1,
-            "errors": sum(int(row["errors"]) for row in (*empty, *full)),
-            "facts": await stored_facts(self.bus),
-            "empty_runs_s": before,
-            "full_runs_s": after,
-            "ratio": round(after / max(0.01, before), 3),
-            "empty_cpu_s_per_1k_runs": _median(empty, "cpu_s_per_1k_runs"),
-            "full_cpu_s_per_1k_runs": _median(full, "cpu_s_per_1k_runs"),
-            "fill_facts_s": round(missing / (filled - begun)),
-            "fill_drain_s": round(drained - filled, 1),
-            "backlog_left": left,
-        }
-        self.results.add(row)
-
-    # -- phases --------------------------------------------------------------------------------
-
-    async def _flat_phases(self, workload: Workload, name: str) -> list[Row]:
-        async with self._quiet():
-            await self._warm_up(workload)
-            rows = [await self._phase(workload, name) for _ in range(FLAT_PHASES)]
-        for row in rows:
-            self.results.add(row)
-        return rows
-
-    async def _warm_up(self, workload: Workload) -> None:
+    async def warm_up(self, workload: Workload) -> None:
+        """Do some runs that nobody measures."""
         # What fails here fails in the measured phase as well, and is counted there.
         run = runs_of(self.client, workload).run
         await closed_loop(run, workload.warm_up, workload.in_flight, max_seconds=WARM_UP_SECONDS)
-        await self._drain(DRAIN_SECONDS)
+        await self.drain(DRAIN_SECONDS)
         await asyncio.sleep(_SETTLE_SECONDS)
 
-    async def _phase(self, workload: Workload, name: str) -> Row:
+    async def phase(self, workload: Workload, name: str) -> Row:
+        """Measure one phase and return its row, under ``name``."""
         runs = runs_of(self.client, workload)
 
         async def load() -> Outcome:
@@ -125,7 +82,7 @@ class Session:
 
         with self._profile(name):
             phase = await measured(load, self.stack.processes)
-        row = self._heading(name) | figures(workload, phase) | runs.figures(phase.outcome.seconds)
+        row = self.heading(name) | figures(workload, phase) | runs.figures(phase.outcome.seconds)
         return row | await self._afterwards(phase)
 
     async def _afterwards(self, phase: Phase) -> Row:
@@ -133,7 +90,7 @@ class Session:
         names = self.stack.processes()
         behind = await backlog(self.bus)
         before, begun = cpu_seconds(names), time.perf_counter()
-        left = await self._drain(DRAIN_SECONDS)
+        left = await self.drain(DRAIN_SECONDS)
         after, ended = cpu_seconds(names), time.perf_counter()
         cpu = sum(phase.cpu.values()) + sum(after.values()) - sum(before.values())
         return {
@@ -145,7 +102,7 @@ class Session:
             "restarts": self.stack.restarts,
         }
 
-    async def _drain(self, within: float) -> dict[str, int]:
+    async def drain(self, within: float) -> dict[str, int]:
         """Wait until every durable has taken in the whole log; return what is left of it."""
         deadline = time.monotonic() + within
         while waiting := await backlog(self.bus):
@@ -156,8 +113,9 @@ class Session:
 
     # -- surroundings --------------------------------------------------------------------------
 
-    def _heading(self, workload: str) -> Row:
-        row = heading(PEER, VARIANTS[self.sync], workload, self.sync)
+    def heading(self, workload: str) -> Row:
+        """Return the keys that tell what a row is about."""
+        row = heading_of(PEER, VARIANTS[self.sync], workload, self.sync)
         return row if self.options.profile is None else row | {"profiled": self.options.profile}
 
     def _quiet(self) -> contextlib.AbstractAsyncContextManager[None]:
@@ -175,10 +133,7 @@ class Session:
 async def open_session(
     options: Options, sync: str, results: Results, data_dir: Path
 ) -> AsyncIterator[Session]:
-    """Start a stack in an empty folder and apply the definitions; end all of it afterwards.
-
-    Adds the row about the idle stack if it is asked for.
-    """
+    """Start a stack in an empty folder and apply the definitions; end all of it afterwards."""
     async with contextlib.AsyncExitStack() as opened:
         async with quiet(dict, options.quiet_wait_seconds):
             stack = opened.enter_context(penstock_stack(data_dir, durable=sync == "always"))
@@ -187,11 +142,4 @@ async def open_session(
             settings = CoreSettings(nats_url=stack.nats_url)
             bus = await connect(settings, name="bench")
             opened.push_async_callback(bus.close)
-            session = Session(options, sync, results, stack, client, bus, settings)
-            if "idle" in options.workloads:
-                await session.idle()
-        yield session
-
-
-def _median(rows: Sequence[Row], key: str) -> float:
-    return statistics.median(float(row[key]) for row in rows)
+        yield Session(options, sync, results, stack, client, bus, settings)

@@ -86,9 +86,9 @@ def _notes(rows: Sequence[Row], variant: str, sync: str) -> list[str]:
     notes = []
     if idle := _of(rows, PEER, variant, "idle"):
         notes.append(
-            f"idle, {sync}: ready after {_median(idle, 'ready_s'):.2f} s, first run back after "
-            f"{_median(idle, 'cold_start_s'):.2f} s; {_median(idle, 'procs'):.0f} processes, "
-            f"RSS {_median(idle, 'rss_mb'):.0f} MiB, PSS {_median(idle, 'pss_mb'):.0f} MiB"
+            f"idle, {sync}: ready after {_plain(_median(idle, 'ready_s'))} s, first run back after "
+            f"{_plain(_median(idle, 'cold_start_s'))} s; {idle[-1]['procs']} processes, "
+            f"RSS {_plain(_median(idle, 'rss_mb'))} MiB, PSS {_plain(_median(idle, 'pss_mb'))} MiB"
         )
         notes.append("  RSS by process: " + _by_process(idle[-1]["rss_mb_by_process"]))
     notes += [
@@ -100,8 +100,10 @@ def _notes(rows: Sequence[Row], variant: str, sync: str) -> list[str]:
     ]
     if flat := _of(rows, PEER, variant, "flat"):
         notes.append(
-            f"flat, {sync}: W2 with {_median(flat, 'facts'):,.0f} facts in the log is "
-            f"{_median(flat, 'ratio'):.3f} of W2 on a new one"
+            f"flat, {sync}: W2 with {flat[-1]['facts']:,} facts in the log is "
+            f"{_plain(_median(flat, 'ratio'))} of W2 on a new one; CPU ms/run "
+            f"{_plain(_median(flat, 'full_cpu_s_per_1k_runs'))} instead of "
+            f"{_plain(_median(flat, 'empty_cpu_s_per_1k_runs'))}"
         )
     notes += [
         f"WARNING: {row['workload']}, {sync}: {row['restarts']} restarts"
