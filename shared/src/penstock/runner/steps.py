@@ -213,34 +213,33 @@ class StepWorker:
         Written from a dictionary: a model would be validated first, for twice the time, and
         would refuse what has a JSON form without being JSON (models, dataclasses, dates).
         """
-        deltas = ctx.emitted
         fields: dict[str, object] = {
             "type": "step.result",
             "occurred_at": datetime.now(UTC),
-            "kind": self._kind,
+            "kind": self._kind.value,
             "name": ctx.name,
-            "status": "succeeded",
-            "output": output,
-            "error": None,
-            "usage": ctx.usage,
-            "model": ctx.model,
             "runner_id": self._runner_id,
             "started_at": started_at,
-            "deltas": 0 if deltas is None else deltas.count,
         }
+        # What is absent has its default: everybody who follows the run reads less.
+        if ctx.usage is not None:
+            fields["usage"] = ctx.usage
+        if ctx.model is not None:
+            fields["model"] = ctx.model
+        if ctx.emitted is not None:
+            fields["deltas"] = ctx.emitted.count
         if attempt.failure is None:
             try:
-                return to_json(fields, inf_nan_mode="null")
+                return to_json(
+                    {**fields, "status": "succeeded", "output": output}, inf_nan_mode="null"
+                )
             except (PydanticSerializationError, ValueError) as error:
                 attempt.failure = ErrorInfo(
                     code="invalid_output",
                     message=f"the handler's return value has no JSON form: {error}",
                     family=ErrorFamily.REJECTED,
                 )
-        return to_json(
-            {**fields, "status": "failed", "output": None, "error": attempt.failure},
-            inf_nan_mode="null",
-        )
+        return to_json({**fields, "status": "failed", "error": attempt.failure})
 
 
 def _traceparent(headers: bytes | None) -> str | None:
