@@ -24,7 +24,13 @@ SECURITY_HEADERS: Final[tuple[tuple[bytes, bytes], ...]] = (
     (b"referrer-policy", b"no-referrer"),
     (b"cache-control", b"no-store"),
 )
-"""On every answer of the API."""
+"""On every answer."""
+
+CONTENT_POLICY: Final = (
+    b"content-security-policy",
+    b"default-src 'none'; frame-ancestors 'none'",
+)
+"""On every answer but the documentation, which is a page with scripts."""
 
 TRANSPORT_SECURITY: Final = (b"strict-transport-security", b"max-age=31536000")
 """Only over HTTPS, where alone it counts (RFC 6797)."""

@@ -79,6 +79,12 @@ class EndWatch:
         if self._recovery is not None:
             self._recovery.cancel()
 
+    def drain(self) -> None:
+        """End all waits: those who wait are told how far their runs are."""
+        for waits in list(self._waiting.values()):
+            for wait in list(waits):
+                wait.resolve(None)
+
     def wait(self, tenant: str, run_id: str, seconds: float) -> EndWait:
         """Return the wait for a run's end; begin it before the run, and always ``close`` it."""
         wait = EndWait(self, tenant, run_id, seconds)

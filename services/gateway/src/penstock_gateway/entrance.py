@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from penstock.contracts.errors import ErrorDetail, PenstockError, RejectedError
-from penstock_gateway.answers import SECURITY_HEADERS, TRANSPORT_SECURITY
+from penstock_gateway.answers import CONTENT_POLICY, SECURITY_HEADERS, TRANSPORT_SECURITY
 from penstock_gateway.core.access import (
     Caller,
     bearer_key,
@@ -24,7 +24,10 @@ from penstock_gateway.core.access import (
     unauthenticated,
     unchecked_caller,
 )
+from penstock_gateway.metrics import RESPONSES_BY_CLASS
 from penstock_gateway.settings import GatewaySettings, is_loopback
+
+DOCUMENTATION: Final = "/docs"
 
 Headers = Mapping[bytes, bytes]
 Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -102,6 +105,7 @@ class Entrance:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        path: str = scope["path"]
         secure = scope.get("scheme") == "https"
         limit, size = self._limit, 0
 
@@ -116,11 +120,14 @@ class Entrance:
         async def dressed(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = message["headers"] = [*message.get("headers", ()), *SECURITY_HEADERS]
+                if path != DOCUMENTATION:
+                    headers.append(CONTENT_POLICY)
                 if secure:
                     headers.append(TRANSPORT_SECURITY)
+                RESPONSES_BY_CLASS[message["status"] // 100].inc()
             await send(message)
 
-        endpoint = self._shortcuts.get((scope["method"], scope["path"]))
+        endpoint = self._shortcuts.get((scope["method"], path))
         if endpoint is None:
             await self._app(scope, limited, dressed)
             return

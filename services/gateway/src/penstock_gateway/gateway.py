@@ -98,7 +98,8 @@ class Gateway:
         self.door = Doorkeeper(settings, self.keys.values)
 
     def drain(self) -> None:
-        """End event streams, so that the process may stop; clients resume elsewhere."""
+        """End waits and event streams, so that the process may stop; clients resume elsewhere."""
+        self.ends.drain()
         self.streams.drain()
 
     async def close(self) -> None:

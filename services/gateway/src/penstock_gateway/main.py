@@ -67,8 +67,9 @@ async def run(settings: GatewaySettings) -> None:
 
     def stop() -> None:
         journal.info("gateway.stopping")
-        gateway.drain()
         server.should_exit = True
+        if server.started:
+            gateway.drain()
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

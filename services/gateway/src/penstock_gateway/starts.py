@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,10 +29,13 @@ from penstock.contracts.ids import shard_of
 from penstock.contracts.plan import PublishedVersion
 from penstock.runids import new_run_id
 from penstock_gateway.core.conversation import continued
+from penstock_gateway.metrics import RUNS_REPLAYED, RUNS_STARTED
 from penstock_gateway.mirrors import Mirror
 from penstock_gateway.runs import NOT_FOUND, Runs
 
 _NO_LIMITS: Final = RunLimits()
+_RECONNECT_SECONDS: Final = 2.0
+_RECONNECT_CHECKS: Final = 20
 
 
 class SessionPointer(Record):
@@ -99,6 +103,7 @@ class Starter:
             shards: Number of shards of the installation.
             history_messages: Messages of a session that its next run is given.
         """
+        self._bus = bus
         self._writer = writer
         self._reader = reader
         self._published = published
@@ -141,7 +146,7 @@ class Starter:
         Raises:
             RejectedError: ``unknown_name``, or ``idempotency_key_reused`` where the same key
                 came with another request.
-            TransientError: The log did not answer.
+            TransientError: ``bus_unavailable``, or the log did not answer.
         """
         version = self._published.values.get(subjects.published_key(ask.tenant, ask.name))
         if version is None or ask.kind is not None:
@@ -166,6 +171,8 @@ class Starter:
             requested_by=ask.requested_by,
             tags=ask.tags or {},
         )
+        if not self._bus.nc.is_connected:
+            await self._reconnected()
         headers = None if ask.traceparent is None else {"traceparent": ask.traceparent}
         try:
             seq = await self._writer.append(subject, FACT.dump_json(invoked), headers=headers)
@@ -176,7 +183,16 @@ class Starter:
                 subjects.session_key(ask.tenant, ask.session_id),
                 _POINTER.dump_json(SessionPointer(run_id=run_id)),
             )
+        RUNS_STARTED.inc()
         return Started(run_id, subject, seq, invoked)
+
+    async def _reconnected(self) -> None:
+        """Give a connection that was just lost a moment to come back."""
+        for _ in range(_RECONNECT_CHECKS):
+            await asyncio.sleep(_RECONNECT_SECONDS / _RECONNECT_CHECKS)
+            if self._bus.nc.is_connected:
+                return
+        raise TransientError("bus_unavailable", "the bus cannot be reached; nothing was started")
 
     async def _earlier(self, ask: Ask, run_id: str, subject: str) -> Started:
         entry = await self._reader.read_fact(subject)
@@ -196,6 +212,7 @@ class Starter:
                     ),
                 ),
             )
+        RUNS_REPLAYED.inc()
         return Started(run_id, subject, entry.seq, entry.fact, replayed=True)
 
     async def _history(self, ask: Ask) -> Sequence[ChatMessage]:

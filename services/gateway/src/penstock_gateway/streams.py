@@ -37,6 +37,7 @@ from penstock_gateway.core.transcript import (
     Transcript,
 )
 from penstock_gateway.ends import LiveFact, plain_subject, sequence_of
+from penstock_gateway.metrics import STREAM_REREADS, STREAMS_OPEN
 from penstock_gateway.runs import Runs
 
 _BATCH: Final[TypeAdapter[DeltaBatch]] = TypeAdapter(DeltaBatch)
@@ -143,12 +144,14 @@ class RunStream:
             self._subscriptions.append(await bus.nc.subscribe_direct(deltas, self._on_delta))
         bus.on_reconnect.append(self._on_reconnect)
         self._streams.open_streams.add(self)
+        STREAMS_OPEN.inc()
 
     async def close(self) -> None:
         """End the subscriptions."""
         bus = self._streams.bus
-        self._streams.open_streams.discard(self)
-        if self._on_reconnect in bus.on_reconnect:
+        if self in self._streams.open_streams:
+            self._streams.open_streams.remove(self)
+            STREAMS_OPEN.dec()
             bus.on_reconnect.remove(self._on_reconnect)
         while self._subscriptions:
             await bus.nc.unsubscribe_direct(self._subscriptions.pop())
@@ -157,6 +160,11 @@ class RunStream:
         """Say that ``entry`` is the run's first fact, stated after ``subscribe``: read no log."""
         self._transcript.history([entry])
         self._stale = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether all that there is has been written, the end included."""
+        return self._transcript.finished
 
     def wake(self) -> None:
         """Have the stream look at what has changed."""
@@ -175,6 +183,7 @@ class RunStream:
         self._buffered_bytes += size + _MESSAGE_OVERHEAD_BYTES
         if self._buffered_bytes > self._streams.buffer_bytes:
             self._overflowed = self._stale = True
+            STREAM_REREADS.inc()
             self._buffer.clear()
             self._buffered_bytes = 0
         else:
@@ -183,6 +192,7 @@ class RunStream:
 
     def _on_reconnect(self) -> None:
         self._stale = True
+        STREAM_REREADS.inc()
         self._wakeup.set()
 
     # -- writing -------------------------------------------------------------------------------
@@ -339,7 +349,9 @@ class EventStreamAnswer(Response):
                 await self.stream.write_to(send)
             except InvariantError as error:
                 journal.error("stream.broken", error)
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            if self.stream.finished:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            # Else the answer stays incomplete, which tells the client to come back for the rest.
         finally:
             listener.cancel()
             await self.stream.close()

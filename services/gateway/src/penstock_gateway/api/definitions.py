@@ -69,10 +69,16 @@ class ApplyBody(Input):
     publish: bool = True
 
 
-def definition_routes(kind: DocumentKind) -> APIRouter:
-    """Return the routes of one kind of definition, under its plural."""
+def definition_routes(kind: DocumentKind, prefix: str | None = None) -> APIRouter:
+    """Return the routes of one kind of definition.
+
+    Args:
+        kind: The kind.
+        prefix: An older path of them; else they stand under the kind's plural.
+    """
     plural = f"{kind.value}s"
-    router = APIRouter(prefix=f"/v1/{plural}", tags=[plural])
+    tag = plural if prefix is None else "older paths"
+    router = APIRouter(prefix=prefix or f"/v1/{plural}", tags=[tag])
 
     @router.get("", name=f"list_{plural}")
     async def list_all(

@@ -7,7 +7,7 @@ validating parameters and serialising answers, which costs more than all of our 
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
@@ -75,12 +75,14 @@ def _in_place(schema: Any, definitions: dict[str, Any]) -> Any:
     return schema
 
 
-def header(name: str, description: str) -> dict[str, Any]:
-    """Return the OpenAPI description of a request header."""
+def parameter(
+    place: Literal["path", "query", "header"], name: str, description: str, kind: str = "string"
+) -> dict[str, Any]:
+    """Return the OpenAPI description of a parameter."""
     return {
         "name": name,
-        "in": "header",
-        "required": False,
+        "in": place,
+        "required": place == "path",
         "description": description,
-        "schema": {"type": "string"},
+        "schema": {"type": kind},
     }
