@@ -20,6 +20,7 @@ from penstock.contracts.rpc import (
     DocumentKind,
     GetDefinition,
     ListRunners,
+    PatchDefinition,
     RegisterAgent,
     Runners,
     RunnerState,
@@ -76,6 +77,30 @@ async def test_registering_again_changes_nothing_or_updates(ask: Ask, tenant: st
         Definition,
     )
     assert (found.revision, found.published_version, found.origin) == (2, 2, "registration")
+
+
+@pytest.mark.usefixtures("registry")
+async def test_registering_again_keeps_what_users_changed(ask: Ask, tenant: str) -> None:
+    await ask("register_agent", register(tenant), AgentRegistration)
+    patch = PatchDefinition(
+        tenant=tenant,
+        kind=DocumentKind.AGENT,
+        name="web",
+        patch={"spec": {"timeout_seconds": 7}},
+        publish=True,
+    )
+    await ask("patch_definition", patch, Definition)
+
+    moved = register(tenant, endpoint="http://127.0.0.1:9001")
+    await ask("register_agent", moved, AgentRegistration)
+
+    found = await ask(
+        "get_definition",
+        GetDefinition(tenant=tenant, kind=DocumentKind.AGENT, name="web"),
+        Definition,
+    )
+    assert found.document["spec"] == {"endpoint": "http://127.0.0.1:9001", "timeout_seconds": 7}
+    assert (found.origin, found.published_version) == ("registration", 3)
 
 
 @pytest.mark.usefixtures("registry")

@@ -286,6 +286,19 @@ async def test_delete_removes_the_alias_and_keeps_the_versions(
     assert shown(again) == [("agent", "helper", 2, "created")]
 
 
+async def test_delete_of_a_webhook_closes_it(bus: Bus, ask: Ask, tenant: str) -> None:
+    await apply(ask, tenant, *ALL)
+
+    await ask(
+        "delete_definition",
+        DeleteDefinition(tenant=tenant, kind=DocumentKind.WEBHOOK, name="push"),
+        Deleted,
+    )
+
+    key = subjects.webhook_key(tenant, "push")
+    assert await Bucket(bus, subjects.WEBHOOKS).get(key) is None
+
+
 async def test_delete_of_what_is_used_is_refused(bus: Bus, ask: Ask, tenant: str) -> None:
     await apply(ask, tenant, *ALL)
 

@@ -32,6 +32,7 @@ from penstock.contracts.rpc import (
 from penstock.embedded import NatsServer
 from penstock.rpc import call
 from penstock.settings import CoreSettings
+from penstock_registry.publisher import Publisher
 from penstock_registry.settings import RegistrySettings
 from tests.integration.registry.conftest import Ask, Start, running
 from tests.integration.registry.documents import agent, tool, webhook, workflow
@@ -73,6 +74,31 @@ async def test_new_bus_is_given_everything_at_the_start(
         assert len(keys) == 1
         assert kept.key.key_id in str(await Bucket(fresh, subjects.KEYS).get(keys[0]))
     await fresh.close()
+
+
+async def test_version_whose_alias_was_never_moved_is_announced_at_the_next_start(
+    bus: Bus,
+    start_registry: Start,
+    tenant: str,
+    sqlite_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stop = await start_registry(sqlite_url)
+    key = subjects.published_key(tenant, "flow")
+    with monkeypatch.context() as patch:
+
+        async def die(*_: object) -> bool:
+            raise TransientError("killed", "between the commit and the alias")
+
+        patch.setattr(Publisher, "assert_definition", die)
+        with pytest.raises(TransientError):
+            await apply_all(bus, tenant)
+    assert await Bucket(bus, subjects.PUBLISHED).get(key) is None
+    await stop()
+
+    await start_registry(sqlite_url)
+
+    assert await Bucket(bus, subjects.PUBLISHED).get(key) is not None
 
 
 async def test_alias_of_another_registry_is_left_alone(

@@ -32,7 +32,7 @@ from penstock_registry import store
 from penstock_registry.board import Board
 from penstock_registry.core.documents import API_VERSION
 from penstock_registry.core.liveness import HTTP_AGENT
-from penstock_registry.core.reading import parse_endpoint
+from penstock_registry.core.reading import merge_patch, parse_endpoint
 from penstock_registry.definitions import Definitions
 from penstock_registry.store import Store
 from penstock_registry.tables import AgentRow
@@ -89,7 +89,10 @@ class HttpAgents:
             PutDefinition(
                 tenant=request.tenant,
                 kind=DocumentKind.AGENT,
-                document=_document(request, endpoint),
+                document=merge_patch(
+                    await self._present(request.tenant, request.agent_id),
+                    _document(request, endpoint),
+                ),
                 publish=True,
             ),
             origin="registration",
@@ -172,6 +175,12 @@ class HttpAgents:
             there = {view.runner.runner_id for view in own}
             views += [_lost(row, self._now()) for row in rows if row.agent_id not in there]
         return Runners(items=tuple(views))
+
+    async def _present(self, tenant: str, agent_id: str) -> JsonValue:
+        """Return the agent's document with what users have changed in it, if there is one."""
+        async with self._store.reading() as session:
+            found = await store.find_definition(session, tenant, DocumentKind.AGENT, agent_id)
+        return found[0].document if found is not None else None
 
     async def _save(
         self, tenant: str, agent_id: str, fields: dict[str, str | float]

@@ -201,6 +201,11 @@ class Changes:
         return results
 
 
+def origin_of(row: DefinitionRow) -> Origin:
+    """Return who made a definition."""
+    return "registration" if row.origin == "registration" else "document"
+
+
 async def load(session: AsyncSession, tenant: str) -> Known:
     """Return a tenant's definitions."""
     rows: dict[Key, Stored] = {}

@@ -32,7 +32,7 @@ from penstock.contracts.rpc import (
 )
 from penstock.telemetry.logs import EventLog
 from penstock_registry import store
-from penstock_registry.changes import Changes, Known, Origin, load
+from penstock_registry.changes import Changes, Known, Origin, load, origin_of
 from penstock_registry.core.catalog import Key, key_of, uses
 from penstock_registry.core.checks import all_faults
 from penstock_registry.core.places import invalid_document
@@ -134,7 +134,12 @@ class Definitions:
                     ]
                 )
             results = await self._changes.change(
-                session, request.tenant, known, [placed], publish=request.publish
+                session,
+                request.tenant,
+                known,
+                [placed],
+                publish=request.publish,
+                origin=origin_of(stored[0]),
             )
         await self._announce(request.tenant, results)
         return await self.get(
@@ -318,7 +323,7 @@ def _shown(row: DefinitionRow, version: VersionRow | None) -> Definition:
         labels=row.labels,
         document=row.document,
         revision=row.revision,
-        origin="registration" if row.origin == "registration" else "document",
+        origin=origin_of(row),
         published_version=version.version if version is not None else None,
         plan_digest=version.digest if version is not None else None,
         created_at=row.created_at,
