@@ -12,6 +12,7 @@ from penstock.bus.claims import Claims
 from penstock.bus.connection import Bus, connect
 from penstock.bus.consumer import Consumer
 from penstock.bus.reader import LogReader
+from penstock.bus.restore import Restorer
 from penstock.bus.topology import ensure
 from penstock.bus.writer import LogWriter
 from penstock.contracts import subjects
@@ -116,6 +117,8 @@ async def run_engine(settings: OrchestratorSettings) -> None:
         loop.add_signal_handler(number, stopped.set)
     bus = await connect(settings, name=f"orchestrator {settings.instance_id}")
     await ensure(bus, settings)
+    restorer = Restorer(bus, settings)
+    restorer.start()
     claims = Claims(bus, settings.claim_threshold_bytes)
     writer = await LogWriter(bus, settings, claims).start()
 
@@ -131,6 +134,7 @@ async def run_engine(settings: OrchestratorSettings) -> None:
     await stopped.wait()
     _log.info("engine.draining")
     await process.stop()
+    restorer.stop()
     await health.stop()
     await bus.close()
 

@@ -9,12 +9,14 @@ Written against the pinned nats-py 2.16.0; ``tests/integration/bus/test_client.p
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Final
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
+from nats.errors import FlushTimeoutError
 
 DirectHandler = Callable[[str, str, bytes, bytes | None], None]
 """Called with subject, reply, body and raw header block, inside the read loop: must not block."""
@@ -49,9 +51,18 @@ class HotClient(Client):
         return subscription
 
     async def unsubscribe_direct(self, subscription: Subscription) -> None:
-        """End a direct subscription."""
-        self._direct.pop(subscription._id, None)  # noqa: SLF001
-        await subscription.unsubscribe()
+        """End a direct subscription; what the server sends until then is still handed over."""
+        sid = subscription._id  # noqa: SLF001
+        if self.is_connected:
+            self._out.append(b"UNSUB %d\r\n" % sid)
+            if self._write_due is None:
+                self._schedule_write(urgent=True)
+            with contextlib.suppress(FlushTimeoutError):
+                # The server's answer comes after the last message that it sent for it.
+                await self.settle(2)
+        self._direct.pop(sid, None)
+        if not self.is_closed:
+            await subscription.unsubscribe()
 
     def publish_now(
         self,

@@ -42,6 +42,8 @@ _PROGRESS: Final = b"+WPI"
 _TERM: Final = b"+TERM"
 _NAK: Final = b"-NAK"
 _NOT_FOUND: Final = 404
+_LETTER_BYTES: Final = 65_536
+"""What a dead letter keeps of a body: as JSON it may grow sixfold, and it must fit a message."""
 
 MAX_DELIVERIES: Final = 20
 """Deliveries after which a message is given up on."""
@@ -130,6 +132,8 @@ class Consumer:
         self._backlog: deque[Delivery] = deque()
         self._draining = False
         self._heard_at = 0.0
+        self._suspect = False
+        """The server refused to be pulled from: the durable may be gone."""
         self._subscription: Subscription | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
@@ -225,6 +229,7 @@ class Consumer:
                 },
             )
             self._credit = 0
+            self._suspect = True
             self._loop.call_later(0.25, self._pull)
 
     # -- handling ----------------------------------------------------------------------------
@@ -275,7 +280,7 @@ class Consumer:
             consumer=self._durable,
             deliveries=delivery.deliveries,
             error=error,
-            body=delivery.body.decode("utf-8", "replace"),
+            body=delivery.body[:_LETTER_BYTES].decode("utf-8", "replace"),
             occurred_at=datetime.now(UTC),
         )
         _log.error(
@@ -283,11 +288,12 @@ class Consumer:
             extra={"durable": self._durable, "subject": delivery.subject, "code": error.code},
         )
         try:
-            await self._bus.request(
+            answer = await self._bus.request(
                 subjects.dead(self._stream, self._durable),
                 letter.model_dump_json().encode(),
                 timeout_seconds=5,
             )
+            _require_stored(answer.data)
         except PenstockError as lost:
             _log.warning("consumer.dead_letter_delayed", extra={"code": lost.code})
             self._reply(delivery, b'-NAK {"delay": %d}' % (5 * _NANO))
@@ -312,26 +318,29 @@ class Consumer:
                 for delivery in (*self._running, *self._backlog):
                     if now - delivery.received_at >= period / 2:
                         self._reply(delivery, _PROGRESS)
-            if (
-                now - self._heard_at > _SILENCE_SECONDS
-                and self._credit > 0
-                and self._bus.nc.is_connected
-            ):
+            silent = now - self._heard_at > _SILENCE_SECONDS and self._credit > 0
+            if (silent or self._suspect) and self._bus.nc.is_connected:
                 await self._revive()
 
     async def _revive(self) -> None:
-        """Nothing came, not even a heartbeat: look whether the durable is still there."""
+        """No message, no heartbeat, or a refusal: look whether the durable is still there."""
         _log.warning("consumer.silent", extra={"durable": self._durable})
+        self._suspect = False
+        try:
+            await self._find_or_recreate()
+        except (JetStreamError, PenstockError) as error:
+            _log.warning("consumer.unavailable", extra={"error": str(error)})
+            self._suspect = True
+        self._restart_pull()
+
+    async def _find_or_recreate(self) -> None:
         try:
             await self._bus.api(f"CONSUMER.INFO.{self._stream}.{self._durable}")
         except JetStreamError as error:
             if error.code != _NOT_FOUND or self._recreate is None:
-                _log.warning("consumer.unavailable", extra={"error": str(error)})
-            else:
-                await self._recreate()
-        except TransientError as error:
-            _log.warning("consumer.unavailable", extra={"error": error.code})
-        self._restart_pull()
+                raise
+            _log.warning("consumer.vanished", extra={"durable": self._durable})
+            await self._recreate()
 
 
 def _limit(delivery: Delivery) -> None:
@@ -340,3 +349,9 @@ def _limit(delivery: Delivery) -> None:
         raise InvariantError(
             "deliveries_exhausted", f"delivered {delivery.deliveries} times without success"
         )
+
+
+def _require_stored(answer: bytes) -> None:
+    error = json.loads(answer).get("error")
+    if error is not None:
+        raise TransientError("dead_letter_refused", str(error.get("description")))

@@ -98,21 +98,21 @@ def stream_table(settings: CoreSettings) -> list[dict[str, Any]]:
     buckets = [
         _bucket(subjects.PLANS),
         _bucket(subjects.PUBLISHED),
-        _bucket(subjects.RUNNERS, memory=True),
+        _bucket(subjects.RUNNERS),
         _bucket(subjects.KEYS),
         _bucket(subjects.SESSIONS),
-        _bucket(subjects.LEASES, memory=True),
+        _bucket(subjects.LEASES),
         _bucket(subjects.WEBHOOKS),
     ]
     table = [runs, timers, deltas, dead, canary, artifacts, *buckets]
     return [{**stream, "num_replicas": settings.streams_replicas} for stream in table]
 
 
-def _bucket(name: str, *, memory: bool = False) -> dict[str, Any]:
+def _bucket(name: str) -> dict[str, Any]:
     return {
         "name": f"KV_{name}",
         "subjects": [f"$KV.{name}.>"],
-        "storage": "memory" if memory else "file",
+        "storage": "file",
         "retention": "limits",
         "discard": "new",
         "max_msgs_per_subject": 1,

@@ -40,7 +40,7 @@ def require_token(value: str, *, path: str) -> str:
     Raises:
         RejectedError: ``invalid_token`` if it is not.
     """
-    if not _TOKEN.match(value):
+    if not _TOKEN.fullmatch(value):
         raise RejectedError(
             "invalid_token",
             f"{path} must be 1 to 64 letters, digits, '_' or '-'",
@@ -78,7 +78,7 @@ def run_id_from_key(tenant: str, key: str) -> str:
 
 def is_run_id(value: str) -> bool:
     """Tell whether ``value`` has the form of a run id (26 characters of Crockford base 32)."""
-    return _RUN_ID.match(value) is not None
+    return _RUN_ID.fullmatch(value) is not None
 
 
 def shard_of(run_id: str, shards: int) -> int:
