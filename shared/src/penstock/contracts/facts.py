@@ -287,7 +287,7 @@ class DeadLetter(Record):
     deliveries: int
     error: ErrorInfo
     body: str
-    """The message's body as text (undecodable bytes replaced)."""
+    """The first 64 KiB of the message's body as text (undecodable bytes replaced)."""
     occurred_at: AwareDatetime
 
 
