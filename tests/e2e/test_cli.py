@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -177,6 +178,20 @@ def test_doctor_of_a_healthy_stack_finds_nothing_wrong(penstock: Command) -> Non
     assert {"gateway", "bus", "durability", "append", "streams", "consumers", "leases"} <= {
         finding["area"] for finding in findings
     }
+
+
+def test_doctor_of_a_stack_with_a_frozen_service_names_it(
+    installation: Installation, penstock: Command
+) -> None:
+    frozen = installation.stack.pid("tool-runner")
+    os.kill(frozen, signal.SIGSTOP)
+    try:
+        shown = penstock("doctor", "--json")
+    finally:
+        os.kill(frozen, signal.SIGCONT)
+    failed = [finding for finding in json.loads(shown.stdout) if finding["level"] == "fail"]
+    assert [finding["area"] for finding in failed] == ["tool-runner"]
+    assert shown.returncode == 1
 
 
 def test_doctor_without_a_stack_fails(penstock: Command, tmp_path: Path) -> None:
