@@ -7,6 +7,7 @@ import importlib
 import re
 import shlex
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,7 @@ def normal(path: str) -> str:
     return re.sub(KINDS, "/v1/agents", re.sub(r"\{[^}]*\}|:\w+", "{}", path))
 
 
+@lru_cache(maxsize=1)
 def api_paths() -> set[str]:
     paths = create_app(GatewaySettings()).openapi()["paths"]
     return {normal(path) for path in paths} | {"/metrics"}
