@@ -292,3 +292,16 @@ async def test_events_page_by_page_equal_the_log(gateway: Running, engine: Engin
         after = page["next_cursor"]
     assert pages == whole["items"]
     assert [item["type"] for item in pages][-1] == "run_done"
+
+
+async def test_older_paths_of_executions_answer_as_the_newer(
+    gateway: Running, engine: Engine
+) -> None:
+    await engine.publish("flow", DefinitionKind.WORKFLOW)
+    started = await gateway.client.post("/v1/workflows/workflows/execute", json={"name": "flow"})
+    assert started.status_code == 202
+    run_id = started.json()["run_id"]
+    older = await gateway.client.get(f"/v1/workflows/executions/{run_id}")
+    assert older.json() == (await gateway.client.get(f"/v1/runs/{run_id}")).json()
+    cancelled = await gateway.client.post(f"/v1/workflows/executions/{run_id}/cancel")
+    assert cancelled.status_code == 202

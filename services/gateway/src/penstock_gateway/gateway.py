@@ -10,6 +10,7 @@ from penstock.bus import topology
 from penstock.bus.claims import Claims
 from penstock.bus.connection import Bus, connect
 from penstock.bus.reader import LogReader
+from penstock.bus.restore import Restorer
 from penstock.bus.writer import LogWriter
 from penstock.contracts import subjects
 from penstock.contracts.plan import PublishedVersion
@@ -50,6 +51,7 @@ class Gateway:
     starter: Starter
     streams: Streams
     door: Doorkeeper
+    _restorer: Restorer
 
     def __init__(self, settings: GatewaySettings) -> None:
         """Keep the settings; nothing is connected yet."""
@@ -65,6 +67,8 @@ class Gateway:
         settings = self.settings
         self.bus = bus = await connect(settings, name=f"gateway {settings.instance_id}")
         await topology.ensure(bus, settings)
+        self._restorer = Restorer(bus, settings)
+        self._restorer.start()
         claims = Claims(bus, settings.claim_threshold_bytes)
         self.reader = LogReader(bus, claims)
         self.writer = await LogWriter(bus, settings, claims).start()
@@ -104,6 +108,7 @@ class Gateway:
 
     async def close(self) -> None:
         """Wait for what is being written, then leave the bus."""
+        self._restorer.stop()
         await self.ends.stop()
         for mirror in (self.published, self.keys, self.webhooks):
             await mirror.stop()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 from penstock.bus.connection import Bus
 from penstock.bus.reader import LogReader
 from penstock.contracts import subjects
-from penstock.contracts.errors import RejectedError
+from penstock.contracts.errors import InvariantError, RejectedError, TransientError
 from penstock.contracts.facts import RunInvoked
 from penstock.contracts.ids import is_run_id, shard_of
 from penstock.contracts.state import Entry, RunState, fold, new_state
@@ -16,11 +17,29 @@ from penstock.contracts.views import RunView, run_view
 from penstock_gateway.archive import Archive
 
 NOT_FOUND: Final = "run_not_found"
+READ_REFUSED: Final = "read_refused"
 
 
 def not_found(run_id: str) -> RejectedError:
     """Return the error of a run that does not exist in the caller's tenant."""
     return RejectedError(NOT_FOUND, f"there is no run {run_id[:64]}")
+
+
+@contextmanager
+def available() -> Iterator[None]:
+    """Take a refused read for one that may work later.
+
+    A server that was just started answers so for streams that it has not loaded yet.
+
+    Raises:
+        TransientError: ``read_refused``.
+    """
+    try:
+        yield
+    except InvariantError as error:
+        if error.code != READ_REFUSED:
+            raise
+        raise TransientError(READ_REFUSED, error.message) from error
 
 
 class Runs:
@@ -59,7 +78,8 @@ class Runs:
         if not is_run_id(run_id):
             raise not_found(run_id)
         shard = shard_of(run_id, self._shards)
-        entries = await self._reader.read_run(tenant, shard, run_id, at_least_seq=at_least_seq)
+        with available():
+            entries = await self._reader.read_run(tenant, shard, run_id, at_least_seq=at_least_seq)
         if entries and isinstance(entries[0].fact, RunInvoked):
             return entries
         if any(isinstance(entry.fact, RunInvoked) for entry in entries):
@@ -79,7 +99,8 @@ class Runs:
         if not is_run_id(run_id):
             raise not_found(run_id)
         subject = subjects.invoke(self.prefix(tenant, run_id))
-        page = await self._reader.get_many(subjects.RUNS, {"multi_last": [subject]})
+        with available():
+            page = await self._reader.get_many(subjects.RUNS, {"multi_last": [subject]})
         if not page.messages:
             await self.entries(tenant, run_id)
 

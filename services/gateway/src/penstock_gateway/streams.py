@@ -38,7 +38,7 @@ from penstock_gateway.core.transcript import (
 )
 from penstock_gateway.ends import LiveFact, plain_subject, sequence_of
 from penstock_gateway.metrics import STREAM_REREADS, STREAMS_OPEN
-from penstock_gateway.runs import Runs
+from penstock_gateway.runs import Runs, available
 
 _BATCH: Final[TypeAdapter[DeltaBatch]] = TypeAdapter(DeltaBatch)
 _MESSAGE_OVERHEAD_BYTES: Final = 256
@@ -301,11 +301,12 @@ class RunStream:
             step_id, attempt = need.attempt
             wanted = subjects.delta(self._tenant, shard, self._run_id, step_id, attempt)
         found: list[Delta] = []
-        async for page in self._streams.reader.pages(subjects.DELTAS, wanted):
-            for stored in page:
-                delta = _read_delta(LiveDelta(stored.subject, stored.body))
-                if delta is not None:
-                    found.append(delta)
+        with available():
+            async for page in self._streams.reader.pages(subjects.DELTAS, wanted):
+                for stored in page:
+                    delta = _read_delta(LiveDelta(stored.subject, stored.body))
+                    if delta is not None:
+                        found.append(delta)
         return found
 
 
