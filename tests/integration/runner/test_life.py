@@ -259,6 +259,61 @@ async def test_process_finishes_its_step_on_sigterm_and_exits_with_0(
             process.wait()
 
 
+STUBBORN = """
+import time
+from penstock.runner import Runner
+
+runner = Runner(kind="tool", queue={queue!r})
+
+@runner.tool("slow")
+def slow() -> str:
+    print("started", flush=True)
+    time.sleep(60)
+    return "too late"
+
+if __name__ == "__main__":
+    runner.run()
+"""
+
+
+async def test_process_with_a_function_that_cannot_be_stopped_hands_its_step_back_and_ends(
+    bench: Bench, queue: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "runner.py"
+    script.write_text(STUBBORN.format(queue=queue))
+    process = subprocess.Popen(  # noqa: ASYNC220 - it only forks
+        [sys.executable, str(script)],
+        env={
+            **os.environ,
+            "PENSTOCK_NATS_URL": bench.settings.nats_url,
+            "PENSTOCK_DRAIN_SECONDS": "0.2",
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        second = Runner(kind="tool", queue=queue)
+
+        @second.tool("slow")
+        async def quick() -> str:
+            return "second"
+
+        prefix = await bench.schedule(second, "slow")
+        assert process.stdout is not None
+        assert await asyncio.to_thread(process.stdout.readline) == "started\n"
+        await bench.start(second)
+        process.send_signal(signal.SIGTERM)
+        assert (await bench.result(prefix, within=5)).output == "second"
+        _, log = await asyncio.to_thread(process.communicate, timeout=10)
+        assert process.returncode == 0, log
+        assert "runner.threads_left" in log
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
 @pytest.mark.timeout(60)
 async def test_process_without_a_bus_says_so_and_exits_with_1(tmp_path: Path) -> None:
     script = tmp_path / "runner.py"

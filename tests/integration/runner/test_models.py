@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from penstock.contracts.facts import ChatMessage, ToolCall
 from penstock_agent_runner.core.turn import AgentConfig, ToolSpec, Turn, TurnInput
 from penstock_agent_runner.models import Request
 from penstock_agent_runner.providers import ProviderModel
+from tests.support.http_server import Answer, HttpServer
 from tests.support.openai_server import (
     OpenAIServer,
     Reply,
@@ -47,7 +49,7 @@ def model() -> ProviderModel:
     return ProviderModel(environment={"PENSTOCK_SECRET_OPENAI": KEY})
 
 
-def request(server: OpenAIServer, **changes: Any) -> Request:
+def request(server: OpenAIServer | HttpServer, **changes: Any) -> Request:
     parameters = changes.pop("parameters", {})
     messages = changes.pop("messages", (ChatMessage(role="user", content="How warm is Ulm?"),))
     config = AgentConfig(
@@ -237,6 +239,98 @@ async def test_provider_s_refusal_is_rejected(
         await ask(model, request(openai))
     assert caught.value.code == code
     assert KEY not in caught.value.message
+
+
+async def test_key_that_a_provider_repeats_is_redacted(
+    model: ProviderModel, openai: OpenAIServer
+) -> None:
+    openai.script(Reply(status=401, body=failure(f"Incorrect API key provided: {KEY}")))
+    with pytest.raises(RejectedError) as caught:
+        await ask(model, request(openai))
+    assert KEY not in caught.value.message
+    assert "[redacted]" in caught.value.message
+
+
+async def test_anthropic_model_streams_text_and_tool_calls(model: ProviderModel) -> None:
+    events: list[dict[str, Any]] = [
+        {
+            "type": "message_start",
+            "message": {
+                "id": "m",
+                "type": "message",
+                "role": "assistant",
+                "model": "claude-haiku-4-5",
+                "content": [],
+                "stop_reason": None,
+                "usage": {"input_tokens": 1000, "output_tokens": 1},
+            },
+        },
+        {
+            "type": "content_block_start",
+            "index": 0,
+            "content_block": {"type": "text", "text": ""},
+        },
+        {
+            "type": "content_block_delta",
+            "index": 0,
+            "delta": {"type": "text_delta", "text": "Let me see."},
+        },
+        {"type": "content_block_stop", "index": 0},
+        {
+            "type": "content_block_start",
+            "index": 1,
+            "content_block": {"type": "tool_use", "id": "t1", "name": "weather", "input": {}},
+        },
+        {
+            "type": "content_block_delta",
+            "index": 1,
+            "delta": {"type": "input_json_delta", "partial_json": '{"city": "Ulm"}'},
+        },
+        {"type": "content_block_stop", "index": 1},
+        {
+            "type": "message_delta",
+            "delta": {"stop_reason": "tool_use"},
+            "usage": {"output_tokens": 100},
+        },
+        {"type": "message_stop"},
+    ]
+    raw = "".join(f"event: {item['type']}\ndata: {json.dumps(item)}\n\n" for item in events)
+    answer = Answer(raw=raw.encode(), headers={"Content-Type": "text/event-stream"})
+    with HttpServer(lambda _: answer) as server:
+        asked = request(server, model="anthropic/claude-haiku-4-5")
+        turn, pieces = await ask(model, asked)
+    assert pieces == ["Let me see."]
+    assert turn.action() == UseTools(
+        text="Let me see.",
+        calls=(ToolCall(id="t1", name="weather", arguments={"city": "Ulm"}),),
+    )
+    assert turn.usage is not None
+    assert (turn.usage.input_tokens, turn.usage.output_tokens) == (1000, 100)
+    assert turn.usage.cost_usd > 0
+    assert server.calls[0].headers["x-api-key"] == KEY
+
+
+async def test_ollama_model_costs_nothing_and_that_is_known(model: ProviderModel) -> None:
+    common = {"model": "llama3", "created_at": "2026-01-01T00:00:00.000000Z"}
+    lines: list[dict[str, Any]] = [
+        {**common, "message": {"role": "assistant", "content": "Hello"}, "done": False},
+        {
+            **common,
+            "message": {"role": "assistant", "content": ""},
+            "done": True,
+            "done_reason": "stop",
+            "prompt_eval_count": 26,
+            "eval_count": 2,
+        },
+    ]
+    raw = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    answer = Answer(raw=raw, headers={"Content-Type": "application/x-ndjson"})
+    with HttpServer(lambda _: answer) as server:
+        turn, pieces = await ask(model, request(server, model="ollama_chat/llama3"))
+    assert (turn.text, pieces) == ("Hello", ["Hello"])
+    assert turn.usage is not None
+    assert (turn.usage.input_tokens, turn.usage.output_tokens) == (26, 2)
+    assert (turn.usage.cost_usd, turn.usage.unknown_price) == (0.0, False)
 
 
 async def test_malformed_answer_is_transient(model: ProviderModel, openai: OpenAIServer) -> None:

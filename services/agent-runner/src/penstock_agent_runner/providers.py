@@ -24,6 +24,7 @@ SECRET_PREFIX: Final = "PENSTOCK_SECRET_"
 NO_KEY: Final = "none"
 FREE_PROVIDERS: Final = frozenset({"ollama", "ollama_chat"})
 MESSAGE_CHARACTERS: Final = 2000
+REDACTED: Final = "[redacted]"
 
 _OURS: Final = frozenset(
     {
@@ -92,10 +93,11 @@ class ProviderModel:
             TransientError: It may work later; carries the provider's ``Retry-After``.
         """
         litellm = await self._loaded()
+        options = self._options(request)
         try:
-            return await _Conversation(litellm, request, emit).run(self._options(request))
+            return await _Conversation(litellm, request, emit).run(options)
         except litellm.exceptions.openai.OpenAIError as error:
-            raise _mapped(litellm, error) from error
+            raise _mapped(litellm, error, hidden=options.get("api_key")) from error
 
     async def _loaded(self) -> Any:
         async with self._loading:
@@ -246,9 +248,12 @@ class _Conversation:
         return float(sum(costs))
 
 
-def _mapped(litellm: Any, error: Exception) -> PenstockError:
-    """Return what a provider's error means, by the table."""
-    text = str(error)[:MESSAGE_CHARACTERS]
+def _mapped(litellm: Any, error: Exception, *, hidden: object) -> PenstockError:
+    """Return what a provider's error means, by the table, without the key that it may repeat."""
+    text = str(error)
+    if isinstance(hidden, str) and hidden != NO_KEY:
+        text = text.replace(hidden, REDACTED)
+    text = text[:MESSAGE_CHARACTERS]
     for name, family, code in _FAMILIES:
         kind = getattr(litellm.exceptions, name, None)
         if kind is not None and isinstance(error, kind):

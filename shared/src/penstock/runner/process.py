@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from functools import partial
-from typing import Final
+from typing import Final, NoReturn
 
 from penstock.bus.connection import connect
 from penstock.contracts.errors import PenstockError
@@ -50,14 +53,32 @@ def run(runners: Sequence[Runner], *, settings: RunnerSettings | None = None, se
         instance_id=settings.instance_id,
         otlp_endpoint=settings.otlp_endpoint,
     )
+    status = 0
     try:
         uvloop.run(serve(runners, settings, name=service))
     except PenstockError as error:
         events.error("runner.failed", error, code=error.code)
-        sys.exit(EXIT_FAILED)
+        status = EXIT_FAILED
     finally:
         tracing.shutdown()
-    sys.exit(0)
+    _leave(status)
+
+
+def _leave(status: int) -> NoReturn:
+    """End the process, also when a plain function still works in its thread.
+
+    Its step was handed back; Python would wait for it, and somebody would have to kill us.
+    """
+    left = [
+        thread.name
+        for thread in threading.enumerate()
+        if not thread.daemon and thread is not threading.main_thread()
+    ]
+    if not left:
+        sys.exit(status)
+    events.warning("runner.threads_left", threads=left)
+    logging.shutdown()
+    os._exit(status)
 
 
 async def serve(
