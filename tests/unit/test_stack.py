@@ -4,6 +4,7 @@ import pytest
 
 from penstock.child import Service
 from penstock.stack import SERVICES, StackError, StackOptions, is_loopback, parse_options
+from penstock.supervisor import reachable
 
 
 def test_options_survive_the_way_to_the_supervisor() -> None:
@@ -37,3 +38,11 @@ def test_options_that_are_none_are_refused(text: str) -> None:
 )
 def test_is_loopback_of_an_address(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [("0.0.0.0", "127.0.0.1"), ("::", "::1"), ("::1", "::1"), ("10.1.2.3", "10.1.2.3")],
+)
+def test_reachable_address_of_a_listener(host: str, address: str) -> None:
+    assert reachable(host) == address

@@ -150,11 +150,12 @@ class Supervisor:
     def _gateway_ready(self) -> bool:
         if not any(child.service.name == "gateway" for child in self._children):
             return True
-        if http_get(self._port, "/health")[0] != 200:
+        host = reachable(self._options.host)
+        if http_get(self._port, "/health", host=host)[0] != 200:
             return False
         if self._options.auth:
             return True
-        status, body = http_get(self._port, "/v1/runners")
+        status, body = http_get(self._port, "/v1/runners", host=host)
         return status == 200 and all(kind in body for kind in (b'"agent"', b'"tool"'))
 
     def _became_ready(self) -> None:
@@ -280,9 +281,14 @@ def _penstock_error() -> type[PenstockError]:
     return PenstockError
 
 
+def reachable(host: str) -> str:
+    """Return the address under which this machine reaches what listens on ``host``."""
+    return {"0.0.0.0": LOOPBACK, "": LOOPBACK, "::": "::1"}.get(host, host)  # noqa: S104
+
+
 def _url(host: str, port: int) -> str:
-    reachable = LOOPBACK if host in ("0.0.0.0", "::") else host  # noqa: S104 - shown, not bound
-    return f"http://{f'[{reachable}]' if ':' in reachable else reachable}:{port}"
+    host = reachable(host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _how(code: int) -> str:
