@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -22,6 +23,8 @@ from penstock.contracts import subjects
 from penstock.contracts.errors import InvariantError, TransientError
 from penstock.contracts.facts import FACT
 from penstock.contracts.state import Entry
+
+_log = logging.getLogger(__name__)
 
 TRACE_HEADER: Final = "traceparent"
 _PAGE: Final = 1000
@@ -155,13 +158,24 @@ class LogReader:
     ) -> list[Entry]:
         """Return a run's facts in order; arguments and errors as for ``stored``.
 
+        An input that cannot be read is left out: it is a dead letter, and whoever can publish one
+        must not be able to stop a run by it.
+
         Raises:
-            InvariantError: A stored message cannot be read.
+            InvariantError: A decision's message cannot be read.
         """
         stored = await self.stored(
             tenant, shard, run_id, after_seq=after_seq, at_least_seq=at_least_seq
         )
-        return [await self.entry(message) for message in stored]
+        entries: list[Entry] = []
+        for message in stored:
+            try:
+                entries.append(await self.entry(message))
+            except InvariantError:
+                if ".in." not in message.subject:
+                    raise
+                _log.warning("reader.unreadable_input", extra={"subject": message.subject})
+        return entries
 
     async def entry(self, message: Stored) -> Entry:
         """Read a stored message as a fact, fetching its body where it is a claim."""
