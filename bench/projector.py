@@ -47,7 +47,7 @@ from penstock.embedded import NatsServer
 from penstock.settings import CoreSettings
 from penstock_orchestrator.archive import statements
 from penstock_orchestrator.archive.feed import Feed
-from penstock_orchestrator.archive.projection import Batch, Projection, Received, read_fact
+from penstock_orchestrator.archive.projection import Addressed, Batch, Projection, address
 from penstock_orchestrator.archive.projector import Projector
 from penstock_orchestrator.archive.store import Store, open_store
 
@@ -178,7 +178,7 @@ def show(what: str, facts: int, wall: float, cpu: float) -> None:
     print(f"{what:32} {facts / wall:>10,.0f} facts/s {cpu / facts * 1e6:>8.1f} us CPU per fact")
 
 
-def batches_of(received: list[Received], instant: Callable[[datetime], Any]) -> list[Batch]:
+def batches_of(received: list[Addressed], instant: Callable[[datetime], Any]) -> list[Batch]:
     """Return the rows of facts, 2,000 facts at a time, as if nothing were stored before."""
     projection = Projection(instant)
     batches = []
@@ -194,12 +194,12 @@ async def compare(facts: int, folder: Path) -> None:
     """Print what each part costs, without a bus, and SQLAlchemy beside the raw driver."""
     log = list(interleaved(facts // FACTS_A_RUN, 8))
     cpu = time.process_time()
-    received = [read_fact(seq, subject, body) for seq, (subject, body) in enumerate(log, 1)]
-    show("  reading facts", facts, 1, time.process_time() - cpu)
+    received = [address(seq, subject, body) for seq, (subject, body) in enumerate(log, 1)]
+    show("  taking subjects apart", facts, 1, time.process_time() - cpu)
     store = open_store(f"sqlite:///{folder / 'raw.db'}")
     cpu = time.process_time()
     batches = batches_of(received, store.instant)
-    show("  building rows", facts, 1, time.process_time() - cpu)
+    show("  reading facts, building rows", facts, 1, time.process_time() - cpu)
     for name in ("raw.db", "core.db"):
         engine = create_engine(f"sqlite:///{folder / name}")
         await upgrade(engine, package=PACKAGE)

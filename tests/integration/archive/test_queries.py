@@ -49,7 +49,7 @@ from penstock.db import create_engine
 from penstock.embedded import NatsServer
 from penstock_orchestrator.archive import migrations, tables
 from penstock_orchestrator.archive.migrate import migrate
-from penstock_orchestrator.archive.projection import Projection, read_fact
+from penstock_orchestrator.archive.projection import Projection, address, read_fact
 from penstock_orchestrator.archive.queries import PAGE_BYTES, Queries
 from penstock_orchestrator.archive.settings import ArchiveSettings
 from penstock_orchestrator.archive.store import REVISION, VERSION_TABLE, Store, open_store
@@ -98,7 +98,7 @@ async def archive(store: Store, log: Sequence[Message]) -> None:
     assert position is not None
     projection = Projection(store.instant)
     reached = position.last_seq
-    received = [read_fact(reached + n, subject, body) for n, (subject, body) in enumerate(log, 1)]
+    received = [address(reached + n, subject, body) for n, (subject, body) in enumerate(log, 1)]
     for begin in range(0, len(received), 50):
         part = received[begin : begin + 50]
         missing = projection.missing(part)
@@ -302,8 +302,8 @@ async def test_run_facts_page_through_the_log_of_a_run(store: Store, queries: Qu
     while after is not None:
         page = await queries.run_facts(RunFacts(tenant="acme", run_id=run_id, after=after, limit=2))
         for item in page.items:
-            fact = read_fact(item.seq, item.subject, item.body.encode())
-            seen.append(Entry(fact.seq, fact.subject, fact.fact))
+            read = address(item.seq, item.subject, item.body.encode())
+            seen.append(Entry(read.seq, read.subject, read_fact(read)))
         after = page.next_after
     assert [entry.seq for entry in seen] == expected
     first = seen[0].subject

@@ -130,7 +130,7 @@ class Feed:
     def acknowledge(self, message: LogMessage) -> None:
         """Tell the server that everything up to ``message`` is done."""
         if message.reply and not self._bus.nc.is_closed:
-            self._bus.nc.publish_now(message.reply, "", b"+ACK")
+            self._bus.nc.publish_now(message.reply, "", b"+ACK", urgent=False)
 
     def _pull(self) -> None:
         if self._stopping or self._credit or len(self._buffer) >= self._batch_size:

@@ -6,14 +6,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
 
 
 def to_micros(at: datetime) -> int:
-    """Return an aware time as microseconds since 1970.
-
-    A double holds microseconds exactly until the year 2255.
-    """
-    return round(at.timestamp() * 1e6)
+    """Return an aware time as microseconds since 1970."""
+    return (at - _EPOCH) // _MICROSECOND
 
 
 def from_micros(micros: int) -> datetime:

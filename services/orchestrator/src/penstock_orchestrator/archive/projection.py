@@ -52,37 +52,53 @@ _EVENT_OF: Final[dict[type[RunFact], FactEvent]] = {
     StateChanged: "state",
     RunEnded: "end",
 }
+_Decided = (StepScheduled, StateChanged, RunEnded)
+_VALIDATE: Final = FACT.validator.validate_json
 _STEP_KINDS: Final = frozenset(kind.value for kind in StepKind)
 _OPEN: Final = frozenset({"planned", "scheduled"})
 
 
-class Received(NamedTuple):
-    """A readable fact with its place in the log."""
+class Addressed(NamedTuple):
+    """A message of the log whose subject is a fact's; its body has not been read."""
 
     seq: int
     subject_text: str
     subject: FactSubject
-    fact: RunFact
-    body: str
+    body: bytes
 
 
-def read_fact(seq: int, subject_text: str, body: bytes) -> Received:
-    """Read one message of the log.
+class Unreadable(NamedTuple):
+    """A message that is no fact, and why."""
+
+    message: Addressed
+    reason: str
+
+
+def address(seq: int, subject: str, body: bytes) -> Addressed:
+    """Take the subject apart.
+
+    Raises:
+        ValueError: It is not a fact's.
+    """
+    return Addressed(seq, subject, subjects.parse_fact(subject), body)
+
+
+def read_fact(message: Addressed) -> RunFact:
+    """Read a message's body.
 
     Raises:
         ValueError: It is no fact, or one that its subject does not announce.
     """
-    subject = subjects.parse_fact(subject_text)
-    fact = FACT.validate_json(body)
-    event = _EVENT_OF[type(fact)]
-    if event != subject.event:
-        raise ValueError(f"a {fact.type} cannot stand on {subject_text}")
-    if event == "step" and subject.kind not in _STEP_KINDS:
+    fact: RunFact = _VALIDATE(message.body)
+    subject = message.subject
+    if _EVENT_OF[type(fact)] != subject.event:
+        raise ValueError(f"a {fact.type} cannot stand on {message.subject_text}")
+    if subject.kind and subject.kind not in _STEP_KINDS:
         raise ValueError(f"no such kind of step: {subject.kind}")
-    if isinstance(fact, StepScheduled | StateChanged | RunEnded) and fact.decision is not None:
+    if isinstance(fact, _Decided) and fact.decision is not None:
         for suffix in fact.decision.manifest:
             subjects.parse_suffix(suffix)
-    return Received(seq, subject_text, subject, fact, body.decode())
+    return fact
 
 
 @dataclass(slots=True)
@@ -197,6 +213,7 @@ class Batch:
     sessions: list[Row] = field(default_factory=list)
     messages: list[Row] = field(default_factory=list)
     usage: list[Row] = field(default_factory=list)
+    unreadable: list[Unreadable] = field(default_factory=list)
 
     def parts(self) -> tuple[list[Row], ...]:
         """Return the rows in the order of ``statements.CHANGES``."""
@@ -229,10 +246,10 @@ class Projection:
         """Drop all memory, after a batch was built that did not get into the tables."""
         self._runs.clear()
 
-    def missing(self, received: Iterable[Received]) -> list[Key]:
-        """Return the runs that must be loaded before these facts can be projected."""
+    def missing(self, messages: Iterable[Addressed]) -> list[Key]:
+        """Return the runs that must be loaded before these messages can be projected."""
         known = self._runs
-        keys = {(item.subject.tenant, item.subject.run_id) for item in received}
+        keys = {(item.subject.tenant, item.subject.run_id) for item in messages}
         return [key for key in keys if key not in known]
 
     def load(self, keys: Iterable[Key], runs: Iterable[Row], steps: Iterable[Row]) -> None:
@@ -252,11 +269,14 @@ class Projection:
             if key not in self._runs:
                 self._runs[key] = RunRow()
 
-    def build(self, received: Iterable[Received], last_seq: int) -> Batch:
-        """Apply facts, in the order of the log, and return the rows that change.
+    def build(self, messages: Iterable[Addressed], last_seq: int) -> Batch:
+        """Apply messages, in the order of the log, and return the rows that change.
+
+        Each is read, applied and forgotten before the next: thousands of facts at a time in
+        memory would cost twice as much to read.
 
         Args:
-            received: The facts; their runs have been loaded.
+            messages: Their runs have been loaded.
             last_seq: The sequence that is reached with them.
         """
         batch = Batch(last_seq)
@@ -264,15 +284,20 @@ class Projection:
         sessions: dict[Key, Row] = {}
         runs, facts, instant = self._runs, batch.facts, self._instant
         nul = False
-        for item in received:
-            seq, subject_text, subject, fact, body = item
+        for item in messages:
+            seq, subject_text, subject, body = item
+            try:
+                fact = read_fact(item)
+            except ValueError as error:
+                batch.unreadable.append(Unreadable(item, str(error)))
+                continue
             key = (subject.tenant, subject.run_id)
             changed[key] = run = runs[key]
             at = instant(fact.occurred_at)
-            facts.append((seq, key[0], key[1], subject_text, fact.type, body, at))
-            nul = nul or "\\u0000" in body
+            facts.append((seq, key[0], key[1], subject_text, fact.type, body.decode(), at))
+            nul = nul or b"\\u0000" in body
             run.last_seq = max(run.last_seq, seq)
-            self._apply(batch, sessions, key, run, item, at)
+            self._apply(batch, sessions, key, run, item, fact, at)
         for key, run in changed.items():
             runs[key] = runs.pop(key)  # now the last to be put out of memory
             if run.stored and run.beginning is None:
@@ -308,10 +333,10 @@ class Projection:
         sessions: dict[Key, Row],
         key: Key,
         run: RunRow,
-        item: Received,
+        item: Addressed,
+        fact: RunFact,
         at: Any,
     ) -> None:
-        fact = item.fact
         match fact:
             case StepResult():
                 self._result(batch, key, run, item, fact, at)
@@ -333,7 +358,7 @@ class Projection:
                 run.touch(at)
 
     def _result(
-        self, batch: Batch, key: Key, run: RunRow, item: Received, fact: StepResult, at: Any
+        self, batch: Batch, key: Key, run: RunRow, item: Addressed, fact: StepResult, at: Any
     ) -> None:
         subject = item.subject
         step = run.steps.get(subject.step_id)
@@ -458,7 +483,7 @@ def _running(run: RunRow) -> None:
         run.status = "running"
 
 
-def _ended(batch: Batch, key: Key, run: RunRow, item: Received, fact: RunEnded, at: Any) -> None:
+def _ended(batch: Batch, key: Key, run: RunRow, item: Addressed, fact: RunEnded, at: Any) -> None:
     _decided(run, item.subject, fact.decision, at)
     run.status = fact.status.value
     run.output = _inline(fact.output)

@@ -15,7 +15,6 @@ from typing import Any, Final
 
 from nats.errors import Error as NatsError
 from prometheus_client import Counter, Gauge, Histogram
-from pydantic import ValidationError
 
 from penstock.bus.claims import Claims, is_claim
 from penstock.bus.connection import Bus, JetStreamError
@@ -31,7 +30,7 @@ from penstock.contracts.errors import (
 from penstock.contracts.facts import DeadLetter
 from penstock.telemetry.logs import EventLog
 from penstock_orchestrator.archive.feed import Feed, LogMessage
-from penstock_orchestrator.archive.projection import Projection, Received, read_fact
+from penstock_orchestrator.archive.projection import Addressed, Projection, address
 from penstock_orchestrator.archive.store import Store
 
 _log = EventLog(__name__)
@@ -225,44 +224,43 @@ class Projector:
     # -- projecting --------------------------------------------------------------------------
 
     async def _project(self, messages: Sequence[LogMessage], last_seq: int) -> None:
-        received: list[Received] = []
+        addressed: list[Addressed] = []
         for message in messages:
+            body = message.body
             try:
-                body = message.body
                 if is_claim(body):
                     body = await self._fetch(body)
-                received.append(read_fact(message.seq, message.subject, body))
-            except ValidationError as error:
-                await self._bury(message, _summary(error))
+                addressed.append(address(message.seq, message.subject, body))
             except (ValueError, RejectedError) as error:
-                await self._bury(message, str(error))
-        await self._commit(received, last_seq)
-        PROJECTED.inc(len(received))
+                await self._bury(message.seq, message.subject, message.body, str(error))
+        await self._commit(addressed, last_seq)
+        PROJECTED.inc(len(addressed))
         self._delay = self._retry_seconds
 
-    async def _commit(self, received: Sequence[Received], last_seq: int) -> None:
-        """Write facts; those that the database refuses are found by halving, and buried."""
+    async def _commit(self, messages: Sequence[Addressed], last_seq: int) -> None:
+        """Write messages; those that the database refuses are found by halving, and buried."""
         projection = self._projection
-        missing = projection.missing(received)
+        missing = projection.missing(messages)
         if missing:
             projection.load(missing, *await self._store.load(missing))
-        batch = projection.build(received, last_seq)
+        batch = projection.build(messages, last_seq)
+        for item, reason in batch.unreadable:
+            await self._bury(item.seq, item.subject_text, item.body, reason)
         began_at = time.perf_counter()
         try:
             await self._store.commit(subjects.RUNS, batch, after_seq=self._position)
         except RejectedError as error:
             projection.forget()
-            if len(received) > 1:
-                half = len(received) // 2
-                await self._commit(received[:half], received[half - 1].seq)
-                await self._commit(received[half:], last_seq)
-                return
-            if not received:
+            if len(messages) > 1:
+                half = len(messages) // 2
+                await self._commit(messages[:half], messages[half - 1].seq)
+                await self._commit(messages[half:], last_seq)
+            elif messages:
+                refused = messages[0]
+                await self._bury(refused.seq, refused.subject_text, refused.body, error.message)
+                await self._commit([], last_seq)
+            else:
                 raise TransientError("archive_refuses", error.message) from error
-            refused = received[0]
-            message = LogMessage(refused.seq, refused.subject_text, refused.body.encode())
-            await self._bury(message, error.message)
-            await self._commit([], last_seq)
             return
         COMMIT_SECONDS.observe(time.perf_counter() - began_at)
         projection.committed(batch)
@@ -286,23 +284,23 @@ class Projector:
                 raise RejectedError(error.code, error.message) from error
         raise RejectedError("claim_lost", "the object behind the claim is missing")
 
-    async def _bury(self, message: LogMessage, reason: str) -> None:
+    async def _bury(self, seq: int, subject: str, body: bytes, reason: str) -> None:
         """Keep as a dead letter what cannot be projected; only then does the log move on."""
         letter = DeadLetter(
             stream=subjects.RUNS,
-            stream_seq=message.seq,
-            subject=message.subject,
+            stream_seq=seq,
+            subject=subject,
             consumer=subjects.PROJECTOR,
             deliveries=1,
             error=ErrorInfo(code="not_projectable", message=reason[:1_000]),
-            body=message.body.decode("utf-8", "replace")[:_DEAD_BODY_CHARACTERS],
+            body=body.decode("utf-8", "replace")[:_DEAD_BODY_CHARACTERS],
             occurred_at=datetime.now(UTC),
         )
-        _log.error("projector.dead_letter", subject=message.subject, seq=message.seq, reason=reason)
+        _log.error("projector.dead_letter", subject=subject, seq=seq, reason=reason)
         await self._bus.request(
             subjects.dead(subjects.RUNS, subjects.PROJECTOR),
             letter.model_dump_json().encode(),
-            headers={"Nats-Msg-Id": f"{subjects.RUNS}.{message.seq}.{subjects.PROJECTOR}"},
+            headers={"Nats-Msg-Id": f"{subjects.RUNS}.{seq}.{subjects.PROJECTOR}"},
         )
         DEAD.inc()
 
@@ -329,9 +327,3 @@ class Projector:
             else:
                 LAG_MESSAGES.set(max(0, int(info["state"]["last_seq"]) - self._position))
             await asyncio.sleep(_LAG_EVERY_SECONDS)
-
-
-def _summary(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_input=False)[0]
-    path = ".".join(str(part) for part in first["loc"])
-    return f"{path}: {first['msg']} ({error.error_count()} findings)"

@@ -37,7 +37,7 @@ from penstock.contracts.facts import Usage
 from penstock.contracts.state import Entry, fold, new_state
 from penstock.contracts.views import RunView, run_view
 from penstock.db import session_factory, session_scope
-from penstock_orchestrator.archive.projection import read_fact
+from penstock_orchestrator.archive.projection import address, read_fact
 from penstock_orchestrator.archive.tables import (
     facts,
     messages,
@@ -106,12 +106,12 @@ class Queries:
             .where(facts.c.run_id == request.run_id, facts.c.tenant == request.tenant)
             .order_by(facts.c.seq)
         )
-        read = [read_fact(row.seq, row.subject, row.body.encode()) for row in rows]
+        read = [address(row.seq, row.subject, row.body.encode()) for row in rows]
         if read:
             first = read[0].subject
             state = fold(
                 new_state(first.tenant, first.shard, first.run_id),
-                (Entry(item.seq, item.subject, item.fact) for item in read),
+                (Entry(item.seq, item.subject, read_fact(item)) for item in read),
             )
             if (view := run_view(state)) is not None:
                 return view
