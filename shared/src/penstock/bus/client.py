@@ -48,6 +48,8 @@ class HotClient(Client):
         """Subscribe with a handler that runs inside the read loop."""
         subscription = await self.subscribe(subject, queue, cb=_never_called)
         self._direct[subscription._id] = handler  # noqa: SLF001 - nats-py has no public one
+        # What is published now takes a shorter way to the socket and must not overtake it.
+        await self._flush_pending(force_flush=True)
         return subscription
 
     async def unsubscribe_direct(self, subscription: Subscription) -> None:
