@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Container
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -31,6 +31,16 @@ def fact(payload: Any = None) -> bytes:
     return FACT.dump_json(SignalReceived(occurred_at=NOW, name="x", payload=payload))
 
 
+def more_than(found: Collection[object], count: int) -> Callable[[], bool]:
+    """Return a probe for `eventually`."""
+    return lambda: len(found) > count
+
+
+def holds(found: Container[object], wanted: object) -> Callable[[], bool]:
+    """Return a probe for `eventually`."""
+    return lambda: wanted in found
+
+
 @dataclass
 class Bench:
     """A connection with its writer and reader, and a run of its own."""
@@ -42,7 +52,7 @@ class Bench:
     reader: LogReader
     stack: AsyncExitStack
     tenant: str = field(default_factory=lambda: f"t{uuid.uuid4().hex[:12]}")
-    run_id: str = field(default_factory=lambda: uuid.uuid4().hex[:26].upper())
+    run_id: str = field(default_factory=lambda: f"{uuid.uuid4().hex[:26].upper()}")
     shard: int = 3
 
     @property

@@ -22,7 +22,7 @@ from penstock.contracts.errors import (
 )
 from penstock.contracts.facts import DeadLetter
 from penstock.embedded import NatsServer
-from tests.integration.bus.conftest import Bench, OpenBench, fact
+from tests.integration.bus.conftest import Bench, OpenBench, fact, holds, more_than
 from tests.support.waiting import eventually
 
 
@@ -387,7 +387,7 @@ async def test_consumer_goes_on_after_the_server_was_killed(
     for round_ in range(1, 4):
         name = bench.step(queue, "a", round_)
         await bench.writer.append(name, fact())
-        await eventually(lambda name=name: name in seen, within=20)
+        await eventually(holds(seen, name), within=20)
         await asyncio.to_thread(server.kill)
         await asyncio.to_thread(server.start)
     name = bench.step(queue, "a", 9)
@@ -464,7 +464,7 @@ async def test_drain_under_load_leaves_nothing_to_wait_for(bench: Bench) -> None
         await asyncio.gather(*(bench.writer.append(name, fact()) for name in names))
         total += len(names)
         consumer = await bench.consume(durable, handle, concurrency=32)
-        await eventually(lambda before=total - 1000: len(seen) > before + 100)
+        await eventually(more_than(seen, total - 900))
         await consumer.drain()
     await bench.consume(durable, handle, concurrency=32)
 

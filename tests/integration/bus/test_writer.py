@@ -17,7 +17,7 @@ from penstock.contracts import subjects
 from penstock.contracts.errors import ConflictError, InvariantError
 from penstock.contracts.facts import Claim
 from penstock.embedded import NatsServer
-from tests.integration.bus.conftest import Bench, OpenBench, fact
+from tests.integration.bus.conftest import Bench, OpenBench, fact, more_than
 from tests.support.waiting import eventually
 
 MODES = pytest.mark.parametrize("batches", [False, True], ids=["singles", "batches"])
@@ -409,7 +409,7 @@ async def test_append_while_the_server_is_killed_again_and_again_stores_each_fac
     writers = [asyncio.create_task(write(who)) for who in range(20)]
     for _ in range(3):
         seen = len(answers)
-        await eventually(lambda seen=seen: len(answers) > seen + 50, within=30)
+        await eventually(more_than(answers, seen + 50), within=30)
         if batches:
             bench.batches_only()
         await asyncio.to_thread(server.kill)
