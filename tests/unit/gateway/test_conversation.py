@@ -15,7 +15,7 @@ from penstock.contracts.facts import (
     RunStatus,
 )
 from penstock.contracts.state import RunState
-from penstock_gateway.core.conversation import continued, text_of
+from penstock_gateway.core.conversation import answer_text, continued, text_of
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 EARLIER = (
@@ -81,3 +81,9 @@ def test_history_keeps_the_newest_messages() -> None:
 )
 def test_text_follows_the_engines_rule(value: JsonValue, text: str) -> None:
     assert text_of(value) == text
+
+
+def test_answer_of_an_agent_is_its_text() -> None:
+    assert answer_text({"text": "hello", "output": {"a": 1}}) == "hello"
+    assert answer_text({"text": "", "output": 1}) == '{"text": "", "output": 1}'
+    assert answer_text({"sum": 3}) == '{"sum": 3}'

@@ -24,6 +24,15 @@ def text_of(value: JsonValue) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+def answer_text(output: JsonValue) -> str:
+    """Return a run's output as the text of the answer: an agent's text stands for all of it."""
+    if isinstance(output, dict):
+        text = output.get("text")
+        if isinstance(text, str) and text:
+            return text
+    return text_of(output)
+
+
 def continued(previous: RunState, limit: int) -> tuple[ChatMessage, ...]:
     """Return the history of the run that follows ``previous`` in its session.
 
@@ -37,7 +46,7 @@ def continued(previous: RunState, limit: int) -> tuple[ChatMessage, ...]:
     messages = [*invoked.history, asked(invoked)]
     ended = previous.ended
     if ended is not None and ended.error is None and ended.output is not None:
-        messages.append(ChatMessage(role="assistant", content=text_of(ended.output)))
+        messages.append(ChatMessage(role="assistant", content=answer_text(ended.output)))
     return tuple(messages[-limit:])
 
 
