@@ -336,3 +336,30 @@ async def test_process_without_a_bus_says_so_and_exits_with_1(tmp_path: Path) ->
     )
     assert found.returncode == 1
     assert "bus_unreachable" in found.stderr
+
+
+async def test_step_longer_than_the_ack_wait_is_done_once(
+    create_nats_server: Callable[..., NatsServer], open_bench: OpenBench, queue: str
+) -> None:
+    server = create_nats_server()
+    bench = await open_bench(server, ack_wait_seconds=1.0)
+    other = await open_bench(server, ack_wait_seconds=1.0)
+    taken = 0
+
+    def slow() -> Runner:
+        runner = Runner(kind="tool", queue=queue)
+
+        @runner.tool("slow")
+        async def work() -> str:
+            nonlocal taken
+            taken += 1
+            await asyncio.sleep(2.5)
+            return "done"
+
+        return runner
+
+    first = await bench.start(slow())
+    await other.start(slow())
+    result = await bench.done(first, "slow")
+    assert result.output == "done"
+    assert taken == 1
