@@ -139,14 +139,33 @@ async def test_read_run_reads_claims_among_facts(bench: Bench) -> None:
     ] == [200_000, 5]
 
 
-async def test_read_run_with_a_fact_that_cannot_be_read_says_which(bench: Bench) -> None:
+async def test_read_run_leaves_out_an_input_that_cannot_be_read(bench: Bench) -> None:
     await bench.writer.append(bench.signal("bad"), b'{"type": "run.hexed"}')
+    good = await bench.writer.append(bench.signal("good"), fact())
+
+    found = await bench.reader.read_run(bench.tenant, bench.shard, bench.run_id)
+
+    assert [entry.seq for entry in found] == [good]
+
+
+async def test_read_run_with_a_decision_that_cannot_be_read_says_which(bench: Bench) -> None:
+    subject = subjects.out(bench.prefix, 1, "state")
+    await bench.writer.append(subject, b'{"type": "run.hexed"}')
 
     with pytest.raises(InvariantError) as unreadable:
         await bench.reader.read_run(bench.tenant, bench.shard, bench.run_id)
 
     assert unreadable.value.code == "unreadable_fact"
-    assert bench.signal("bad") in unreadable.value.message
+    assert subject in unreadable.value.message
+
+
+async def test_read_fact_that_cannot_be_read_says_which(bench: Bench) -> None:
+    await bench.writer.append(bench.signal("bad"), b"\xff")
+
+    with pytest.raises(InvariantError) as unreadable:
+        await bench.reader.read_fact(bench.signal("bad"))
+
+    assert unreadable.value.code == "unreadable_fact"
 
 
 async def test_read_fact_of_the_leader_sees_what_was_just_written(bench: Bench) -> None:
