@@ -49,7 +49,7 @@ from penstock_orchestrator.archive import statements
 from penstock_orchestrator.archive.feed import Feed
 from penstock_orchestrator.archive.projection import Addressed, Batch, Projection, address
 from penstock_orchestrator.archive.projector import Projector
-from penstock_orchestrator.archive.store import Store, open_store
+from penstock_orchestrator.archive.store import open_store
 
 FACTS_A_RUN = 8
 OPEN_RUNS = 64
@@ -147,7 +147,7 @@ async def fill(bus: Bus, runs: int, shards: int) -> None:
         await done.wait()
 
 
-async def project(bus: Bus, settings: CoreSettings, store: Store, facts: int) -> None:
+async def project(bus: Bus, settings: CoreSettings, database: str, facts: int) -> None:
     """Run the projector over the whole log and print what it took."""
     feed = Feed(
         bus,
@@ -157,12 +157,13 @@ async def project(bus: Bus, settings: CoreSettings, store: Store, facts: int) ->
         recreate=lambda: topology.ensure(bus, settings),
     )
     claims = Claims(bus, settings.claim_threshold_bytes)
+    store, watch = open_store(database), open_store(database)
     projector = Projector(bus, store, feed, LogReader(bus, claims), claims)
     wall, cpu = time.perf_counter(), time.process_time()
     running = asyncio.create_task(projector.run())
     while True:
-        await asyncio.sleep(0.02)
-        position = await store.position(subjects.RUNS)
+        await asyncio.sleep(0.05)
+        position = await watch.position(subjects.RUNS)
         if running.done():
             await running
         if position is not None and position.last_seq >= facts:
@@ -170,6 +171,8 @@ async def project(bus: Bus, settings: CoreSettings, store: Store, facts: int) ->
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     await projector.stop()
     await running
+    await store.close()
+    await watch.close()
     show(type(store).__name__, facts, wall, cpu)
 
 
@@ -259,9 +262,7 @@ async def run(arguments: argparse.Namespace, url: str, folder: Path) -> None:
         engine = create_engine(database)
         await upgrade(engine, package=PACKAGE)
         await engine.dispose()
-        store = open_store(database)
-        await project(bus, settings, store, facts)
-        await store.close()
+        await project(bus, settings, database, facts)
         await bus.api(f"CONSUMER.DELETE.{subjects.RUNS}.{subjects.PROJECTOR}")
         await topology.ensure(bus, settings)
     await bus.close()
