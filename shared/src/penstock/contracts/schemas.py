@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from penstock.contracts import actions, errors, events, facts, plan, rpc, runners, views
+from penstock.contracts import actions, archive, errors, events, facts, plan, rpc, runners, views
 
 
 class Message(NamedTuple):
@@ -94,7 +94,13 @@ REGISTRY: Final = tuple(
 )
 """What the registry is asked and answers."""
 
-MESSAGES: Final = (*FACTS, *OTHERS, *REGISTRY)
+ARCHIVE: Final = tuple(
+    Message(f"archive.{_snake(model.__name__)}", model, "request/reply, `rpc.archive.*`")
+    for model in _declared_in(archive)
+)
+"""What the archive is asked and answers."""
+
+MESSAGES: Final = (*FACTS, *OTHERS, *REGISTRY, *ARCHIVE)
 """Every message, each under a name of its own."""
 
 
@@ -174,6 +180,7 @@ def _index() -> str:
         ("Facts: the log of a run", FACTS),
         ("Beside the log", OTHERS),
         ("Requests to the registry and its replies", REGISTRY),
+        ("Requests to the archive and its replies", ARCHIVE),
     ):
         rows = [
             f"| [`{message.name}`]({message.name}.schema.json) | {message.where} | "
