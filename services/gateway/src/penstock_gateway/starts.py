@@ -17,13 +17,13 @@ from penstock.bus.writer import LogWriter
 from penstock.contracts import subjects
 from penstock.contracts.errors import ConflictError, ErrorDetail, RejectedError, TransientError
 from penstock.contracts.facts import (
-    FACT,
     ChatMessage,
     DefinitionKind,
     Record,
     RunInvoked,
     RunLimits,
     Trigger,
+    fact_bytes,
 )
 from penstock.contracts.ids import shard_of
 from penstock.contracts.plan import PublishedVersion
@@ -175,7 +175,7 @@ class Starter:
             await self._reconnected()
         headers = None if ask.traceparent is None else {"traceparent": ask.traceparent}
         try:
-            seq = await self._writer.append(subject, FACT.dump_json(invoked), headers=headers)
+            seq = await self._writer.append(subject, fact_bytes(invoked), headers=headers)
         except ConflictError:
             return await self._earlier(ask, run_id, subject)
         if ask.session_id is not None:

@@ -21,7 +21,7 @@ from penstock.bus.client import parse_headers
 from penstock.bus.connection import Bus, JetStreamError
 from penstock.contracts import subjects
 from penstock.contracts.errors import InvariantError, TransientError
-from penstock.contracts.facts import FACT
+from penstock.contracts.facts import read_fact
 from penstock.contracts.state import Entry
 
 _log = logging.getLogger(__name__)
@@ -231,7 +231,7 @@ def decode_entry(
         InvariantError: ``unreadable_fact``.
     """
     try:
-        fact = FACT.validate_json(body)
+        fact = read_fact(body)
         parsed = subjects.parse_fact(subject)
     except ValueError as error:
         raise InvariantError(

@@ -248,6 +248,14 @@ RunFact = (
 FACT: Final[TypeAdapter[RunFact]] = TypeAdapter(Annotated[RunFact, Field(discriminator="type")])
 """Reads and writes any fact."""
 
+read_fact: Final = FACT.validator.validate_json
+"""Read a fact from JSON; raises ``ValueError`` if it is none."""
+
+
+def fact_bytes(fact: RunFact) -> bytes:
+    """Return a fact as JSON: what ``FACT.dump_json`` gives, without its detours."""
+    return fact.__pydantic_serializer__.to_json(fact)
+
 
 class Claim(Record):
     """Stands in a message whose body was too large; the body is an object named by its digest."""

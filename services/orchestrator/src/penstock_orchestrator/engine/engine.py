@@ -19,7 +19,14 @@ from penstock.bus.reader import TRACE_HEADER, LogReader, decode_entry
 from penstock.bus.writer import LogWriter, Record
 from penstock.contracts import subjects
 from penstock.contracts.errors import ConflictError, ErrorInfo, InvariantError
-from penstock.contracts.facts import FACT, Decision, RunEnded, RunStatus, TimerDue, Wait
+from penstock.contracts.facts import (
+    Decision,
+    RunEnded,
+    RunStatus,
+    TimerDue,
+    Wait,
+    fact_bytes,
+)
 from penstock.contracts.plan import Plan
 from penstock.contracts.state import Entry, RunState, evolve, fold, new_state
 from penstock.contracts.subjects import FactSubject
@@ -102,7 +109,7 @@ class Engine:
                 subject = subjects.result(state.prefix, attempt.step_id, attempt.attempt)
                 try:
                     await self._writer.append(
-                        subject, FACT.dump_json(attempt.result), headers=_headers(slot)
+                        subject, fact_bytes(attempt.result), headers=_headers(slot)
                     )
                 except ConflictError:
                     _log.info("engine.result_came_after_all", extra={"run_id": slot.run_id})
@@ -203,7 +210,7 @@ class Engine:
                 subject = subjects.out(slot.state.prefix, missing.number, output.suffix)
                 try:
                     seq = await self._writer.append(
-                        subject, FACT.dump_json(output.fact), headers=_headers(slot)
+                        subject, fact_bytes(output.fact), headers=_headers(slot)
                     )
                 except ConflictError:
                     await self._reload(slot)
@@ -220,7 +227,7 @@ class Engine:
         outputs = decided.outputs
         first = Record(
             subjects.out(prefix, number, outputs[0].suffix),
-            FACT.dump_json(outputs[0].fact),
+            fact_bytes(outputs[0].fact),
             fence,
             headers,
         )
@@ -232,7 +239,7 @@ class Engine:
             others = [
                 Record(
                     subjects.out(prefix, number, output.suffix),
-                    FACT.dump_json(output.fact),
+                    fact_bytes(output.fact),
                     None,
                     headers,
                 )
