@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import json
 import sqlite3
 import tempfile
@@ -44,6 +43,7 @@ from penstock.contracts.facts import (
 from penstock.contracts.ids import run_id_from, shard_of
 from penstock.db import create_engine, upgrade
 from penstock.embedded import NatsServer
+from penstock.memory import settle
 from penstock.settings import CoreSettings
 from penstock_orchestrator.archive import statements
 from penstock_orchestrator.archive.feed import Feed

@@ -8,6 +8,8 @@ from datetime import datetime
 from typing import Any
 
 import pytest
+from pydantic import JsonValue
+from pydantic_core import to_json
 from sqlalchemy import Table, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -87,8 +89,8 @@ def _assert_run(row: dict[str, Any], state: RunState) -> None:
     tags = row["tags"]
     tags = json.loads(tags) if isinstance(tags, str) else tags
     assert (tags or {}) == {_clean(name): _clean(value) for name, value in view.tags.items()}
-    assert _parsed(row["input"]) == view.input
-    assert _parsed(row["output"]) == view.output
+    assert _parsed(row["input"]) == _inline(view.input)
+    assert _parsed(row["output"]) == _inline(view.output)
     assert _parsed(row["error"]) == _dumped(view.error)
     _assert_cost(row, view)
 
@@ -176,6 +178,10 @@ async def _assert_sessions(engine: AsyncEngine, entries: Sequence[Entry]) -> Non
 def _parsed(text: str | None) -> Any:
     assert text is None or len(text) <= INLINE_BYTES
     return None if text is None else json.loads(text)
+
+
+def _inline(value: JsonValue) -> JsonValue:
+    return value if len(to_json(value)) <= INLINE_BYTES else None
 
 
 def _dumped(model: Any) -> Any:

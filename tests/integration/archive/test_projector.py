@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,20 +13,23 @@ import asyncpg
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from penstock import rpc
 from penstock.bus import topology
 from penstock.bus.connection import Bus, connect
 from penstock.contracts import subjects
+from penstock.contracts.archive import ListRuns, RunPage
 from penstock.contracts.errors import TransientError
-from penstock.contracts.facts import DeadLetter
+from penstock.contracts.facts import FACT, DeadLetter, DefinitionKind, RunInvoked
 from penstock.db import create_engine
 from penstock.embedded import NatsServer
 from penstock.settings import CoreSettings
 from penstock_orchestrator.archive import tables
+from penstock_orchestrator.archive.feed import BATCH_BYTES
 from penstock_orchestrator.archive.process import run_projector
 from penstock_orchestrator.archive.projector import LAG_MESSAGES
 from penstock_orchestrator.archive.settings import ArchiveSettings
 from tests.support.archived import assert_archived, rows_of
-from tests.support.histories import Message, random_log
+from tests.support.histories import START, Message, random_log
 from tests.support.waiting import eventually
 
 
@@ -68,7 +72,7 @@ def settings(server: NatsServer, database_url: str, tmp_path: Path) -> ArchiveSe
             "data_dir": tmp_path,
             "database_url": database_url,
             "metrics_port": -1,
-            "projector_batch_size": 100,
+            "projector_batch_size": 150,
             "projector_flush_seconds": 0.02,
         }
     )
@@ -188,6 +192,31 @@ async def test_projector_whose_durable_was_deleted_makes_it_again(
         await assert_eventually_archived(engine, log, within=20)
 
 
+async def test_projector_of_large_facts_takes_them_in_batches_of_bounded_size(
+    bus: Bus, settings: ArchiveSettings, engine: AsyncEngine
+) -> None:
+    log = [
+        (
+            f"run.acme.0.R{number}.in.invoke",
+            FACT.dump_json(
+                RunInvoked(
+                    occurred_at=START,
+                    name="n",
+                    kind=DefinitionKind.AGENT,
+                    version=1,
+                    plan_digest="d",
+                    input="x" * 120_000,
+                )
+            ),
+        )
+        for number in range(200)
+    ]
+    assert sum(len(body) for _, body in log) > 2 * BATCH_BYTES
+    await publish(bus, log)
+    async with projecting(settings):
+        await assert_eventually_archived(engine, log)
+
+
 async def test_projector_over_a_restart_of_the_server_goes_on(
     server: NatsServer, bus: Bus, settings: ArchiveSettings, engine: AsyncEngine
 ) -> None:
@@ -257,6 +286,39 @@ async def test_projector_with_postgres_away_waits_and_catches_up(
     finally:
         await admin.close()
         await engine.dispose()
+
+
+async def test_projector_without_a_database_stays_and_ends_when_told(
+    bus: Bus, server: NatsServer, tmp_path: Path
+) -> None:
+    settings = ArchiveSettings.model_validate(
+        {
+            "nats_url": server.url,
+            "data_dir": tmp_path,
+            "database_url": f"postgresql://nobody@127.0.0.1:{free_port()}/nothing",
+            "metrics_port": -1,
+        }
+    )
+
+    async def refused() -> bool:
+        try:
+            await rpc.call(
+                bus, "archive", "list_runs", ListRuns(tenant="acme"), RunPage, timeout_seconds=5
+            )
+        except TransientError as error:
+            return error.code == "database_unavailable"
+        return False
+
+    async with asyncio.timeout(20):
+        async with projecting(settings) as running:
+            await eventually(refused, within=10)
+            assert not running.done()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
 
 
 async def _unacknowledged(bus: Bus, at_least: int) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -32,7 +32,7 @@ class FakeLog:
         self.last_seq = len(log)
         self.delivered = 0
         self.letters: list[DeadLetter] = []
-        self.nc = self
+        self.on_reconnect: list[Callable[[], None]] = []
 
     async def api(self, verb: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
         if verb == f"STREAM.INFO.{subjects.RUNS}":

@@ -229,6 +229,16 @@ async def test_projector_on_the_archive_of_another_stream_refuses(tmp_path: Path
             await projector.run()
 
 
+async def test_projector_of_a_log_that_lost_its_end_refuses(tmp_path: Path) -> None:
+    log = random_log(random.Random(16), 3)
+    async with open_archive(tmp_path) as (store, _):
+        await project(FakeLog(log), store, random.Random(17))
+        shorter = FakeLog(log[:-5])
+        projector = create_projector(shorter, FakeFeed(shorter, random.Random(1)), store)
+        with pytest.raises(InvariantError, match="archive_ahead_of_log"):
+            await projector.run()
+
+
 async def test_projector_beside_another_one_never_writes_twice(tmp_path: Path) -> None:
     log = random_log(random.Random(10), 8)
     async with open_archive(tmp_path) as (store, engine):

@@ -27,6 +27,10 @@ _SILENCE_SECONDS: Final = 3.5
 _AGAIN_SECONDS: Final = 0.25
 _NANO: Final = 1_000_000_000
 _NOT_FOUND: Final = 404
+_TOO_LARGE: Final = "Message Size Exceeds MaxBytes"
+
+BATCH_BYTES: Final = 8 * 2**20
+"""Of bodies in one batch. Facts of long conversations are large: memory must stay bounded."""
 
 
 class LogMessage(NamedTuple):
@@ -75,6 +79,7 @@ class Feed:
         self._recreate = recreate
         self._inbox = bus.nc.new_inbox()
         self._buffer: list[LogMessage] = []
+        self._buffer_bytes = 0
         self._arrived = asyncio.Event()
         self._full = asyncio.Event()
         self._doubt = asyncio.Event()
@@ -116,10 +121,11 @@ class Feed:
             Messages; none only after ``stop``.
         """
         await self._arrived.wait()
-        if len(self._buffer) < self._batch_size and not self._stopping:
+        if self._room and not self._stopping:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._full.wait(), flush_seconds)
         taken, self._buffer = self._buffer, []
+        self._buffer_bytes = 0
         if not self._stopping:
             self._arrived.clear()
             self._full.clear()
@@ -132,12 +138,18 @@ class Feed:
         if message.reply and not self._bus.nc.is_closed:
             self._bus.nc.publish_now(message.reply, "", b"+ACK", urgent=False)
 
+    @property
+    def _room(self) -> bool:
+        """Whether what has arrived is less than a batch."""
+        return len(self._buffer) < self._batch_size and self._buffer_bytes < BATCH_BYTES
+
     def _pull(self) -> None:
-        if self._stopping or self._credit or len(self._buffer) >= self._batch_size:
+        if self._stopping or self._credit or not self._room:
             return
         self._credit = self._batch_size
         request = {
             "batch": self._batch_size,
+            "max_bytes": BATCH_BYTES,
             "expires": _EXPIRES_SECONDS * _NANO,
             "idle_heartbeat": _HEARTBEAT_SECONDS * _NANO,
         }
@@ -158,11 +170,12 @@ class Feed:
         seq = int(tokens[5 if len(tokens) == 9 else 7])
         buffer = self._buffer
         buffer.append(LogMessage(seq, subject, body, reply))
+        self._buffer_bytes += len(body)
         self._credit -= 1
         self._heard_at = self._loop.time()
         if len(buffer) == 1:
             self._arrived.set()
-        elif len(buffer) >= self._batch_size:
+        if len(buffer) >= self._batch_size or self._buffer_bytes >= BATCH_BYTES:
             self._full.set()
         if self._credit <= 0:
             self._credit = 0
@@ -174,12 +187,13 @@ class Feed:
         status = headers.get("Status", "")
         if status in ("", "100"):
             return
-        # The request ended: expired, leader changed, durable deleted.
+        # The request ended: expired, full, leader changed, durable deleted.
         self._credit = 0
-        if status == "408":
+        reason = headers.get("Description", "")
+        if status == "408" or reason == _TOO_LARGE:
             self._pull()
         elif not self._stopping:
-            _log.warning("projector.pull_ended", status=status, reason=headers.get("Description"))
+            _log.warning("projector.pull_ended", status=status, reason=reason)
             self._doubt.set()
 
     async def _keep(self) -> None:

@@ -7,6 +7,7 @@ bring it when somebody asks. An idle projector is a third smaller so.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import os
 import signal
@@ -95,7 +96,7 @@ async def _serve(settings: ArchiveSettings, bus: Bus, store: Store, ending: asyn
     health = HealthServer(host=settings.metrics_host, port=settings.metrics_port, canary=canary)
     await health.start()
     await endpoint.start()
-    projecting = asyncio.create_task(_project(settings, store, projector), name="projector")
+    projecting = asyncio.create_task(_project(settings, store, projector, ending), name="projector")
     waiting = asyncio.create_task(ending.wait(), name="ending")
     _log.info("projector.ready")
     try:
@@ -119,18 +120,21 @@ async def _finish(projecting: asyncio.Task[None]) -> None:
         await asyncio.wait({projecting})
 
 
-async def _project(settings: ArchiveSettings, store: Store, projector: Projector) -> None:
+async def _project(
+    settings: ArchiveSettings, store: Store, projector: Projector, ending: asyncio.Event
+) -> None:
     delay = 0.5
-    while True:
+    while not ending.is_set():
         try:
             await ensure_tables(settings, store)
         except TransientError as error:
             _log.warning("projector.waiting", code=error.code, reason=error.message)
-            await asyncio.sleep(delay)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(ending.wait(), delay)
             delay = min(2 * delay, _LONGEST_DELAY_SECONDS)
         else:
-            break
-    await projector.run()
+            await projector.run()
+            return
 
 
 async def ensure_tables(settings: ArchiveSettings, store: Store) -> None:

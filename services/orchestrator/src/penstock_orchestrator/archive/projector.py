@@ -29,7 +29,7 @@ from penstock.contracts.errors import (
 )
 from penstock.contracts.facts import DeadLetter
 from penstock.telemetry.logs import EventLog
-from penstock_orchestrator.archive.feed import Feed, LogMessage
+from penstock_orchestrator.archive.feed import BATCH_BYTES, Feed, LogMessage
 from penstock_orchestrator.archive.projection import Addressed, Projection, address
 from penstock_orchestrator.archive.store import Store
 
@@ -97,6 +97,7 @@ class Projector:
         self._position = 0
         """What the tables have."""
         self._oldest_at: float | None = None
+        self._reconnected = False
         self._stopping = asyncio.Event()
         self._retry_seconds = self._delay = retry_seconds
 
@@ -104,9 +105,10 @@ class Projector:
         """Project until ``stop``.
 
         Raises:
-            InvariantError: ``archive_of_another_stream``.
+            InvariantError: ``archive_of_another_stream`` or ``archive_ahead_of_log``.
         """
         LAG_SECONDS.set_function(self._lag_seconds)
+        self._bus.on_reconnect.append(self._on_reconnect)
         await self._feed.start()
         lag = asyncio.create_task(self._measure_lag(), name="projector-lag")
         try:
@@ -123,6 +125,7 @@ class Projector:
                     await self._back_off()
         finally:
             lag.cancel()
+            self._bus.on_reconnect.remove(self._on_reconnect)
             await self._feed.stop()
 
     async def stop(self) -> None:
@@ -130,11 +133,15 @@ class Projector:
         self._stopping.set()
         await self._feed.stop()
 
+    def _on_reconnect(self) -> None:
+        self._reconnected = True
+
     # -- reading -----------------------------------------------------------------------------
 
     async def _catch_up(self) -> None:
         """Find the position, and project what was delivered to nobody who is still there."""
-        created, delivered = await self._stream_facts()
+        self._reconnected = False
+        created, last_seq, delivered = await self._log_position()
         position = await self._store.position(subjects.RUNS)
         if position is None:
             await self._store.begin(subjects.RUNS, created)
@@ -144,25 +151,33 @@ class Projector:
                 f"the archive was projected from a stream {subjects.RUNS} of {position.created}, "
                 f"this one is of {created}; give the archive a database of its own",
             )
+        elif position.last_seq > last_seq:
+            raise InvariantError(
+                "archive_ahead_of_log",
+                f"the archive was projected up to {position.last_seq}, but the stream "
+                f"{subjects.RUNS} ends at {last_seq}: its last facts were lost, perhaps with the "
+                "power; project the log into an empty database",
+            )
         self._position = 0 if position is None else position.last_seq
         while self._position < delivered and not self._stopping.is_set():
             messages, reached = await self._read(self._position + 1, delivered + 1)
             await self._project(messages, reached)
 
-    async def _stream_facts(self) -> tuple[str, int]:
-        """Return when the stream was created, and how far the durable has delivered it."""
+    async def _log_position(self) -> tuple[str, int, int]:
+        """Return when the stream was created, where it ends, how far it was delivered."""
         try:
             stream = await self._bus.api(f"STREAM.INFO.{subjects.RUNS}")
             durable = await self._bus.api(f"CONSUMER.INFO.{subjects.RUNS}.{subjects.PROJECTOR}")
         except JetStreamError as error:
             raise TransientError("log_unavailable", str(error)) from error
-        return stream["created"], int(durable["delivered"]["stream_seq"])
+        delivered = int(durable["delivered"]["stream_seq"])
+        return stream["created"], int(stream["state"]["last_seq"]), delivered
 
     async def _follow(self) -> None:
         while True:
             messages = await self._feed.take(self._flush_seconds)
-            if not messages:
-                return
+            if not messages or self._reconnected:
+                return  # a server that was restarted may have lost facts: look again
             self._oldest_at = messages[0].stored_at
             whole: list[LogMessage] = []
             reached = self._position
@@ -194,6 +209,7 @@ class Projector:
                 "next_by_subj": subjects.RUN_SPACE,
                 "seq": first,
                 "batch": min(before - first, self._batch_size),
+                "max_bytes": BATCH_BYTES,
             },
             timeout_seconds=30.0,
         )
