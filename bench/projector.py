@@ -276,8 +276,7 @@ def main() -> None:
     parser.add_argument("--postgres", help="URL of an empty database")
     parser.add_argument("--parts", action="store_true", help="also what each part costs")
     arguments = parser.parse_args()
-    gc.freeze()
-    gc.set_threshold(100_000, 20, 100)
+    settle()
     print(json.dumps({"sqlite": sqlite3.sqlite_version, "facts": arguments.facts}))
     with tempfile.TemporaryDirectory() as folder, NatsServer(Path(folder) / "nats") as server:
         uvloop.run(run(arguments, server.url, Path(folder)))
