@@ -22,6 +22,7 @@ from nats.errors import TimeoutError as NatsTimeoutError
 from penstock.bus.client import HotClient
 from penstock.contracts.errors import InvariantError, TransientError
 from penstock.settings import CoreSettings
+from penstock.telemetry.metrics import BUS_RECONNECTS
 
 _log = logging.getLogger(__name__)
 
@@ -189,6 +190,7 @@ async def connect(settings: CoreSettings, *, name: str, patience_seconds: float 
 
     async def on_reconnected() -> None:
         _log.warning("bus.reconnected")
+        BUS_RECONNECTS.inc()
         for callback in list(bus.on_reconnect):
             callback()
 

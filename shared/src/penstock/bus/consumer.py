@@ -30,6 +30,7 @@ from penstock.contracts.errors import (
     TransientError,
 )
 from penstock.contracts.facts import DeadLetter
+from penstock.telemetry.tallies import consumer_tally
 
 _log = logging.getLogger(__name__)
 
@@ -137,6 +138,7 @@ class Consumer:
         self._subscription: Subscription | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
+        self._tally = consumer_tally(durable)
 
     @property
     def in_flight(self) -> int:
@@ -163,12 +165,12 @@ class Consumer:
             # First the subscription: a pull without interest is dropped by the server.
             await self._bus.nc.unsubscribe_direct(self._subscription)
         while self._backlog:
-            self._reply(self._backlog.popleft(), _NAK)
+            self._hand_back(self._backlog.popleft())
         if self._running:
             await asyncio.wait(list(self._running.values()), timeout=grace_seconds)
         for delivery, task in list(self._running.items()):
             task.cancel()
-            self._reply(delivery, _NAK)
+            self._hand_back(delivery)
         if self._keeper is not None:
             self._keeper.cancel()
         if not self._bus.nc.is_closed and self._bus.nc.is_connected:
@@ -202,7 +204,7 @@ class Consumer:
         self._credit = max(0, self._credit - 1)
         delivery = Delivery(subject, body, reply, headers, self._heard_at)
         if self._draining:
-            self._reply(delivery, _NAK)
+            self._hand_back(delivery)
         elif len(self._running) < self._concurrency:
             self._begin(delivery)
         else:
@@ -234,13 +236,21 @@ class Consumer:
 
     # -- handling ----------------------------------------------------------------------------
 
+    def _hand_back(self, delivery: Delivery, delay_seconds: float = 0.0) -> None:
+        """Let the server deliver it again, after a delay or at once."""
+        self._tally.nacked += 1
+        delay = b' {"delay": %d}' % int(delay_seconds * _NANO) if delay_seconds else b""
+        self._reply(delivery, _NAK + delay)
+
     def _begin(self, delivery: Delivery) -> None:
         task = self._loop.create_task(self._run(delivery))
         self._running[delivery] = task
 
     async def _run(self, delivery: Delivery) -> None:
         try:
-            _limit(delivery)
+            if delivery.deliveries > 1:
+                self._tally.redelivered += 1
+                _limit(delivery)
             await self._handler(delivery)
         except (TransientError, ConflictError) as error:
             # A conflict means that somebody else moved on: see the new state soon.
@@ -251,7 +261,7 @@ class Consumer:
                 "consumer.retry",
                 extra={"durable": self._durable, "subject": delivery.subject, "code": error.code},
             )
-            self._reply(delivery, b'-NAK {"delay": %d}' % int(delay * _NANO))
+            self._hand_back(delivery, delay)
         except (RejectedError, InvariantError) as error:
             await self._bury(delivery, error.info())
         except asyncio.CancelledError:
@@ -261,8 +271,9 @@ class Consumer:
             if delivery.deliveries >= MAX_DELIVERIES:
                 await self._bury(delivery, InvariantError("handler_failed", repr(error)).info())
             else:
-                self._reply(delivery, b'-NAK {"delay": %d}' % _NANO)
+                self._hand_back(delivery, 1.0)
         else:
+            self._tally.acked += 1
             self._reply(delivery, _ACK)
         finally:
             self._running.pop(delivery, None)
@@ -296,8 +307,9 @@ class Consumer:
             _require_stored(answer.data)
         except PenstockError as lost:
             _log.warning("consumer.dead_letter_delayed", extra={"code": lost.code})
-            self._reply(delivery, b'-NAK {"delay": %d}' % (5 * _NANO))
+            self._hand_back(delivery, 5.0)
         else:
+            self._tally.dead += 1
             self._reply(delivery, _TERM)
 
     def _reply(self, delivery: Delivery, word: bytes) -> None:
@@ -313,6 +325,7 @@ class Consumer:
         while True:
             await asyncio.sleep(min(1.0, period))
             now = self._loop.time()
+            self._tally.in_flight = self.in_flight
             if now >= next_report:
                 next_report = now + period
                 for delivery in (*self._running, *self._backlog):

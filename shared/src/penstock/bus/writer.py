@@ -31,6 +31,8 @@ from penstock.bus.reader import leader_read
 from penstock.contracts import subjects
 from penstock.contracts.errors import ConflictError, InvariantError, TransientError
 from penstock.settings import CoreSettings
+from penstock.telemetry.metrics import BUS_COMMIT_MESSAGES, BUS_COMMIT_SECONDS
+from penstock.telemetry.tallies import WRITER
 
 _log = logging.getLogger(__name__)
 
@@ -159,7 +161,9 @@ class LogWriter:
         """
         started = time.perf_counter()
         await self._bus.request(subjects.canary(self._instance), b"{}", timeout_seconds=5)
-        return time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        BUS_COMMIT_SECONDS.observe(seconds)
+        return seconds
 
     # -- appending ---------------------------------------------------------------------------
 
@@ -330,11 +334,15 @@ class LogWriter:
         self._groups -= 1
         if refused and group.batch:
             return
-        self.cost.observe_group(time.perf_counter() - group.sent_at, group.size, batch=group.batch)
+        seconds = time.perf_counter() - group.sent_at
+        BUS_COMMIT_SECONDS.observe(seconds)
+        BUS_COMMIT_MESSAGES.observe(group.size)
+        self.cost.observe_group(seconds, group.size, batch=group.batch)
 
     def _acknowledged(self, items: list[_Item], last_sequence: int) -> None:
         first_sequence = last_sequence - len(items) + 1
         batched = len(items) > 1
+        WRITER.acknowledged += len(items)
         for offset, item in enumerate(items):
             if not item.done.done():
                 item.done.set_result(first_sequence + offset)
@@ -361,6 +369,7 @@ class LogWriter:
         self._fail(item, _refusal(item.record, code, text))
 
     def _fail(self, item: _Item, error: Exception) -> None:
+        _count(error)
         for member in (item, *item.followers):
             if not member.done.done():
                 member.done.set_exception(error)
@@ -430,9 +439,20 @@ class LogWriter:
                         ),
                     )
                 else:
+                    WRITER.resent += 1
                     self._send_single(item, None)
         if self._queue:
             self._flush()
+
+
+def _count(error: Exception) -> None:
+    code = error.code if isinstance(error, ConflictError) else ""
+    if code == "duplicate_fact":
+        WRITER.duplicate += 1
+    elif code == "fenced":
+        WRITER.fenced += 1
+    else:
+        WRITER.failed += 1
 
 
 def _answer(body: bytes, headers: bytes | None) -> tuple[int, object]:
