@@ -366,3 +366,35 @@ async def test_health_and_openapi_need_no_key(guarded: Running) -> None:
     assert "requestBody" in paths["/v1/runs"]["post"]
     assert "RunView" in document["components"]["schemas"]
     assert (await guarded.client.get("/docs")).status_code == 200
+
+
+async def test_other_sites_are_kept_out_unless_they_are_named(
+    engine: Engine, create_gateway: CreateGateway
+) -> None:
+    preflight = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
+    closed = await create_gateway()
+    refused = await closed.client.options("/v1/runs", headers=preflight)
+    assert refused.status_code == 405
+    assert "access-control-allow-origin" not in refused.headers
+    await add_key(engine, f"web-{engine.tenant}", "operator")
+    await engine.publish("echo")
+    named = await create_gateway(auth_required=True, cors_origins=("https://app.example",))
+    allowed = await named.client.options("/v1/runs", headers=preflight)
+    assert allowed.headers["access-control-allow-origin"] == "https://app.example"
+    started = await named.client.post(
+        "/v1/runs",
+        json={"name": "echo"},
+        headers={"Origin": "https://app.example", "Authorization": f"Bearer web-{engine.tenant}"},
+    )
+    assert started.status_code == 202
+    assert started.headers["access-control-allow-origin"] == "https://app.example"
+
+
+async def test_every_answer_carries_the_headers_for_safety(gateway: Running) -> None:
+    for method, path in (("POST", "/v1/runs"), ("GET", "/health"), ("GET", "/nothing")):
+        headers = (await gateway.client.request(method, path)).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["x-frame-options"] == "DENY"
+        assert headers["content-security-policy"].startswith("default-src 'none'")
+        assert "strict-transport-security" not in headers
+    assert "content-security-policy" not in (await gateway.client.get("/docs")).headers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from starlette.responses import Response
@@ -40,8 +41,15 @@ _PROBLEM: Final = (b"content-type", MEDIA_TYPE.encode())
 _LENGTH: Final = b"content-length"
 
 
+def lines_of(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Return headers as they go over the wire; their values must hold no line breaks."""
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
+
+
 class Answer(Response):
     """A finished answer."""
+
+    body: bytes
 
     def __init__(
         self,
@@ -64,6 +72,10 @@ class Answer(Response):
         self.raw_headers = [content_type, (_LENGTH, b"%d" % len(body))]
         if headers:
             self.raw_headers += headers
+
+    def header_lines(self) -> bytes:
+        """Return all headers as they go over the wire."""
+        return lines_of(self.raw_headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """Send it."""

@@ -62,7 +62,11 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         for method in route.methods or ()
     }
     app.add_middleware(
-        Entrance, max_body_bytes=settings.max_body_bytes, shortcuts=shortcuts, failed=failed
+        Entrance,
+        max_body_bytes=settings.max_body_bytes,
+        shortcuts=shortcuts,
+        failed=failed,
+        others_add_headers=bool(settings.cors_origins),
     )
     if settings.cors_origins:
         app.add_middleware(

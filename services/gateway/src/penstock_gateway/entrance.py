@@ -16,7 +16,13 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from penstock.contracts.errors import ErrorDetail, PenstockError, RejectedError
-from penstock_gateway.answers import CONTENT_POLICY, SECURITY_HEADERS, TRANSPORT_SECURITY
+from penstock_gateway.answers import (
+    CONTENT_POLICY,
+    SECURITY_HEADERS,
+    TRANSPORT_SECURITY,
+    Answer,
+    lines_of,
+)
 from penstock_gateway.core.access import (
     Caller,
     bearer_key,
@@ -25,9 +31,11 @@ from penstock_gateway.core.access import (
     unchecked_caller,
 )
 from penstock_gateway.metrics import RESPONSES_BY_CLASS
+from penstock_gateway.protocol import EXTENSION, SendWhole
 from penstock_gateway.settings import GatewaySettings, is_loopback
 
 DOCUMENTATION: Final = "/docs"
+_SAFETY_LINES: Final = lines_of([*SECURITY_HEADERS, CONTENT_POLICY])
 
 Headers = Mapping[bytes, bytes]
 Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -86,6 +94,7 @@ class Entrance:
         max_body_bytes: int,
         shortcuts: Mapping[tuple[str, str], Endpoint],
         failed: Callable[[PenstockError], Response],
+        others_add_headers: bool = False,
     ) -> None:
         """Wrap ``app``.
 
@@ -94,17 +103,22 @@ class Entrance:
             max_body_bytes: Limit of a request's body.
             shortcuts: Endpoints by method and path.
             failed: Answers with an error of a shortcut.
+            others_add_headers: Something outside adds headers, so that it has to see answers.
         """
         self._app = app
         self._limit = max_body_bytes
         self._shortcuts = shortcuts
         self._failed = failed
+        self._others_add_headers = others_add_headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        # Taken out, for it refers to what the scope belongs to: a circle for each request would
+        # leave freeing them to the garbage collector.
+        whole: SendWhole | None = scope.pop(EXTENSION, None)
         path: str = scope["path"]
         secure = scope.get("scheme") == "https"
         limit, size = self._limit, 0
@@ -137,7 +151,11 @@ class Entrance:
             answer = self._failed(error)
         except BodyTooLargeError as error:
             answer = self._failed(too_large(error.limit))
-        await answer(scope, limited, dressed)
+        if whole is None or secure or self._others_add_headers or not isinstance(answer, Answer):
+            await answer(scope, limited, dressed)
+        else:
+            RESPONSES_BY_CLASS[answer.status_code // 100].inc()
+            await whole(answer.status_code, answer.header_lines() + _SAFETY_LINES, answer.body)
 
 
 _AUTHORIZATION: Final = b"authorization"

@@ -14,7 +14,7 @@ from penstock.memory import settle
 from penstock.telemetry.health import HealthServer
 from penstock.telemetry.logs import EventLog
 from penstock_gateway.app import create_app
-from penstock_gateway.protocol import CorkedProtocol
+from penstock_gateway.protocol import WholeAnswerProtocol
 
 if TYPE_CHECKING:
     from penstock_gateway.gateway import Gateway
@@ -40,7 +40,7 @@ def create_server(app: Any, settings: GatewaySettings) -> Server:
             host=settings.host,
             port=settings.port,
             loop="none",
-            http=CorkedProtocol,
+            http=WholeAnswerProtocol,
             ws="none",
             lifespan="on",
             log_config=None,

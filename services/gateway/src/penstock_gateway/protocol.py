@@ -1,62 +1,52 @@
-"""Uvicorn's HTTP protocol with head and body of an answer in one write.
+"""Uvicorn's HTTP protocol, with a way to send a complete answer at once.
 
-Uvicorn writes them one after the other, which makes two system calls here and two reads at the
-client of every small answer. Nothing else differs; only the asyncio transport is wrapped.
+Over ASGI an answer is two messages, each of which uvicorn checks and writes by itself: two
+system calls here and two reads at the client for every small answer. The extension
+``penstock.answer`` takes status, headers and body together. Written against uvicorn's
+``httptools_impl``; the integration tests run on it and so guard it.
 """
 
 from __future__ import annotations
 
-import asyncio
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
-_FINAL_HEADS = (b"HTTP/1.1 2", b"HTTP/1.1 3", b"HTTP/1.1 4", b"HTTP/1.1 5")
+EXTENSION: Final = "penstock.answer"
 
-
-class CorkedTransport:
-    """A transport that keeps an answer's head back until its body comes.
-
-    Where none comes in the same turn of the loop, the head goes out by itself.
-    """
-
-    __slots__ = ("_head", "_loop", "_transport")
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        """Wrap ``transport``."""
-        self._transport = transport
-        self._loop = asyncio.get_running_loop()
-        self._head = b""
-
-    def write(self, data: bytes) -> None:
-        """Write, together with the head that was kept back."""
-        if self._head:
-            head, self._head = self._head, b""
-            self._transport.write(head + data)
-        elif data.startswith(_FINAL_HEADS):
-            self._head = data
-            self._loop.call_soon(self._uncork)
-        else:
-            self._transport.write(data)
-
-    def close(self) -> None:
-        """Close, after what was kept back."""
-        self._uncork()
-        self._transport.close()
-
-    def _uncork(self) -> None:
-        if self._head:
-            head, self._head = self._head, b""
-            self._transport.write(head)
-
-    def __getattr__(self, name: str) -> Any:
-        """Do everything else as the transport does."""
-        return getattr(self._transport, name)
+SendWhole = Callable[[int, bytes, bytes], Awaitable[None]]
+"""Sends status, header lines (each ended by a line break) and body; ends the answer."""
 
 
-class CorkedProtocol(HttpToolsProtocol):
-    """The protocol on a corked transport."""
+class WholeAnswerProtocol(HttpToolsProtocol):
+    """The protocol with the extension."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin a connection."""
-        super().connection_made(CorkedTransport(transport))  # type: ignore[arg-type]
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        async def send_whole(status: int, headers: bytes, body: bytes) -> None:
+            if cycle.flow.write_paused and not cycle.disconnected:
+                await cycle.flow.drain()
+            if cycle.disconnected:
+                return
+            defaults = b"".join(
+                [b"%b: %b\r\n" % (name, value) for name, value in cycle.default_headers]
+            )
+            closing = b"" if cycle.keep_alive else b"connection: close\r\n"
+            cycle.waiting_for_100_continue = False
+            cycle.response_started = cycle.response_complete = True
+            cycle.transport.write(
+                b"".join((STATUS_LINE[status], defaults, headers, closing, b"\r\n", body))
+            )
+            cycle.message_event.set()
+            if not cycle.keep_alive:
+                cycle.transport.close()
+            cycle.on_response()
+
+        scope: dict[str, Any] = cycle.scope  # type: ignore[assignment]
+        scope[EXTENSION] = send_whole
+        super()._start_asgi_task(cycle, app)
