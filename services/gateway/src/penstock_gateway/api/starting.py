@@ -31,7 +31,6 @@ from penstock_gateway.starts import Ask, Started
 from penstock_gateway.streams import EventStreamAnswer
 
 _REPLAYED: Final = (b"idempotent-replayed", b"true")
-_NO_LIMITS: Final = Limits()
 _NO_RUN_LIMITS: Final = RunLimits()
 
 
@@ -200,7 +199,7 @@ def execution(caller: Caller, name: str, kind: DefinitionKind, given: ExecuteDef
 
 def run_limits(limits: Limits) -> RunLimits:
     """Return limits as the log has them."""
-    if limits == _NO_LIMITS:
+    if limits.timeout_seconds is None and limits.max_turns is None:
         return _NO_RUN_LIMITS
     return RunLimits(timeout_seconds=limits.timeout_seconds, max_turns=limits.max_turns)
 
