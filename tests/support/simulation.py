@@ -185,13 +185,17 @@ class Log:
         Raises:
             ConflictError: `duplicate_fact` or `fenced`, as the server refuses it.
         """
+        return self.append_body(subject, FACT.dump_json(fact), fence=fence)
+
+    def append_body(self, subject: str, body: bytes, *, fence: str | None = None) -> Message:
+        """Store the bytes of a fact; refuses as `append` does."""
         if subject in self._by_subject:
             raise ConflictError("duplicate_fact", subject)
         if fence is not None and any(
             message.subject.startswith(fence.removesuffix(">")) for message in self.messages
         ):
             raise ConflictError("fenced", subject)
-        message = Message(len(self.messages) + 1, subject, FACT.dump_json(fact))
+        message = Message(len(self.messages) + 1, subject, body)
         self.messages.append(message)
         self._by_subject[subject] = message
         return message
@@ -314,6 +318,10 @@ class Engine:
                 yield "read the log"
                 self.reload()
                 changed = None
+            else:
+                if not decided.waits:
+                    # Whoever stops here may take the next result for the only change.
+                    assert decide(self.plan, self.state, now, cause_seq) is None
         raise AssertionError("the run does not settle")
 
     def _decide(self, now: datetime, cause_seq: int, changed: str | None) -> Decided | None:
