@@ -27,6 +27,7 @@ _SILENCE_SECONDS: Final = 3.5
 _AGAIN_SECONDS: Final = 0.25
 _NANO: Final = 1_000_000_000
 _NOT_FOUND: Final = 404
+_COMPLETED: Final = "Batch Completed"
 _TOO_LARGE: Final = "Message Size Exceeds MaxBytes"
 
 BATCH_BYTES: Final = 8 * 2**20
@@ -185,11 +186,11 @@ class Feed:
         self._heard_at = self._loop.time()
         headers = parse_headers(block)
         status = headers.get("Status", "")
-        if status in ("", "100"):
-            return
+        reason = headers.get("Description", "")
+        if status in ("", "100") or reason == _COMPLETED:
+            return  # a heartbeat, or what the last message said already
         # The request ended: expired, full, leader changed, durable deleted.
         self._credit = 0
-        reason = headers.get("Description", "")
         if status == "408" or reason == _TOO_LARGE:
             self._pull()
         elif not self._stopping:
