@@ -19,6 +19,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Final, Self
 
 from penstock.child import die_with_parent as tie_to_parent
+from penstock.contracts.subjects import RUNS
+from penstock.staging import forget_memory, stage_in_memory
 
 if TYPE_CHECKING:
     from penstock.contracts.errors import PenstockError
@@ -79,6 +81,7 @@ class NatsServer:
             die_with_parent: Kill it when the thread that started it ends, however (Linux).
         """
         self._directory = directory.absolute()
+        self._store = self._directory / "store"
         self._port = port
         self._durable = durable
         self._monitor_port = monitor_port
@@ -177,6 +180,8 @@ class NatsServer:
                     "nats_server_slow", f"nats-server was not ready within {within:g} s"
                 )
             time.sleep(0.01)
+        if self._durable:
+            stage_in_memory(self._store, RUNS)
 
     def stop(self, within: float = STOP_SECONDS) -> None:
         """End it in good order, by force after ``within`` seconds; harmless if it does not run."""
@@ -189,6 +194,7 @@ class NatsServer:
             self._process.kill()
             self._process.wait()
         self._process = None
+        forget_memory(self._store)
 
     def kill(self) -> None:
         """End it at once (``SIGKILL``), as a crash would; harmless if it does not run."""
@@ -197,6 +203,7 @@ class NatsServer:
         self._process.kill()
         self._process.wait()
         self._process = None
+        forget_memory(self._store)
 
     def restart(self) -> None:
         """Stop it if it runs, and start it on the same port and store.
@@ -225,7 +232,7 @@ class NatsServer:
             f"ports_file_dir: {json.dumps(str(self._directory))}",
             f"max_payload: {self._max_payload_bytes}",
             "jetstream {",
-            f"  store_dir: {json.dumps(str(self._directory / 'store'))}",
+            f"  store_dir: {json.dumps(str(self._store))}",
         ]
         if self._durable:
             lines.append("  sync_interval: always")

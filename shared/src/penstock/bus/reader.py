@@ -266,6 +266,8 @@ class _Collector:
                 )
             )
         else:
-            self.page.set_exception(
-                InvariantError("read_refused", f"{status} {headers.get('Description', '')}".strip())
-            )
+            text = f"{status} {headers.get('Description', '')}".strip()
+            # 408 and 5xx: nobody is there to answer yet, as after a restart of the server.
+            again = status == "408" or status.startswith("5")
+            error = TransientError if again else InvariantError
+            self.page.set_exception(error("read_refused", text))
