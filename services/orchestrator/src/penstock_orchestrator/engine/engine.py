@@ -105,6 +105,7 @@ class Engine:
             if state is None or state.invoked is None or state.ended is not None:
                 self._settle(slot)
                 return
+            known = True
             for attempt in expired(state, now):
                 subject = subjects.result(state.prefix, attempt.step_id, attempt.attempt)
                 try:
@@ -113,6 +114,10 @@ class Engine:
                     )
                 except ConflictError:
                     _log.info("engine.result_came_after_all", extra={"run_id": slot.run_id})
+                    known = False
+            if not known:
+                # Another engine swallowed it: no delivery will bring it here.
+                await self._reload(slot)
             await self._advance(slot, now, 0, None)
 
     # -- state -------------------------------------------------------------------------------
@@ -139,8 +144,16 @@ class Engine:
             return None
         if slot.traceparent is None:
             slot.traceparent = entry.traceparent
+        subject = entry.subject
         slot.state = evolve(slot.state, entry)
-        return entry.subject.step_id if entry.subject.event == "result" else None
+        if subject.event != "result":
+            return None
+        step = slot.state.steps.get(subject.step_id)
+        if step is None or step.attempt < subject.attempt:
+            # The outcome of something that another engine scheduled: this state is stale.
+            await self._reload(slot, at_least_seq=entry.seq)
+            return None
+        return subject.step_id
 
     async def _reload(self, slot: Slot, *, at_least_seq: int = 0) -> None:
         entries = await self._reader.read_run(
