@@ -37,8 +37,10 @@ from tests.support.simulation import (
     Log,
     Message,
     make_invoked,
+    make_plan,
     make_result,
     responds,
+    tool_node,
 )
 
 IDLE_SECONDS = 30.0
@@ -308,3 +310,38 @@ async def wind_down(world: World) -> None:
         world.now += timedelta(seconds=1)
         for index in range(len(world.engines)):
             await world.tick(index)
+
+
+# -- what the machine found ----------------------------------------------------------------------
+
+
+async def test_engine_whose_state_is_stale_reads_the_log_for_an_outcome_it_cannot_place() -> None:
+    world = World(make_plan(tool_node("a"), tool_node("b", "a")))
+    world.engines = [world.new_engine(), world.new_engine()]
+    invoke = world.log.append(subjects.invoke(PREFIX), make_invoked(world.plan))
+    with clock_of(world):
+        await world.deliver(0, invoke)
+        answer(world, world.log.steps[0], 1)
+        await world.deliver(1, world.waiting[0])
+        answer(world, world.log.steps[1], 2)
+        await world.deliver(0, world.waiting[0])
+
+    assert [end.output for end in world.log.ends] == [2]
+
+
+async def test_engine_that_finds_an_expired_step_answered_reads_the_log() -> None:
+    world = World(make_plan(tool_node("a", timeout_seconds=5), tool_node("b")))
+    world.engines = [world.new_engine(), world.new_engine()]
+    invoke = world.log.append(subjects.invoke(PREFIX), make_invoked(world.plan))
+    with clock_of(world):
+        await world.deliver(0, invoke)
+        for index, message in enumerate(world.log.steps):
+            answer(world, message, index)
+            # The other engine takes the first outcome, and has nothing to decide.
+            await world.deliver(1 - index, world.waiting[0])
+        assert world.log.ends == []
+        for _ in range(10):
+            world.now += timedelta(seconds=1)
+            await world.tick(0)
+
+    assert [end.output for end in world.log.ends] == [1]
