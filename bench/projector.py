@@ -47,8 +47,9 @@ from penstock.memory import settle
 from penstock.settings import CoreSettings
 from penstock_orchestrator.archive import statements
 from penstock_orchestrator.archive.feed import Feed
-from penstock_orchestrator.archive.projection import Addressed, Batch, Projection, address
+from penstock_orchestrator.archive.projection import Projection, address
 from penstock_orchestrator.archive.projector import Projector
+from penstock_orchestrator.archive.rows import Addressed, Batch
 from penstock_orchestrator.archive.store import open_store
 
 FACTS_A_RUN = 8

@@ -13,7 +13,7 @@ from penstock.contracts import subjects
 from penstock.contracts.errors import TransientError
 from penstock.contracts.facts import DeadLetter
 from penstock_orchestrator.archive.feed import LogMessage
-from penstock_orchestrator.archive.projection import Batch, Key, Row
+from penstock_orchestrator.archive.rows import Batch, Key, Row
 from penstock_orchestrator.archive.store import Position, Store
 from tests.support.histories import Message
 

@@ -11,7 +11,7 @@ import asyncpg
 
 from penstock.contracts.errors import ConflictError, RejectedError, TransientError
 from penstock_orchestrator.archive import statements
-from penstock_orchestrator.archive.projection import Batch, Key, Row
+from penstock_orchestrator.archive.rows import Batch, Key, Row
 from penstock_orchestrator.archive.store import VERSION_TABLE, Position
 
 _CONNECT_SECONDS: Final = 10.0

@@ -8,9 +8,8 @@ loaded from the tables, which are the truth: dropping all memory at any time is 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from pydantic import BaseModel, JsonValue
 from pydantic_core import to_json
@@ -23,25 +22,29 @@ from penstock.contracts.facts import (
     RunEnded,
     RunFact,
     RunInvoked,
-    RunStatus,
     SignalReceived,
     StateChanged,
     StepKind,
     StepResult,
     StepScheduled,
-    Usage,
 )
 from penstock.contracts.subjects import FactEvent, FactSubject
+from penstock_orchestrator.archive.rows import (
+    NO_BEGINNING,
+    Addressed,
+    Batch,
+    Key,
+    Row,
+    RunRow,
+    StepRow,
+    Unreadable,
+)
 from penstock_orchestrator.core.schedule import user_text
 
 INLINE_BYTES: Final = 16_384
 """Inputs and outputs of runs above this are not repeated in ``runs``."""
 PREVIEW_CHARACTERS: Final = 2_048
 """What ``steps`` shows of an output; the whole is in ``facts``."""
-
-Row = tuple[Any, ...]
-Key = tuple[str, str]
-"""Tenant and run id."""
 
 _EVENT_OF: Final[dict[type[RunFact], FactEvent]] = {
     RunInvoked: "invoke",
@@ -56,22 +59,6 @@ _Decided = (StepScheduled, StateChanged, RunEnded)
 _VALIDATE: Final = FACT.validator.validate_json
 _STEP_KINDS: Final = frozenset(kind.value for kind in StepKind)
 _OPEN: Final = frozenset({"planned", "scheduled"})
-
-
-class Addressed(NamedTuple):
-    """A message of the log whose subject is a fact's; its body has not been read."""
-
-    seq: int
-    subject_text: str
-    subject: FactSubject
-    body: bytes
-
-
-class Unreadable(NamedTuple):
-    """A message that is no fact, and why."""
-
-    message: Addressed
-    reason: str
 
 
 def address(seq: int, subject: str, body: bytes) -> Addressed:
@@ -99,133 +86,6 @@ def read_fact(message: Addressed) -> RunFact:
         for suffix in fact.decision.manifest:
             subjects.parse_suffix(suffix)
     return fact
-
-
-@dataclass(slots=True)
-class StepRow:
-    """One step at its latest attempt."""
-
-    step_id: str
-    kind: str
-    queue: str
-    node_id: str
-    name: str
-    decision: int
-    attempt: int
-    status: str
-    scheduled_at: Any
-    started_at: Any = None
-    ended_at: Any = None
-    output: str | None = None
-    output_truncated: bool = False
-    error: str | None = None
-    usage: str | None = None
-
-    def row(self, key: Key) -> Row:
-        """Return the row, in the order of ``statements.STEPS``."""
-        return (
-            *key,
-            self.step_id,
-            self.kind,
-            self.queue,
-            self.node_id,
-            self.name,
-            self.decision,
-            self.attempt,
-            self.status,
-            self.scheduled_at,
-            self.started_at,
-            self.ended_at,
-            self.output,
-            self.output_truncated,
-            self.error,
-            self.usage,
-        )
-
-
-@dataclass(slots=True)
-class RunRow:
-    """What is to be known of a run to go on with it."""
-
-    last_seq: int = 0
-    updated_at: Any = None
-    status: str = RunStatus.CREATED.value
-    output: str | None = None
-    error: str | None = None
-    ended_at: Any = None
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cost_usd: float = 0.0
-    unknown_price: bool = False
-    model_calls: int = 0
-    seq: int | None = None
-    session_id: str | None = None
-    stored: bool = False
-    beginning: Row | None = None
-    """The columns from ``seq`` on, until they are stored."""
-    steps: dict[str, StepRow] = field(default_factory=dict)
-    changed_steps: set[str] = field(default_factory=set)
-
-    def progress(self, key: Key) -> Row:
-        """Return the row, in the order of ``statements.RUN_PROGRESS``."""
-        return (
-            *key,
-            self.last_seq,
-            self.updated_at,
-            self.status,
-            self.output,
-            self.error,
-            self.ended_at,
-            self.input_tokens,
-            self.output_tokens,
-            self.cost_usd,
-            self.unknown_price,
-            self.model_calls,
-        )
-
-    def touch(self, at: Any) -> None:
-        """Note a change that happened at ``at``."""
-        if self.updated_at is None or at > self.updated_at:
-            self.updated_at = at
-
-    def spend(self, usage: Usage) -> None:
-        """Add what a call cost; once the run has ended, its end says what it cost."""
-        if self.ended_at is None:
-            self.input_tokens += usage.input_tokens
-            self.output_tokens += usage.output_tokens
-            self.cost_usd += usage.cost_usd
-            self.unknown_price = self.unknown_price or usage.unknown_price
-            self.model_calls += usage.model_calls
-
-
-_NO_BEGINNING: Final[Row] = (None,) * 11
-
-
-@dataclass(slots=True)
-class Batch:
-    """Rows to be written in one transaction, together with the sequence that they reach."""
-
-    last_seq: int
-    facts: list[Row] = field(default_factory=list)
-    runs: list[Row] = field(default_factory=list)
-    run_progress: list[Row] = field(default_factory=list)
-    steps: list[Row] = field(default_factory=list)
-    sessions: list[Row] = field(default_factory=list)
-    messages: list[Row] = field(default_factory=list)
-    usage: list[Row] = field(default_factory=list)
-    unreadable: list[Unreadable] = field(default_factory=list)
-
-    def parts(self) -> tuple[list[Row], ...]:
-        """Return the rows in the order of ``statements.CHANGES``."""
-        return (
-            self.facts,
-            self.runs,
-            self.run_progress,
-            self.steps,
-            self.sessions,
-            self.messages,
-            self.usage,
-        )
 
 
 class Projection:
@@ -303,7 +163,7 @@ class Projection:
             if run.stored and run.beginning is None:
                 batch.run_progress.append(run.progress(key))
             else:
-                batch.runs.append((*run.progress(key), *(run.beginning or _NO_BEGINNING)))
+                batch.runs.append((*run.progress(key), *(run.beginning or NO_BEGINNING)))
             steps = run.steps
             batch.steps.extend([steps[step_id].row(key) for step_id in run.changed_steps])
         batch.sessions.extend(sessions.values())

@@ -30,7 +30,8 @@ from penstock.contracts.errors import (
 from penstock.contracts.facts import DeadLetter
 from penstock.telemetry.logs import EventLog
 from penstock_orchestrator.archive.feed import BATCH_BYTES, Feed, LogMessage
-from penstock_orchestrator.archive.projection import Addressed, Projection, address
+from penstock_orchestrator.archive.projection import Projection, address
+from penstock_orchestrator.archive.rows import Addressed
 from penstock_orchestrator.archive.store import Store
 
 _log = EventLog(__name__)

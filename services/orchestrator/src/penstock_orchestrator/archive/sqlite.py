@@ -15,7 +15,7 @@ from pydantic_core import to_json
 from penstock.contracts.errors import ConflictError, RejectedError, TransientError
 from penstock_orchestrator.archive import statements
 from penstock_orchestrator.archive.instants import to_micros
-from penstock_orchestrator.archive.projection import Batch, Key, Row
+from penstock_orchestrator.archive.rows import Batch, Key, Row
 from penstock_orchestrator.archive.store import VERSION_TABLE, Position
 
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple, Protocol
 
-from penstock_orchestrator.archive.projection import Batch, Key, Row
+from penstock_orchestrator.archive.rows import Batch, Key, Row
 
 REVISION: Final = "0001"
 """The migration that the statements are written for; a test holds it to the latest."""
