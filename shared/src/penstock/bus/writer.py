@@ -17,7 +17,7 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -26,7 +26,7 @@ from nats.errors import TimeoutError as NatsTimeoutError
 from penstock.bus.batching import CommitCost
 from penstock.bus.claims import Claims
 from penstock.bus.client import header_block
-from penstock.bus.connection import Bus
+from penstock.bus.connection import Bus, JetStreamError
 from penstock.bus.reader import leader_read
 from penstock.contracts import subjects
 from penstock.contracts.errors import ConflictError, InvariantError, TransientError
@@ -38,6 +38,11 @@ _log = logging.getLogger(__name__)
 
 SUBJECT_TAKEN: Final = 10077
 FENCED: Final = frozenset({10071, 10164})
+
+_TAKEN_TEXT: Final = "maximum messages per subject exceeded"
+"""The server gives a full stream or disk the same code as a taken subject."""
+_UNAVAILABLE: Final = 503
+_UNAVAILABLE_SECONDS: Final = 0.25
 
 _ACK_TIMEOUT_SECONDS: Final = 5.0
 _GIVE_UP_SECONDS: Final = 30.0
@@ -186,6 +191,7 @@ class LogWriter:
         Raises:
             ConflictError: ``duplicate_fact`` (the subject is taken) or ``fenced``.
             TransientError: ``append_timeout``: not acknowledged within 30 s; it may be stored.
+                ``append_unavailable``: no stream took it for so long. ``log_full``: no room.
             InvariantError: The server refused it for another reason.
         """
         if len(body) > self._claims.threshold_bytes:
@@ -363,8 +369,15 @@ class LogWriter:
         details = error if isinstance(error, dict) else {}
         code = int(details.get("err_code", 0))
         text = str(details.get("description", error))
-        if item.sends > 1 and (code == SUBJECT_TAKEN or code in FENCED):
-            self._settle(item, code)
+        if code == SUBJECT_TAKEN or code in FENCED:
+            if item.sends > 1 or (code == SUBJECT_TAKEN and text != _TAKEN_TEXT):
+                self._background(self._compare(item, code, text))
+                return
+        elif details.get("code") == _UNAVAILABLE:
+            if self._loop.time() < item.give_up_at:
+                self._background(self._send_later(item))
+            else:
+                self._fail(item, TransientError("append_unavailable", text))
             return
         self._fail(item, _refusal(item.record, code, text))
 
@@ -376,23 +389,30 @@ class LogWriter:
                 if member is not item:
                     member.done.exception()  # the first one's failure is the one that is awaited
 
-    def _settle(self, item: _Item, code: int) -> None:
-        """Decide by what is stored whether a refusal after a lost acknowledgement is success."""
-        task = asyncio.create_task(self._compare(item, code))
+    def _background(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
 
-    async def _compare(self, item: _Item, code: int) -> None:
+    async def _send_later(self, item: _Item) -> None:
+        """Try again soon: nobody takes the subject while a stream has no leader."""
+        await asyncio.sleep(_UNAVAILABLE_SECONDS)
+        self._send_single(item, None)
+
+    async def _compare(self, item: _Item, code: int, text: str) -> None:
+        """Decide by what is stored what a refusal means: after a lost ack it may be success."""
         record = item.record
         try:
             stored = await leader_read(self._bus, subjects.RUNS, record.subject)
-        except TransientError as error:
-            self._fail(item, error)
+        except (TransientError, JetStreamError) as error:
+            self._fail(item, TransientError("append_unavailable", str(error)))
             return
-        if stored is not None and stored.body == record.body:
+        if stored is not None and stored.body == record.body and item.sends > 1:
             self._acknowledged([item], stored.seq)
+        elif stored is None and code == SUBJECT_TAKEN:
+            self._fail(item, TransientError("log_full", f"{record.subject}: {text}"))
         else:
-            self._fail(item, _refusal(record, code, "refused after a lost acknowledgement"))
+            self._fail(item, _refusal(record, code, text))
 
     # -- lost acknowledgements ---------------------------------------------------------------
 
@@ -462,7 +482,7 @@ def _answer(body: bytes, headers: bytes | None) -> tuple[int, object]:
         if digits.isdigit() and body.count(b",") == 1:
             return int(digits), None  # {"stream":"RUNS","seq":7} without a detour
     if headers is not None and not body:
-        return 0, {"description": "no stream takes this subject"}
+        return 0, {"code": _UNAVAILABLE, "description": "no stream takes this subject"}
     answer = json.loads(body)
     return int(answer.get("seq", 0)), answer.get("error")
 
