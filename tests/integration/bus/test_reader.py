@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
@@ -10,7 +11,8 @@ from penstock.bus.writer import Record
 from penstock.contracts import subjects
 from penstock.contracts.errors import InvariantError, TransientError
 from penstock.contracts.facts import Claim, SignalReceived
-from tests.integration.bus.conftest import NOW, Bench, fact
+from penstock.embedded import NatsServer
+from tests.integration.bus.conftest import NOW, Bench, OpenBench, fact
 
 
 async def write(bench: Bench, count: int) -> list[int]:
@@ -217,3 +219,13 @@ async def test_pages_of_a_stream_give_every_message_once(bench: Bench) -> None:
     ]
 
     assert seen == sorted(sequences)
+
+
+async def test_read_run_while_the_stream_is_away_fails_for_now(
+    create_nats_server: Callable[..., NatsServer], open_bench: OpenBench
+) -> None:
+    bench = await open_bench(create_nats_server())
+    await bench.bus.api("STREAM.DELETE.RUNS")
+
+    with pytest.raises(TransientError):
+        await bench.reader.read_run(bench.tenant, bench.shard, bench.run_id)

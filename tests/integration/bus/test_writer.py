@@ -12,9 +12,10 @@ from contextlib import contextmanager
 import pytest
 
 from penstock.bus.reader import Stored
+from penstock.bus.topology import ensure
 from penstock.bus.writer import Record
 from penstock.contracts import subjects
-from penstock.contracts.errors import ConflictError, InvariantError
+from penstock.contracts.errors import ConflictError, TransientError
 from penstock.contracts.facts import Claim
 from penstock.embedded import NatsServer
 from tests.integration.bus.conftest import Bench, OpenBench, fact, more_than
@@ -108,9 +109,56 @@ async def test_append_behind_a_fence_is_refused_whatever_lies_there(
     assert list(await bench.stored()) == ["out.1.state"]
 
 
-async def test_append_where_no_stream_listens_is_refused(bench: Bench) -> None:
-    with pytest.raises(InvariantError):
-        await asyncio.wait_for(bench.writer.append("nowhere.at.all", fact()), 60)
+async def test_append_where_no_stream_listens_fails_for_now(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.bus.writer._GIVE_UP_SECONDS", 1.0)
+
+    with pytest.raises(TransientError) as unavailable:
+        await asyncio.wait_for(bench.writer.append("nowhere.at.all", fact()), 10)
+
+    assert unavailable.value.code == "append_unavailable"
+
+
+@MODES
+async def test_append_while_the_stream_is_away_succeeds_once_it_is_back(
+    create_nats_server: Callable[..., NatsServer], open_bench: OpenBench, batches: bool
+) -> None:
+    bench = await open_bench(create_nats_server())
+    choose(bench, batches)
+    await bench.bus.api("STREAM.DELETE.RUNS")
+    append = asyncio.create_task(
+        bench.writer.append_all(decision(bench, 1, "step.tool.q.a.1", "step.tool.q.b.1"))
+    )
+    await asyncio.wait([append], timeout=0.6)
+    assert not append.done()
+
+    await ensure(bench.bus, bench.settings)
+
+    sequences = await asyncio.wait_for(append, 10)
+    assert sorted((await bench.stored()).values()) == sorted(sequences)
+
+
+@MODES
+async def test_append_to_a_full_log_is_no_duplicate(
+    create_nats_server: Callable[..., NatsServer], open_bench: OpenBench, batches: bool
+) -> None:
+    bench = await open_bench(create_nats_server())
+    choose(bench, batches)
+    await bench.writer.append(bench.signal("first"), fact())
+    config = (await bench.bus.api("STREAM.INFO.RUNS"))["config"]
+    await bench.bus.api("STREAM.UPDATE.RUNS", {**config, "max_bytes": 1000})
+
+    answers = await asyncio.gather(
+        *(bench.writer.append(bench.signal(f"s{n}"), fact("x" * 900)) for n in range(5)),
+        bench.writer.append(bench.signal("first"), fact("again")),
+        return_exceptions=True,
+    )
+
+    assert [getattr(answer, "code", answer) for answer in answers] == [
+        *["log_full"] * 5,
+        "duplicate_fact",
+    ]
 
 
 async def test_append_by_a_caller_that_went_away_does_not_hurt_the_others(bench: Bench) -> None:
