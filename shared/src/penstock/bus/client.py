@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 from typing import Final
 
 from nats.aio.client import Client
@@ -18,8 +17,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import FlushTimeoutError
 
-DirectHandler = Callable[[str, str, bytes, bytes | None], None]
-"""Called with subject, reply, body and raw header block, inside the read loop: must not block."""
+from penstock.bus.parser import DirectHandler, HotParser
 
 _HEADER_LINE: Final = b"NATS/1.0"
 _MANY: Final = 4
@@ -34,6 +32,7 @@ class HotClient(Client):
         """Create an unconnected client."""
         super().__init__()
         self._direct: dict[int, DirectHandler] = {}
+        self._ps = HotParser(self, self._direct)
         self._out: list[bytes] = []
         self._write_due: asyncio.Handle | None = None
         self._write_soon = False
@@ -144,6 +143,7 @@ class HotClient(Client):
     async def _process_msg(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
     ) -> None:
+        # What came behind something else in the same read.
         handler = self._direct.get(sid)
         if handler is None:
             await super()._process_msg(sid, subject, reply, data, headers)
