@@ -17,6 +17,7 @@ from faststream.nats import NatsBroker
 from faststream.nats.security import NatsUserPassword
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.errors import ConnectionReconnectingError
 from pydantic import BaseModel, ValidationError
 
 from penstock.bus.connection import EXIT_CONNECTION_LOST
@@ -79,12 +80,12 @@ class Endpoint:
     async def stop(self) -> None:
         """Answer what is in work, then disconnect."""
         self._stopping = True
-        connection = self._connection
-        if connection is not None and not connection.is_connected:
-            # While it reconnects nothing can be answered, and FastStream cannot stop.
-            await connection.close()
-        else:
+        try:
             await self.broker.stop()
+        except ConnectionReconnectingError:
+            # Nobody asks any more; FastStream can only drain what is connected.
+            if self._connection is not None:
+                await self._connection.close()
 
     async def _on_closed(self) -> None:
         if not self._stopping:
