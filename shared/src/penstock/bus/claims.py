@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from typing import Final
 
+from nats.errors import Error as NatsError
 from nats.js.client import JetStreamContext
 from nats.js.errors import NotFoundError, ObjectNotFoundError
 from nats.js.object_store import ObjectStore
@@ -47,29 +48,39 @@ class Claims:
         return self._opened
 
     async def put(self, body: bytes) -> Claim:
-        """Store ``body`` under its SHA-256 and return the claim for it."""
+        """Store ``body`` under its SHA-256 and return the claim for it.
+
+        Raises:
+            TransientError: ``object_store_unavailable``.
+        """
         digest = hashlib.sha256(body).hexdigest()
-        store = await self._store()
         try:
-            await store.get_info(digest)
-        except (NotFoundError, ObjectNotFoundError):
-            await store.put(digest, body)
+            store = await self._store()
+            try:
+                await store.get_info(digest)
+            except (NotFoundError, ObjectNotFoundError):
+                await store.put(digest, body)
+        except NatsError as error:
+            raise _unavailable(error) from error
         return Claim(sha256=digest, size_bytes=len(body))
 
     async def get(self, claim: Claim) -> bytes:
         """Fetch what a claim stands for.
 
         Raises:
-            TransientError: ``object_missing``: not there, perhaps not yet on this replica.
+            TransientError: ``object_missing``: not there, perhaps not yet on this replica;
+                ``object_store_unavailable``.
             InvariantError: ``object_corrupt``: the content does not match its digest.
         """
-        store = await self._store()
         try:
+            store = await self._store()
             found = await store.get(claim.sha256)
         except (NotFoundError, ObjectNotFoundError) as error:
             raise TransientError(
                 "object_missing", f"object {claim.sha256} of {claim.size_bytes} bytes is missing"
             ) from error
+        except NatsError as error:
+            raise _unavailable(error) from error
         body = found.data or b""
         if hashlib.sha256(body).hexdigest() != claim.sha256:
             raise InvariantError("object_corrupt", f"object {claim.sha256} is corrupt")
@@ -86,3 +97,7 @@ class Claims:
         if not is_claim(body):
             return body
         return await self.get(Claim.model_validate_json(body))
+
+
+def _unavailable(error: NatsError) -> TransientError:
+    return TransientError("object_store_unavailable", f"the object store: {error!r}")
