@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from penstock.bus.topology import ensure
 from penstock.bus.writer import Record
 from penstock.contracts import subjects
 from penstock.contracts.errors import InvariantError, TransientError
@@ -229,3 +230,21 @@ async def test_read_run_while_the_stream_is_away_fails_for_now(
 
     with pytest.raises(TransientError):
         await bench.reader.read_run(bench.tenant, bench.shard, bench.run_id)
+
+
+async def test_claim_while_the_object_store_is_away_is_tried_again_later(
+    create_nats_server: Callable[..., NatsServer], open_bench: OpenBench
+) -> None:
+    bench = await open_bench(create_nats_server())
+    body = fact("x" * 200_000)
+    claim = await bench.claims.put(body)
+    await bench.bus.api(f"STREAM.DELETE.OBJ_{subjects.ARTIFACTS}")
+
+    with pytest.raises(TransientError):
+        await bench.claims.get(claim)
+    with pytest.raises(TransientError):
+        await bench.writer.append(bench.signal("large"), body)
+
+    await ensure(bench.bus, bench.settings)
+    await bench.writer.append(bench.signal("large"), body)
+    assert await bench.claims.get(claim) == body
