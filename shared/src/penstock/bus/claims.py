@@ -51,7 +51,7 @@ class Claims:
         """Store ``body`` under its SHA-256 and return the claim for it.
 
         Raises:
-            TransientError: ``object_store_unavailable``.
+            TransientError: ``objects_unavailable``.
         """
         digest = hashlib.sha256(body).hexdigest()
         try:
@@ -69,7 +69,7 @@ class Claims:
 
         Raises:
             TransientError: ``object_missing``: not there, perhaps not yet on this replica;
-                ``object_store_unavailable``.
+                ``objects_unavailable``.
             InvariantError: ``object_corrupt``: the content does not match its digest.
         """
         try:
@@ -100,4 +100,4 @@ class Claims:
 
 
 def _unavailable(error: NatsError) -> TransientError:
-    return TransientError("object_store_unavailable", f"the object store: {error!r}")
+    return TransientError("objects_unavailable", f"the object store: {error!r}")
