@@ -319,7 +319,7 @@ class Engine:
                 self.reload()
                 changed = None
             else:
-                if not decided.waits:
+                if not decided.waits and not (changed and self._overdue(self.state, now)):
                     # Whoever stops here may take the next result for the only change.
                     assert decide(self.plan, self.state, now, cause_seq) is None
         raise AssertionError("the run does not settle")
