@@ -30,10 +30,10 @@ SERVICES = (
 def settings_page() -> str:
     """All settings: the shared blocks, then each service's own fields."""
     blocks: list[type[BaseSettings]] = [CoreSettings, DatabaseSettings]
-    for service in SERVICES:
-        if importlib.util.find_spec(f"{service}.settings") is None:
+    for package in (*SERVICES, "penstock_orchestrator.archive", "penstock.runner"):
+        if importlib.util.find_spec(f"{package}.settings") is None:
             continue
-        module = importlib.import_module(f"{service}.settings")
+        module = importlib.import_module(f"{package}.settings")
         blocks += [
             value
             for value in vars(module).values()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import sys
+from collections.abc import Coroutine
 
 import uvloop
 
@@ -152,13 +154,20 @@ def run(settings: OrchestratorSettings) -> None:
         instance_id=settings.instance_id,
         otlp_endpoint=settings.otlp_endpoint,
     )
-    if settings.role == "projector":
-        from penstock_orchestrator.archive.process import (  # noqa: PLC0415 - brings SQLAlchemy
-            run_projector,
-        )
-        from penstock_orchestrator.archive.settings import ArchiveSettings  # noqa: PLC0415
+    try:
+        uvloop.run(_process_of(settings))
+    except PenstockError as error:
+        _log.critical("orchestrator.failed", extra={"code": error.code, "reason": error.message})
+        sys.exit(1)
+    finally:
+        tracing.shutdown()
 
-        uvloop.run(run_projector(ArchiveSettings()))
-    else:
-        uvloop.run(run_engine(settings))
-    tracing.shutdown()
+
+def _process_of(settings: OrchestratorSettings) -> Coroutine[None, None, None]:
+    """Return the role's coroutine; only a projector imports what belongs to the archive."""
+    if settings.role == "engine":
+        return run_engine(settings)
+    from penstock_orchestrator.archive.process import run_projector  # noqa: PLC0415
+    from penstock_orchestrator.archive.settings import ArchiveSettings  # noqa: PLC0415
+
+    return run_projector(ArchiveSettings())

@@ -293,10 +293,10 @@ class Projector:
             try:
                 return await self._claims.unpack(body)
             except TransientError as error:
+                if error.code != "object_missing":
+                    raise
                 _log.warning("projector.claim_missing", reason=error.message, attempt=attempt)
                 await asyncio.sleep(0.1 * 2**attempt)
-            except NatsError as error:
-                raise TransientError("objects_unavailable", repr(error)) from error
             except InvariantError as error:
                 raise RejectedError(error.code, error.message) from error
         raise RejectedError("claim_lost", "the object behind the claim is missing")
