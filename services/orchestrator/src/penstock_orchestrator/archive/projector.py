@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from nats.errors import Error as NatsError
 from prometheus_client import Counter, Gauge, Histogram
 
 from penstock.bus.claims import Claims, is_claim
