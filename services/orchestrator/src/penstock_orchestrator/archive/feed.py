@@ -22,10 +22,11 @@ from penstock.telemetry.logs import EventLog
 _log = EventLog(__name__)
 
 _EXPIRES_SECONDS: Final = 30
-_HEARTBEAT_SECONDS: Final = 1
 _SILENCE_SECONDS: Final = 3.5
 _AGAIN_SECONDS: Final = 0.25
 _NANO: Final = 1_000_000_000
+_HEARTBEAT: Final = _NANO
+_BURST_SECONDS: Final = 2.0
 _NOT_FOUND: Final = 404
 _COMPLETED: Final = "Batch Completed"
 _TOO_LARGE: Final = "Message Size Exceeds MaxBytes"
@@ -53,7 +54,7 @@ class LogMessage(NamedTuple):
 
 
 class Feed:
-    """Pulls from one durable without pause, and holds at most two batches."""
+    """Pulls from one durable, and holds at most a batch."""
 
     def __init__(
         self,
@@ -82,9 +83,11 @@ class Feed:
         self._buffer: list[LogMessage] = []
         self._buffer_bytes = 0
         self._arrived = asyncio.Event()
-        self._full = asyncio.Event()
+        self._ended = asyncio.Event()
         self._doubt = asyncio.Event()
         self._credit = 0
+        self._bursting = False
+        self._behind = False
         self._stopping = False
         self._loop = asyncio.get_running_loop()
         self._heard_at = 0.0
@@ -102,7 +105,7 @@ class Feed:
         """Stop pulling and wake up whoever waits in ``take``."""
         self._stopping = True
         self._arrived.set()
-        self._full.set()
+        self._ended.set()
         if self._keeper is not None:
             self._keeper.cancel()
         if self._restart_pull in self._bus.on_reconnect:
@@ -113,54 +116,79 @@ class Feed:
             await self._bus.nc.unsubscribe_direct(subscription)
 
     async def take(self, flush_seconds: float) -> list[LogMessage]:
-        """Return what has arrived, in order of sequence: at once if it is a full batch.
+        """Return what has gathered in the log, in order of sequence.
+
+        The first message rings the doorbell; the others are left at the server for a while and
+        fetched in one burst. Were each sent as it comes, each would wake up two processes.
 
         Args:
-            flush_seconds: How long to wait for more once there is something.
+            flush_seconds: How long to let messages gather; not waited for while there is more
+                than a batch.
 
         Returns:
             Messages; none only after ``stop``.
         """
-        await self._arrived.wait()
-        if self._room and not self._stopping:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._full.wait(), flush_seconds)
-        taken, self._buffer = self._buffer, []
-        self._buffer_bytes = 0
+        while not self._stopping:
+            if not self._behind:
+                await self._arrived.wait()
+                await self._wait_for_end(flush_seconds)
+            self._burst()
+            await self._wait_for_end(_BURST_SECONDS)
+            taken, self._buffer = self._buffer, []
+            self._behind = len(taken) >= self._batch_size or self._buffer_bytes >= BATCH_BYTES
+            self._buffer_bytes = 0
+            if not self._stopping:
+                self._arrived.clear()
+                self._ended.clear()
+                if not self._behind:
+                    self._ring()
+            if taken:
+                taken.sort()
+                return taken
+        return []
+
+    async def _wait_for_end(self, seconds: float) -> None:
+        """Wait until the burst is over, or the feed is stopped."""
         if not self._stopping:
-            self._arrived.clear()
-            self._full.clear()
-        self._pull()
-        taken.sort()
-        return taken
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), seconds)
 
     def acknowledge(self, message: LogMessage) -> None:
         """Tell the server that everything up to ``message`` is done."""
         if message.reply and not self._bus.nc.is_closed:
             self._bus.nc.publish_now(message.reply, "", b"+ACK", urgent=False)
 
-    @property
-    def _room(self) -> bool:
-        """Whether what has arrived is less than a batch."""
-        return len(self._buffer) < self._batch_size and self._buffer_bytes < BATCH_BYTES
+    def _ring(self) -> None:
+        """Ask for one message, whenever it comes."""
+        if not self._stopping and not self._credit and not self._buffer:
+            self._request(1, expires=_EXPIRES_SECONDS * _NANO, idle_heartbeat=_HEARTBEAT)
 
-    def _pull(self) -> None:
-        if self._stopping or self._credit or not self._room:
+    def _burst(self) -> None:
+        """Ask for all that is there, up to a batch."""
+        room = self._batch_size - len(self._buffer)
+        if self._stopping or room <= 0 or self._buffer_bytes >= BATCH_BYTES:
+            self._ended.set()
             return
-        self._credit = self._batch_size
-        request = {
-            "batch": self._batch_size,
-            "max_bytes": BATCH_BYTES,
-            "expires": _EXPIRES_SECONDS * _NANO,
-            "idle_heartbeat": _HEARTBEAT_SECONDS * _NANO,
-        }
-        self._bus.nc.publish_now(self._next_subject, self._inbox, json.dumps(request).encode())
+        self._bursting = True
+        self._request(room, no_wait=True, max_bytes=BATCH_BYTES)
+
+    def _request(self, batch: int, **how: int) -> None:
+        self._credit = batch
+        request = json.dumps({"batch": batch, **how}).encode()
+        self._bus.nc.publish_now(self._next_subject, self._inbox, request)
+
+    def _end_burst(self) -> None:
+        self._credit = 0
+        if self._bursting:
+            self._bursting = False
+            self._ended.set()
 
     def _restart_pull(self) -> None:
         """Whatever credit the server had is gone with the old connection."""
+        self._end_burst()
         self._credit = 0
         self._heard_at = self._loop.time()
-        self._pull()
+        self._ring()
 
     def _on_message(self, subject: str, reply: str, body: bytes, headers: bytes | None) -> None:
         if not reply:
@@ -176,11 +204,8 @@ class Feed:
         self._heard_at = self._loop.time()
         if len(buffer) == 1:
             self._arrived.set()
-        if len(buffer) >= self._batch_size or self._buffer_bytes >= BATCH_BYTES:
-            self._full.set()
         if self._credit <= 0:
-            self._credit = 0
-            self._pull()
+            self._end_burst()
 
     def _on_status(self, block: bytes | None) -> None:
         self._heard_at = self._loop.time()
@@ -189,10 +214,10 @@ class Feed:
         reason = headers.get("Description", "")
         if status in ("", "100") or reason == _COMPLETED:
             return  # a heartbeat, or what the last message said already
-        # The request ended: expired, full, leader changed, durable deleted.
-        self._credit = 0
-        if status == "408" or reason == _TOO_LARGE:
-            self._pull()
+        # The request ended: nothing more there, expired, too large, leader changed, deleted.
+        self._end_burst()
+        if status in ("404", "408") or reason == _TOO_LARGE:
+            self._ring()
         elif not self._stopping:
             _log.warning("projector.pull_ended", status=status, reason=reason)
             self._doubt.set()

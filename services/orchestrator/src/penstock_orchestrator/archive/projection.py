@@ -124,7 +124,10 @@ class Projection:
             self._runs[row[0], row[1]] = run = RunRow(*row[2:])
             run.stored = True
         for row in steps:
-            self._runs[row[0], row[1]].steps[row[2]] = StepRow(*row[2:])
+            known = self._runs.get((row[0], row[1]))
+            # A run that another projector began between the two queries: the commit will fail.
+            if known is not None:
+                known.steps[row[2]] = StepRow(*row[2:])
         for key in keys:
             if key not in self._runs:
                 self._runs[key] = RunRow()

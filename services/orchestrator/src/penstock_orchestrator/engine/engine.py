@@ -71,7 +71,8 @@ class Engine:
         async with slot.lock:
             slot.touched_at = time.time()
             changed = await self._take_in(slot, entry, first=delivery.deliveries == 1)
-            await self._advance(slot, entry.fact.occurred_at, entry.seq, changed)
+            # The engine's clock: a runner's may be wrong, and the input may have waited long.
+            await self._advance(slot, datetime.now(UTC), entry.seq, changed)
 
     async def on_timer(self, delivery: Delivery) -> None:
         """Handle a due timer: it only says that time has passed.
@@ -199,9 +200,15 @@ class Engine:
             return
         plan = slot.plan or self._plans.kept(state.invoked.plan_digest)
         if plan is None:
-            plan = await self._plans.get(state.invoked.plan_digest)
+            try:
+                plan = await self._plans.get(state.invoked.plan_digest)
+            except InvariantError as error:
+                await self._publish(slot, state, _no_plan(state, now, cause_seq, error.info()))
+                return
             if plan is None:
-                await self._publish(slot, state, _no_plan(state, now, cause_seq))
+                reason = f"no plan has the digest {state.invoked.plan_digest}"
+                missing = ErrorInfo(code="plan_missing", message=reason)
+                await self._publish(slot, state, _no_plan(state, now, cause_seq, missing))
                 return
         slot.plan = plan
         if changed is None:
@@ -289,7 +296,7 @@ class Engine:
         """Note when the run is to be looked at again, or forget it."""
         state = slot.state
         if state is None or state.invoked is None:
-            if state is not None:
+            if state is not None and state.cancel is None and not state.signals:
                 self.runs.forget(slot)
             return
         if state.ended is not None:
@@ -314,13 +321,11 @@ def _subject_of(slot: Slot, number: int, output: Output) -> FactSubject:
     )
 
 
-def _no_plan(state: RunState, now: datetime, cause_seq: int) -> Decided:
+def _no_plan(state: RunState, now: datetime, cause_seq: int, error: ErrorInfo) -> Decided:
     fact = RunEnded(
         occurred_at=now,
         decision=Decision(cause_seq=cause_seq),
         status=RunStatus.FAILED,
-        error=ErrorInfo(
-            code="plan_missing", message=f"no plan has the digest {state.request.plan_digest}"
-        ),
+        error=error,
     )
     return Decided(state.decisions + 1, (Output(subjects.END_SUFFIX, fact),))
