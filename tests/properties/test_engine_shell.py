@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from penstock.bus.consumer import Delivery
-from penstock.bus.writer import Record
+from penstock.bus.records import Record
 from penstock.contracts import subjects
 from penstock.contracts.facts import CancelRequested, StepKind, StepScheduled, TimerDue
 from penstock.contracts.plan import Plan

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import time
 from collections import deque
@@ -25,23 +24,27 @@ from nats.errors import TimeoutError as NatsTimeoutError
 
 from penstock.bus.batching import CommitCost
 from penstock.bus.claims import Claims
-from penstock.bus.client import header_block
 from penstock.bus.connection import Bus, JetStreamError
 from penstock.bus.reader import leader_read
+from penstock.bus.records import (
+    FENCED,
+    SUBJECT_TAKEN,
+    Record,
+    header_bytes,
+    read_answer,
+    refusal,
+)
 from penstock.contracts import subjects
-from penstock.contracts.errors import ConflictError, InvariantError, TransientError
+from penstock.contracts.errors import ConflictError, TransientError
 from penstock.settings import CoreSettings
 from penstock.telemetry.metrics import BUS_COMMIT_MESSAGES, BUS_COMMIT_SECONDS
 from penstock.telemetry.tallies import WRITER
 
 _log = logging.getLogger(__name__)
 
-SUBJECT_TAKEN: Final = 10077
-FENCED: Final = frozenset({10071, 10164})
 
 _TAKEN_TEXT: Final = "maximum messages per subject exceeded"
 """The server gives a full stream or disk the same code as a taken subject."""
-_UNAVAILABLE: Final = 503
 _UNAVAILABLE_SECONDS: Final = 0.25
 
 _ACK_TIMEOUT_SECONDS: Final = 5.0
@@ -50,25 +53,6 @@ _SWEEP_SECONDS: Final = 1.0
 _MAX_BATCH: Final = 500
 _MAX_BATCH_BYTES: Final = 4 * 2**20
 _MAX_IN_FLIGHT: Final = 4096
-
-_FENCE_VALUE: Final = "Nats-Expected-Last-Subject-Sequence"
-_FENCE_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
-_FENCE_BLOCK: Final = header_block({_FENCE_VALUE: "0", _FENCE_SUBJECT: "%b"})
-_PLAIN_ACK: Final = b'{"stream":'
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One message to append.
-
-    ``fence`` is a filter that must match no stored message yet; ``headers`` are kept with the
-    message.
-    """
-
-    subject: str
-    body: bytes
-    fence: str | None = None
-    headers: dict[str, str] | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -281,7 +265,7 @@ class LogWriter:
         self._flights[token] = _Flight([item], group)
         record = item.record
         self._bus.nc.publish_now(
-            record.subject, self._prefix + token, record.body, _headers(record)
+            record.subject, self._prefix + token, record.body, header_bytes(record)
         )
 
     def _send_batch(self, items: list[_Item]) -> None:
@@ -302,7 +286,7 @@ class LogWriter:
                 record.subject,
                 self._prefix + token if number == last else "",
                 record.body,
-                _headers(record, extra),
+                header_bytes(record, extra),
             )
 
     def _token(self) -> str:
@@ -316,7 +300,7 @@ class LogWriter:
         if flight is None:
             return  # answered before, by what is stored
         items, group = flight.items, flight.group
-        sequence, error = _answer(body, headers)
+        sequence, error = read_answer(body, headers)
         if group is not None:
             self._landed(group, refused=error is not None)
         if error is None:
@@ -373,13 +357,13 @@ class LogWriter:
             if item.sends > 1 or (code == SUBJECT_TAKEN and text != _TAKEN_TEXT):
                 self._background(self._compare(item, code, text))
                 return
-        elif details.get("code") == _UNAVAILABLE:
+        elif details.get("code") == UNAVAILABLE:
             if self._loop.time() < item.give_up_at:
                 self._background(self._send_later(item))
             else:
                 self._fail(item, TransientError("append_unavailable", text))
             return
-        self._fail(item, _refusal(item.record, code, text))
+        self._fail(item, refusal(item.record, code, text))
 
     def _fail(self, item: _Item, error: Exception) -> None:
         _count(error)
@@ -412,7 +396,7 @@ class LogWriter:
         elif stored is None and code == SUBJECT_TAKEN:
             self._fail(item, TransientError("log_full", f"{record.subject}: {text}"))
         else:
-            self._fail(item, _refusal(record, code, text))
+            self._fail(item, refusal(record, code, text))
 
     # -- lost acknowledgements ---------------------------------------------------------------
 
@@ -473,35 +457,3 @@ def _count(error: Exception) -> None:
         WRITER.fenced += 1
     else:
         WRITER.failed += 1
-
-
-def _answer(body: bytes, headers: bytes | None) -> tuple[int, object]:
-    """Read an acknowledgement: the sequence, or the error."""
-    if body.startswith(_PLAIN_ACK) and body.endswith(b"}"):
-        digits = body[body.rfind(b":") + 1 : -1].strip()
-        if digits.isdigit() and body.count(b",") == 1:
-            return int(digits), None  # {"stream":"RUNS","seq":7} without a detour
-    if headers is not None and not body:
-        return 0, {"code": _UNAVAILABLE, "description": "no stream takes this subject"}
-    answer = json.loads(body)
-    return int(answer.get("seq", 0)), answer.get("error")
-
-
-def _headers(record: Record, extra: dict[str, str] | None = None) -> bytes | None:
-    if record.headers is None and extra is None:
-        return None if record.fence is None else _FENCE_BLOCK % record.fence.encode()
-    headers = dict(record.headers) if record.headers else {}
-    if record.fence is not None:
-        headers[_FENCE_VALUE] = "0"
-        headers[_FENCE_SUBJECT] = record.fence
-    if extra is not None:
-        headers |= extra
-    return header_block(headers) if headers else None
-
-
-def _refusal(record: Record, code: int, text: str) -> Exception:
-    if code == SUBJECT_TAKEN:
-        return ConflictError("duplicate_fact", f"{record.subject} is already stated")
-    if code in FENCED:
-        return ConflictError("fenced", f"a decision under {record.fence} exists already")
-    return InvariantError("append_refused", f"{record.subject}: {text} ({code})")

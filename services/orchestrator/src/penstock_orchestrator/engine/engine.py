@@ -16,7 +16,8 @@ from penstock.bus.claims import is_claim
 from penstock.bus.connection import Bus
 from penstock.bus.consumer import Delivery
 from penstock.bus.reader import TRACE_HEADER, LogReader, decode_entry
-from penstock.bus.writer import LogWriter, Record
+from penstock.bus.records import Record
+from penstock.bus.writer import LogWriter
 from penstock.contracts import subjects
 from penstock.contracts.errors import ConflictError, ErrorInfo, InvariantError
 from penstock.contracts.facts import (
@@ -172,6 +173,19 @@ class Engine:
         self, slot: Slot, now: datetime, cause_seq: int, changed: str | None
     ) -> None:
         """Decide until there is nothing left to decide."""
+        settled = False
+        try:
+            await self._decide_until_settled(slot, now, cause_seq, changed)
+            settled = True
+        finally:
+            if not settled:
+                # Unknown what is stored: the next input reads the log.
+                slot.state = None
+        self._settle(slot)
+
+    async def _decide_until_settled(
+        self, slot: Slot, now: datetime, cause_seq: int, changed: str | None
+    ) -> None:
         for _ in range(_MAX_CONFLICTS):
             try:
                 await self._decide_all(slot, now, cause_seq, changed)
@@ -182,14 +196,8 @@ class Engine:
                 slot.state = None
                 await self._reload(slot, at_least_seq=cause_seq)
                 changed = None
-            except BaseException:
-                # Unknown what is stored: the next input reads the log.
-                slot.state = None
-                raise
             else:
-                self._settle(slot)
                 return
-        slot.state = None
         raise ConflictError("too_many_conflicts", f"run {slot.run_id} does not settle")
 
     async def _decide_all(
