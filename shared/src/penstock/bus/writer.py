@@ -29,6 +29,7 @@ from penstock.bus.reader import leader_read
 from penstock.bus.records import (
     FENCED,
     SUBJECT_TAKEN,
+    UNAVAILABLE,
     Record,
     header_bytes,
     read_answer,
