@@ -40,8 +40,7 @@ demo: setup ## Run the example agent and workflow on an embedded stack
 dev: setup ## Start nats-server and the five services on loopback
 	$(BIN)/penstock dev $(ARGS)
 
-test: setup ## Run all tests
-	$(BIN)/pytest $(ARGS)
+test: test-unit test-integration test-e2e test-chaos ## Run all tests
 
 test-unit: setup ## Run the tests that need no server
 	$(BIN)/pytest tests/unit tests/properties tests/contracts $(ARGS)

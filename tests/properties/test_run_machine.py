@@ -7,11 +7,13 @@ Whatever happens, the log stays consistent, and every run ends once runners answ
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -497,9 +499,9 @@ class RunMachine(RuleBasedStateMachine):
 
 
 RunMachine.TestCase.settings = settings(
-    max_examples=150,
+    max_examples=int(os.environ.get("PENSTOCK_MACHINE_EXAMPLES", "100")),
     stateful_step_count=50,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
-TestRunMachine = RunMachine.TestCase
+TestRunMachine = pytest.mark.timeout(600)(RunMachine.TestCase)
