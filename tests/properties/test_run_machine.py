@@ -499,7 +499,7 @@ class RunMachine(RuleBasedStateMachine):
 
 
 RunMachine.TestCase.settings = settings(
-    max_examples=int(os.environ.get("PENSTOCK_MACHINE_EXAMPLES", "100")),
+    max_examples=int(os.environ.get("PENSTOCK_MACHINE_EXAMPLES", "150")),
     stateful_step_count=50,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
