@@ -103,6 +103,10 @@ def stream_table(settings: CoreSettings) -> list[dict[str, Any]]:
         _bucket(subjects.SESSIONS),
         _bucket(subjects.LEASES),
         _bucket(subjects.WEBHOOKS),
+        _bucket(subjects.SCHEDULES),
+        _bucket(subjects.PARKED),
+        _bucket(subjects.TURNS),
+        _bucket(subjects.LIMITS),
     ]
     table = [runs, timers, deltas, dead, canary, artifacts, *buckets]
     return [{**stream, "num_replicas": settings.streams_replicas} for stream in table]

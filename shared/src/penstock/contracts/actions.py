@@ -27,7 +27,17 @@ class UseTools(Record):
     calls: tuple[ToolCall, ...] = Field(min_length=1)
 
 
-Action = Respond | UseTools
+class RouteToAgent(Record):
+    """The agent hands the conversation over to another one of its network."""
+
+    action: Literal["route_to_agent"] = "route_to_agent"
+    agent: str
+    message: str = ""
+    """What the other agent is told."""
+    text: str = ""
+
+
+Action = Respond | UseTools | RouteToAgent
 
 ACTION: Final[TypeAdapter[Action]] = TypeAdapter(Annotated[Action, Field(discriminator="action")])
 """Reads and writes any action."""

@@ -21,13 +21,16 @@ class DefinitionKind(StrEnum):
 
     AGENT = "agent"
     WORKFLOW = "workflow"
+    NETWORK = "network"
 
 
 class StepKind(StrEnum):
-    """What a step needs a runner for; also the first token of its queue."""
+    """Who executes a step; also the first token of its queue."""
 
     AGENT = "agent"
     TOOL = "tool"
+    RUN = "run"
+    """Done by the engine itself: a child run, a message to another run. No runner takes it."""
 
 
 class Trigger(StrEnum):
@@ -39,6 +42,7 @@ class Trigger(StrEnum):
     CLI = "cli"
     SUBJECT = "subject"
     RUN = "run"
+    FORK = "fork"
 
 
 class RunStatus(StrEnum):
@@ -46,6 +50,9 @@ class RunStatus(StrEnum):
 
     CREATED = "created"
     RUNNING = "running"
+    WAITING = "waiting"
+    """Nothing is at work: it waits for a signal, an answer, a time or a turn of its own."""
+    PAUSED = "paused"
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -91,6 +98,13 @@ class Usage(Record):
     cost_usd: float = 0.0
     unknown_price: bool = False
     model_calls: int = 0
+    steps: int = 0
+    """Attempts at steps; of a child run all of its own."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in and out."""
+        return self.input_tokens + self.output_tokens
 
     def plus(self, other: Usage) -> Usage:
         """Return the sum of both."""
@@ -100,14 +114,149 @@ class Usage(Record):
             cost_usd=self.cost_usd + other.cost_usd,
             unknown_price=self.unknown_price or other.unknown_price,
             model_calls=self.model_calls + other.model_calls,
+            steps=self.steps + other.steps,
         )
 
 
 class RunLimits(Record):
-    """Limits of one run; what is not given comes from the plan."""
+    """Limits of one run (its RunConfig); what is not given comes from the plan.
+
+    Tokens, cost and steps are shared with child runs: a child gets what is left, or less.
+    """
 
     timeout_seconds: float | None = Field(default=None, gt=0)
     max_turns: int | None = Field(default=None, ge=1)
+    """Turns of each agent."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Attempts at steps, those of child runs included."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_cost_usd: float | None = Field(default=None, ge=0)
+    max_depth: int | None = Field(default=None, ge=0, le=32)
+    """How deep child runs may nest below this run."""
+    max_fan_out: int | None = Field(default=None, ge=1, le=10_000)
+    """Items of one map, branches of one parallel step."""
+
+
+class Reservation(Record):
+    """What a step may cost at most; set aside when it is scheduled, settled by its outcome."""
+
+    tokens: int = Field(default=0, ge=0)
+    cost_usd: float = Field(default=0.0, ge=0)
+    steps: int = Field(default=0, ge=0)
+
+
+class ParentRef(Record):
+    """The step of another run that a run is the work of."""
+
+    run_id: str
+    shard: int
+    step_id: str
+    attempt: int
+    root_run_id: str
+    depth: int = Field(ge=1)
+    """1 for the child of a run that has no parent."""
+
+
+class ForkedFrom(Record):
+    """The run, and the place in its log, that a run goes on from."""
+
+    run_id: str
+    at_seq: int
+    mode: Literal["fork", "retry", "replay"] = "fork"
+
+
+class SeededStep(Record):
+    """The recorded outcome of a step, taken over from another run."""
+
+    step_id: str
+    kind: StepKind
+    queue: str
+    attempt: int
+    node_id: str
+    name: str
+    output: Json = None
+    status: Literal["succeeded", "failed"] = "succeeded"
+    error: ErrorInfo | None = None
+    started_at: AwareDatetime
+    ended_at: AwareDatetime
+    overridden: bool = False
+
+
+class ParkedRequest(Record):
+    """What an open mark asks of the world outside: an answer, a tool's result, an event."""
+
+    name: str = ""
+    """The tool of a call, the name of an awaited event."""
+    arguments: Json = None
+    """The exact arguments of the call."""
+    digest: str = ""
+    """SHA-256 of name and arguments; an answer must name it."""
+    role: str | None = None
+    """Who may answer."""
+    message: str = ""
+    correlation: str | None = None
+    """The key by which an event finds the run."""
+    node_id: str = ""
+
+
+MarkKind = Literal[
+    "agent",
+    "tool",
+    "transform",
+    "branch",
+    "parallel",
+    "map",
+    "loop",
+    "wait",
+    "approval",
+    "client_tool",
+    "resolution",
+    "workflow",
+    "send",
+    "end",
+    "phase",
+]
+
+
+class Mark(Record):
+    """What the engine decided about one node of a plan, in one of its instances.
+
+    ``mark_id`` is the instance id (``{node}`` or ``{node}-x{i}``); with ``-a`` behind it for the
+    approval of a call, with ``-r`` for what became of an unknown outcome; ``-main`` and the like
+    for phases of the run. A later mark replaces an open one.
+    """
+
+    mark_id: str
+    kind: MarkKind
+    status: Literal["open", "succeeded", "failed", "skipped"]
+    output: Json = None
+    error: ErrorInfo | None = None
+    choice: str | None = None
+    """The case that a branch takes."""
+    count: int | None = None
+    """Items of a map; iterations begun of a loop."""
+    due_at: AwareDatetime | None = None
+    """When time alone settles it."""
+    request: ParkedRequest | None = None
+    """What is asked of somebody outside."""
+
+
+class SeededSignal(Record):
+    """A signal taken over from another run."""
+
+    signal_id: str
+    name: str
+    payload: Json = None
+
+
+class Seed(Record):
+    """What is known already when a run begins: it goes on from there."""
+
+    steps: tuple[SeededStep, ...] = ()
+    marks: tuple[Mark, ...] = ()
+    signals: tuple[SeededSignal, ...] = ()
+    spent: Usage = Usage()
+    """What the source had cost; shown, not charged."""
 
 
 class Fact(Record):
@@ -135,6 +284,11 @@ class RunInvoked(Fact):
     """SHA-256 of the request body, to tell a repeated request from another under the same key."""
     requested_by: str | None = None
     tags: dict[str, str] = {}
+    parent: ParentRef | None = None
+    seed: Seed | None = None
+    forked_from: ForkedFrom | None = None
+    priority: int = Field(default=0, ge=-100, le=100)
+    """Higher goes first where runs queue for the same runners."""
 
 
 class StepResult(Fact):
@@ -144,7 +298,8 @@ class StepResult(Fact):
     kind: StepKind
     name: str
     """Agent or tool that ran."""
-    status: Literal["succeeded", "failed"]
+    status: Literal["succeeded", "failed", "unknown"]
+    """``unknown``: an attempt that must not be repeated was lost; somebody must decide."""
     output: Json = None
     error: ErrorInfo | None = None
     usage: Usage | None = None
@@ -155,12 +310,24 @@ class StepResult(Fact):
     """How many pieces of text the attempt emitted."""
 
 
+SignalKind = Literal[
+    "event", "message", "approval", "tool_result", "resolution", "pause", "resume", "admitted"
+]
+"""What a signal is: news for the run, the answer to an open mark, or control of the run."""
+
+
 class SignalReceived(Fact):
     """Something from outside reached a run."""
 
     type: Literal["run.signalled"] = "run.signalled"
     name: str
     payload: Json = None
+    kind: SignalKind = "event"
+    target: str = ""
+    """The mark that it answers, where it answers one."""
+    sent_by: str | None = None
+    from_run: str | None = None
+    """The run that sent it, where a run did."""
 
 
 class CancelRequested(Fact):
@@ -179,6 +346,15 @@ class BlockedCall(Record):
     reason: str
 
 
+class Wait(Record):
+    """A step waits for its next attempt."""
+
+    timer_id: str
+    step_id: str
+    next_attempt: int
+    due_at: AwareDatetime
+
+
 class Decision(Record):
     """Stands in the first message of a decision.
 
@@ -189,6 +365,17 @@ class Decision(Record):
     cause_seq: int
     manifest: tuple[str, ...] = ()
     blocked: tuple[BlockedCall, ...] = ()
+    marks: tuple[Mark, ...] = ()
+    waits: tuple[Wait, ...] = ()
+    """Steps that wait for their next attempt."""
+    stops: tuple[str, ...] = ()
+    """Steps that nobody waits for any more."""
+
+
+class SecretRef(Record):
+    """A secret by its name; only the runner knows the value."""
+
+    secret: str
 
 
 class StepScheduled(Fact):
@@ -205,23 +392,23 @@ class StepScheduled(Fact):
     """What the runner must know beyond the input: an agent's model, an HTTP tool's request."""
     expires_at: AwareDatetime
     """A runner must not start it after this, and stops it then."""
-
-
-class Wait(Record):
-    """A step waits for its next attempt."""
-
-    timer_id: str
-    step_id: str
-    next_attempt: int
-    due_at: AwareDatetime
+    secrets: dict[str, tuple[str | SecretRef, ...]] = {}
+    """Where the runner fills secrets in: JSON pointer into ``{"input": ..., "config": ...}`` to
+    the pieces of the string there."""
+    reserve: Reservation | None = None
+    at_most_once: bool = False
+    """A lost attempt is reported as ``unknown`` instead of being made again."""
+    heartbeat_seconds: float | None = Field(default=None, gt=0)
+    """The runner fails the attempt if its handler shows no progress for so long."""
 
 
 class StateChanged(Fact):
-    """Decision *n* schedules nothing, but something is now being waited for."""
+    """Decision *n* schedules nothing, but the run's state is another."""
 
     type: Literal["run.state"] = "run.state"
     decision: Decision
     waits: tuple[Wait, ...] = ()
+    """As ``decision.waits``; where older engines wrote them."""
 
 
 class RunEnded(Fact):

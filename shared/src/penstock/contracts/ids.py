@@ -86,8 +86,62 @@ def shard_of(run_id: str, shards: int) -> int:
     return zlib.crc32(run_id.encode()) % shards
 
 
+def instance_id(node_id: str, path: tuple[int, ...]) -> str:
+    """Return the id of a node's instance inside maps and loops.
+
+    Args:
+        node_id: The node.
+        path: Index of the item or iteration in each enclosing map or loop, outermost first.
+    """
+    return f"{node_id}-x{'x'.join(map(str, path))}" if path else node_id
+
+
+def parse_step_id(step_id: str) -> tuple[str, tuple[int, ...], int | None, int | None]:
+    """Take apart a step id into node, path of indices, turn and index of a call.
+
+    Raises:
+        ValueError: It is not the id of a step.
+    """
+    node_id, _, rest = step_id.partition("-")
+    path: tuple[int, ...] = ()
+    if rest.startswith("x"):
+        head, _, rest = rest.partition("-")
+        path = tuple(int(part) for part in head[1:].split("x"))
+    if not rest:
+        return node_id, path, None, None
+    turn, _, index = rest.partition("-")
+    return node_id, path, int(turn), int(index) if index else None
+
+
+def approval_mark_id(step_id: str) -> str:
+    """Return the id of the mark that asks for a call's approval."""
+    return f"{step_id}-a"
+
+
+def resolution_mark_id(step_id: str) -> str:
+    """Return the id of the mark that asks what became of a lost attempt."""
+    return f"{step_id}-r"
+
+
+def answer_signal_id(kind: str, mark_id: str, digest: str = "") -> str:
+    """Return the id of the only signal that can answer an open mark.
+
+    Args:
+        kind: What kind of answer.
+        mark_id: The mark.
+        digest: What exactly is answered: a call's digest, a lost attempt's number.
+    """
+    name = hashlib.sha256(f"{mark_id}\x00{digest}".encode()).hexdigest()[:32]
+    return f"{kind}-{name}"
+
+
+def child_run_id(tenant: str, run_id: str, step_id: str, attempt: int) -> str:
+    """Derive the id of the run that an attempt at a step starts."""
+    return run_id_from_key(tenant, f"child\x00{run_id}\x00{step_id}\x00{attempt}")
+
+
 def turn_step_id(node_id: str, turn: int) -> str:
-    """Return the id of an agent node's LLM turn (turns count from 1)."""
+    """Return the id of an LLM turn of an agent node's instance (turns count from 1)."""
     return f"{node_id}-{turn}"
 
 

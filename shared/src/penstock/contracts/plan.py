@@ -7,12 +7,13 @@ definitions may change or vanish while a run goes on.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from pydantic import Field, TypeAdapter
+from pydantic_core import to_json
 
 from penstock.contracts.errors import ErrorFamily
-from penstock.contracts.facts import DefinitionKind, Record
+from penstock.contracts.facts import DefinitionKind, Record, Reservation, RunLimits
 from penstock.contracts.ids import NodeId, Token, content_digest
 from penstock.contracts.json import Json
 
@@ -40,6 +41,14 @@ class ToolParameter(Record):
     value: Json = None
 
 
+class ApprovalPolicy(Record):
+    """Who may approve, and what becomes of it if nobody does in time."""
+
+    role: str | None = None
+    expires_seconds: float = Field(default=600.0, gt=0)
+    message: str = ""
+
+
 class CompiledTool(Record):
     """A tool as a plan carries it."""
 
@@ -53,6 +62,23 @@ class CompiledTool(Record):
     """Given to the runner with each call (an HTTP tool's request)."""
     retry: RetryPolicy = RetryPolicy()
     timeout_seconds: float = Field(default=60.0, gt=0)
+    policy: Literal["allow", "require_approval", "block"] = "allow"
+    approval: ApprovalPolicy | None = None
+    """Who approves and for how long, where ``policy`` requires it."""
+    client: bool = False
+    """The caller of the run executes it; the run waits for the result."""
+    at_most_once: bool = False
+    """A lost attempt becomes ``unknown`` and needs a decision; it is never made again silently."""
+    heartbeat_seconds: float | None = Field(default=None, gt=0)
+    reserve: Reservation | None = None
+    """What a call may cost at most, where it costs anything."""
+
+
+class Price(Record):
+    """What a model costs, to reserve before a call; in USD per token."""
+
+    input_usd: float = Field(ge=0)
+    output_usd: float = Field(ge=0)
 
 
 class CompiledAgent(Record):
@@ -73,26 +99,218 @@ class CompiledAgent(Record):
     stream: bool = True
     retry: RetryPolicy = RetryPolicy()
     timeout_seconds: float = Field(default=300.0, gt=0)
+    description: str = ""
+    routes: tuple[Token, ...] = ()
+    """Agents of the same network that it may hand the conversation to."""
+    responds_to: Literal["user", "caller", "nobody"] = "user"
+    """Whom its answer is for: ``user`` ends the conversation, ``caller`` returns to the agent that
+    routed to it, ``nobody``: it must route on."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of all its turns in one run."""
+    max_cost_usd: float | None = Field(default=None, ge=0)
+    price: Price | None = None
+    overrides: dict[str, CompiledTool] = {}
+    """Tools that are another thing for this agent (an alias, other system parameters)."""
+
+
+class Block(Record):
+    """Nodes that belong together: the body of a map, one branch, a handler."""
+
+    name: str
+    nodes: tuple[Node, ...]
+    output: Json = None
+    """Template of the block's output; ``None``: the output of its last node."""
+
+    @cached_property
+    def successors(self) -> dict[str, tuple[Node, ...]]:
+        """For each node those of the block that need it."""
+        found: dict[str, list[Node]] = {node.id: [] for node in self.nodes}
+        for node in self.nodes:
+            for needed in node.needs:
+                found[needed].append(node)
+        return {node_id: tuple(nodes) for node_id, nodes in found.items()}
+
+
+class BranchSpec(Record):
+    """The first case whose condition holds is taken; ``None`` always holds (``else``)."""
+
+    conditions: tuple[Json, ...]
+    blocks: tuple[Block, ...]
+    """One for each condition. Where no condition holds, the node is done, with output null."""
+
+
+class ParallelSpec(Record):
+    """All blocks run side by side."""
+
+    blocks: tuple[Block, ...]
+    wait: int | None = None
+    """How many must succeed; ``None``: all. The others are stopped then."""
+    collect: bool = False
+    """A block that fails does not fail the node: its error stands in the result."""
+
+
+class MapSpec(Record):
+    """The body runs once for every item of a list; the result keeps the list's order."""
+
+    over: str
+    """CEL expression that gives the list."""
+    body: Block
+    variable: NodeId = "item"
+    concurrency: int | None = Field(default=None, ge=1)
+    max_items: int = Field(default=10_000, ge=1, le=10_000)
+    collect: bool = False
+
+
+class LoopSpec(Record):
+    """The body runs again and again; ``iteration`` counts from 0, ``previous`` is its output."""
+
+    body: Block
+    while_: Json = None
+    """Checked before each iteration."""
+    until: Json = None
+    """Checked after each iteration."""
+    max_iterations: int = Field(default=100, ge=1, le=10_000)
+    on_limit: Literal["fail", "stop"] = "fail"
+
+
+class WaitSpec(Record):
+    """Waits for time to pass or for a signal."""
+
+    seconds: Json = None
+    """A number, or a template that gives one."""
+    until: Json = None
+    """RFC 3339 text, or a template that gives one."""
+    signal: str | None = None
+    """Name of the event."""
+    match: Json = None
+    """Condition over ``signal.payload`` and the rest of the scope."""
+    correlation: Json = None
+    """Template of the key by which the event finds the run."""
+    timeout_seconds: float | None = Field(default=None, gt=0)
+    on_timeout: Literal["fail", "continue"] = "fail"
+
+
+class ApprovalSpec(Record):
+    """Waits for somebody's yes or no."""
+
+    message: Json = ""
+    role: str | None = None
+    expires_seconds: float = Field(default=86_400.0, gt=0)
+    on_reject: Literal["fail", "continue"] = "fail"
+
+
+class ChildSpec(Record):
+    """A run of another definition, of exactly this plan."""
+
+    name: Token
+    kind: DefinitionKind
+    version: int
+    plan_digest: str
+    limits: RunLimits = RunLimits()
+
+
+class SendSpec(Record):
+    """A message to another run, found by its id or by the key that it waits for."""
+
+    name: str
+    run_id: Json = None
+    correlation: Json = None
+    session_id: Json = None
+    payload: Json = None
+
+
+class EndSpec(Record):
+    """Ends the run at once."""
+
+    status: Literal["done", "failed"] = "done"
+    output: Json = None
+    message: Json = ""
+
+
+NodeKind = Literal[
+    "agent",
+    "tool",
+    "transform",
+    "branch",
+    "parallel",
+    "map",
+    "loop",
+    "wait",
+    "approval",
+    "workflow",
+    "send",
+    "end",
+]
 
 
 class Node(Record):
-    """One node of a plan: an agent to run or a tool to call, once all that it needs is done."""
+    """One node of a plan: something to be done once all that it needs is done."""
 
     id: NodeId
-    kind: Literal["agent", "tool"]
-    ref: Token
+    kind: NodeKind
+    ref: str = ""
     """Name of the agent or tool, a key of the plan's ``agents`` or ``tools``."""
     needs: tuple[NodeId, ...] = ()
+    """Nodes of the same block."""
+    when: Json = None
+    """Condition; where it does not hold the node is skipped."""
     input: Json = None
-    """Template of the node's input."""
+    """Template of the node's input; of a transform's output."""
     retry: RetryPolicy | None = None
     timeout_seconds: float | None = Field(default=None, gt=0)
+    on_error: Literal["fail", "continue"] = "fail"
+    fallback: Json = None
+    """Output of a node that failed and is to be continued after."""
+    compensate: Node | None = None
+    """Undoes the node if it succeeded and the run fails: a tool or an agent."""
+    branch: BranchSpec | None = None
+    parallel: ParallelSpec | None = None
+    map: MapSpec | None = None
+    loop: LoopSpec | None = None
+    wait: WaitSpec | None = None
+    approval: ApprovalSpec | None = None
+    child: ChildSpec | None = None
+    send: SendSpec | None = None
+    end: EndSpec | None = None
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The blocks within the node."""
+        if self.branch is not None:
+            return self.branch.blocks
+        if self.parallel is not None:
+            return self.parallel.blocks
+        if self.map is not None:
+            return (self.map.body,)
+        return (self.loop.body,) if self.loop is not None else ()
+
+
+class ConcurrencySpec(Record):
+    """How many runs with the same key may be under way."""
+
+    key: str = "''"
+    """CEL expression over ``input`` and ``run``."""
+    max: int = Field(default=1, ge=1, le=1000)
+    policy: Literal["queue", "reject", "cancel_oldest", "cancel_newest"] = "queue"
+
+
+class Place(NamedTuple):
+    """Where a node stands in a plan."""
+
+    node: Node
+    block: Block
+    owner: Node | None
+    """The node that the block belongs to; ``None`` for the plan's own blocks."""
+    depth: int
+    """How many maps and loops enclose it."""
+    phase: str
+    """``main``, ``compensation``, ``on_error`` or ``finally``."""
 
 
 class Plan(Record):
     """What a run executes."""
 
-    format: Literal["penstock.plan/1"] = "penstock.plan/1"
+    format: Literal["penstock.plan/1", "penstock.plan/2"] = "penstock.plan/2"
     name: Token
     kind: DefinitionKind
     nodes: tuple[Node, ...]
@@ -101,24 +319,63 @@ class Plan(Record):
     output: Json = None
     """Template of the run's output; ``None``: the output of the last node."""
     timeout_seconds: float = Field(default=3600.0, gt=0)
+    limits: RunLimits = RunLimits()
+    concurrency: ConcurrencySpec | None = None
+    correlation: Json = None
+    """Template of the key by which events find a run, from its beginning to its end."""
+    on_error: tuple[Node, ...] = ()
+    """Run if the run has failed, after compensation; ``error`` tells them why."""
+    finally_: tuple[Node, ...] = ()
+    """Run at last, whether the run has failed or not."""
 
     @cached_property
     def by_id(self) -> dict[str, Node]:
-        """The nodes by their ids."""
-        return {node.id: node for node in self.nodes}
+        """All nodes by their ids, those within others included."""
+        return {node_id: place.node for node_id, place in self.places.items()}
+
+    @cached_property
+    def main(self) -> Block:
+        """The nodes of the run itself, as a block."""
+        return Block.model_construct(name="main", nodes=self.nodes, output=self.output)
+
+    @cached_property
+    def handlers(self) -> dict[str, Block]:
+        """The blocks of the later phases, by phase."""
+        return {
+            "on_error": Block.model_construct(name="on_error", nodes=self.on_error, output=None),
+            "finally": Block.model_construct(name="finally", nodes=self.finally_, output=None),
+        }
+
+    @cached_property
+    def places(self) -> dict[str, Place]:
+        """Where every node stands, by id."""
+        found: dict[str, Place] = {}
+
+        def walk(block: Block, owner: Node | None, depth: int, phase: str) -> None:
+            for node in block.nodes:
+                found[node.id] = Place(node, block, owner, depth, phase)
+                if node.compensate is not None:
+                    undo = node.compensate
+                    alone = Block.model_construct(name=undo.id, nodes=(undo,), output=None)
+                    found[undo.id] = Place(undo, alone, None, depth, "compensation")
+                below = depth + (node.map is not None or node.loop is not None)
+                for inner in node.blocks:
+                    walk(inner, node, below, phase)
+
+        walk(self.main, None, 0, "main")
+        for phase, block in self.handlers.items():
+            walk(block, None, 0, phase)
+        return found
 
     @cached_property
     def successors(self) -> dict[str, tuple[Node, ...]]:
         """For each node those that need it."""
-        found: dict[str, list[Node]] = {node.id: [] for node in self.nodes}
-        for node in self.nodes:
-            for needed in node.needs:
-                found[needed].append(node)
-        return {node_id: tuple(nodes) for node_id, nodes in found.items()}
+        return self.main.successors
 
     def to_bytes(self) -> bytes:
         """Return the canonical bytes, the ones that the digest is taken of."""
-        return PLAN.dump_json(self)
+        said = PLAN.dump_python(self, mode="json", exclude_defaults=True)
+        return to_json({"format": self.format, **said})
 
     def digest(self) -> str:
         """Return the SHA-256 of the canonical bytes, in hexadecimal."""

@@ -19,12 +19,14 @@ from penstock.contracts.errors import ErrorInfo, InvariantError
 from penstock.contracts.facts import (
     CancelRequested,
     Decision,
+    Mark,
+    Reservation,
     RunEnded,
     RunFact,
     RunInvoked,
     RunStatus,
+    Seed,
     SignalReceived,
-    StateChanged,
     StepKind,
     StepResult,
     StepScheduled,
@@ -34,7 +36,9 @@ from penstock.contracts.facts import (
 from penstock.contracts.json import Json
 from penstock.contracts.subjects import FactSubject
 
-StepStatus = Literal["planned", "scheduled", "waiting", "succeeded", "failed"]
+_NOTHING: Final = Reservation()
+
+StepStatus = Literal["planned", "scheduled", "waiting", "stopped", "succeeded", "failed", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,8 @@ class StepState:
     """One step of a run, at its latest attempt.
 
     ``planned`` means that a decision's manifest names it but its message has not been seen;
-    ``waiting`` that its next attempt is not due yet.
+    ``waiting`` that its next attempt is not due yet, ``stopped`` that nobody waits for its
+    outcome any more.
     """
 
     step_id: str
@@ -61,11 +66,40 @@ class StepState:
     error: ErrorInfo | None = None
     usage: Usage | None = None
     wait: Wait | None = None
+    reserve: Reservation | None = None
+    throttled: int = 0
+    """Attempts that were turned away by a rate limit; they do not count as tries."""
+    outcome_seq: int = 0
+    """Stream sequence of the outcome; 0 while there is none, or if it was taken over."""
+    seeded: bool = False
+    """Its outcome was taken over from another run."""
 
     @property
     def open(self) -> bool:
         """Whether an outcome is still to come."""
         return self.status in ("planned", "scheduled", "waiting")
+
+
+@dataclass(frozen=True)
+class MarkState:
+    """A mark, and the decision that made it (0: taken over from another run)."""
+
+    mark: Mark
+    decision: int
+    at: datetime
+
+    @property
+    def open(self) -> bool:
+        """Whether it is still to be settled."""
+        return self.mark.status == "open"
+
+
+@dataclass(frozen=True)
+class Signal:
+    """A signal, and its place in the log."""
+
+    seq: int
+    fact: SignalReceived
 
 
 @dataclass(frozen=True)
@@ -81,27 +115,47 @@ class RunState:
     ended: RunEnded | None = None
     decisions: int = 0
     steps: Map[str, StepState] = Map()
-    signals: Map[str, SignalReceived] = Map()
+    signals: Map[str, Signal] = Map()
+    marks: Map[str, MarkState] = Map()
+    open_marks: int = 0
+    """How many leaves of the plan wait for something outside: a time, an answer, an event."""
     open_steps: int = 0
     """How many steps have no outcome yet."""
+    waiting_steps: int = 0
+    """How many of them only wait for their next attempt."""
+    attempts: int = 0
+    """Attempts at steps that were scheduled."""
     usages: Map[str, Usage] = Map()
     """What each attempt at a step cost, by ``{step}.{attempt}``: late outcomes cost too."""
+    usage: Usage = Usage()
+    """What the run has cost so far."""
+    spent_by: Map[str, Usage] = Map()
+    """The same by agent or tool."""
+    reserved: Reservation = _NOTHING
+    """What the open steps may still cost."""
+    control: tuple[int, str] = (0, "")
+    """Sequence and kind of the latest signal that pauses or resumes the run."""
+    admitted: bool = False
+    """Whether its turn has come, where runs with the same key queue."""
     updated_at: datetime | None = None
 
     @property
-    def usage(self) -> Usage:
-        """What the run has cost so far."""
-        total = Usage()
-        for usage in self.usages.values():
-            total = total.plus(usage)
-        return total
+    def paused(self) -> bool:
+        """Whether nothing new may be scheduled."""
+        return self.control[1] == "pause"
 
     @property
     def status(self) -> RunStatus:
         """Where the run is."""
         if self.ended is not None:
             return self.ended.status
-        return RunStatus.RUNNING if self.decisions else RunStatus.CREATED
+        if self.paused:
+            return RunStatus.PAUSED
+        if not self.decisions:
+            return RunStatus.CREATED
+        if self.open_marks and self.open_steps == self.waiting_steps:
+            return RunStatus.WAITING
+        return RunStatus.RUNNING
 
     @property
     def request(self) -> RunInvoked:
@@ -129,6 +183,11 @@ class Entry:
     fact: RunFact
     traceparent: str | None = None
 
+
+PARKED: Final = frozenset({"wait", "approval", "client_tool", "resolution"})
+"""Kinds of marks that something outside settles."""
+THROTTLED: Final = "rate_limited"
+"""Code of an attempt that a rate limit turned away before it began."""
 
 _State = TypeVar("_State", RunState, StepState)
 
@@ -179,32 +238,117 @@ def evolve(state: RunState, entry: Entry) -> RunState:
         return _with_step(state, entry, fact, seq)
     at = _later(state, fact)
     if fact.type == "run.invoked":
+        if fact.seed is not None:
+            state = _with_seed(state, fact.seed, fact.occurred_at)
         return _changed(state, last_seq=seq, invoked=fact, updated_at=at)
     if fact.type == "run.ended":
         state = _with_decision(state, entry.subject, fact.decision, fact.occurred_at)
         return _changed(state, last_seq=seq, ended=fact, updated_at=at)
     if fact.type == "run.state":
         state = _with_decision(state, entry.subject, fact.decision, fact.occurred_at)
-        return _with_waits(state, fact, seq)
+        state = _with_waits(state, fact.waits)
+        return _changed(state, last_seq=seq, updated_at=at)
     if fact.type == "run.cancel_requested":
         return _changed(state, last_seq=seq, cancel=fact, updated_at=at)
-    signals = state.signals.set(entry.subject.step_id, fact)
-    return _changed(state, last_seq=seq, signals=signals, updated_at=at)
+    return _with_signal(state, entry, fact, seq)
 
 
-def _with_waits(state: RunState, fact: StateChanged, seq: int) -> RunState:
-    steps, opened = state.steps, 0
-    for wait in fact.waits:
-        step = steps.get(wait.step_id)
-        if step is not None and step.attempt < wait.next_attempt:
-            opened += not step.open
-            steps = steps.set(wait.step_id, _changed(step, status="waiting", wait=wait))
+def _with_signal(state: RunState, entry: Entry, fact: SignalReceived, seq: int) -> RunState:
+    signals = state.signals.set(entry.subject.step_id, Signal(entry.seq, fact))
+    control = state.control
+    if fact.kind in ("pause", "resume") and entry.seq > control[0]:
+        control = (entry.seq, fact.kind)
     return _changed(
         state,
         last_seq=seq,
-        steps=steps,
-        open_steps=state.open_steps + opened,
+        signals=signals,
+        control=control,
+        admitted=state.admitted or fact.kind == "admitted",
         updated_at=_later(state, fact),
+    )
+
+
+def _with_seed(state: RunState, seed: Seed, at: datetime) -> RunState:
+    """Take over what another run had recorded; what is known by now stays."""
+    steps, marks, signals = state.steps, state.marks, state.signals
+    for seeded in seed.steps:
+        if seeded.step_id not in steps:
+            step = StepState(
+                step_id=seeded.step_id,
+                kind=seeded.kind,
+                queue=seeded.queue,
+                attempt=seeded.attempt,
+                decision=0,
+                decided_at=seeded.started_at,
+                status=seeded.status,
+                node_id=seeded.node_id,
+                name=seeded.name,
+                started_at=seeded.started_at,
+                ended_at=seeded.ended_at,
+                output=seeded.output,
+                error=seeded.error,
+                seeded=True,
+            )
+            steps = steps.set(seeded.step_id, step)
+    for mark in seed.marks:
+        if mark.mark_id not in marks:
+            marks = marks.set(mark.mark_id, MarkState(mark, 0, at))
+    for given in seed.signals:
+        if given.signal_id not in signals:
+            fact = SignalReceived(occurred_at=at, name=given.name, payload=given.payload)
+            signals = signals.set(given.signal_id, Signal(0, fact))
+    return _changed(state, steps=steps, marks=marks, signals=signals)
+
+
+def _with_waits(state: RunState, waits: tuple[Wait, ...]) -> RunState:
+    for wait in waits:
+        step = state.steps.get(wait.step_id)
+        if step is not None and step.attempt < wait.next_attempt:
+            throttled = step.error is not None and step.error.code == THROTTLED
+            waiting = _changed(
+                step, status="waiting", wait=wait, throttled=step.throttled + throttled
+            )
+            state = _changed(state, **_put(state, step, waiting))
+    return state
+
+
+def _put(state: RunState, old: StepState | None, new: StepState) -> dict[str, object]:
+    """Return what changes in the state when a step becomes another."""
+    opened = new.open - (old is not None and old.open)
+    changes: dict[str, object] = {"steps": state.steps.set(new.step_id, new)}
+    if opened:
+        changes["open_steps"] = state.open_steps + opened
+    waiting = (new.status == "waiting") - (old is not None and old.status == "waiting")
+    if waiting:
+        changes["waiting_steps"] = state.waiting_steps + waiting
+    tried = new.attempt - (old.attempt if old is not None else 0)
+    if tried and not new.seeded:
+        changes["attempts"] = state.attempts + tried
+    before = old.reserve if old is not None and old.open else None
+    after = new.reserve if new.open else None
+    if before is not after:
+        changes["reserved"] = _settled(state.reserved, before, after)
+    return changes
+
+
+def _settled(
+    total: Reservation, before: Reservation | None, after: Reservation | None
+) -> Reservation:
+    tokens, cost, steps = total.tokens, total.cost_usd, total.steps
+    if after is not None:
+        tokens, cost, steps = (
+            tokens + after.tokens,
+            cost + after.cost_usd,
+            steps + after.steps,
+        )
+    if before is not None:
+        tokens, cost, steps = (
+            tokens - before.tokens,
+            max(cost - before.cost_usd, 0.0),
+            steps - before.steps,
+        )
+    return Reservation.model_construct(
+        tokens=max(tokens, 0), cost_usd=cost if tokens or steps else 0.0, steps=max(steps, 0)
     )
 
 
@@ -214,12 +358,16 @@ def _with_result(state: RunState, entry: Entry, fact: StepResult, seq: int) -> R
     if step is None or subject.attempt > step.attempt:
         # Before its schedule, or of a run whose beginning is gone: keep only that it was seen.
         return _changed(state, last_seq=seq)
-    usages = state.usages
     if fact.usage is not None:
-        usages = usages.set(f"{subject.step_id}.{subject.attempt}", fact.usage)
-    if subject.attempt < step.attempt or step.status in ("succeeded", "failed", "waiting"):
-        return _changed(state, last_seq=seq, usages=usages)
-    step = _changed(
+        state = _with_usage(state, f"{subject.step_id}.{subject.attempt}", fact)
+    if subject.attempt < step.attempt or step.status in (
+        "succeeded",
+        "failed",
+        "waiting",
+        "unknown",
+    ):
+        return _changed(state, last_seq=seq)
+    done = _changed(
         step,
         status=fact.status,
         started_at=fact.started_at,
@@ -227,14 +375,22 @@ def _with_result(state: RunState, entry: Entry, fact: StepResult, seq: int) -> R
         output=fact.output,
         error=fact.error,
         usage=fact.usage,
+        outcome_seq=entry.seq,
     )
+    return _changed(state, last_seq=seq, updated_at=_later(state, fact), **_put(state, step, done))
+
+
+def _with_usage(state: RunState, key: str, fact: StepResult) -> RunState:
+    if fact.usage is None or key in state.usages:
+        return state
+    spent = state.spent_by.get(fact.name)
     return _changed(
         state,
-        last_seq=seq,
-        steps=state.steps.set(subject.step_id, step),
-        open_steps=state.open_steps - 1,
-        usages=usages,
-        updated_at=_later(state, fact),
+        usages=state.usages.set(key, fact.usage),
+        usage=state.usage.plus(fact.usage),
+        spent_by=state.spent_by.set(
+            fact.name, fact.usage if spent is None else spent.plus(fact.usage)
+        ),
     )
 
 
@@ -253,19 +409,16 @@ def _with_step(state: RunState, entry: Entry, fact: StepScheduled, seq: int) -> 
     if step is not None and step.attempt == subject.attempt and step.status != "planned":
         if step.expires_at is None:
             # Its outcome came first, to somebody who knew it from the manifest alone.
-            step = _changed(
+            known = _changed(
                 step,
                 decided_at=fact.occurred_at,
                 node_id=fact.node_id,
                 name=fact.name,
                 expires_at=fact.expires_at,
+                reserve=fact.reserve,
             )
-        return _changed(
-            state,
-            last_seq=seq,
-            steps=state.steps.set(subject.step_id, step),
-            updated_at=_later(state, fact),
-        )
+            state = _changed(state, **_put(state, step, known))
+        return _changed(state, last_seq=seq, updated_at=_later(state, fact))
     scheduled = _made(
         StepState,
         step_id=subject.step_id,
@@ -278,44 +431,56 @@ def _with_step(state: RunState, entry: Entry, fact: StepScheduled, seq: int) -> 
         node_id=fact.node_id,
         name=fact.name,
         expires_at=fact.expires_at,
+        reserve=fact.reserve,
+        throttled=step.throttled if step is not None else 0,
     )
     return _changed(
         state,
         last_seq=seq,
         decisions=max(state.decisions, subject.decision),
-        steps=state.steps.set(subject.step_id, scheduled),
-        open_steps=state.open_steps + (step is None or not step.open),
         updated_at=_later(state, fact),
+        **_put(state, step, scheduled),
     )
 
 
 def _with_decision(
     state: RunState, subject: FactSubject, decision: Decision, at: datetime
 ) -> RunState:
-    """Note that decision ``subject.decision`` exists, and the steps that its manifest promises."""
-    steps, opened = state.steps, 0
+    """Note decision ``subject.decision``: what it marks, stops, waits for, and promises."""
+    if decision.marks:
+        state = _with_marks(state, subject.decision, decision.marks, at)
+    for step_id in decision.stops:
+        step = state.steps.get(step_id)
+        if step is not None and step.open and step.decision < subject.decision:
+            state = _changed(state, **_put(state, step, _changed(step, status="stopped")))
+    if decision.waits:
+        state = _with_waits(state, decision.waits)
     for suffix in decision.manifest:
         kind, queue, step_id, attempt = subjects.parse_suffix(suffix)
-        known = steps.get(step_id)
+        known = state.steps.get(step_id)
         if known is None or known.attempt < attempt:
-            opened += known is None or not known.open
-            steps = steps.set(
-                step_id,
-                StepState(
-                    step_id=step_id,
-                    kind=StepKind(kind),
-                    queue=queue,
-                    attempt=attempt,
-                    decision=subject.decision,
-                    decided_at=at,
-                    status="planned",
-                ),
+            planned = StepState(
+                step_id=step_id,
+                kind=StepKind(kind),
+                queue=queue,
+                attempt=attempt,
+                decision=subject.decision,
+                decided_at=at,
+                status="planned",
+                throttled=known.throttled if known is not None else 0,
             )
-    if steps is state.steps and subject.decision <= state.decisions:
-        return state
-    return _changed(
-        state,
-        decisions=max(state.decisions, subject.decision),
-        steps=steps,
-        open_steps=state.open_steps + opened,
-    )
+            state = _changed(state, **_put(state, known, planned))
+    if subject.decision > state.decisions:
+        state = _changed(state, decisions=subject.decision)
+    return state
+
+
+def _with_marks(state: RunState, decision: int, made: tuple[Mark, ...], at: datetime) -> RunState:
+    marks, opened = state.marks, 0
+    for mark in made:
+        known = marks.get(mark.mark_id)
+        if known is None or known.decision <= decision:
+            if mark.kind in PARKED:
+                opened += (mark.status == "open") - (known is not None and known.open)
+            marks = marks.set(mark.mark_id, MarkState(mark, decision, at))
+    return _changed(state, marks=marks, open_marks=state.open_marks + opened)

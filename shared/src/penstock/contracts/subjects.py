@@ -22,6 +22,10 @@ KEYS: Final = "keys"
 SESSIONS: Final = "sessions"
 LEASES: Final = "leases"
 WEBHOOKS: Final = "webhooks"
+SCHEDULES: Final = "schedules"
+PARKED: Final = "parked"
+TURNS: Final = "turns"
+LIMITS: Final = "limits"
 ARTIFACTS: Final = "artifacts"
 
 # Subject spaces
@@ -322,6 +326,31 @@ def webhook_key(tenant: str, name: str) -> str:
     return f"{tenant}.{name}"
 
 
+def published_version_key(tenant: str, name: str, selector: str) -> str:
+    """Return the key of one version or alias of a definition, in bucket ``published``."""
+    return f"{tenant}.{name}.{selector}"
+
+
+def schedule_key(tenant: str, name: str) -> str:
+    """Return the key of a schedule, in bucket ``schedules``."""
+    return f"{tenant}.{name}"
+
+
+def parked_key(tenant: str, run_id: str, mark_id: str) -> str:
+    """Return the key of what a run asks of the world outside, in bucket ``parked``."""
+    return f"{tenant}.{run_id}.{mark_id}"
+
+
+def correlation_key(tenant: str, correlation_hash: str, run_id: str) -> str:
+    """Return the key by which an event finds a run, in bucket ``parked``."""
+    return f"{tenant}.by_key.{correlation_hash}.{run_id}"
+
+
+def turn_key(tenant: str, key_hash: str) -> str:
+    """Return the key of the runs that share a concurrency key, in bucket ``turns``."""
+    return f"{tenant}.{key_hash}"
+
+
 def shard_lease_key(shard: int) -> str:
     """Return the key of an engine's lease on a shard, in bucket ``leases``."""
     return f"shard.{shard}"
@@ -335,6 +364,6 @@ def member_lease_key(instance: str) -> str:
 # Request/reply
 
 
-def rpc(service: Literal["registry", "archive"], verb: str) -> str:
+def rpc(service: Literal["registry", "archive", "engine"], verb: str) -> str:
     """Return the request subject of a service's verb."""
     return f"rpc.{service}.{verb}"
