@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from penstock.contracts import facts, rpc, runners, subjects
+from penstock.contracts import facts, parked, rpc, runners, subjects
 from penstock_orchestrator.archive import process as archive
 from penstock_orchestrator.archive.queries import Queries
 from penstock_registry import handlers as registry
@@ -38,7 +38,8 @@ PARAMETERS: Final = {
     "step": "Step within the run.",
     "attempt": "Attempt at the step, from 1.",
     "decision": "Number of the decision, from 1.",
-    "kind": "`agent` or `tool`.",
+    "kind": "`agent`, `tool` or `run` (done by the engine itself).",
+    "mark": "Id of the open mark: a wait, an approval, a client tool's call, a lost outcome.",
     "queue": "Queue of the runners.",
     "signal": "Id of the signal.",
     "timer": "Id of the timer within the run.",
@@ -120,7 +121,7 @@ CHANNELS: Final = (
         subjects.out(_PREFIX, _NUMBER, subjects.STATE_SUFFIX),
         "run.state",
         facts.StateChanged,
-        "A decision lets steps wait.",
+        "A decision schedules nothing: it marks, lets steps wait, or stops some.",
         subjects.RUNS,
         "engine",
         "whoever watches",
@@ -168,9 +169,10 @@ CHANNELS: Final = (
     Channel(
         "control.stop",
         subjects.stop(*_COORDINATES),
-        None,
-        None,
-        "Runners are to stop working for the run. Best effort, nothing is stored, no body.",
+        "control.stop",
+        runners.StopRequest,
+        "Runners are to stop working for the run, or for the steps that the body names. Best "
+        "effort, nothing is stored; an empty body: everything.",
         None,
         "engine",
         "runners",
@@ -204,6 +206,16 @@ CHANNELS: Final = (
         f"KV_{subjects.RUNNERS}",
         "runners",
         "registry",
+    ),
+    Channel(
+        "parked",
+        f"$KV.{subjects.PARKED}.{subjects.parked_key('{tenant}', '{run}', '{mark}')}",
+        "parked",
+        parked.ParkedRecord,
+        "A run waits for somebody outside; removed when it was answered.",
+        f"KV_{subjects.PARKED}",
+        "engine",
+        "gateway",
     ),
 )
 """Everything but request/reply."""

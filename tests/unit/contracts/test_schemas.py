@@ -19,8 +19,10 @@ def test_schema_is_valid_and_accepts_the_golden_message(message: schemas.Message
     schema = schemas.schema(message)
 
     jsonschema.Draft202012Validator.check_schema(schema)
-    golden = json.loads((GOLDEN / f"{message.name}.json").read_text(encoding="utf-8"))
-    jsonschema.Draft202012Validator(schema).validate(golden)
+    files = [GOLDEN / f"{message.name}.json", *GOLDEN.glob(f"{message.name}.[0-9]*.json")]
+    for file in files:
+        golden = json.loads(file.read_text(encoding="utf-8"))
+        jsonschema.Draft202012Validator(schema).validate(golden)
 
 
 def test_schema_of_a_fact_requires_its_type_and_tells_what_fields_mean() -> None:

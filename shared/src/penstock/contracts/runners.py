@@ -1,4 +1,4 @@
-"""Live runners and API keys: the values of the buckets ``runners`` and ``keys``."""
+"""Live runners, what they are told, and API keys."""
 
 from __future__ import annotations
 
@@ -35,6 +35,13 @@ class RunnerRecord(Record):
     started_at: AwareDatetime
     beat_at: AwareDatetime
     ttl_seconds: float
+
+
+class StopRequest(Record):
+    """What runners are told on a run's stop subject; an empty body asks for the same as none."""
+
+    steps: tuple[Token, ...] = ()
+    """The steps to be stopped; none: everything that works for the run."""
 
 
 class KeyRecord(Record):

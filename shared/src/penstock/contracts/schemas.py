@@ -18,7 +18,18 @@ from typing import Any, Final, NamedTuple
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from penstock.contracts import actions, archive, errors, events, facts, plan, rpc, runners, views
+from penstock.contracts import (
+    actions,
+    archive,
+    errors,
+    events,
+    facts,
+    parked,
+    plan,
+    rpc,
+    runners,
+    views,
+)
 
 
 class Message(NamedTuple):
@@ -52,6 +63,8 @@ OTHERS: Final = (
     Message("claim", facts.Claim, "stream RUNS, in place of a body above the threshold"),
     Message("action.respond", actions.Respond, "`output` of an agent's `step.result`"),
     Message("action.use_tools", actions.UseTools, "`output` of an agent's `step.result`"),
+    Message("action.route_to_agent", actions.RouteToAgent, "`output` of an agent's `step.result`"),
+    Message("control.stop", runners.StopRequest, "`control.stop.{tenant}.{shard}.{run}`"),
     Message(
         "timer.due",
         facts.TimerDue,
@@ -64,6 +77,12 @@ OTHERS: Final = (
     Message("log_entry", facts.LogEntry, "pages and exports of the log"),
     Message("plan", plan.Plan, "bucket `plans`, under its digest"),
     Message("published_version", plan.PublishedVersion, "bucket `published`, `{tenant}.{name}`"),
+    Message("parked", parked.ParkedRecord, "bucket `parked`, `{tenant}.{run}.{mark}`"),
+    Message(
+        "correlation",
+        parked.CorrelationRecord,
+        "bucket `parked`, `{tenant}.by_key.{hash}.{run}`",
+    ),
     Message("runner", runners.RunnerRecord, "bucket `runners`, `{kind}.{queue}.{runner}`"),
     Message("api_key", runners.KeyRecord, "bucket `keys`, under the SHA-256 of the key"),
     Message("webhook", runners.WebhookRecord, "bucket `webhooks`, `{tenant}.{name}`"),
