@@ -207,7 +207,7 @@ def test_references_give_each_path_with_its_place() -> None:
 
 def test_references_of_a_bad_template_name_its_place() -> None:
     with pytest.raises(RejectedError) as rejected:
-        list(references({"a": [{"b": "{{ 1 + 1 }}"}]}))
+        list(references({"a": [{"b": "{{ 1 + }}"}]}))
 
     assert rejected.value.code == "invalid_template"
     assert rejected.value.details[0].path == "a[0].b"

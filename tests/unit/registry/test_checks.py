@@ -136,7 +136,7 @@ def test_templates_are_checked_for_steps_roots_and_form() -> None:
         {"id": "a", "agent": "helper", "input": "{{ steps.b.output }}"},
         {"id": "b", "agent": "helper", "input": {"x": ["{{ steps.nope.output }}"]}},
         {"id": "c", "agent": "helper", "input": "{{ stepz.a }}"},
-        {"id": "d", "agent": "helper", "input": "{{ 1 + 1 }}"},
+        {"id": "d", "agent": "helper", "input": "{{ 1 + }}"},
         output="{{ steps.e.output }}",
     )
 
