@@ -19,7 +19,7 @@ from penstock.contracts.facts import (
     Usage,
     Wait,
 )
-from penstock.contracts.state import Entry, RunState, evolve, fold, new_state
+from penstock.contracts.state import Entry, RunState, Signal, evolve, fold, new_state
 from tests.support.simulation import (
     PREFIX,
     RUN_ID,
@@ -262,7 +262,7 @@ def test_evolve_of_a_signal_keeps_it_by_its_id() -> None:
     fact = SignalReceived(occurred_at=at(1), name="approved", payload=True)
     entry = Entry(3, subjects.parse_fact(subjects.signal(PREFIX, "s1")), fact)
 
-    assert evolve(NEW, entry).signals["s1"] == fact
+    assert evolve(NEW, entry).signals["s1"] == Signal(3, fact)
 
 
 def test_run_status_goes_from_created_through_running_to_its_end() -> None:
