@@ -13,7 +13,9 @@ from pydantic import AwareDatetime, TypeAdapter
 
 from penstock.contracts.facts import (
     CancelRequested,
+    Decision,
     DeltaBatch,
+    Mark,
     Record,
     RunEnded,
     RunInvoked,
@@ -23,7 +25,9 @@ from penstock.contracts.facts import (
     StepKind,
     StepResult,
     StepScheduled,
+    Wait,
 )
+from penstock.contracts.ids import child_run_id
 from penstock.contracts.json import Json
 from penstock.contracts.state import Entry
 
@@ -40,9 +44,32 @@ class EventType(StrEnum):
     TOOL_CALL_STARTED = "tool_call_started"
     TOOL_CALL_DONE = "tool_call_done"
     TOOL_CALL_FAILED = "tool_call_failed"
+    TOOL_CALL_UNKNOWN = "tool_call_unknown"
+    TOOL_CALL_CREATED = "tool_call_created"
+    TOOL_RESULT_RECEIVED = "tool_result_received"
+    APPROVAL_CREATED = "approval_created"
+    APPROVAL_DECISION = "approval_decision"
+    APPROVAL_EXPIRED = "approval_expired"
+    RESOLUTION_CREATED = "resolution_created"
+    RESOLUTION_DECISION = "resolution_decision"
+    WAIT_STARTED = "wait_started"
+    WAIT_ENDED = "wait_ended"
+    BRANCH_TAKEN = "branch_taken"
+    MAP_STARTED = "map_started"
+    NODE_DONE = "node_done"
+    NODE_FAILED = "node_failed"
+    NODE_SKIPPED = "node_skipped"
+    PHASE_ENDED = "phase_ended"
+    CHILD_RUN_STARTED = "child_run_started"
+    CHILD_RUN_DONE = "child_run_done"
+    CHILD_RUN_FAILED = "child_run_failed"
+    MESSAGE_SENT = "message_sent"
     POLICY_DECISION = "policy_decision"
     STEP_WAITING = "step_waiting"
     SIGNAL_RECEIVED = "signal_received"
+    RUN_ADMITTED = "run_admitted"
+    RUN_PAUSED = "run_paused"
+    RUN_RESUMED = "run_resumed"
     RUN_CANCEL_REQUESTED = "run_cancel_requested"
     RUN_DONE = "run_done"
     RUN_FAILED = "run_failed"
@@ -54,14 +81,34 @@ FINAL_EVENTS: Final = frozenset({EventType.RUN_DONE, EventType.RUN_FAILED, Event
 _STARTED: Final = {
     StepKind.AGENT: EventType.AGENT_INVOKE_STARTED,
     StepKind.TOOL: EventType.TOOL_CALL_STARTED,
+    StepKind.RUN: EventType.CHILD_RUN_STARTED,
 }
 _DONE: Final = {
     StepKind.AGENT: EventType.AGENT_INVOKE_DONE,
     StepKind.TOOL: EventType.TOOL_CALL_DONE,
+    StepKind.RUN: EventType.CHILD_RUN_DONE,
 }
 _FAILED: Final = {
     StepKind.AGENT: EventType.AGENT_INVOKE_FAILED,
     StepKind.TOOL: EventType.TOOL_CALL_FAILED,
+    StepKind.RUN: EventType.CHILD_RUN_FAILED,
+}
+SEND_QUEUE: Final = "send"
+"""Queue of the steps that send a message to another run."""
+_ANSWERS: Final = {
+    "approval": EventType.APPROVAL_DECISION,
+    "tool_result": EventType.TOOL_RESULT_RECEIVED,
+    "resolution": EventType.RESOLUTION_DECISION,
+    "pause": EventType.RUN_PAUSED,
+    "resume": EventType.RUN_RESUMED,
+    "admitted": EventType.RUN_ADMITTED,
+}
+_OPENED: Final = {
+    "approval": EventType.APPROVAL_CREATED,
+    "client_tool": EventType.TOOL_CALL_CREATED,
+    "resolution": EventType.RESOLUTION_CREATED,
+    "wait": EventType.WAIT_STARTED,
+    "map": EventType.MAP_STARTED,
 }
 _ENDED: Final = {
     RunStatus.DONE: EventType.RUN_DONE,
@@ -89,128 +136,203 @@ class ClientEvent(Record):
 CLIENT_EVENT: Final[TypeAdapter[ClientEvent]] = TypeAdapter(ClientEvent)
 
 
-def events_of(entry: Entry) -> tuple[ClientEvent, ...]:  # noqa: C901 - one case a fact
+def events_of(entry: Entry) -> tuple[ClientEvent, ...]:
     """Return the events that a fact means to a client, in order; the last one has the id."""
-    fact, subject = entry.fact, entry.subject
-    run_id, at = subject.run_id, fact.occurred_at
+    events = _events(entry)
+    if not events:
+        return ()
+    *others, last = events
+    return (*others, last.model_copy(update={"id": entry.seq}))
+
+
+def _events(entry: Entry) -> list[ClientEvent]:
+    fact = entry.fact
     match fact:
         case RunInvoked():
-            return (
-                ClientEvent(
-                    type=EventType.RUN_STARTED,
-                    run_id=run_id,
-                    at=at,
-                    data={
-                        "name": fact.name,
-                        "kind": fact.kind.value,
-                        "version": fact.version,
-                        "session_id": fact.session_id,
-                        "trigger": fact.trigger.value,
-                    },
-                ),
-                ClientEvent(
-                    id=entry.seq,
-                    type=EventType.USER_INPUT,
-                    run_id=run_id,
-                    at=at,
-                    data={"input": fact.input},
-                ),
-            )
+            return _of_start(entry, fact)
         case StepScheduled():
-            blocked = fact.decision.blocked if fact.decision is not None else ()
-            return (
-                *(
-                    ClientEvent(
-                        type=EventType.POLICY_DECISION,
-                        run_id=run_id,
-                        at=at,
-                        step_id=call.step_id,
-                        data={"tool": call.tool, "decision": "blocked", "reason": call.reason},
-                    )
-                    for call in blocked
-                ),
-                ClientEvent(
-                    id=entry.seq,
-                    type=_STARTED[StepKind(subject.kind)],
-                    run_id=run_id,
-                    at=at,
-                    step_id=subject.step_id,
-                    attempt=subject.attempt,
-                    data={
-                        "node_id": fact.node_id,
-                        "name": fact.name,
-                        **({"arguments": fact.input} if subject.kind == StepKind.TOOL else {}),
-                    },
-                ),
-            )
+            return [*_of_decision(entry, fact.decision), _of_step(entry, fact)]
         case StepResult():
-            failed = fact.status == "failed"
-            data: dict[str, Json] = {"name": fact.name, "runner_id": fact.runner_id}
-            if fact.error is not None:
-                data["error"] = fact.error.model_dump(mode="json")
-            if not failed:
-                data["output"] = fact.output
-            if fact.usage is not None:
-                data["usage"] = fact.usage.model_dump(mode="json")
-            return (
-                ClientEvent(
-                    id=entry.seq,
-                    type=(_FAILED if failed else _DONE)[fact.kind],
-                    run_id=run_id,
-                    at=at,
-                    step_id=subject.step_id,
-                    attempt=subject.attempt,
-                    data=data,
-                ),
-            )
+            return [_of_result(entry, fact)]
         case StateChanged():
-            waits = fact.waits
-            return tuple(
-                ClientEvent(
-                    id=entry.seq if index == len(waits) - 1 else None,
-                    type=EventType.STEP_WAITING,
-                    run_id=run_id,
-                    at=at,
-                    step_id=wait.step_id,
-                    attempt=wait.next_attempt,
-                    data={"due_at": wait.due_at.isoformat()},
-                )
-                for index, wait in enumerate(waits)
-            )
+            events = _of_decision(entry, fact.decision)
+            return [*events, *(_waiting(entry, wait) for wait in fact.waits)]
         case SignalReceived():
-            return (
-                ClientEvent(
-                    id=entry.seq,
-                    type=EventType.SIGNAL_RECEIVED,
-                    run_id=run_id,
-                    at=at,
-                    data={"name": fact.name, "payload": fact.payload},
-                ),
-            )
+            return [_of_signal(entry, fact)]
         case CancelRequested():
-            return (
-                ClientEvent(
-                    id=entry.seq,
-                    type=EventType.RUN_CANCEL_REQUESTED,
-                    run_id=run_id,
-                    at=at,
-                    data={"reason": fact.reason},
-                ),
-            )
+            return [_event(entry, EventType.RUN_CANCEL_REQUESTED, {"reason": fact.reason})]
         case RunEnded():
-            ended: dict[str, Json] = {
-                "status": fact.status.value,
-                "usage": fact.usage.model_dump(mode="json"),
-            }
-            if fact.status is RunStatus.DONE:
-                ended["output"] = fact.output
-            if fact.error is not None:
-                ended["error"] = fact.error.model_dump(mode="json")
-            return (
-                ClientEvent(
-                    id=entry.seq, type=_ENDED[fact.status], run_id=run_id, at=at, data=ended
-                ),
-            )
+            return [*_of_decision(entry, fact.decision), _of_end(entry, fact)]
+
+
+def _event(
+    entry: Entry,
+    kind: EventType,
+    data: dict[str, Json],
+    step_id: str | None = None,
+    attempt: int | None = None,
+) -> ClientEvent:
+    return ClientEvent(
+        type=kind,
+        run_id=entry.subject.run_id,
+        at=entry.fact.occurred_at,
+        step_id=step_id,
+        attempt=attempt,
+        data=data,
+    )
+
+
+def _of_start(entry: Entry, fact: RunInvoked) -> list[ClientEvent]:
+    started: dict[str, Json] = {
+        "name": fact.name,
+        "kind": fact.kind.value,
+        "version": fact.version,
+        "session_id": fact.session_id,
+        "trigger": fact.trigger.value,
+    }
+    if fact.parent is not None:
+        started["parent_run_id"] = fact.parent.run_id
+    if fact.forked_from is not None:
+        started["forked_from"] = fact.forked_from.model_dump(mode="json")
+    return [
+        _event(entry, EventType.RUN_STARTED, started),
+        _event(entry, EventType.USER_INPUT, {"input": fact.input}),
+    ]
+
+
+def _of_decision(entry: Entry, decision: Decision | None) -> list[ClientEvent]:
+    """Return what a decision says beside its steps: blocked calls, marks, waits."""
+    if decision is None:
+        return []
+    events = [
+        _event(
+            entry,
+            EventType.POLICY_DECISION,
+            {"tool": call.tool, "decision": "blocked", "reason": call.reason},
+            call.step_id,
+        )
+        for call in decision.blocked
+    ]
+    for mark in decision.marks:
+        kind = _kind_of(mark)
+        if kind is not None:
+            step_id = mark.mark_id.removesuffix("-a").removesuffix("-r")
+            events.append(_event(entry, kind, _of_mark(mark), step_id))
+    return [*events, *(_waiting(entry, wait) for wait in decision.waits)]
+
+
+def _kind_of(mark: Mark) -> EventType | None:
+    """Return the type of the event that a mark is; ``None`` where another event tells it."""
+    if mark.status == "open":
+        return _OPENED.get(mark.kind)
+    if mark.status == "skipped":
+        return EventType.NODE_SKIPPED
+    failed = mark.status == "failed"
+    match mark.kind:
+        case "approval":
+            expired = mark.error is not None and mark.error.code == "approval_expired"
+            return EventType.APPROVAL_EXPIRED if expired else None
+        case "resolution":
+            return None
+        case "client_tool":
+            return EventType.TOOL_CALL_FAILED if failed else EventType.TOOL_CALL_DONE
+        case "wait":
+            return EventType.WAIT_ENDED
+        case "branch":
+            return EventType.NODE_FAILED if failed else EventType.BRANCH_TAKEN
+        case "phase":
+            return EventType.PHASE_ENDED
+        case _:
+            return EventType.NODE_FAILED if failed else EventType.NODE_DONE
+
+
+def _of_mark(mark: Mark) -> dict[str, Json]:
+    data: dict[str, Json] = {"mark_id": mark.mark_id, "kind": mark.kind, "status": mark.status}
+    request = mark.request
+    if request is not None:
+        data["name"] = request.name
+        for name in ("arguments", "digest", "role", "message", "correlation"):
+            if value := getattr(request, name):
+                data[name] = value
+    if mark.due_at is not None:
+        data["due_at"] = mark.due_at.isoformat()
+    for name in ("choice", "count"):
+        if (value := getattr(mark, name)) is not None:
+            data[name] = value
+    if mark.error is not None:
+        data["error"] = mark.error.model_dump(mode="json")
+    elif mark.status == "succeeded":
+        data["output"] = mark.output
+    return data
+
+
+def _waiting(entry: Entry, wait: Wait) -> ClientEvent:
+    data: dict[str, Json] = {"due_at": wait.due_at.isoformat()}
+    return _event(entry, EventType.STEP_WAITING, data, wait.step_id, wait.next_attempt)
+
+
+def _of_step(entry: Entry, fact: StepScheduled) -> ClientEvent:
+    subject = entry.subject
+    kind = _STARTED[StepKind(subject.kind)]
+    data: dict[str, Json] = {"node_id": fact.node_id, "name": fact.name}
+    if subject.kind == StepKind.TOOL:
+        data["arguments"] = fact.input
+    elif subject.kind == StepKind.RUN:
+        if subject.queue == SEND_QUEUE:
+            kind = EventType.MESSAGE_SENT
+        else:
+            data["child_run_id"] = _child(entry)
+    return _event(entry, kind, data, subject.step_id, subject.attempt)
+
+
+def _child(entry: Entry) -> str:
+    subject = entry.subject
+    return child_run_id(subject.tenant, subject.run_id, subject.step_id, subject.attempt)
+
+
+def _of_result(entry: Entry, fact: StepResult) -> ClientEvent:
+    data: dict[str, Json] = {"name": fact.name, "runner_id": fact.runner_id}
+    if fact.error is not None:
+        data["error"] = fact.error.model_dump(mode="json")
+    if fact.status == "succeeded":
+        data["output"] = fact.output
+    if fact.usage is not None:
+        data["usage"] = fact.usage.model_dump(mode="json")
+    if fact.status == "unknown":
+        kind = EventType.TOOL_CALL_UNKNOWN
+    else:
+        kind = (_FAILED if fact.status == "failed" else _DONE)[fact.kind]
+    return _event(entry, kind, data, entry.subject.step_id, entry.subject.attempt)
+
+
+def _of_signal(entry: Entry, fact: SignalReceived) -> ClientEvent:
+    kind = _ANSWERS.get(fact.kind)
+    if kind is None:
+        said: dict[str, Json] = {"name": fact.name, "payload": fact.payload}
+        if fact.from_run is not None:
+            said["from_run"] = fact.from_run
+        return _event(entry, EventType.SIGNAL_RECEIVED, said)
+    data: dict[str, Json] = {"name": fact.name} if fact.name else {}
+    if fact.target:
+        data["mark_id"] = fact.target
+    if isinstance(fact.payload, dict):
+        data |= fact.payload
+    if fact.sent_by is not None:
+        data.setdefault("by", fact.sent_by)
+    step_id = fact.target.removesuffix("-a").removesuffix("-r") or None
+    return _event(entry, kind, data, step_id)
+
+
+def _of_end(entry: Entry, fact: RunEnded) -> ClientEvent:
+    data: dict[str, Json] = {
+        "status": fact.status.value,
+        "usage": fact.usage.model_dump(mode="json"),
+    }
+    if fact.status is RunStatus.DONE:
+        data["output"] = fact.output
+    if fact.error is not None:
+        data["error"] = fact.error.model_dump(mode="json")
+    return _event(entry, _ENDED[fact.status], data)
 
 
 def delta_events(

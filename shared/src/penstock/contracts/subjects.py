@@ -346,6 +346,26 @@ def correlation_key(tenant: str, correlation_hash: str, run_id: str) -> str:
     return f"{tenant}.by_key.{correlation_hash}.{run_id}"
 
 
+def bucket_stream(bucket: str) -> str:
+    """Return the stream behind a bucket."""
+    return f"KV_{bucket}"
+
+
+def bucket_subject(bucket: str, key_or_filter: str) -> str:
+    """Return the subject of a bucket's key, or a filter for several."""
+    return f"$KV.{bucket}.{key_or_filter}"
+
+
+def parked_filter(tenant: str, run_id: str = "*") -> str:
+    """Return the filter of all that a run, or any run of the tenant, asks of the world outside."""
+    return f"{tenant}.{run_id}.*"
+
+
+def correlation_filter(tenant: str, correlation_hash: str) -> str:
+    """Return the filter of the runs that events with a correlation key are for."""
+    return f"{tenant}.by_key.{correlation_hash}.*"
+
+
 def turn_key(tenant: str, key_hash: str) -> str:
     """Return the key of the runs that share a concurrency key, in bucket ``turns``."""
     return f"{tenant}.{key_hash}"

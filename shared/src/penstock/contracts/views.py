@@ -7,9 +7,31 @@ from typing import Final
 from pydantic import AwareDatetime, TypeAdapter
 
 from penstock.contracts.errors import ErrorInfo
-from penstock.contracts.facts import DefinitionKind, Record, RunStatus, StepKind, Trigger, Usage
+from penstock.contracts.facts import (
+    DefinitionKind,
+    ForkedFrom,
+    MarkKind,
+    ParentRef,
+    ParkedRequest,
+    Record,
+    RunLimits,
+    RunStatus,
+    StepKind,
+    Trigger,
+    Usage,
+)
+from penstock.contracts.ids import answer_signal_id, child_run_id
 from penstock.contracts.json import Json
-from penstock.contracts.state import RunState, StepState
+from penstock.contracts.state import PARKED, MarkState, RunState, StepState
+
+ANSWER_KINDS: Final = {
+    "approval": "approval",
+    "client_tool": "tool_result",
+    "resolution": "resolution",
+}
+"""The kind of signal that answers an open mark, by the mark's kind."""
+CHILD_QUEUE: Final = "workflow"
+"""Queue of the steps that are runs of their own."""
 
 
 class StepView(Record):
@@ -29,8 +51,51 @@ class StepView(Record):
     usage: Usage | None = None
 
 
+class MarkView(Record):
+    """What the engine decided about one node, or asks of the world outside."""
+
+    mark_id: str
+    kind: MarkKind
+    status: str
+    at: AwareDatetime
+    due_at: AwareDatetime | None = None
+    choice: str | None = None
+    count: int | None = None
+    request: ParkedRequest | None = None
+    """What is asked, where something is."""
+    output: Json = None
+    error: ErrorInfo | None = None
+
+
+class ChildView(Record):
+    """A run that is the work of a step of another run."""
+
+    run_id: str
+    step_id: str
+    name: str
+    status: str
+    """Status of the step."""
+
+
+class Allowance(Record):
+    """One limit of a run: ``left`` is what is neither spent nor set aside for work under way."""
+
+    limit: float
+    spent: float
+    reserved: float
+    left: float
+
+
+class BudgetView(Record):
+    """What a run may still spend, for each limit that it has."""
+
+    steps: Allowance | None = None
+    tokens: Allowance | None = None
+    cost_usd: Allowance | None = None
+
+
 class RunView(Record):
-    """A run as clients see it. ``steps`` is empty in lists."""
+    """A run as clients see it. ``steps`` is empty in lists, and so is all that needs them."""
 
     run_id: str
     tenant: str
@@ -51,6 +116,18 @@ class RunView(Record):
     ended_at: AwareDatetime | None = None
     last_seq: int
     steps: tuple[StepView, ...] = ()
+    waiting_for: tuple[MarkView, ...] = ()
+    """What it waits for: times, events, approvals, results of client tools, resolutions."""
+    marks: tuple[MarkView, ...] = ()
+    """All that the engine decided, where that was asked for."""
+    parent: ParentRef | None = None
+    children: tuple[ChildView, ...] = ()
+    forked_from: ForkedFrom | None = None
+    priority: int = 0
+    limits: RunLimits = RunLimits()
+    """As the run was asked for; the definition's own apply as well."""
+    budget: BudgetView | None = None
+    """Absent where nothing is limited."""
 
 
 RUN_VIEW: Final[TypeAdapter[RunView]] = TypeAdapter(RunView)
@@ -74,12 +151,102 @@ def step_view(step: StepState) -> StepView:
     )
 
 
-def run_view(state: RunState) -> RunView | None:
-    """Return a run as clients see it, or ``None`` where it was never asked for."""
+def mark_view(state: MarkState) -> MarkView:
+    """Return a mark as clients see it."""
+    mark = state.mark
+    return MarkView(
+        mark_id=mark.mark_id,
+        kind=mark.kind,
+        status=mark.status,
+        at=state.at,
+        due_at=mark.due_at,
+        choice=mark.choice,
+        count=mark.count,
+        request=mark.request,
+        output=mark.output,
+        error=mark.error,
+    )
+
+
+def awaited(state: RunState) -> tuple[MarkState, ...]:
+    """Return the marks that a run waits for and nobody has answered, in the order of asking."""
+    if state.ended is not None:
+        return ()
+    found = [
+        mark
+        for mark in state.marks.values()
+        if mark.open and mark.mark.kind in PARKED and not _answered(state, mark)
+    ]
+    return tuple(sorted(found, key=lambda mark: (mark.decision, mark.mark.mark_id)))
+
+
+def _answered(state: RunState, mark: MarkState) -> bool:
+    kind = ANSWER_KINDS.get(mark.mark.kind)
+    if kind is None:
+        return False
+    request = mark.mark.request
+    digest = request.digest if request is not None else ""
+    return answer_signal_id(kind, mark.mark.mark_id, digest) in state.signals
+
+
+def stricter(asked: RunLimits, planned: RunLimits) -> RunLimits:
+    """Return the limits that hold where both apply."""
+    merged = {}
+    for name in RunLimits.model_fields:
+        given = (getattr(asked, name), getattr(planned, name))
+        values = [value for value in given if value is not None]
+        if values:
+            merged[name] = min(values)
+    return RunLimits(**merged)
+
+
+def budget_view(state: RunState, limits: RunLimits) -> BudgetView | None:
+    """Return what is left of a run's limits; ``None`` where none of them is given."""
+    usage, reserved = state.usage, state.reserved
+    steps = _allowance(limits.max_steps, state.attempts + usage.steps, reserved.steps)
+    tokens = _allowance(limits.max_tokens, usage.tokens, reserved.tokens)
+    cost = _allowance(limits.max_cost_usd, usage.cost_usd, reserved.cost_usd)
+    if steps is None and tokens is None and cost is None:
+        return None
+    return BudgetView(steps=steps, tokens=tokens, cost_usd=cost)
+
+
+def _allowance(limit: float | None, spent: float, reserved: float) -> Allowance | None:
+    if limit is None:
+        return None
+    left = max(limit - spent - reserved, 0)
+    return Allowance(limit=limit, spent=spent, reserved=reserved, left=left)
+
+
+def _children(state: RunState, steps: list[StepState]) -> tuple[ChildView, ...]:
+    return tuple(
+        ChildView(
+            run_id=child_run_id(state.tenant, state.run_id, step.step_id, step.attempt),
+            step_id=step.step_id,
+            name=step.name,
+            status=step.status,
+        )
+        for step in steps
+        if step.kind is StepKind.RUN and step.queue == CHILD_QUEUE and not step.seeded
+    )
+
+
+def run_view(
+    state: RunState, *, marks: bool = False, planned: RunLimits | None = None
+) -> RunView | None:
+    """Return a run as clients see it, or ``None`` where it was never asked for.
+
+    Args:
+        state: The run.
+        marks: Whether all marks are wanted, not only what the run waits for.
+        planned: Limits of its plan, where they are known.
+    """
     invoked, ended = state.invoked, state.ended
     if invoked is None:
         return None
     steps = sorted(state.steps.values(), key=lambda step: (step.decision, step.step_id))
+    limits = invoked.limits if planned is None else stricter(invoked.limits, planned)
+    every = sorted(state.marks.values(), key=lambda one: (one.decision, one.mark.mark_id))
     return RunView(
         run_id=state.run_id,
         tenant=state.tenant,
@@ -100,4 +267,12 @@ def run_view(state: RunState) -> RunView | None:
         ended_at=ended.occurred_at if ended is not None else None,
         last_seq=state.last_seq,
         steps=tuple(step_view(step) for step in steps),
+        waiting_for=tuple(mark_view(mark) for mark in awaited(state)),
+        marks=tuple(mark_view(mark) for mark in every) if marks else (),
+        parent=invoked.parent,
+        children=_children(state, steps),
+        forked_from=invoked.forked_from,
+        priority=invoked.priority,
+        limits=invoked.limits,
+        budget=budget_view(state, limits),
     )
