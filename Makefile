@@ -14,7 +14,7 @@ export UV_PROJECT_ENVIRONMENT := $(VENV)
 export UV_COMPILE_BYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test test-unit test-integration test-e2e test-chaos \
+.PHONY: help setup demo dev test test-unit test-integration test-e2e test-chaos test-chaos-small \
 	check format lint types imports bench docs docs-check clean
 
 help: ## Show this list
@@ -40,7 +40,7 @@ demo: setup ## Run the example agent and workflow on an embedded stack
 dev: setup ## Start nats-server and the five services on loopback
 	$(BIN)/penstock dev $(ARGS)
 
-test: test-unit test-integration test-e2e test-chaos ## Run all tests
+test: test-unit test-integration test-e2e test-chaos-small ## Run all tests
 
 test-unit: setup ## Run the tests that need no server
 	$(BIN)/pytest tests/unit tests/properties tests/contracts $(ARGS)
@@ -51,7 +51,10 @@ test-integration: setup ## Run one service at a time against real servers
 test-e2e: setup ## Run all services as processes
 	$(BIN)/pytest tests/e2e $(ARGS)
 
-test-chaos: setup ## Kill, pause and restart processes under load
+test-chaos: setup ## Kill, stop and cut off everything under full load; ends with figures
+	PENSTOCK_CHAOS=full $(BIN)/pytest tests/chaos $(ARGS)
+
+test-chaos-small: setup ## The same with fewer runs and blows
 	$(BIN)/pytest tests/chaos $(ARGS)
 
 check: lint types imports docs-check ## Run all static checks

@@ -25,7 +25,7 @@ UNDER_WAY_SECONDS = 0.1
 PATIENCE_SECONDS = 90.0
 RUNNERS = ("agent-runner", "tool-runner", "ledger")
 
-Kind = Literal["kill", "stop"]
+Kind = Literal["kill", "stop", "isolate"]
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,12 @@ class Blow:
     """From recovery to the next blow."""
 
     def __str__(self) -> str:
-        how = "kill -9" if self.kind == "kill" else f"stop for {self.seconds:.1f} s"
-        return f"{how} {self.target}"
+        how = {
+            "kill": "kill -9",
+            "stop": f"stop for {self.seconds:.1f} s:",
+            "isolate": f"isolate for {self.seconds:.1f} s:",
+        }
+        return f"{how[self.kind]} {self.target}"
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -129,9 +130,10 @@ def report(
     again = found.repetitions
     recoveries = [blow.seconds for blow in struck]
     hands = [blow.in_hand_seconds for blow in struck if blow.in_hand]
-    kills = sum(blow.blow.kind == "kill" for blow in struck)
+    kinds = Counter(blow.blow.kind for blow in struck)
     figures.add(test, "runs / facts in the log", f"{len(witness.ended)} / {found.facts}")
-    figures.add(test, "blows: kill -9 / stop", f"{kills} / {len(struck) - kills}")
+    dealt = " / ".join(str(kinds[kind]) for kind in ("kill", "stop", "isolate"))
+    figures.add(test, "blows: kill -9 / stop / isolate", dealt)
     figures.add(test, "lost / duplicated", f"{len(found.lost)} / {found.duplicated}")
     figures.add(test, "recovery p50 / p99 / max", spread(recoveries))
     over = sum(seconds > RECOVERY_GOAL_SECONDS for seconds in recoveries)

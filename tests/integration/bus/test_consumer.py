@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
+from nats.aio.msg import Msg
 
 from penstock.bus.connection import JetStreamError
 from penstock.bus.consumer import Delivery
@@ -288,6 +290,29 @@ async def test_handler_longer_than_ack_wait_keeps_its_message(
     await all_done(bench, durable, within=15)
 
     assert calls == 3
+
+
+async def test_working_handler_is_silent_for_half_of_ack_wait_at_most(bench: Bench) -> None:
+    queue, durable = await bench.runner_queue()
+    loop = asyncio.get_running_loop()
+    signs: list[float] = []
+    done = asyncio.Event()
+
+    async def hear(_message: Msg) -> None:
+        signs.append(loop.time())
+
+    async def handle(_delivery: Delivery) -> None:
+        signs.append(loop.time())
+        await done.wait()
+
+    await bench.bus.subscribe(f"$JS.ACK.{subjects.RUNS}.{durable}.>", hear)
+    await bench.consume(durable, handle, ack_wait_seconds=4.0)
+    await publish(bench, queue, 1)
+    await eventually(more_than(signs, 3), within=10)
+    done.set()
+
+    silences = [after - before for before, after in pairwise(signs)]
+    assert max(silences) < 2.0 + 0.3  # what a busy machine adds
 
 
 async def short_queue(bench: Bench) -> tuple[str, str]:

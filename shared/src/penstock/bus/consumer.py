@@ -8,6 +8,7 @@ the server. Its handler's effects must be acknowledged before it returns.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 from collections import deque
@@ -17,6 +18,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from nats.aio.subscription import Subscription
+from nats.errors import FlushTimeoutError
 
 from penstock.bus.client import parse_headers
 from penstock.bus.connection import Bus, JetStreamError
@@ -174,7 +176,9 @@ class Consumer:
         if self._keeper is not None:
             self._keeper.cancel()
         if not self._bus.nc.is_closed and self._bus.nc.is_connected:
-            await self._bus.nc.settle(5)
+            # Acknowledgements that do not get through are made good by redelivery.
+            with contextlib.suppress(FlushTimeoutError):
+                await self._bus.nc.settle(5)
 
     # -- pulling -----------------------------------------------------------------------------
 
@@ -323,7 +327,8 @@ class Consumer:
         period = self._ack_wait / 3
         next_report = self._loop.time() + period
         while True:
-            await asyncio.sleep(min(1.0, period))
+            # Reports keep their beat: at worst a delivery is silent for half of ack_wait.
+            await asyncio.sleep(max(0.0, min(1.0, next_report - self._loop.time())))
             now = self._loop.time()
             self._tally.in_flight = self.in_flight
             if now >= next_report:
