@@ -14,6 +14,7 @@ from sqlalchemy import Table, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from penstock.contracts.facts import FACT, RunEnded, RunInvoked, StepResult
+from penstock.contracts.profiles import RunProfile, profile_of_entries, provider_of
 from penstock.contracts.state import Entry, RunState, fold, new_state
 from penstock.contracts.subjects import parse_fact
 from penstock.contracts.views import RunView, run_view
@@ -22,7 +23,7 @@ from penstock_orchestrator.archive.projection import (
     INLINE_BYTES,
     PREVIEW_CHARACTERS,
 )
-from penstock_orchestrator.core.schedule import user_text
+from penstock_orchestrator.archive.texts import user_text
 from tests.support.histories import Message
 
 Key = tuple[str, str]
@@ -66,6 +67,11 @@ async def assert_archived(engine: AsyncEngine, log: Sequence[Message]) -> None:
     assert runs.keys() == states.keys()
     for key, row in runs.items():
         _assert_run(row, states[key])
+        own = [entry for entry in entries if (entry.subject.tenant, entry.subject.run_id) == key]
+        if row["ended_at"] is None:
+            assert row["profile"] is None
+        elif row["seq"] is not None and _in_order(own):
+            assert RunProfile.model_validate_json(row["profile"]) == profile_of_entries(own)
     steps = await rows_of(engine, tables.steps)
     assert len(steps) == sum(len(state.steps) for state in states.values())
     for row in steps:
@@ -93,6 +99,18 @@ def _assert_run(row: dict[str, Any], state: RunState) -> None:
     assert _parsed(row["output"]) == _inline(view.output)
     assert _parsed(row["error"]) == _dumped(view.error)
     _assert_cost(row, view)
+
+
+def _in_order(entries: Sequence[Entry]) -> bool:
+    """Tell whether each outcome stands after its step: others are not folded in."""
+    scheduled: set[tuple[str, int]] = set()
+    for entry in entries:
+        attempt = (entry.subject.step_id, entry.subject.attempt)
+        if entry.subject.event == "step":
+            scheduled.add(attempt)
+        elif entry.subject.event == "result" and attempt not in scheduled:
+            return False
+    return True
 
 
 def _assert_cost(row: dict[str, Any], view: RunView) -> None:
@@ -138,9 +156,7 @@ async def _assert_usage(
         assert row["input_tokens"] == usage.input_tokens
         assert row["cost_usd"] == usage.cost_usd
         assert row["model"] == fact.model
-        assert row["provider"] == (
-            "" if fact.model == "local" else (fact.model or "").split("/")[0]
-        )
+        assert row["provider"] == provider_of(fact.model)
         assert row["occurred_at"] == fact.occurred_at
 
 

@@ -102,11 +102,11 @@ async def archive(store: Store, log: Sequence[Message]) -> None:
     for begin in range(0, len(received), 50):
         part = received[begin : begin + 50]
         missing = projection.missing(part)
-        projection.load(missing, *await store.load(missing))
+        projection.load(missing, await store.load(missing))
         batch = projection.build(part, part[-1].seq)
-        await store.commit(subjects.RUNS, batch, after_seq=reached)
+        await store.commit(subjects.RUNS, batch, after=position)
         projection.committed(batch)
-        reached = batch.last_seq
+        position = position._replace(last_seq=batch.last_seq)
 
 
 def message(subject: str, fact: RunFact) -> Message:
@@ -422,7 +422,7 @@ async def test_usage_summary_adds_up_by_model_and_marks_unknown_prices(
     report = await queries.usage_summary(UsageSummary(tenant="acme"))
     assert [(line.provider, line.model) for line in report.items] == [
         ("openai", "openai/gpt-5-mini"),
-        ("ollama_chat", "ollama_chat/llama"),
+        ("ollama", "ollama_chat/llama"),
     ]
     assert report.items[0].usage == Usage(
         input_tokens=20, output_tokens=4, cost_usd=1.0, model_calls=2

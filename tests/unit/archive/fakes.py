@@ -13,8 +13,8 @@ from penstock.contracts import subjects
 from penstock.contracts.errors import TransientError
 from penstock.contracts.facts import DeadLetter
 from penstock_orchestrator.archive.feed import LogMessage
-from penstock_orchestrator.archive.rows import Batch, Key, Row
-from penstock_orchestrator.archive.store import Position, Store
+from penstock_orchestrator.archive.rows import Batch, Key
+from penstock_orchestrator.archive.store import Loaded, Position, Store, StoredFact
 from tests.support.histories import Message
 
 CREATED = "2026-01-01T00:00:00Z"
@@ -43,7 +43,7 @@ class FakeLog:
         assert request is not None
         for seq in range(request["seq"], self.last_seq + 1):
             if seq in self.stored:
-                return {"message": {"seq": seq}}
+                return {"message": {"seq": seq, "time": CREATED}}
         raise JetStreamError(404, 10037, "no message found")
 
     async def request(self, subject: str, body: bytes, *, headers: dict[str, str]) -> None:
@@ -80,6 +80,9 @@ class FakeFeed:
 
     async def stop(self) -> None:
         self._stopped = True
+
+    def nudge(self) -> None:
+        """Nobody waits for long here."""
 
     async def take(self, _flush_seconds: float) -> list[LogMessage]:
         rng, log = self._rng, self._log
@@ -130,13 +133,20 @@ class FlakyStore:
     async def begin(self, stream: str, created: str) -> None:
         await self._store.begin(stream, created)
 
-    async def load(self, keys: Sequence[Key]) -> tuple[list[Row], list[Row]]:
+    async def facts_after(self, seq: int, until: int, limit: int) -> list[StoredFact]:
+        self._fail()
+        return await self._store.facts_after(seq, until, limit)
+
+    async def subjects_of(self, run_ids: Sequence[str]) -> dict[str, int]:
+        return await self._store.subjects_of(run_ids)
+
+    async def load(self, keys: Sequence[Key]) -> Loaded:
         self._fail()
         return await self._store.load(keys)
 
-    async def commit(self, stream: str, batch: Batch, *, after_seq: int) -> None:
+    async def commit(self, stream: str, batch: Batch, *, after: Position) -> None:
         self._fail()
-        await self._store.commit(stream, batch, after_seq=after_seq)
+        await self._store.commit(stream, batch, after=after)
         self.commits += 1
         self._fail()
 

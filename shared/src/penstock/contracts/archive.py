@@ -6,7 +6,7 @@ name their tenant: whoever asks has checked that it may speak for it. Lists are 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import AwareDatetime, Field
 
@@ -14,6 +14,9 @@ from penstock.contracts.facts import DefinitionKind, Record, RunStatus, Usage
 from penstock.contracts.ids import Token
 from penstock.contracts.rpc import PageSize
 from penstock.contracts.views import RunView
+
+RESTORED_HEADER: Final = "Penstock-Restored"
+"""Stands on facts that were put back into the log from the archive: nobody acts on them."""
 
 # Runs
 

@@ -16,6 +16,7 @@ from nats.aio.subscription import Subscription
 
 from penstock.bus.client import parse_headers
 from penstock.bus.connection import Bus, JetStreamError
+from penstock.contracts.archive import RESTORED_HEADER
 from penstock.contracts.errors import TransientError
 from penstock.telemetry.logs import EventLog
 
@@ -29,6 +30,7 @@ _HEARTBEAT: Final = _NANO
 _BURST_SECONDS: Final = 2.0
 _NOT_FOUND: Final = 404
 _COMPLETED: Final = "Batch Completed"
+_RESTORED: Final = f"\r\n{RESTORED_HEADER}:".encode()
 _TOO_LARGE: Final = "Message Size Exceeds MaxBytes"
 
 BATCH_BYTES: Final = 8 * 2**20
@@ -43,14 +45,8 @@ class LogMessage(NamedTuple):
     body: bytes
     reply: str = ""
     """Where to acknowledge it; empty where it was not delivered but read."""
-
-    @property
-    def stored_at(self) -> float | None:
-        """When the server stored it, in seconds since 1970; known of delivered messages."""
-        if not self.reply:
-            return None
-        tokens = self.reply.split(".")
-        return int(tokens[7 if len(tokens) == 9 else 9]) / _NANO
+    restored: bool = False
+    """It was put back into the log from the archive."""
 
 
 class Feed:
@@ -89,6 +85,7 @@ class Feed:
         self._bursting = False
         self._behind = False
         self._stopping = False
+        self._nudged = False
         self._loop = asyncio.get_running_loop()
         self._heard_at = 0.0
         self._subscription: Subscription | None = None
@@ -115,6 +112,12 @@ class Feed:
             # The server drops a pull in which nobody is interested any more.
             await self._bus.nc.unsubscribe_direct(subscription)
 
+    def nudge(self) -> None:
+        """Let whoever waits in ``take`` go, so that it looks at the tables again."""
+        if not self._stopping:
+            self._nudged = True
+            self._arrived.set()
+
     async def take(self, flush_seconds: float) -> list[LogMessage]:
         """Return what has gathered in the log, in order of sequence.
 
@@ -126,11 +129,16 @@ class Feed:
                 than a batch.
 
         Returns:
-            Messages; none only after ``stop``.
+            Messages; none only after ``stop`` or ``nudge``.
         """
         while not self._stopping:
             if not self._behind:
                 await self._arrived.wait()
+                if self._nudged:
+                    self._nudged = False
+                    if not self._buffer:
+                        self._arrived.clear()
+                        return []
                 await self._wait_for_end(flush_seconds)
             self._burst()
             await self._wait_for_end(_BURST_SECONDS)
@@ -198,7 +206,8 @@ class Feed:
         tokens = reply.split(".")
         seq = int(tokens[5 if len(tokens) == 9 else 7])
         buffer = self._buffer
-        buffer.append(LogMessage(seq, subject, body, reply))
+        restored = headers is not None and _RESTORED in headers
+        buffer.append(LogMessage(seq, subject, body, reply, restored))
         self._buffer_bytes += len(body)
         self._credit -= 1
         self._heard_at = self._loop.time()

@@ -11,8 +11,8 @@ import asyncpg
 
 from penstock.contracts.errors import ConflictError, RejectedError, TransientError
 from penstock_orchestrator.archive import statements
-from penstock_orchestrator.archive.rows import Batch, Key, Row
-from penstock_orchestrator.archive.store import VERSION_TABLE, Position
+from penstock_orchestrator.archive.rows import Batch, Key
+from penstock_orchestrator.archive.store import VERSION_TABLE, Loaded, Position, StoredFact
 
 _CONNECT_SECONDS: Final = 10.0
 _STATEMENT_SECONDS: Final = 60.0
@@ -47,7 +47,9 @@ class PostgresStore:
         """Return how far ``stream`` is projected."""
         async with self._open() as connection:
             row = await connection.fetchrow(
-                "SELECT last_seq, created FROM projection WHERE stream = $1", stream
+                "SELECT last_seq, created, generation, rebuild_until FROM projection "
+                "WHERE stream = $1",
+                stream,
             )
         return None if row is None else Position(*row)
 
@@ -55,39 +57,73 @@ class PostgresStore:
         """Note that ``stream`` is projected from its beginning on."""
         async with self._open() as connection:
             await connection.execute(
-                "INSERT INTO projection (stream, last_seq, created) VALUES ($1, 0, $2) "
+                "INSERT INTO projection (stream, last_seq, created, generation) "
+                "VALUES ($1, 0, $2, 0) "
                 "ON CONFLICT (stream) DO NOTHING",
                 stream,
                 created,
             )
 
-    async def load(self, keys: Sequence[Key]) -> tuple[list[Row], list[Row]]:
-        """Return the rows of runs and of their steps."""
+    async def load(self, keys: Sequence[Key]) -> Loaded:
+        """Return the rows of runs, of their steps, and their tombstones."""
         wanted = [tenant for tenant, _ in keys], [run_id for _, run_id in keys]
         async with self._open() as connection:
+            tombstones = await connection.fetch(statements.POSTGRES_TOMBSTONES, *wanted)
             runs = await connection.fetch(statements.POSTGRES_RUNS, *wanted)
-            if not runs:
-                return [], []
-            steps = await connection.fetch(statements.POSTGRES_STEPS, *wanted)
-        return [tuple(row) for row in runs], [tuple(row) for row in steps]
+            steps = await connection.fetch(statements.POSTGRES_STEPS, *wanted) if runs else []
+        return Loaded(*([tuple(row) for row in rows] for rows in (runs, steps, tombstones)))
 
-    async def commit(self, stream: str, batch: Batch, *, after_seq: int) -> None:
+    async def facts_after(self, seq: int, until: int, limit: int) -> list[StoredFact]:
+        """Return facts after ``seq`` and up to ``until``, in order."""
+        async with self._open() as connection:
+            rows = await connection.fetch(
+                "SELECT seq, subject, body FROM facts WHERE seq > $1 AND seq <= $2 "
+                "ORDER BY seq LIMIT $3",
+                seq,
+                until,
+                limit,
+            )
+        return [StoredFact(*row) for row in rows]
+
+    async def subjects_of(self, run_ids: Sequence[str]) -> dict[str, int]:
+        """Return the subjects of the facts of runs, each with its lowest sequence."""
+        async with self._open() as connection:
+            rows = await connection.fetch(
+                "SELECT subject, min(seq) FROM facts WHERE run_id = ANY($1::text[]) "
+                "GROUP BY subject",
+                list(run_ids),
+            )
+        return {row[0]: row[1] for row in rows}
+
+    async def commit(self, stream: str, batch: Batch, *, after: Position) -> None:
         """Write a batch in one transaction."""
         async with self._open() as connection, connection.transaction():
             # Also a lock: a second projector waits here, and then finds that it is too late.
             moved = await connection.execute(
-                "UPDATE projection SET last_seq = $1 WHERE stream = $2 AND last_seq = $3",
+                "UPDATE projection SET last_seq = $1 "
+                "WHERE stream = $2 AND last_seq = $3 AND generation = $4",
                 batch.last_seq,
                 stream,
-                after_seq,
+                after.last_seq,
+                after.generation,
             )
             if moved != "UPDATE 1":
                 raise ConflictError(
-                    "projected_elsewhere", f"{stream} is not projected to {after_seq}"
+                    "projected_elsewhere", f"{stream} is not projected to {after.last_seq}"
+                )
+            if batch.replaces_after is not None:
+                await connection.execute(
+                    "DELETE FROM facts WHERE seq > $1 AND seq <= $2",
+                    batch.replaces_after,
+                    batch.last_seq,
                 )
             for statement, rows in zip(_CHANGES, batch.parts(), strict=True):
                 if rows:
                     await connection.execute(statement, *zip(*rows, strict=True))
+            for tenant, run_id in batch.revived:
+                await connection.execute(
+                    "DELETE FROM tombstones WHERE tenant = $1 AND run_id = $2", tenant, run_id
+                )
 
     async def close(self) -> None:
         """Close the connection."""

@@ -18,17 +18,25 @@ from penstock.contracts import subjects
 from penstock.contracts.facts import (
     FACT,
     CancelRequested,
-    Decision,
     RunEnded,
     RunFact,
     RunInvoked,
+    SeededStep,
     SignalReceived,
     StateChanged,
     StepKind,
     StepResult,
     StepScheduled,
+    Usage,
 )
-from penstock.contracts.subjects import FactEvent, FactSubject
+from penstock.contracts.profiles import micros, priced, provider_of
+from penstock.contracts.subjects import FactEvent
+from penstock_orchestrator.archive.progress import (
+    note_decision,
+    note_step,
+    note_waits,
+    profile_text,
+)
 from penstock_orchestrator.archive.rows import (
     NO_BEGINNING,
     Addressed,
@@ -39,7 +47,8 @@ from penstock_orchestrator.archive.rows import (
     StepRow,
     Unreadable,
 )
-from penstock_orchestrator.core.schedule import user_text
+from penstock_orchestrator.archive.store import Loaded
+from penstock_orchestrator.archive.texts import user_text
 
 INLINE_BYTES: Final = 16_384
 """Inputs and outputs of runs above this are not repeated in ``runs``."""
@@ -58,7 +67,8 @@ _EVENT_OF: Final[dict[type[RunFact], FactEvent]] = {
 _Decided = (StepScheduled, StateChanged, RunEnded)
 _VALIDATE: Final = FACT.validator.validate_json
 _STEP_KINDS: Final = frozenset(kind.value for kind in StepKind)
-_OPEN: Final = frozenset({"planned", "scheduled"})
+_AWAITED: Final = frozenset({"planned", "scheduled", "stopped"})
+"""A step in one of these takes the outcome of its latest attempt."""
 
 
 def address(seq: int, subject: str, body: bytes) -> Addressed:
@@ -101,10 +111,12 @@ class Projection:
         self._instant = instant
         self._open_runs = open_runs
         self._runs: dict[Key, RunRow] = {}
+        self._tombstones: dict[Key, int] = {}
 
     def forget(self) -> None:
         """Drop all memory, after a batch was built that did not get into the tables."""
         self._runs.clear()
+        self._tombstones.clear()
 
     def missing(self, messages: Iterable[Addressed]) -> list[Key]:
         """Return the runs that must be loaded before these messages can be projected."""
@@ -112,24 +124,25 @@ class Projection:
         keys = {(item.subject.tenant, item.subject.run_id) for item in messages}
         return [key for key in keys if key not in known]
 
-    def load(self, keys: Iterable[Key], runs: Iterable[Row], steps: Iterable[Row]) -> None:
+    def load(self, keys: Iterable[Key], loaded: Loaded) -> None:
         """Take up runs as the tables have them; those without a row begin now.
 
         Args:
             keys: The runs that were asked for.
-            runs: Rows of ``statements.RUN_PROGRESS`` followed by ``seq`` and ``session_id``.
-            steps: Rows of ``statements.STEPS``.
+            loaded: What the tables have of them.
         """
-        for row in runs:
+        for row in loaded.runs:
             self._runs[row[0], row[1]] = run = RunRow(*row[2:])
             run.stored = True
-        for row in steps:
+        for row in loaded.steps:
             known = self._runs.get((row[0], row[1]))
             # A run that another projector began between the two queries: the commit will fail.
             if known is not None:
                 known.steps[row[2]] = StepRow(*row[2:])
+        for tenant, run_id, seq in loaded.tombstones:
+            self._tombstones[tenant, run_id] = seq
         for key in keys:
-            if key not in self._runs:
+            if key not in self._runs and key not in self._tombstones:
                 self._runs[key] = RunRow()
 
     def build(self, messages: Iterable[Addressed], last_seq: int) -> Batch:
@@ -155,6 +168,8 @@ class Projection:
                 batch.unreadable.append(Unreadable(item, str(error)))
                 continue
             key = (subject.tenant, subject.run_id)
+            if self._tombstones and self._deleted(batch, key, seq, fact):
+                continue
             changed[key] = run = runs[key]
             at = instant(fact.occurred_at)
             facts.append((seq, key[0], key[1], subject_text, fact.type, body.decode(), at))
@@ -163,6 +178,9 @@ class Projection:
             self._apply(batch, sessions, key, run, item, fact, at)
         for key, run in changed.items():
             runs[key] = runs.pop(key)  # now the last to be put out of memory
+            run.settle_status()
+            if run.ended_at is not None:
+                run.profile = profile_text(run)
             if run.stored and run.beginning is None:
                 batch.run_progress.append(run.progress(key))
             else:
@@ -189,6 +207,20 @@ class Projection:
         # Those that have not moved for longest go; a run that moves comes back by `load`.
         for key in list(self._runs)[: max(0, len(self._runs) - self._open_runs)]:
             del self._runs[key]
+        self._tombstones.clear()
+
+    def _deleted(self, batch: Batch, key: Key, seq: int, fact: RunFact) -> bool:
+        """Tell whether a fact is of a deleted run; one that is asked for again begins anew."""
+        deleted_seq = self._tombstones.get(key)
+        if deleted_seq is None:
+            return False
+        if seq > deleted_seq and isinstance(fact, RunInvoked):
+            del self._tombstones[key]
+            batch.revived.append(key)
+            self._runs[key] = RunRow()
+            return False
+        batch.refused[key] = max(seq, batch.refused.get(key, 0))
+        return True
 
     def _apply(
         self,
@@ -204,20 +236,18 @@ class Projection:
             case StepResult():
                 self._result(batch, key, run, item, fact, at)
             case StepScheduled():
-                _scheduled(run, item.subject, fact, at)
+                note_step(run, item.subject, fact, at)
             case RunInvoked():
-                _invoked(batch, sessions, key, run, item.seq, fact, at)
+                self._invoked(batch, sessions, key, run, item.seq, fact, at)
             case RunEnded():
                 _ended(batch, key, run, item, fact, at)
             case StateChanged():
-                _decided(run, item.subject, fact.decision, at)
-                for wait in fact.waits:
-                    step = run.steps.get(wait.step_id)
-                    if step is not None and step.attempt < wait.next_attempt:
-                        step.status = "waiting"
-                        run.changed_steps.add(wait.step_id)
+                note_decision(run, item.subject, fact.decision, at)
+                note_waits(run, fact.waits)
                 run.touch(at)
-            case CancelRequested() | SignalReceived():
+            case SignalReceived():
+                _signalled(batch, key, run, item, fact, at)
+            case CancelRequested():
                 run.touch(at)
 
     def _result(
@@ -230,25 +260,11 @@ class Projection:
         usage = fact.usage
         if usage is not None:
             run.spend(usage)
-            model = fact.model or ""
-            batch.usage.append(
-                (
-                    item.seq,
-                    *key,
-                    subject.step_id,
-                    subject.attempt,
-                    fact.name,
-                    model.partition("/")[0] if "/" in model else "",
-                    model,
-                    usage.input_tokens,
-                    usage.output_tokens,
-                    usage.cost_usd,
-                    usage.unknown_price,
-                    usage.model_calls,
-                    at,
-                )
-            )
-        if subject.attempt < step.attempt or step.status not in _OPEN:
+            batch.usage.append(_usage_row(key, item, fact, usage, at))
+        if subject.attempt < step.attempt or step.status not in _AWAITED:
+            started, ended = micros(fact.started_at), micros(fact.occurred_at)
+            step.add_late(subject.attempt, started, ended, usage, fact.model)
+            run.changed_steps.add(step.step_id)
             return
         step.status = fact.status
         step.started_at = self._instant(fact.started_at)
@@ -258,99 +274,126 @@ class Projection:
         step.output = output[:PREVIEW_CHARACTERS] if output is not None else None
         step.error = _model_json(fact.error)
         step.usage = _model_json(usage)
+        step.model = fact.model
         run.changed_steps.add(subject.step_id)
         run.touch(at)
 
-
-def _invoked(
-    batch: Batch,
-    sessions: dict[Key, Row],
-    key: Key,
-    run: RunRow,
-    seq: int,
-    fact: RunInvoked,
-    at: Any,
-) -> None:
-    run.seq = seq
-    run.session_id = session_id = fact.session_id
-    run.beginning = (
-        seq,
-        fact.name,
-        fact.kind.value,
-        fact.version,
-        fact.plan_digest,
-        session_id,
-        fact.trigger.value,
-        fact.requested_by,
-        _tags(fact.tags) if fact.tags else None,
-        _inline(fact.input),
-        at,
-    )
-    run.touch(at)
-    if session_id is not None:
-        tenant, run_id = key
-        first = sessions.get((tenant, session_id))
-        created_at = at if first is None else first[3]
-        row = (tenant, session_id, fact.name, created_at, at, run_id, seq)
-        sessions[tenant, session_id] = row
-        text = user_text(fact.input)
-        batch.messages.append((seq, tenant, session_id, run_id, "user", text, at))
-
-
-def _scheduled(run: RunRow, subject: FactSubject, fact: StepScheduled, at: Any) -> None:
-    if fact.decision is not None:
-        _decided(run, subject, fact.decision, at)
-    step_id, attempt = subject.step_id, subject.attempt
-    step = run.steps.get(step_id)
-    if step is not None and step.attempt > attempt:
-        return
-    if step is not None and step.attempt == attempt and step.status != "planned":
-        if not step.node_id:
-            # Its outcome came first; until now the step was known from the manifest alone.
-            step.scheduled_at = at
-            step.node_id = fact.node_id
-            step.name = fact.name
-            run.changed_steps.add(step_id)
+    def _invoked(
+        self,
+        batch: Batch,
+        sessions: dict[Key, Row],
+        key: Key,
+        run: RunRow,
+        seq: int,
+        fact: RunInvoked,
+        at: Any,
+    ) -> None:
+        run.seq = seq
+        run.created_at = at
+        run.session_id = session_id = fact.session_id
+        run.beginning = (
+            seq,
+            fact.name,
+            fact.kind.value,
+            fact.version,
+            fact.plan_digest,
+            session_id,
+            fact.trigger.value,
+            fact.requested_by,
+            _tags(fact.tags) if fact.tags else None,
+            _inline(fact.input),
+            at,
+            fact.parent.run_id if fact.parent is not None else None,
+            fact.parent.root_run_id if fact.parent is not None else None,
+            fact.forked_from.run_id if fact.forked_from is not None else None,
+        )
+        if fact.seed is not None:
+            for seeded in fact.seed.steps:
+                self._seed(run, seeded)
         run.touch(at)
-        return
-    run.steps[step_id] = StepRow(
-        step_id,
-        subject.kind,
-        subject.queue,
-        fact.node_id,
+        if session_id is not None:
+            tenant, run_id = key
+            first = sessions.get((tenant, session_id))
+            created_at = at if first is None else first[3]
+            row = (tenant, session_id, fact.name, created_at, at, run_id, seq)
+            sessions[tenant, session_id] = row
+            text = user_text(fact.input)
+            batch.messages.append((seq, tenant, session_id, run_id, "user", text, at))
+
+    def _seed(self, run: RunRow, seeded: SeededStep) -> None:
+        """Take over an outcome that another run had recorded; what is known by now stays."""
+        if seeded.step_id in run.steps:
+            return
+        started_at = self._instant(seeded.started_at)
+        output = _json(seeded.output)
+        run.steps[seeded.step_id] = StepRow(
+            seeded.step_id,
+            seeded.kind.value,
+            seeded.queue,
+            seeded.node_id,
+            seeded.name,
+            0,
+            seeded.attempt,
+            seeded.status,
+            started_at,
+            started_at,
+            self._instant(seeded.ended_at),
+            output[:PREVIEW_CHARACTERS] if output is not None else None,
+            output is not None and len(output) > PREVIEW_CHARACTERS,
+            _model_json(seeded.error),
+        )
+        run.changed_steps.add(seeded.step_id)
+
+
+def _usage_row(key: Key, item: Addressed, fact: StepResult, usage: Usage, at: Any) -> Row:
+    provider = provider_of(fact.model)
+    usage = priced(usage, provider)
+    return (
+        item.seq,
+        *key,
+        item.subject.step_id,
+        item.subject.attempt,
         fact.name,
-        subject.decision,
-        attempt,
-        "scheduled",
+        provider,
+        fact.model or "",
+        usage.input_tokens,
+        usage.output_tokens,
+        usage.cost_usd,
+        usage.unknown_price,
+        usage.model_calls,
+        usage.steps,
         at,
     )
-    run.changed_steps.add(step_id)
-    _running(run)
+
+
+def _signalled(
+    batch: Batch, key: Key, run: RunRow, item: Addressed, fact: SignalReceived, at: Any
+) -> None:
+    if fact.kind in ("pause", "resume"):
+        run.paused = fact.kind == "pause"
+    batch.signals.append(
+        (
+            item.seq,
+            *key,
+            item.subject.step_id,
+            fact.kind,
+            fact.name,
+            fact.target,
+            fact.from_run,
+            fact.sent_by,
+            _inline(fact.payload),
+            at,
+        )
+    )
     run.touch(at)
-
-
-def _decided(run: RunRow, subject: FactSubject, decision: Decision, at: Any) -> None:
-    for suffix in decision.manifest:
-        kind, queue, step_id, attempt = subjects.parse_suffix(suffix)
-        known = run.steps.get(step_id)
-        if known is None or known.attempt < attempt:
-            run.steps[step_id] = StepRow(
-                step_id, kind, queue, "", "", subject.decision, attempt, "planned", at
-            )
-            run.changed_steps.add(step_id)
-    _running(run)
-
-
-def _running(run: RunRow) -> None:
-    if run.status == "created":
-        run.status = "running"
 
 
 def _ended(batch: Batch, key: Key, run: RunRow, item: Addressed, fact: RunEnded, at: Any) -> None:
-    _decided(run, item.subject, fact.decision, at)
+    note_decision(run, item.subject, fact.decision, at)
     run.status = fact.status.value
     run.output = _inline(fact.output)
     run.error = _model_json(fact.error)
+    run.error_code = fact.error.code if fact.error is not None else None
     run.ended_at = at
     usage = fact.usage
     run.input_tokens = usage.input_tokens
@@ -358,6 +401,7 @@ def _ended(batch: Batch, key: Key, run: RunRow, item: Addressed, fact: RunEnded,
     run.cost_usd = usage.cost_usd
     run.unknown_price = usage.unknown_price
     run.model_calls = usage.model_calls
+    run.attempts = usage.steps
     run.touch(at)
     if run.session_id is not None and fact.error is None and fact.output is not None:
         text = user_text(fact.output)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -19,6 +19,7 @@ from penstock.bus.claims import Claims, is_claim
 from penstock.bus.connection import Bus, JetStreamError
 from penstock.bus.reader import LogReader
 from penstock.contracts import subjects
+from penstock.contracts.archive import RESTORED_HEADER
 from penstock.contracts.errors import (
     ConflictError,
     ErrorInfo,
@@ -26,12 +27,12 @@ from penstock.contracts.errors import (
     RejectedError,
     TransientError,
 )
-from penstock.contracts.facts import DeadLetter
+from penstock.contracts.facts import Claim, DeadLetter
 from penstock.telemetry.logs import EventLog
 from penstock_orchestrator.archive.feed import BATCH_BYTES, Feed, LogMessage
 from penstock_orchestrator.archive.projection import Projection, address
-from penstock_orchestrator.archive.rows import Addressed
-from penstock_orchestrator.archive.store import Store
+from penstock_orchestrator.archive.rows import Addressed, Key, Row
+from penstock_orchestrator.archive.store import Position, Store
 
 _log = EventLog(__name__)
 
@@ -51,7 +52,7 @@ COMMIT_SECONDS: Final = Histogram(
     buckets=(0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0),
 )
 
-_LAG_EVERY_SECONDS: Final = 5.0
+_LAG_EVERY_SECONDS: Final = 2.0
 _LONGEST_DELAY_SECONDS: Final = 15.0
 _CLAIM_TRIES: Final = 5
 _DEAD_BODY_CHARACTERS: Final = 100_000
@@ -94,7 +95,9 @@ class Projector:
         self._batch_size = batch_size
         self._flush_seconds = flush_seconds
         self._projection = Projection(store.instant)
-        self._position = 0
+        self.on_refused: Callable[[dict[Key, int]], None] | None = None
+        """Told of deleted runs of which something was said all the same, up to a sequence."""
+        self._position = Position(0, "")
         """What the tables have."""
         self._oldest_at: float | None = None
         self._reconnected = False
@@ -158,10 +161,30 @@ class Projector:
                 f"{subjects.RUNS} ends at {last_seq}: its last facts were lost, perhaps with the "
                 "power; project the log into an empty database",
             )
-        self._position = 0 if position is None else position.last_seq
-        while self._position < delivered and not self._stopping.is_set():
-            messages, reached = await self._read(self._position + 1, delivered + 1)
+        self._position = position or Position(0, created)
+        while self._position.rebuilding and not self._stopping.is_set():
+            await self._rebuild_some()
+        while self._position.last_seq < delivered and not self._stopping.is_set():
+            messages, reached = await self._read(self._position.last_seq + 1, delivered + 1)
             await self._project(messages, reached)
+        self._oldest_at = None
+
+    async def _rebuild_some(self) -> None:
+        """Project again what the log has, and in between what only the archive has."""
+        position = self._position
+        until = position.rebuild_until or 0
+        kept = await self._store.facts_after(position.last_seq, until, self._batch_size)
+        if len(kept) == self._batch_size:
+            until = kept[-1].seq
+        messages, reached = await self._read(position.last_seq + 1, until + 1)
+        in_log = {message.seq for message in messages}
+        messages += [
+            LogMessage(fact.seq, fact.subject, fact.body.encode())
+            for fact in kept
+            if fact.seq <= reached and fact.seq not in in_log
+        ]
+        messages.sort()
+        await self._project(messages, reached, replaces=True)
 
     async def _log_position(self) -> tuple[str, int, int]:
         """Return when the stream was created, where it ends, how far it was delivered."""
@@ -178,9 +201,8 @@ class Projector:
             messages = await self._feed.take(self._flush_seconds)
             if not messages or self._reconnected:
                 return  # a server that was restarted may have lost facts: look again
-            self._oldest_at = messages[0].stored_at
             whole: list[LogMessage] = []
-            reached = self._position
+            reached = self._position.last_seq
             for message in messages:
                 if message.seq <= reached:
                     continue
@@ -192,7 +214,7 @@ class Projector:
                         whole = []
                 whole.append(message)
                 reached = message.seq
-            if reached > self._position:
+            if reached > self._position.last_seq:
                 await self._project(whole, reached)
             self._oldest_at = None
             self._feed.acknowledge(messages[-1])
@@ -214,7 +236,9 @@ class Projector:
             timeout_seconds=30.0,
         )
         messages = [
-            LogMessage(stored.seq, stored.subject, stored.body)
+            LogMessage(
+                stored.seq, stored.subject, stored.body, "", RESTORED_HEADER in stored.headers
+            )
             for stored in page.messages
             if stored.seq < before
         ]
@@ -239,48 +263,88 @@ class Projector:
 
     # -- projecting --------------------------------------------------------------------------
 
-    async def _project(self, messages: Sequence[LogMessage], last_seq: int) -> None:
+    async def _project(
+        self, messages: Sequence[LogMessage], last_seq: int, *, replaces: bool = False
+    ) -> None:
         addressed: list[Addressed] = []
-        for message in messages:
+        claims: list[Row] = []
+        for message in await self._without_copies(messages):
             body = message.body
             try:
-                if is_claim(body):
+                claim = Claim.model_validate_json(body) if is_claim(body) else None
+                if claim is not None:
                     body = await self._fetch(body)
-                addressed.append(address(message.seq, message.subject, body))
+                item = address(message.seq, message.subject, body)
+                addressed.append(item)
             except (ValueError, RejectedError) as error:
                 await self._bury(message.seq, message.subject, message.body, str(error))
-        await self._commit(addressed, last_seq)
+            else:
+                if claim is not None:
+                    subject = item.subject
+                    claims.append((item.seq, subject.tenant, subject.run_id, claim.sha256))
+        await self._commit(addressed, claims, last_seq, replaces=replaces)
         PROJECTED.inc(len(addressed))
         self._delay = self._retry_seconds
 
-    async def _commit(self, messages: Sequence[Addressed], last_seq: int) -> None:
+    async def _without_copies(self, messages: Sequence[LogMessage]) -> Sequence[LogMessage]:
+        """Leave out what was put back into the log from the archive, which has it already."""
+        copies = [message for message in messages if message.restored]
+        if not copies:
+            return messages
+        run_ids = {message.subject.split(".")[3] for message in copies}
+        known = await self._store.subjects_of(sorted(run_ids))
+        return [
+            message
+            for message in messages
+            if not message.restored or known.get(message.subject, message.seq) >= message.seq
+        ]
+
+    async def _commit(
+        self,
+        messages: Sequence[Addressed],
+        claims: Sequence[Row],
+        last_seq: int,
+        *,
+        replaces: bool,
+    ) -> None:
         """Write messages; those that the database refuses are found by halving, and buried."""
         projection = self._projection
         missing = projection.missing(messages)
         if missing:
-            projection.load(missing, *await self._store.load(missing))
+            projection.load(missing, await self._store.load(missing))
         batch = projection.build(messages, last_seq)
+        first_seq = self._position.last_seq
+        batch.claims.extend(
+            row
+            for row in claims
+            if first_seq < row[0] <= last_seq and (row[1], row[2]) not in batch.refused
+        )
+        if replaces:
+            batch.replaces_after = first_seq
         for item, reason in batch.unreadable:
             await self._bury(item.seq, item.subject_text, item.body, reason)
         began_at = time.perf_counter()
         try:
-            await self._store.commit(subjects.RUNS, batch, after_seq=self._position)
+            await self._store.commit(subjects.RUNS, batch, after=self._position)
         except RejectedError as error:
             projection.forget()
             if len(messages) > 1:
                 half = len(messages) // 2
-                await self._commit(messages[:half], messages[half - 1].seq)
-                await self._commit(messages[half:], last_seq)
+                middle = messages[half - 1].seq
+                await self._commit(messages[:half], claims, middle, replaces=replaces)
+                await self._commit(messages[half:], claims, last_seq, replaces=replaces)
             elif messages:
                 refused = messages[0]
                 await self._bury(refused.seq, refused.subject_text, refused.body, error.message)
-                await self._commit([], last_seq)
+                await self._commit([], [], last_seq, replaces=replaces)
             else:
                 raise TransientError("archive_refuses", error.message) from error
             return
         COMMIT_SECONDS.observe(time.perf_counter() - began_at)
         projection.committed(batch)
-        self._position = last_seq
+        self._position = self._position._replace(last_seq=last_seq)
+        if batch.refused and self.on_refused is not None:
+            self.on_refused(batch.refused)
 
     async def _fetch(self, body: bytes) -> bytes:
         """Return what a claim stands for.
@@ -302,6 +366,8 @@ class Projector:
 
     async def _bury(self, seq: int, subject: str, body: bytes, reason: str) -> None:
         """Keep as a dead letter what cannot be projected; only then does the log move on."""
+        if seq <= (self._position.rebuild_until or 0):
+            return  # buried already, when it was projected for the first time
         letter = DeadLetter(
             stream=subjects.RUNS,
             stream_seq=seq,
@@ -337,9 +403,33 @@ class Projector:
     async def _measure_lag(self) -> None:
         while True:
             try:
-                info: dict[str, Any] = await self._bus.api(f"STREAM.INFO.{subjects.RUNS}")
+                await self._look_at_lag()
             except (JetStreamError, TransientError) as error:
                 _log.warning("projector.lag_unknown", reason=str(error))
-            else:
-                LAG_MESSAGES.set(max(0, int(info["state"]["last_seq"]) - self._position))
             await asyncio.sleep(_LAG_EVERY_SECONDS)
+
+    async def _look_at_lag(self) -> None:
+        """Measure how far the archive is behind; where it is not, look at the tables again.
+
+        Whoever rebuilds the tables, or deletes from them, may be another process.
+        """
+        position = self._position.last_seq
+        info = await self._bus.api(f"STREAM.INFO.{subjects.RUNS}")
+        behind = max(0, int(info["state"]["last_seq"]) - position)
+        LAG_MESSAGES.set(behind)
+        if not behind:
+            self._oldest_at = None
+            self._feed.nudge()
+            return
+        try:
+            answer = await self._bus.api(
+                f"STREAM.MSG.GET.{subjects.RUNS}",
+                {"seq": position + 1, "next_by_subj": subjects.RUN_SPACE},
+            )
+        except JetStreamError as error:
+            if error.code != _NOT_FOUND:
+                raise
+            self._oldest_at = None  # all of them were deleted
+            return
+        if self._position.last_seq == position:
+            self._oldest_at = datetime.fromisoformat(answer["message"]["time"]).timestamp()

@@ -5,15 +5,23 @@ Rows are tuples in the order of the columns in ``statements.py``.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Final, NamedTuple
 
+from pydantic_core import from_json, to_json
+
 from penstock.contracts.facts import RunStatus, Usage
+from penstock.contracts.profiles import Attempt
 from penstock.contracts.subjects import FactSubject
+from penstock_orchestrator.archive.instants import to_micros
 
 Row = tuple[Any, ...]
 Key = tuple[str, str]
 """Tenant and run id."""
+
+_OPEN: Final = frozenset({"planned", "scheduled", "waiting"})
 
 
 class Addressed(NamedTuple):
@@ -51,6 +59,14 @@ class StepRow:
     output_truncated: bool = False
     error: str | None = None
     usage: str | None = None
+    model: str | None = None
+    earlier: str | None = None
+    """JSON: the attempts before this one."""
+
+    @property
+    def open(self) -> bool:
+        """Whether an outcome is still to come."""
+        return self.status in _OPEN
 
     def row(self, key: Key) -> Row:
         """Return the row, in the order of ``statements.STEPS``."""
@@ -71,7 +87,92 @@ class StepRow:
             self.output_truncated,
             self.error,
             self.usage,
+            self.model,
+            self.earlier,
         )
+
+    def attempts(self) -> list[Attempt]:
+        """Return all attempts at the step, for its run's profile."""
+        known = self._earlier()
+        if self.status != "planned" and self.decision and self.attempt not in known:
+            known[self.attempt] = self._latest()
+        return list(known.values())
+
+    def earlier_text(self) -> str | None:
+        """Return the JSON of all attempts so far, for a step that is now tried again."""
+        return _attempts_text(self.attempts())
+
+    def add_late(
+        self, attempt: int, started: int, ended: int, usage: Usage | None, model: str | None
+    ) -> None:
+        """Keep what an attempt did whose outcome came when nobody waited for it any more."""
+        known = self._earlier()
+        before = known.get(attempt) or self._latest()
+        scheduled = before.scheduled if before.attempt == attempt else None
+        known[attempt] = before._replace(
+            attempt=attempt,
+            scheduled=scheduled,
+            started=started,
+            ended=ended,
+            usage=usage,
+            model=model,
+        )
+        self.earlier = _attempts_text(known.values())
+
+    def add_superseded(self, attempt: int, scheduled: int) -> None:
+        """Keep an attempt whose message came after that of a later one."""
+        known = self._earlier()
+        before = known.get(attempt) or Attempt(
+            self.step_id, self.node_id, self.kind, self.name, attempt, None, None, None
+        )
+        known[attempt] = before._replace(scheduled=scheduled)
+        self.earlier = _attempts_text(known.values())
+
+    def _earlier(self) -> dict[int, Attempt]:
+        return {
+            number: Attempt(
+                self.step_id,
+                self.node_id,
+                self.kind,
+                self.name,
+                number,
+                scheduled,
+                started,
+                ended,
+                None if usage is None else Usage.model_validate(usage),
+                model,
+            )
+            for number, scheduled, started, ended, usage, model in (
+                from_json(self.earlier) if self.earlier is not None else ()
+            )
+        }
+
+    def _latest(self) -> Attempt:
+        return Attempt(
+            self.step_id,
+            self.node_id,
+            self.kind,
+            self.name,
+            self.attempt,
+            as_micros(self.scheduled_at),
+            as_micros(self.started_at),
+            as_micros(self.ended_at),
+            None if self.usage is None else Usage.model_validate_json(self.usage),
+            self.model,
+        )
+
+
+def _attempts_text(attempts: Iterable[Attempt]) -> str | None:
+    rows = [
+        [one.attempt, one.scheduled, one.started, one.ended, one.usage, one.model]
+        for one in attempts
+    ]
+    return to_json(rows).decode() if rows else None
+
+
+def as_micros(instant: Any) -> int | None:
+    """Return a time, in whichever form the store takes it, as microseconds since 1970."""
+    return to_micros(instant) if isinstance(instant, datetime) else instant
 
 
 @dataclass(slots=True)
@@ -89,8 +190,16 @@ class RunRow:
     cost_usd: float = 0.0
     unknown_price: bool = False
     model_calls: int = 0
+    attempts: int = 0
+    decisions: int = 0
+    paused: bool = False
+    parked: str | None = None
+    """JSON: ids of the open marks that something outside settles."""
+    error_code: str | None = None
+    profile: str | None = None
     seq: int | None = None
     session_id: str | None = None
+    created_at: Any = None
     stored: bool = False
     beginning: Row | None = None
     """The columns from ``seq`` on, until they are stored."""
@@ -112,7 +221,28 @@ class RunRow:
             self.cost_usd,
             self.unknown_price,
             self.model_calls,
+            self.attempts,
+            self.decisions,
+            self.paused,
+            self.parked,
+            self.error_code,
+            self.profile,
         )
+
+    def settle_status(self) -> None:
+        """Say where the run is, as ``RunState.status`` does."""
+        if self.ended_at is not None:
+            return
+        if self.paused:
+            self.status = RunStatus.PAUSED.value
+        elif not self.decisions:
+            self.status = RunStatus.CREATED.value
+        elif self.parked is not None and all(
+            step.status == "waiting" or not step.open for step in self.steps.values()
+        ):
+            self.status = RunStatus.WAITING.value
+        else:
+            self.status = RunStatus.RUNNING.value
 
     def touch(self, at: Any) -> None:
         """Note a change that happened at ``at``."""
@@ -127,9 +257,10 @@ class RunRow:
             self.cost_usd += usage.cost_usd
             self.unknown_price = self.unknown_price or usage.unknown_price
             self.model_calls += usage.model_calls
+            self.attempts += usage.steps
 
 
-NO_BEGINNING: Final[Row] = (None,) * 11
+NO_BEGINNING: Final[Row] = (None,) * 14
 
 
 @dataclass(slots=True)
@@ -144,7 +275,15 @@ class Batch:
     sessions: list[Row] = field(default_factory=list)
     messages: list[Row] = field(default_factory=list)
     usage: list[Row] = field(default_factory=list)
+    signals: list[Row] = field(default_factory=list)
+    claims: list[Row] = field(default_factory=list)
     unreadable: list[Unreadable] = field(default_factory=list)
+    revived: list[Row] = field(default_factory=list)
+    """Runs that were deleted and asked for again: their tombstones go."""
+    refused: dict[Key, int] = field(default_factory=dict)
+    """Deleted runs of which more was said, and the sequence up to which."""
+    replaces_after: int | None = None
+    """In a rebuild: facts after this sequence and up to ``last_seq`` are written anew."""
 
     def parts(self) -> tuple[list[Row], ...]:
         """Return the rows in the order of ``statements.CHANGES``."""
@@ -156,4 +295,6 @@ class Batch:
             self.sessions,
             self.messages,
             self.usage,
+            self.signals,
+            self.claims,
         )

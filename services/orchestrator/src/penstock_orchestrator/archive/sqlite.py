@@ -15,8 +15,8 @@ from pydantic_core import to_json
 from penstock.contracts.errors import ConflictError, RejectedError, TransientError
 from penstock_orchestrator.archive import statements
 from penstock_orchestrator.archive.instants import to_micros
-from penstock_orchestrator.archive.rows import Batch, Key, Row
-from penstock_orchestrator.archive.store import VERSION_TABLE, Position
+from penstock_orchestrator.archive.rows import Batch, Key
+from penstock_orchestrator.archive.store import VERSION_TABLE, Loaded, Position, StoredFact
 
 T = TypeVar("T")
 
@@ -80,7 +80,9 @@ class SqliteStore:
 
         def read(connection: sqlite3.Connection) -> Position | None:
             row = connection.execute(
-                "SELECT last_seq, created FROM projection WHERE stream = ?", (stream,)
+                "SELECT last_seq, created, generation, rebuild_until FROM projection "
+                "WHERE stream = ?",
+                (stream,),
             ).fetchone()
             return None if row is None else Position(*row)
 
@@ -91,28 +93,56 @@ class SqliteStore:
 
         def write(connection: sqlite3.Connection) -> None:
             connection.execute(
-                "INSERT INTO projection (stream, last_seq, created) VALUES (?, 0, ?) "
+                "INSERT INTO projection (stream, last_seq, created, generation) "
+                "VALUES (?, 0, ?, 0) "
                 "ON CONFLICT (stream) DO NOTHING",
                 (stream, created),
             )
 
         await self._run(write)
 
-    async def load(self, keys: Sequence[Key]) -> tuple[list[Row], list[Row]]:
-        """Return the rows of runs and of their steps."""
+    async def load(self, keys: Sequence[Key]) -> Loaded:
+        """Return the rows of runs, of their steps, and their tombstones."""
         wanted = (to_json(keys).decode(),)
 
-        def read(connection: sqlite3.Connection) -> tuple[list[Row], list[Row]]:
+        def read(connection: sqlite3.Connection) -> Loaded:
+            tombstones = connection.execute(statements.SQLITE_TOMBSTONES, wanted).fetchall()
             runs = connection.execute(statements.SQLITE_RUNS, wanted).fetchall()
-            if not runs:
-                return [], []
-            return runs, connection.execute(statements.SQLITE_STEPS, wanted).fetchall()
+            steps = connection.execute(statements.SQLITE_STEPS, wanted).fetchall() if runs else []
+            return Loaded(runs, steps, tombstones)
 
         return await self._run(read)
 
-    async def commit(self, stream: str, batch: Batch, *, after_seq: int) -> None:
+    async def facts_after(self, seq: int, until: int, limit: int) -> list[StoredFact]:
+        """Return facts after ``seq`` and up to ``until``, in order."""
+
+        def read(connection: sqlite3.Connection) -> list[StoredFact]:
+            rows = connection.execute(
+                "SELECT seq, subject, body FROM facts WHERE seq > ? AND seq <= ? "
+                "ORDER BY seq LIMIT ?",
+                (seq, until, limit),
+            )
+            return [StoredFact(*row) for row in rows]
+
+        return await self._run(read)
+
+    async def subjects_of(self, run_ids: Sequence[str]) -> dict[str, int]:
+        """Return the subjects of the facts of runs, each with its lowest sequence."""
+        wanted = (to_json(run_ids).decode(),)
+
+        def read(connection: sqlite3.Connection) -> dict[str, int]:
+            rows = connection.execute(
+                "SELECT subject, min(seq) FROM json_each(?) AS given "
+                "CROSS JOIN facts ON run_id = given.value GROUP BY subject",
+                wanted,
+            )
+            return dict(rows.fetchall())
+
+        return await self._run(read)
+
+    async def commit(self, stream: str, batch: Batch, *, after: Position) -> None:
         """Write a batch in one transaction."""
-        await self._run(lambda connection: _write(connection, stream, batch, after_seq))
+        await self._run(lambda connection: _write(connection, stream, batch, after))
 
     async def close(self) -> None:
         """Close the file and end the thread."""
@@ -147,15 +177,23 @@ def _open(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _write(connection: sqlite3.Connection, stream: str, batch: Batch, after_seq: int) -> None:
+def _write(connection: sqlite3.Connection, stream: str, batch: Batch, after: Position) -> None:
     connection.execute("BEGIN IMMEDIATE")
     try:
         moved = connection.execute(
-            "UPDATE projection SET last_seq = ? WHERE stream = ? AND last_seq = ?",
-            (batch.last_seq, stream, after_seq),
+            "UPDATE projection SET last_seq = ? "
+            "WHERE stream = ? AND last_seq = ? AND generation = ?",
+            (batch.last_seq, stream, after.last_seq, after.generation),
         )
         if moved.rowcount != 1:
-            raise ConflictError("projected_elsewhere", f"{stream} is not projected to {after_seq}")
+            raise ConflictError(
+                "projected_elsewhere", f"{stream} is not projected to {after.last_seq}"
+            )
+        if batch.replaces_after is not None:
+            connection.execute(
+                "DELETE FROM facts WHERE seq > ? AND seq <= ?",
+                (batch.replaces_after, batch.last_seq),
+            )
         for sizes, rows in zip(_CHANGES, batch.parts(), strict=True):
             begin = 0
             for count, statement in sizes:
@@ -163,6 +201,8 @@ def _write(connection: sqlite3.Connection, stream: str, batch: Batch, after_seq:
                     values = list(chain.from_iterable(rows[begin : begin + count]))
                     connection.execute(statement, values)
                     begin += count
+        for key in batch.revived:
+            connection.execute("DELETE FROM tombstones WHERE tenant = ? AND run_id = ?", key)
         connection.execute("COMMIT")
     finally:
         if connection.in_transaction:

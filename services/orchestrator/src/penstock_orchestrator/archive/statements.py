@@ -43,6 +43,7 @@ _USAGE: Final[dict[str, Kind]] = {
     "cost_usd": "float8",
     "unknown_price": "bool",
     "model_calls": "int8",
+    "steps": "int8",
 }
 _RUN_PROGRESS: Final[dict[str, Kind]] = {
     "tenant": "text",
@@ -54,6 +55,11 @@ _RUN_PROGRESS: Final[dict[str, Kind]] = {
     "error": "text",
     "ended_at": "timestamptz",
     **_USAGE,
+    "decisions": "int8",
+    "paused": "bool",
+    "parked": "text",
+    "error_code": "text",
+    "profile": "text",
 }
 
 FACTS: Final = Change(
@@ -84,6 +90,9 @@ RUNS: Final = Change(
         "tags": "jsonb",
         "input": "text",
         "created_at": "timestamptz",
+        "parent_run_id": "text",
+        "root_run_id": "text",
+        "forked_from": "text",
     },
     keys=2,
 )
@@ -109,6 +118,8 @@ STEPS: Final = Change(
         "output_truncated": "bool",
         "error": "text",
         "usage": "text",
+        "model": "text",
+        "earlier": "text",
     },
     keys=3,
 )
@@ -156,7 +167,40 @@ USAGE: Final = Change(
     updates=False,
 )
 
-CHANGES: Final = (FACTS, RUNS, RUN_PROGRESS, STEPS, SESSIONS, MESSAGES, USAGE)
+SIGNALS: Final = Change(
+    "signals",
+    {
+        "seq": "int8",
+        "tenant": "text",
+        "run_id": "text",
+        "signal_id": "text",
+        "kind": "text",
+        "name": "text",
+        "target": "text",
+        "from_run": "text",
+        "sent_by": "text",
+        "payload": "text",
+        "occurred_at": "timestamptz",
+    },
+    updates=False,
+)
+CLAIMS: Final = Change(
+    "claims",
+    {"seq": "int8", "tenant": "text", "run_id": "text", "sha256": "text"},
+    updates=False,
+)
+
+CHANGES: Final = (
+    FACTS,
+    RUNS,
+    RUN_PROGRESS,
+    STEPS,
+    SESSIONS,
+    MESSAGES,
+    USAGE,
+    SIGNALS,
+    CLAIMS,
+)
 """In the order in which a batch applies them."""
 
 
@@ -199,7 +243,7 @@ def _on_conflict(change: Change) -> str:
 
 # What an open run needs to go on after a restart: columns in the order of RUNS and STEPS.
 
-_RUN_COLUMNS: Final = ", ".join((*_RUN_PROGRESS, "seq", "session_id"))
+_RUN_COLUMNS: Final = ", ".join((*_RUN_PROGRESS, "seq", "session_id", "created_at"))
 _STEP_COLUMNS: Final = ", ".join(STEPS.columns)
 
 SQLITE_RUNS: Final = (
@@ -218,5 +262,15 @@ POSTGRES_RUNS: Final = (
 )
 POSTGRES_STEPS: Final = (
     f"SELECT {_STEP_COLUMNS} FROM steps JOIN unnest($1::text[], $2::text[]) "  # noqa: S608
+    "AS given (tenant, run_id) USING (tenant, run_id)"
+)
+
+SQLITE_TOMBSTONES: Final = (
+    "SELECT tenant, run_id, seq FROM json_each(?) AS given "
+    "CROSS JOIN tombstones ON tenant = json_extract(given.value, '$[0]') "
+    "AND run_id = json_extract(given.value, '$[1]')"
+)
+POSTGRES_TOMBSTONES: Final = (
+    "SELECT tenant, run_id, seq FROM tombstones JOIN unnest($1::text[], $2::text[]) "
     "AS given (tenant, run_id) USING (tenant, run_id)"
 )

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from penstock_orchestrator.archive.rows import Batch, Key, Row
 
-REVISION: Final = "0001"
+REVISION: Final = "0002"
 """The migration that the statements are written for; a test holds it to the latest."""
 VERSION_TABLE: Final = "alembic_version_penstock_orchestrator_archive"
 
@@ -22,6 +22,32 @@ class Position(NamedTuple):
 
     last_seq: int
     created: str
+    generation: int = 0
+    """Grows when rows are deleted: what was loaded before that is worth nothing."""
+    rebuild_until: int | None = None
+    """Up to here the tables are made anew where ``last_seq`` is below it."""
+
+    @property
+    def rebuilding(self) -> bool:
+        """Whether facts are being projected again."""
+        return self.rebuild_until is not None and self.last_seq < self.rebuild_until
+
+
+class Loaded(NamedTuple):
+    """What the tables have of some runs, as ``Projection.load`` takes it."""
+
+    runs: list[Row]
+    steps: list[Row]
+    tombstones: list[Row]
+    """Tenant, run id, sequence."""
+
+
+class StoredFact(NamedTuple):
+    """A fact as the archive has it."""
+
+    seq: int
+    subject: str
+    body: str
 
 
 class Store(Protocol):
@@ -42,11 +68,17 @@ class Store(Protocol):
     async def begin(self, stream: str, created: str) -> None:
         """Note that ``stream`` is projected from its beginning on."""
 
-    async def load(self, keys: Sequence[Key]) -> tuple[list[Row], list[Row]]:
-        """Return the rows of runs and of their steps, as ``Projection.load`` takes them."""
+    async def load(self, keys: Sequence[Key]) -> Loaded:
+        """Return the rows of runs, of their steps, and their tombstones."""
 
-    async def commit(self, stream: str, batch: Batch, *, after_seq: int) -> None:
-        """Write a batch in one transaction, if ``after_seq`` is still what is projected.
+    async def facts_after(self, seq: int, until: int, limit: int) -> list[StoredFact]:
+        """Return facts after ``seq`` and up to ``until``, in order, ``limit`` at most."""
+
+    async def subjects_of(self, run_ids: Sequence[str]) -> dict[str, int]:
+        """Return the subjects of the facts of runs, each with its lowest sequence."""
+
+    async def commit(self, stream: str, batch: Batch, *, after: Position) -> None:
+        """Write a batch in one transaction, if ``after`` is still what is projected.
 
         Raises:
             ConflictError: ``projected_elsewhere``.

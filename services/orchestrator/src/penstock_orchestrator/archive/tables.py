@@ -69,7 +69,13 @@ def _usage_columns() -> tuple[Column[Any], ...]:
         Column("cost_usd", Double, nullable=False),
         Column("unknown_price", Boolean, nullable=False),
         Column("model_calls", BigInteger, nullable=False),
+        Column("steps", BigInteger, nullable=False, comment="attempts, of child runs as well"),
     )
+
+
+def _where(condition: str) -> dict[str, Any]:
+    """Return the arguments of an index over some rows only."""
+    return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
 
 
 facts: Final = Table(
@@ -97,6 +103,11 @@ runs: Final = Table(
     Column("error", Text, comment="JSON"),
     Column("ended_at", Instant),
     *_usage_columns(),
+    Column("decisions", BigInteger, nullable=False),
+    Column("paused", Boolean, nullable=False),
+    Column("parked", Text, comment="JSON: open marks that something outside settles"),
+    Column("error_code", Text),
+    Column("profile", Text, comment="JSON, from its end on: where time and money went"),
     Column("seq", BigInteger, comment="of the invoking fact; null while that is not seen"),
     Column("name", Text),
     Column("kind", Text),
@@ -108,14 +119,20 @@ runs: Final = Table(
     Column("tags", _TAGS),
     Column("input", Text, comment="JSON; null above 16 KiB, see facts"),
     Column("created_at", Instant),
+    Column("parent_run_id", Text),
+    Column("root_run_id", Text, comment="null: it has no parent"),
+    Column("forked_from", Text),
     Index(None, "tenant", "seq"),
+    Index(None, "tenant", "name", "seq"),
+    Index(None, "tenant", "ended_at", "seq", **_where("ended_at IS NOT NULL")),
+    Index(None, "tenant", "parent_run_id", **_where("parent_run_id IS NOT NULL")),
+    Index(None, "tenant", "root_run_id", **_where("root_run_id IS NOT NULL")),
     Index(
         None,
         "tenant",
         "session_id",
         "seq",
-        sqlite_where=text("session_id IS NOT NULL"),
-        postgresql_where=text("session_id IS NOT NULL"),
+        **_where("session_id IS NOT NULL"),
     ),
 )
 
@@ -139,6 +156,9 @@ steps: Final = Table(
     Column("output_truncated", Boolean, nullable=False),
     Column("error", Text, comment="JSON"),
     Column("usage", Text, comment="JSON"),
+    Column("model", Text),
+    Column("earlier", Text, comment="JSON: the attempts before this one"),
+    Index(None, "tenant", "scheduled_at"),
 )
 
 sessions: Final = Table(
@@ -182,6 +202,47 @@ usage: Final = Table(
     *_usage_columns(),
     Column("occurred_at", Instant, nullable=False),
     Index(None, "tenant", "occurred_at"),
+    Index(None, "tenant", "run_id"),
+)
+
+signals: Final = Table(
+    "signals",
+    METADATA,
+    Column("seq", _SEQ, primary_key=True, autoincrement=False, comment="of the fact behind it"),
+    Column("tenant", Text, nullable=False),
+    Column("run_id", Text, nullable=False),
+    Column("signal_id", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("target", Text, nullable=False),
+    Column("from_run", Text),
+    Column("sent_by", Text),
+    Column("payload", Text, comment="JSON; null above 16 KiB, see facts"),
+    Column("occurred_at", Instant, nullable=False),
+    Index(None, "tenant", "kind", "seq"),
+    Index(None, "tenant", "run_id"),
+)
+
+claims: Final = Table(
+    "claims",
+    METADATA,
+    Column("seq", _SEQ, primary_key=True, autoincrement=False, comment="of the claiming fact"),
+    Column("tenant", Text, nullable=False),
+    Column("run_id", Text, nullable=False),
+    Column("sha256", Text, nullable=False),
+    Index(None, "sha256"),
+    Index(None, "tenant", "run_id"),
+)
+
+tombstones: Final = Table(
+    "tombstones",
+    METADATA,
+    Column("tenant", Text, primary_key=True),
+    Column("run_id", Text, primary_key=True),
+    Column("seq", BigInteger, nullable=False, comment="what is not after it is deleted"),
+    Column("deleted_at", Instant, nullable=False),
+    Column("erased_at", Instant, comment="null: perhaps not yet gone from the bus"),
+    Index(None, "deleted_at"),
 )
 
 projection: Final = Table(
@@ -190,4 +251,6 @@ projection: Final = Table(
     Column("stream", Text, primary_key=True),
     Column("last_seq", BigInteger, nullable=False, comment="all up to it is projected"),
     Column("created", Text, nullable=False, comment="when the stream came to be, its identity"),
+    Column("generation", BigInteger, nullable=False, comment="grows when rows were deleted"),
+    Column("rebuild_until", BigInteger, comment="null: the tables were never rebuilt"),
 )
