@@ -114,15 +114,31 @@ def evaluate(expression: str, scope: Mapping[str, JsonValue]) -> JsonValue:
         RejectedError: ``invalid_expression``: it cannot be parsed; ``expression_failed``: it
             cannot be evaluated, with the reason and what there is instead.
     """
-    step = _compiled(expression)
     try:
-        return Output().json(step(Evaluation(scope)))
+        return _value(_compiled(expression), scope)
     except RejectedError as error:
+        if error.code == "invalid_expression":
+            raise
         raise _about(expression, error) from error
-    except (ArithmeticError, RecursionError) as error:
-        known = "its values are nested too deeply" if isinstance(error, RecursionError) else ""
-        reason = known or "a number, time or duration is out of range"
-        raise _about(expression, RejectedError("expression_failed", reason)) from error
+
+
+def compute(tree: Tree) -> None:
+    """Compute a part that reads nothing, to see whether it fails.
+
+    Raises:
+        RejectedError: ``expression_failed``, about the part alone.
+    """
+    _value(_step(tree), {}, as_json=False)
+
+
+def _value(step: Step, scope: Mapping[str, JsonValue], *, as_json: bool = True) -> JsonValue:
+    try:
+        value = step(Evaluation(scope))
+        return Output().json(value) if as_json else None
+    except RecursionError as error:
+        raise failed("its values are nested too deeply") from error
+    except ArithmeticError as error:
+        raise failed("a number, time or duration is out of range") from error
 
 
 def references(expression: str) -> tuple[Path, ...]:
