@@ -8,6 +8,7 @@ of JSON mix, and a member is looked up only where the expression comes to it: ne
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
 from functools import lru_cache
 from typing import Any, Final
 
@@ -39,6 +40,7 @@ from penstock.contracts.values import (
     Evaluation,
     Output,
     article,
+    checked,
     contains,
     equal,
     failed,
@@ -309,7 +311,7 @@ def _unary(operator: str, operand: Step) -> Step:
         value = operand(of)
         if kind_of(value) not in ("number", "duration"):
             raise failed(f"- takes a number or a duration, and this is {article(kind_of(value))}")
-        return -value
+        return -value if isinstance(value, timedelta) else checked(-value)
 
     return negative
 

@@ -99,7 +99,7 @@ def _text(_: Evaluation, value: Any) -> str:
         return text_of(value)
     if isinstance(value, timedelta):
         return f"{seconds_of(value)}s"
-    return str(value)
+    return str(checked(value))
 
 
 def _decoded(of: Evaluation, value: bytes) -> str:

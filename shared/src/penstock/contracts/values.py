@@ -21,6 +21,9 @@ MAX_WORK: Final = 1_000_000
 a third of a second."""
 MAX_RESULT_BYTES: Final = 4 * 2**20
 """Largest result, as JSON, roughly."""
+MAX_RESULT_VALUES: Final = 400_000
+"""So many values may be in a result, of whatever size."""
+_UNITS_OF_A_COMPARISON: Final = 4
 INT_MAX: Final = 2**63 - 1
 CHARACTERS_OF_A_UNIT: Final = 16
 """So many characters of text cost as much as one element of a list."""
@@ -105,7 +108,7 @@ def whole(value: Any) -> int:
         RejectedError: It has a fraction.
     """
     if isinstance(value, int):
-        return value
+        return int(checked(value))
     if not value.is_integer():
         raise failed(f"{value} is no integer; use int(...), which cuts off the fraction")
     return int(value)
@@ -208,7 +211,7 @@ def equal(of: Evaluation, left: Any, right: Any) -> bool:
     Raises:
         RejectedError: The comparison is too much work.
     """
-    of.spend(1)
+    of.spend(_UNITS_OF_A_COMPARISON)
     kind = kind_of(left)
     if kind != kind_of(right):
         return False
@@ -271,6 +274,7 @@ class Output:
     def __init__(self) -> None:
         """Begin with room for all of it."""
         self._left = MAX_RESULT_BYTES
+        self._values = MAX_RESULT_VALUES
 
     def json(self, value: Any) -> JsonValue:
         """Return a value as JSON: times as RFC 3339 text, durations in seconds.
@@ -279,6 +283,9 @@ class Output:
             RejectedError: It cannot be JSON, or is too large.
         """
         self._take(4)
+        self._values -= 1
+        if self._values < 0:
+            raise failed(f"the result has more than {MAX_RESULT_VALUES} values")
         match kind_of(value):
             case "string":
                 self._take(len(value))
