@@ -211,3 +211,42 @@ async def test_input_without_messages_is_rejected(
     result = await bench.done(runner, "one", arguments, config={"model": "scripted/x"})
     assert result.error is not None
     assert result.error.code == "invalid_arguments"
+
+
+async def test_agent_elsewhere_is_told_of_routes_and_may_take_one(
+    bench: Bench, runner: Runner, serve: Serve
+) -> None:
+    asked: list[Any] = []
+
+    def respond(call: Call) -> Answer:
+        asked.append(json.loads(call.body))
+        return stream(
+            ("delta", {"text": "One moment."}),
+            ("done", {"route": {"agent": "billing", "message": "Refund it"}}),
+        )
+
+    config = {
+        "endpoint": serve(respond).url,
+        "routes": [{"agent": "billing", "description": "Knows invoices."}],
+        "can_respond": False,
+    }
+    result = await bench.done(runner, "one", ASKED, config=config)
+
+    assert result.output == {
+        "action": "route_to_agent",
+        "agent": "billing",
+        "message": "Refund it",
+        "text": "One moment.",
+    }
+    assert (asked[0]["routes"], asked[0]["can_respond"]) == (config["routes"], False)
+
+
+@pytest.mark.parametrize("route", ["billing", {"message": "x"}, {"agent": "b", "message": 3}])
+async def test_agent_elsewhere_whose_route_is_none_has_not_answered(
+    bench: Bench, runner: Runner, serve: Serve, route: Any
+) -> None:
+    server = serve(lambda _: stream(("done", {"final_message": "", "route": route})))
+    result = await ask(bench, runner, server)
+
+    assert result.error is not None
+    assert result.error.code == "agent_answer_invalid"

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from penstock.contracts.actions import Respond, UseTools
+from penstock.contracts.actions import Respond, RouteToAgent, UseTools
 from penstock.contracts.errors import RejectedError, TransientError
 from penstock.contracts.facts import ChatMessage, ToolCall
-from penstock_agent_runner.core.turn import AgentConfig, ToolSpec, Turn, TurnInput
+from penstock_agent_runner.core.turn import AgentConfig, RouteSpec, ToolSpec, Turn, TurnInput
 from penstock_agent_runner.models import Request
 from penstock_agent_runner.providers import ProviderModel
 from tests.support.http_server import Answer, HttpServer
@@ -389,3 +389,25 @@ def test_process_start_does_not_import_litellm() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert found.stdout.strip() == "[]"
+
+
+async def test_routes_are_tools_of_the_request_and_their_call_is_a_route(
+    model: ProviderModel, openai: OpenAIServer
+) -> None:
+    part = {
+        "index": 0,
+        "id": "c1",
+        "type": "function",
+        "function": {"name": "transfer_to_billing", "arguments": '{"message": "Refund it"}'},
+    }
+    openai.script(Reply(chunks=[chunk("I ask."), chunk(calls=[part]), chunk(finish="tool_calls")]))
+    routes = (RouteSpec(agent="billing", description="Knows invoices."),)
+    turn, _ = await ask(model, request(openai, routes=routes, can_respond=False))
+
+    assert turn.action() == RouteToAgent(agent="billing", message="Refund it", text="I ask.")
+    sent = openai.requests[0].body
+    assert [tool["function"]["name"] for tool in sent["tools"]] == [
+        "weather",
+        "transfer_to_billing",
+    ]
+    assert "transfer_to_billing" in sent["messages"][0]["content"]

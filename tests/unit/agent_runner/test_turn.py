@@ -8,7 +8,6 @@ from penstock.contracts.errors import RejectedError, TransientError
 from penstock.contracts.facts import ChatMessage, ToolCall
 from penstock_agent_runner.core.sse import EventParser
 from penstock_agent_runner.core.turn import (
-    AgentConfig,
     CallCollector,
     ToolSpec,
     chat_messages,
@@ -36,7 +35,7 @@ def test_conversation_takes_the_shape_of_chat_completions() -> None:
         ChatMessage(role="assistant", tool_calls=(call,)),
         ChatMessage(role="tool", content="1", tool_call_id="c"),
     )
-    assert chat_messages(AgentConfig(instructions="Be brief."), messages) == [
+    assert chat_messages("Be brief.", messages) == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "hi"},
         {

@@ -17,6 +17,7 @@ from penstock.contracts.errors import ErrorFamily, PenstockError, RejectedError,
 from penstock.contracts.facts import Usage
 from penstock.contracts.json import Json
 from penstock.telemetry.logs import EventLog
+from penstock_agent_runner.core.routes import instructions_of, route_tools, split_route
 from penstock_agent_runner.core.turn import CallCollector, Turn, chat_messages, chat_tools
 from penstock_agent_runner.models import Emit, Request
 
@@ -119,13 +120,16 @@ class ProviderModel:
             options["api_key"] = self._secret(key)
         elif key is None and ("api_base" in options or "base_url" in options):
             options["api_key"] = NO_KEY
-        if config.tools:
-            options["tools"] = chat_tools(config.tools)
+        routes = route_tools(config.routes)
+        if config.tools or routes:
+            named = {tool.name for tool in routes}
+            own = tuple(tool for tool in config.tools if tool.name not in named)
+            options["tools"] = chat_tools((*own, *routes))
             # Else it imports its MCP gateway, which needs a package that it does not depend on.
             options["_skip_mcp_handler"] = True
         options |= {
             "model": config.model,
-            "messages": chat_messages(config, request.input.messages),
+            "messages": chat_messages(instructions_of(config), request.input.messages),
             "timeout": max(1.0, request.seconds),
             "num_retries": 0,
             "max_retries": 0,
@@ -182,7 +186,9 @@ class _Conversation:
         calls = self._calls.calls()
         if self._finish is None and not text and not calls:
             raise TransientError("model_answer_invalid", "the model's answer was empty")
-        return Turn(text=text, calls=calls, usage=await self._cost(options), model=self._model)
+        usage = await self._cost(options)
+        calls, route = split_route(self._request.config, calls, text)
+        return Turn(text=text, calls=calls, usage=usage, model=self._model, route=route)
 
     async def _take(self, part: Any, *, streamed: bool) -> None:
         self._model = getattr(part, "model", None) or self._model

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from penstock.contracts.actions import RouteToAgent
 from penstock.contracts.errors import (
     ErrorFamily,
     ErrorInfo,
@@ -74,7 +75,7 @@ class RemoteAgent:
         }
         if request.traceparent is not None:
             headers[TRACEPARENT] = request.traceparent
-        body = {
+        body: dict[str, Any] = {
             "session_id": session_id,
             "run_id": request.run_id,
             "input_message": {
@@ -83,6 +84,9 @@ class RemoteAgent:
             },
             "messages": messages,
         }
+        if request.config.routes:
+            body["routes"] = [route.model_dump(mode="json") for route in request.config.routes]
+            body["can_respond"] = request.config.can_respond
         try:
             async with client.stream(
                 "POST",
@@ -126,8 +130,10 @@ async def _listen(response: httpx.Response, emit: Emit) -> Turn:
             text.append(piece)
             await emit(piece)
         elif name == "done":
+            final = _final(data.get("final_message"), "".join(text))
             return Turn(
-                text=_final(data.get("final_message"), "".join(text)),
+                text=final,
+                route=_route(data.get("route"), final),
                 usage=_usage(data.get("usage")),
                 model=_string(data.get("model")),
                 output=data.get("output"),
@@ -196,6 +202,23 @@ def _final(message: object, streamed: str) -> str:
     if isinstance(message, dict):
         message = message.get("content")
     return message if isinstance(message, str) else streamed
+
+
+def _route(value: object, text: str) -> RouteToAgent | None:
+    """Return to whom the agent hands the conversation over, if it does.
+
+    Raises:
+        TransientError: ``agent_answer_invalid``.
+    """
+    if value is None:
+        return None
+    given: Mapping[str, Any] = value if isinstance(value, dict) else {}
+    agent, message = _string(given.get("agent")), given.get("message", "")
+    if agent is None or not isinstance(message, str):
+        raise TransientError(
+            "agent_answer_invalid", "'route' must hold 'agent' and may hold 'message', both text"
+        )
+    return RouteToAgent(agent=agent, message=message, text=text)
 
 
 def _usage(value: object) -> Usage:

@@ -20,7 +20,12 @@ class ScriptedModel:
             PenstockError: The script says to fail.
         """
         config = request.config
-        played = perform(read_script(config.script), config.model, request.input.messages)
+        played = perform(
+            read_script(config.script),
+            config.model,
+            request.input.messages,
+            config.own_turn if config.own_turn is not None else config.turn,
+        )
         error = played.error
         if error is not None and (error.attempts is None or request.attempt <= error.attempts):
             await asyncio.sleep(played.delay_seconds)

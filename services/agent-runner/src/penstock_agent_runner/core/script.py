@@ -1,7 +1,8 @@
 """The scripted model: turns written down beforehand, the same every time, without a network.
 
-Turn *i* is taken after *i* messages of the assistant since the last message of the user; after
-the last turn the last one is taken again if it calls no tools.
+Turn *i* is the agent's own turn *i* in the run; where the step does not say which that is, as many
+turns are over as there are messages of the assistant since the last one of the user. After the
+last turn the last one is taken again if it ends the conversation.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from penstock.contracts.actions import RouteToAgent
 from penstock.contracts.errors import (
     ErrorDetail,
     ErrorFamily,
@@ -41,6 +43,13 @@ class ScriptedCall(_Read):
     id: str | None = None
 
 
+class ScriptedRoute(_Read):
+    """The conversation is handed over; the message is a template."""
+
+    agent: str
+    message: str = ""
+
+
 class ScriptedError(_Read):
     """A failure instead of an answer."""
 
@@ -58,6 +67,7 @@ class ScriptedTurn(_Read):
     text: str = ""
     deltas: tuple[str, ...] | None = None
     tool_calls: tuple[ScriptedCall, ...] = ()
+    route: ScriptedRoute | None = None
     delay_seconds: float = Field(default=0.0, ge=0)
     error: ScriptedError | None = None
 
@@ -102,17 +112,28 @@ def read_script(script: Json) -> Script:
         ) from error
 
 
-def perform(script: Script, model: str, messages: tuple[ChatMessage, ...]) -> Performance:
+def perform(
+    script: Script, model: str, messages: tuple[ChatMessage, ...], own_turn: int | None = None
+) -> Performance:
     """Return what the script says to a conversation.
+
+    Args:
+        script: All turns of the agent.
+        model: Its model's name.
+        messages: The conversation so far.
+        own_turn: Which turn of the agent is asked for, from 1; counted if not given.
 
     Raises:
         RejectedError: ``script_ended``, or a template that cannot be rendered.
     """
     start = last_user_index(messages)
     since = messages[start + 1 :]
-    number = sum(message.role == "assistant" for message in since)
+    if own_turn is not None:
+        number = own_turn - 1
+    else:
+        number = sum(message.role == "assistant" for message in since)
     turns = script.turns
-    if number >= len(turns) and turns[-1].tool_calls:
+    if number >= len(turns) and (turns[-1].tool_calls or turns[-1].route is not None):
         raise RejectedError("script_ended", f"the script has {len(turns)} turns, this is another")
     turn = turns[min(number, len(turns) - 1)]
     told = messages[start].content if start >= 0 else ""
@@ -134,6 +155,11 @@ def perform(script: Script, model: str, messages: tuple[ChatMessage, ...]) -> Pe
         )
         for index, call in enumerate(turn.tool_calls)
     )
+    route = None
+    if turn.route is not None:
+        route = RouteToAgent(
+            agent=turn.route.agent, message=_rendered(turn.route.message, scope), text=text
+        )
     usage = Usage(
         input_tokens=sum(len(message.content.split()) for message in messages),
         output_tokens=len(pieces),
@@ -142,7 +168,7 @@ def perform(script: Script, model: str, messages: tuple[ChatMessage, ...]) -> Pe
     return Performance(
         pieces=pieces,
         delay_seconds=turn.delay_seconds,
-        turn=Turn(text=text, calls=calls, usage=usage, model=model),
+        turn=Turn(text=text, calls=calls, usage=usage, model=model, route=route),
         error=turn.error,
     )
 

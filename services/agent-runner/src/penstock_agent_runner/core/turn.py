@@ -8,7 +8,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from penstock.contracts.actions import Action, Respond, UseTools
+from penstock.contracts.actions import Action, Respond, RouteToAgent, UseTools
 from penstock.contracts.errors import ErrorDetail, RejectedError, TransientError
 from penstock.contracts.facts import ChatMessage, ToolCall, Usage
 from penstock.contracts.json import Json
@@ -28,6 +28,13 @@ class ToolSpec(_Read):
     parameters: dict[str, Json] = {"type": "object", "properties": {}}
 
 
+class RouteSpec(_Read):
+    """Another agent of the network, to whom the conversation may be handed over."""
+
+    agent: str
+    description: str = ""
+
+
 class AgentConfig(_Read):
     """The config of an ``agent`` step."""
 
@@ -39,6 +46,13 @@ class AgentConfig(_Read):
     endpoint: str | None = None
     tools: tuple[ToolSpec, ...] = ()
     session_id: str | None = None
+    routes: tuple[RouteSpec, ...] = ()
+    can_respond: bool = True
+    """Whether its answer may end the conversation, or it has to hand it over."""
+    turn: int | None = None
+    """Which turn this is, of all agents that share the conversation, from 1."""
+    own_turn: int | None = None
+    """Which turn of this agent it is, from 1."""
 
 
 class TurnInput(_Read):
@@ -56,9 +70,13 @@ class Turn:
     usage: Usage | None = None
     model: str | None = None
     output: Json = None
+    route: RouteToAgent | None = None
+    """To whom the conversation is handed over."""
 
     def action(self) -> Action:
-        """Return the answer as the step's output."""
+        """Return the answer as the step's output; who calls tools hands over only afterwards."""
+        if self.route is not None and not self.calls:
+            return self.route
         if self.calls:
             return UseTools(text=self.text, calls=self.calls)
         return Respond(text=self.text, output=self.output)
@@ -96,11 +114,11 @@ def last_user_index(messages: tuple[ChatMessage, ...]) -> int:
     return -1
 
 
-def chat_messages(config: AgentConfig, messages: tuple[ChatMessage, ...]) -> list[Json]:
+def chat_messages(instructions: str, messages: tuple[ChatMessage, ...]) -> list[Json]:
     """Return the conversation in the shape of OpenAI's chat completions."""
     found: list[Json] = []
-    if config.instructions:
-        found.append({"role": "system", "content": config.instructions})
+    if instructions:
+        found.append({"role": "system", "content": instructions})
     for message in messages:
         entry: dict[str, Json] = {"role": message.role, "content": message.content}
         if message.tool_calls:
