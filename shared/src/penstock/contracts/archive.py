@@ -10,10 +10,20 @@ from typing import Final, Literal
 
 from pydantic import AwareDatetime, Field
 
-from penstock.contracts.facts import DefinitionKind, Record, RunStatus, Usage
+from penstock.contracts.facts import (
+    DefinitionKind,
+    Record,
+    RunStatus,
+    SignalKind,
+    StepKind,
+    Trigger,
+    Usage,
+)
 from penstock.contracts.ids import Token
+from penstock.contracts.json import Json
+from penstock.contracts.profiles import THRESHOLD, RunProfile
 from penstock.contracts.rpc import PageSize
-from penstock.contracts.views import RunView
+from penstock.contracts.views import RunView, StepView
 
 RESTORED_HEADER: Final = "Penstock-Restored"
 """Stands on facts that were put back into the log from the archive: nobody acts on them."""
@@ -22,7 +32,10 @@ RESTORED_HEADER: Final = "Penstock-Restored"
 
 
 class ListRuns(Record):
-    """Verb ``list_runs``: read runs, the latest first; all filters that are given must match."""
+    """Verb ``list_runs``: read runs in order of time; all filters that are given must match.
+
+    Pages stay the same while runs are added: a run is in one page and in one only.
+    """
 
     tenant: Token
     status: tuple[RunStatus, ...] = ()
@@ -32,8 +45,23 @@ class ListRuns(Record):
     session_id: str | None = None
     created_from: AwareDatetime | None = None
     created_before: AwareDatetime | None = None
+    ended_from: AwareDatetime | None = None
+    ended_before: AwareDatetime | None = None
     tags: dict[str, str] = {}
     """The run has all of these, with these values."""
+    trigger: tuple[Trigger, ...] = ()
+    min_cost_usd: float | None = None
+    max_cost_usd: float | None = None
+    """Included, as ``min_cost_usd`` is."""
+    parent_run_id: str | None = None
+    root_run_id: str | None = None
+    """The run itself, and all that came of it."""
+    forked_from: str | None = None
+    error: str | None = None
+    """A part of the code of the error that it ended with."""
+    sort: Literal["created", "ended"] = "created"
+    """By ``ended``, only runs that have ended are listed."""
+    order: Literal["desc", "asc"] = "desc"
     limit: PageSize = 50
     cursor: str | None = None
     """The ``next_cursor`` of the page before."""
@@ -82,6 +110,79 @@ class FactPage(Record):
 
     items: tuple[ArchivedFact, ...]
     next_after: int | None = None
+
+
+# Steps and signals
+
+
+class ListSteps(Record):
+    """Verb ``list_steps``: read step executions, the latest first; all given filters must match."""
+
+    tenant: Token
+    run_id: str | None = None
+    status: tuple[str, ...] = ()
+    kind: tuple[StepKind, ...] = ()
+    name: str | None = None
+    """Agent, tool or workflow that the step runs."""
+    node_id: str | None = None
+    scheduled_from: AwareDatetime | None = None
+    scheduled_before: AwareDatetime | None = None
+    limit: PageSize = 50
+    cursor: str | None = None
+
+
+class StepExecution(StepView):
+    """One step of one run. Long outputs are left out; the run has them."""
+
+    run_id: str
+    queue: str
+    model: str | None = None
+    queue_wait_ms: float | None = None
+    """From scheduled to started."""
+    duration_ms: float | None = None
+    """From started to ended."""
+
+
+class StepPage(Record):
+    """Some steps; there are more if ``next_cursor`` is given."""
+
+    items: tuple[StepExecution, ...]
+    next_cursor: str | None = None
+
+
+class ListSignals(Record):
+    """Verb ``list_signals``: read what reached runs from outside, the latest first."""
+
+    tenant: Token
+    kind: tuple[SignalKind, ...] = ()
+    run_id: str | None = None
+    """The run that it reached."""
+    from_run: str | None = None
+    name: str | None = None
+    limit: PageSize = 50
+    cursor: str | None = None
+
+
+class SignalView(Record):
+    """A signal as clients see it; payloads above 16 KiB are left out."""
+
+    seq: int
+    signal_id: str
+    run_id: str
+    kind: SignalKind
+    name: str
+    target: str = ""
+    from_run: str | None = None
+    sent_by: str | None = None
+    payload: Json = None
+    occurred_at: AwareDatetime
+
+
+class SignalPage(Record):
+    """Some signals; there are more if ``next_cursor`` is given."""
+
+    items: tuple[SignalView, ...]
+    next_cursor: str | None = None
 
 
 # Sessions
@@ -195,3 +296,181 @@ class UsageReport(Record):
 
     items: tuple[UsageLine, ...]
     total: Usage
+
+
+# Reports
+
+
+class CostReport(Record):
+    """Verb ``cost_report``: what model calls cost, by provider, by model, by agent and by day."""
+
+    tenant: Token
+    since: AwareDatetime | None = None
+    until: AwareDatetime | None = None
+    """Not included."""
+    name: str | None = None
+    """Of one agent only."""
+
+
+class CostLine(Record):
+    """One group of calls."""
+
+    key: str
+    """The provider, model, agent or day (UTC); empty where that is not known."""
+    usage: Usage
+    share: float
+    """Of the whole cost, 0 to 1."""
+
+
+class CostReportView(Record):
+    """What model calls cost, grouped in four ways, the dearest first (days: the latest first)."""
+
+    total: Usage
+    runs: int
+    """Runs with at least one call."""
+    providers: tuple[CostLine, ...] = ()
+    models: tuple[CostLine, ...] = ()
+    agents: tuple[CostLine, ...] = ()
+    days: tuple[CostLine, ...] = ()
+    most_expensive_provider: str | None = None
+    unknown_prices: tuple[str, ...] = ()
+    """Models with calls of unknown price: what they cost is missing from the sums."""
+
+
+class ProfileReport(Record):
+    """Verb ``profile_report``: where ended runs spent their time, the latest ``runs`` of them."""
+
+    tenant: Token
+    name: str | None = None
+    since: AwareDatetime | None = None
+    until: AwareDatetime | None = None
+    threshold: float = Field(default=THRESHOLD, ge=0, le=1)
+    runs: int = Field(default=200, ge=1, le=1000)
+
+
+class NodeReport(Record):
+    """One node of one agent or workflow, over all runs in the report."""
+
+    name: str
+    """The agent or workflow whose run it was."""
+    node_id: str
+    runs: int
+    mean_ms: float
+    longest_ms: float
+    mean_wait_ms: float
+    """From scheduled to started, per run."""
+    mean_share: float
+    """Of its run's wall time."""
+    cost_usd: float
+    bottleneck_in: int
+    """Runs in which its share was strictly above the threshold."""
+
+
+class ProfileReportView(Record):
+    """Where ended runs spent their time; nodes by mean duration, longest first."""
+
+    runs: int
+    threshold: float
+    mean_wall_ms: float
+    nodes: tuple[NodeReport, ...] = ()
+    slowest: str | None = None
+    """``name/node_id`` of the node with the longest mean duration."""
+    bottlenecks: tuple[str, ...] = ()
+    """``name/node_id`` of nodes whose mean share is strictly above the threshold."""
+
+
+class GetProfile(Record):
+    """Verb ``get_profile``: the profile that was stored when a run ended.
+
+    Refused as ``run_not_found``, also while the run is under way.
+    """
+
+    tenant: Token
+    run_id: str
+
+
+class ProfileOfRun(Record):
+    """Where one run's time and money went."""
+
+    run_id: str
+    name: str
+    status: RunStatus
+    profile: RunProfile
+
+
+# Keeping
+
+
+class EraseRun(Record):
+    """Verb ``erase_run``: delete an ended run and its child runs for good, from log and archive.
+
+    Refused as ``run_not_found``; ``run_not_ended`` where one of them has not ended.
+    """
+
+    tenant: Token
+    run_id: str
+
+
+class EraseSession(Record):
+    """Verb ``erase_session``: delete a session and all its runs for good, if all have ended."""
+
+    tenant: Token
+    session_id: str
+
+
+class EraseTenant(Record):
+    """Verb ``erase_tenant``: delete all runs and sessions of a tenant, if all have ended."""
+
+    tenant: Token
+
+
+class Erased(Record):
+    """What was deleted."""
+
+    runs: int
+    objects: int = 0
+    """Large bodies that nothing else claims."""
+    dead_letters: int = 0
+
+
+class RestoreRun(Record):
+    """Verb ``restore_run``: put the facts of an ended run back into the log that lost them.
+
+    Refused as ``run_not_found``, or ``run_not_ended``: such a run goes on by itself.
+    """
+
+    tenant: Token
+    run_id: str
+
+
+class Restored(Record):
+    """The log has all facts of the run again."""
+
+    run_id: str
+    facts: int
+    """Facts of the run."""
+    restored: int
+    """Those that the log did not have."""
+
+
+class Rebuild(Record):
+    """Verb ``rebuild``: make all tables anew from the log; answers ``ArchiveStatus``.
+
+    It begins at once and goes on over restarts; what the log has lost is kept.
+    """
+
+
+class GetStatus(Record):
+    """Verb ``get_status``: how far the archive is; answers ``ArchiveStatus``."""
+
+
+class ArchiveStatus(Record):
+    """How far the archive is."""
+
+    last_seq: int
+    """Projected up to here."""
+    log_last_seq: int
+    lag_messages: int
+    rebuilding: bool = False
+    rebuild_until: int | None = None
+    """Where a rebuild is done."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from datetime import datetime
 from typing import Any, Final
 
 from pydantic import JsonValue
@@ -32,11 +33,13 @@ from penstock.contracts.archive import (
     UsageReport,
     UsageSummary,
 )
-from penstock.contracts.errors import ErrorDetail, ErrorInfo, RejectedError
+from penstock.contracts.errors import ErrorInfo, RejectedError
 from penstock.contracts.facts import Usage
 from penstock.contracts.state import Entry, fold, new_state
 from penstock.contracts.views import RunView, run_view
 from penstock.db import session_factory, session_scope
+from penstock_orchestrator.archive import cursors
+from penstock_orchestrator.archive.instants import to_micros
 from penstock_orchestrator.archive.projection import address, read_fact
 from penstock_orchestrator.archive.tables import (
     facts,
@@ -71,28 +74,37 @@ class Queries:
     # -- runs --------------------------------------------------------------------------------
 
     async def list_runs(self, request: ListRuns) -> RunPage:
-        """Return runs, the latest first."""
+        """Return runs in order of time."""
         conditions = [runs.c.tenant == request.tenant, runs.c.seq.is_not(None)]
         conditions += _equal(
             (runs.c.name, request.name),
             (runs.c.kind, request.kind),
             (runs.c.session_id, request.session_id),
+            (runs.c.parent_run_id, request.parent_run_id),
+            (runs.c.forked_from, request.forked_from),
         )
         if request.status:
             conditions.append(runs.c.status.in_([status.value for status in request.status]))
-        if request.created_from is not None:
-            conditions.append(runs.c.created_at >= request.created_from)
-        if request.created_before is not None:
-            conditions.append(runs.c.created_at < request.created_before)
+        if request.trigger:
+            conditions.append(runs.c.trigger.in_([trigger.value for trigger in request.trigger]))
+        conditions += _between(runs.c.created_at, request.created_from, request.created_before)
+        conditions += _between(runs.c.ended_at, request.ended_from, request.ended_before)
+        if request.min_cost_usd is not None:
+            conditions.append(runs.c.cost_usd >= request.min_cost_usd)
+        if request.max_cost_usd is not None:
+            conditions.append(runs.c.cost_usd <= request.max_cost_usd)
+        if request.root_run_id is not None:
+            root = request.root_run_id
+            conditions.append(or_(runs.c.root_run_id == root, runs.c.run_id == root))
+        if request.error is not None:
+            conditions.append(runs.c.error_code.contains(request.error, autoescape=True))
         conditions += [self._has_tag(name, value) for name, value in request.tags.items()]
-        if request.cursor is not None:
-            conditions.append(runs.c.seq < _sequence(request.cursor))
-        query = select(runs).where(*conditions).order_by(runs.c.seq.desc())
-        found = await self._read(query.limit(request.limit + 1))
+        query, sort = select(runs).where(*conditions), f"{request.sort}.{request.order}"
+        found = await self._read(_ordered(query, request, sort).limit(request.limit + 1))
         shown = found[: request.limit]
         return RunPage(
             items=tuple(_run(row) for row in shown),
-            next_cursor=str(shown[-1].seq) if len(found) > request.limit else None,
+            next_cursor=_place(shown[-1], request, sort) if len(found) > request.limit else None,
         )
 
     async def get_run(self, request: GetRun) -> RunView:
@@ -147,13 +159,16 @@ class Queries:
         query = _sessions().where(sessions.c.tenant == request.tenant)
         query = query.where(*_equal((sessions.c.name, request.name)))
         if request.cursor is not None:
-            query = query.where(sessions.c.last_seq < _sequence(request.cursor))
+            (place,) = cursors.unpack(request.cursor, "sessions", int)
+            query = query.where(sessions.c.last_seq < place)
         query = query.order_by(sessions.c.last_seq.desc()).limit(request.limit + 1)
         found = await self._read(query)
         shown = found[: request.limit]
         return SessionPage(
             items=tuple(_session(row) for row in shown),
-            next_cursor=str(shown[-1].last_seq) if len(found) > request.limit else None,
+            next_cursor=(
+                cursors.pack("sessions", shown[-1].last_seq) if len(found) > request.limit else None
+            ),
         )
 
     async def get_session(self, request: GetSession) -> SessionView:
@@ -248,6 +263,7 @@ class Queries:
                 cost.label("cost_usd"),
                 func.count().filter(usage.c.unknown_price).label("unknown_prices"),
                 func.sum(usage.c.model_calls).label("model_calls"),
+                func.sum(usage.c.steps).label("steps"),
             )
             .where(*conditions)
             .group_by(usage.c.provider, usage.c.model)
@@ -263,6 +279,7 @@ class Queries:
                     cost_usd=row.cost_usd,
                     unknown_price=row.unknown_prices > 0,
                     model_calls=int(row.model_calls),
+                    steps=int(row.steps),
                 ),
             )
             for row in rows
@@ -289,6 +306,40 @@ class Queries:
 
 def _equal(*pairs: tuple[ColumnElement[Any], Any]) -> Iterable[ColumnElement[bool]]:
     return [column == value for column, value in pairs if value is not None]
+
+
+def _between(
+    column: ColumnElement[Any], begin: datetime | None, before: datetime | None
+) -> Iterable[ColumnElement[bool]]:
+    if begin is not None:
+        yield column >= begin
+    if before is not None:
+        yield column < before
+
+
+def _ordered(query: Select[Any], request: ListRuns, sort: str) -> Select[Any]:
+    """Sort runs, from behind the cursor on: by their place in the log, or by when they ended."""
+    down = request.order == "desc"
+    seq = runs.c.seq
+    if request.sort == "created":
+        if request.cursor is not None:
+            (place,) = cursors.unpack(request.cursor, sort, int)
+            query = query.where(seq < place if down else seq > place)
+        return query.order_by(seq.desc() if down else seq)
+    ended = runs.c.ended_at
+    query = query.where(ended.is_not(None))
+    if request.cursor is not None:
+        micros, place = cursors.unpack(request.cursor, sort, int, int)
+        at = cursors.moment(micros, request.cursor)
+        beyond = ended < at if down else ended > at
+        query = query.where(or_(beyond, and_(ended == at, seq < place if down else seq > place)))
+    return query.order_by(*((ended.desc(), seq.desc()) if down else (ended, seq)))
+
+
+def _place(row: Row[Any], request: ListRuns, sort: str) -> str:
+    if request.sort == "created":
+        return cursors.pack(sort, row.seq)
+    return cursors.pack(sort, to_micros(row.ended_at), row.seq)
 
 
 def _visible() -> ColumnElement[bool]:
@@ -344,6 +395,7 @@ def _run(row: Row[Any]) -> RunView:
             cost_usd=row.cost_usd,
             unknown_price=row.unknown_price,
             model_calls=row.model_calls,
+            steps=row.steps,
         ),
         tags=(from_json(tags) if isinstance(tags, str) else tags) or {},
         created_at=row.created_at,
@@ -355,16 +407,6 @@ def _run(row: Row[Any]) -> RunView:
 
 def _value(text: str | None) -> JsonValue:
     return None if text is None else from_json(text)
-
-
-def _sequence(cursor: str) -> int:
-    if not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
-        raise RejectedError(
-            "invalid_cursor",
-            "cursor must be the next_cursor of an earlier page",
-            details=(ErrorDetail(path="cursor", message=f"got {cursor[:40]!r}"),),
-        )
-    return int(cursor)
 
 
 def _no_session(session_id: str) -> RejectedError:

@@ -1,0 +1,331 @@
+"""Step executions and signals as lists, and reports of cost and time."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from pydantic_core import from_json
+from sqlalchemy import BigInteger, ColumnElement, Select, and_, func, or_, select, type_coerce
+from sqlalchemy.engine import Row
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from penstock.contracts.archive import (
+    CostLine,
+    CostReport,
+    CostReportView,
+    GetProfile,
+    ListSignals,
+    ListSteps,
+    NodeReport,
+    ProfileOfRun,
+    ProfileReport,
+    ProfileReportView,
+    SignalPage,
+    SignalView,
+    StepExecution,
+    StepPage,
+)
+from penstock.contracts.errors import ErrorInfo, RejectedError
+from penstock.contracts.facts import Usage
+from penstock.contracts.profiles import NodeProfile, RunProfile
+from penstock.db import session_factory, session_scope
+from penstock_orchestrator.archive import cursors
+from penstock_orchestrator.archive.instants import to_micros
+from penstock_orchestrator.archive.tables import runs, signals, steps, usage
+
+_STEPS = "steps"
+_SIGNALS = "signals"
+
+
+class Reports:
+    """The archive's verbs about steps, signals, cost and time."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        """Ask over an engine that the caller disposes of."""
+        self._factory = session_factory(engine)
+
+    async def list_steps(self, request: ListSteps) -> StepPage:
+        """Return step executions, the latest first."""
+        conditions = [steps.c.tenant == request.tenant]
+        for column, value in (
+            (steps.c.run_id, request.run_id),
+            (steps.c.name, request.name),
+            (steps.c.node_id, request.node_id),
+        ):
+            if value is not None:
+                conditions.append(column == value)
+        if request.status:
+            conditions.append(steps.c.status.in_(request.status))
+        if request.kind:
+            conditions.append(steps.c.kind.in_([kind.value for kind in request.kind]))
+        at = steps.c.scheduled_at
+        if request.scheduled_from is not None:
+            conditions.append(at >= request.scheduled_from)
+        if request.scheduled_before is not None:
+            conditions.append(at < request.scheduled_before)
+        if request.cursor is not None:
+            micros, run_id, step_id = cursors.unpack(request.cursor, _STEPS, int, str, str)
+            place = cursors.moment(micros, request.cursor)
+            within = or_(
+                steps.c.run_id < run_id, and_(steps.c.run_id == run_id, steps.c.step_id < step_id)
+            )
+            conditions.append(or_(at < place, and_(at == place, within)))
+        found = await self._read(
+            select(steps)
+            .where(*conditions)
+            .order_by(at.desc(), steps.c.run_id.desc(), steps.c.step_id.desc())
+            .limit(request.limit + 1)
+        )
+        shown = found[: request.limit]
+        last = shown[-1] if len(found) > request.limit else None
+        return StepPage(
+            items=tuple(_step(row) for row in shown),
+            next_cursor=None
+            if last is None
+            else cursors.pack(_STEPS, to_micros(last.scheduled_at), last.run_id, last.step_id),
+        )
+
+    async def list_signals(self, request: ListSignals) -> SignalPage:
+        """Return what reached runs from outside, the latest first."""
+        conditions = [signals.c.tenant == request.tenant]
+        for column, value in (
+            (signals.c.run_id, request.run_id),
+            (signals.c.from_run, request.from_run),
+            (signals.c.name, request.name),
+        ):
+            if value is not None:
+                conditions.append(column == value)
+        if request.kind:
+            conditions.append(signals.c.kind.in_(request.kind))
+        if request.cursor is not None:
+            (place,) = cursors.unpack(request.cursor, _SIGNALS, int)
+            conditions.append(signals.c.seq < place)
+        found = await self._read(
+            select(signals)
+            .where(*conditions)
+            .order_by(signals.c.seq.desc())
+            .limit(request.limit + 1)
+        )
+        shown = found[: request.limit]
+        return SignalPage(
+            items=tuple(_signal(row) for row in shown),
+            next_cursor=(
+                cursors.pack(_SIGNALS, shown[-1].seq) if len(found) > request.limit else None
+            ),
+        )
+
+    async def cost_report(self, request: CostReport) -> CostReportView:
+        """Return what model calls cost, grouped in four ways."""
+        conditions: list[ColumnElement[bool]] = [usage.c.tenant == request.tenant]
+        conditions.append(usage.c.model_calls > 0)
+        if request.name is not None:
+            conditions.append(usage.c.name == request.name)
+        if request.since is not None:
+            conditions.append(usage.c.occurred_at >= request.since)
+        if request.until is not None:
+            conditions.append(usage.c.occurred_at < request.until)
+        async with session_scope(self._factory, read_only=True) as session:
+            postgres = session.get_bind().dialect.name == "postgresql"
+            day = (
+                func.to_char(func.timezone("UTC", usage.c.occurred_at), "YYYY-MM-DD")
+                if postgres
+                else func.strftime(
+                    "%Y-%m-%d", type_coerce(usage.c.occurred_at, BigInteger) // 1_000_000, "unixepoch"
+                )
+            ).label("day")
+            grouped = (
+                select(usage.c.provider, usage.c.model, usage.c.name, day, *_sums())
+                .where(*conditions)
+                .group_by(usage.c.provider, usage.c.model, usage.c.name, day)
+            )
+            rows = (await session.execute(grouped)).all()
+            counted = select(func.count(usage.c.run_id.distinct())).where(*conditions)
+            run_count = (await session.execute(counted)).scalar_one()
+        total = _total(_usage(row) for row in rows)
+        providers = _lines(rows, lambda row: row.provider, total)
+        dearest = providers[0] if providers and providers[0].usage.cost_usd > 0 else None
+        days = _lines(rows, lambda row: row.day, total)
+        return CostReportView(
+            total=total,
+            runs=run_count,
+            providers=providers,
+            models=_lines(rows, lambda row: row.model, total),
+            agents=_lines(rows, lambda row: row.name, total),
+            days=tuple(sorted(days, key=lambda line: line.key, reverse=True)),
+            most_expensive_provider=dearest.key if dearest is not None else None,
+            unknown_prices=tuple(sorted({row.model for row in rows if row.unknown_prices})),
+        )
+
+    async def profile_report(self, request: ProfileReport) -> ProfileReportView:
+        """Return where the latest ended runs spent their time."""
+        query = select(runs.c.name, runs.c.profile).where(
+            runs.c.tenant == request.tenant,
+            runs.c.ended_at.is_not(None),
+            runs.c.profile.is_not(None),
+            runs.c.seq.is_not(None),
+        )
+        if request.name is not None:
+            query = query.where(runs.c.name == request.name)
+        if request.since is not None:
+            query = query.where(runs.c.ended_at >= request.since)
+        if request.until is not None:
+            query = query.where(runs.c.ended_at < request.until)
+        query = query.order_by(runs.c.ended_at.desc(), runs.c.seq.desc()).limit(request.runs)
+        found = [
+            (row.name, RunProfile.model_validate_json(row.profile))
+            for row in await self._read(query)
+        ]
+        of_node: dict[tuple[str, str], list[NodeProfile]] = defaultdict(list)
+        for name, profile in found:
+            for node in profile.nodes:
+                of_node[name, node.node_id].append(node)
+        nodes = sorted(
+            (_node(*key, own, request.threshold) for key, own in of_node.items()),
+            key=lambda node: (-node.mean_ms, node.name, node.node_id),
+        )
+        walls = [profile.wall_ms for _, profile in found]
+        return ProfileReportView(
+            runs=len(found),
+            threshold=request.threshold,
+            mean_wall_ms=sum(walls) / len(walls) if walls else 0.0,
+            nodes=tuple(nodes),
+            slowest=f"{nodes[0].name}/{nodes[0].node_id}" if nodes else None,
+            bottlenecks=tuple(
+                f"{node.name}/{node.node_id}"
+                for node in nodes
+                if node.mean_share > request.threshold
+            ),
+        )
+
+    async def get_profile(self, request: GetProfile) -> ProfileOfRun:
+        """Return the profile that was stored when a run ended.
+
+        Raises:
+            RejectedError: ``run_not_found``.
+        """
+        found = await self._read(
+            select(runs.c.name, runs.c.status, runs.c.profile).where(
+                runs.c.tenant == request.tenant,
+                runs.c.run_id == request.run_id,
+                runs.c.profile.is_not(None),
+                runs.c.seq.is_not(None),
+            )
+        )
+        if not found:
+            raise RejectedError("run_not_found", f"there is no ended run {request.run_id[:64]}")
+        row = found[0]
+        return ProfileOfRun(
+            run_id=request.run_id,
+            name=row.name,
+            status=row.status,
+            profile=RunProfile.model_validate_json(row.profile),
+        )
+
+    async def _read(self, query: Select[Any]) -> Sequence[Row[Any]]:
+        async with session_scope(self._factory, read_only=True) as session:
+            found: Sequence[Row[Any]] = (await session.execute(query)).all()
+            return found
+
+
+def _sums() -> tuple[ColumnElement[Any], ...]:
+    return (
+        func.sum(usage.c.input_tokens).label("input_tokens"),
+        func.sum(usage.c.output_tokens).label("output_tokens"),
+        func.sum(usage.c.cost_usd).label("cost_usd"),
+        func.count().filter(usage.c.unknown_price).label("unknown_prices"),
+        func.sum(usage.c.model_calls).label("model_calls"),
+        func.sum(usage.c.steps).label("steps"),
+    )
+
+
+def _usage(row: Row[Any]) -> Usage:
+    return Usage(
+        input_tokens=int(row.input_tokens),
+        output_tokens=int(row.output_tokens),
+        cost_usd=row.cost_usd,
+        unknown_price=row.unknown_prices > 0,
+        model_calls=int(row.model_calls),
+        steps=int(row.steps),
+    )
+
+
+def _total(usages: Iterable[Usage]) -> Usage:
+    total = Usage()
+    for one in usages:
+        total = total.plus(one)
+    return total
+
+
+def _lines(
+    rows: Sequence[Row[Any]], key_of: Callable[[Row[Any]], str], total: Usage
+) -> tuple[CostLine, ...]:
+    groups: dict[str, Usage] = {}
+    for row in rows:
+        key = key_of(row)
+        groups[key] = groups.get(key, Usage()).plus(_usage(row))
+    whole = total.cost_usd
+    return tuple(
+        CostLine(key=key, usage=spent, share=spent.cost_usd / whole if whole > 0 else 0.0)
+        for key, spent in sorted(groups.items(), key=lambda item: (-item[1].cost_usd, item[0]))
+    )
+
+
+def _node(name: str, node_id: str, nodes: Sequence[NodeProfile], threshold: float) -> NodeReport:
+    count = len(nodes)
+    return NodeReport(
+        name=name,
+        node_id=node_id,
+        runs=count,
+        mean_ms=sum(node.duration_ms for node in nodes) / count,
+        longest_ms=max(node.duration_ms for node in nodes),
+        mean_wait_ms=sum(node.queue_wait_ms for node in nodes) / count,
+        mean_share=sum(node.share for node in nodes) / count,
+        cost_usd=sum(node.cost_usd for node in nodes),
+        bottleneck_in=sum(node.share > threshold for node in nodes),
+    )
+
+
+def _step(row: Row[Any]) -> StepExecution:
+    started, ended = row.started_at, row.ended_at
+    return StepExecution(
+        run_id=row.run_id,
+        step_id=row.step_id,
+        node_id=row.node_id,
+        kind=row.kind,
+        name=row.name,
+        queue=row.queue,
+        status=row.status,
+        attempt=row.attempt,
+        scheduled_at=row.scheduled_at,
+        started_at=started,
+        ended_at=ended,
+        output=from_json(row.output) if row.output and not row.output_truncated else None,
+        error=ErrorInfo.model_validate_json(row.error) if row.error is not None else None,
+        usage=Usage.model_validate_json(row.usage) if row.usage is not None else None,
+        model=row.model,
+        queue_wait_ms=_between_ms(row.scheduled_at, started),
+        duration_ms=_between_ms(started, ended),
+    )
+
+
+def _between_ms(begin: Any, end: Any) -> float | None:
+    if begin is None or end is None:
+        return None
+    return max(0, to_micros(end) - to_micros(begin)) / 1000
+
+
+def _signal(row: Row[Any]) -> SignalView:
+    return SignalView(
+        seq=row.seq,
+        signal_id=row.signal_id,
+        run_id=row.run_id,
+        kind=row.kind,
+        name=row.name,
+        target=row.target,
+        from_run=row.from_run,
+        sent_by=row.sent_by,
+        payload=from_json(row.payload) if row.payload is not None else None,
+        occurred_at=row.occurred_at,
+    )
