@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from penstock.bus.connection import Bus
+from penstock.bus.connection import Bus, JetStreamError
 from penstock.bus.kv import Bucket
 from penstock.contracts import subjects
 from penstock.contracts.errors import ConflictError, PenstockError
@@ -77,8 +77,9 @@ class ShardLeases:
             await asyncio.sleep(self._ttl / 3)
             try:
                 await self._round()
-            except PenstockError as error:
-                _log.warning("leases.unreachable", extra={"code": error.code})
+            except (PenstockError, JetStreamError) as error:
+                # Whatever it is: an engine that stops renewing never gets a shard again.
+                _log.warning("leases.unreachable", extra={"error": str(error)})
                 await self._drop_outlived()
 
     async def _round(self) -> None:

@@ -1,0 +1,1 @@
+"""A whole installation in one thread on virtual time: one seed decides everything."""

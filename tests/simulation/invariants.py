@@ -1,0 +1,272 @@
+"""What must hold in every world, after every message and at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from penstock.contracts import subjects
+from penstock.contracts.facts import (
+    FACT,
+    CancelRequested,
+    Decision,
+    RunEnded,
+    RunFact,
+    RunInvoked,
+    RunStatus,
+    StepResult,
+    StepScheduled,
+)
+from penstock.contracts.plan import Plan
+from penstock.contracts.state import Entry, RunState, fold, new_state
+from penstock.contracts.subjects import FactSubject
+from penstock_orchestrator.archive.projection import Projection
+from penstock_orchestrator.archive.rows import Addressed, RunRow
+from penstock_orchestrator.core.decisions import Decided
+from tests.simulation.plans import NOT_EQUIPPED
+from tests.simulation.streams import TAKEN, Publish, Refused, StoredMessage
+
+Read = Callable[[bytes], bytes]
+
+
+@dataclass
+class RunLedger:
+    """What the log says of one run, read without the code under test."""
+
+    tenant: str
+    shard: int
+    run_id: str
+    entries: list[Entry] = field(default_factory=list)
+    subjects: list[str] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
+    plan: Plan | None = None
+    invoked: RunInvoked | None = None
+    begun: bool = False
+    """Whether an engine has acknowledged that the run was asked for."""
+    cancel_seq: int = 0
+    decisions: int = 0
+    promised: set[str] = field(default_factory=set)
+    outcomes: dict[tuple[str, int], StepResult] = field(default_factory=dict)
+    succeeded: dict[str, StepResult] = field(default_factory=dict)
+    scheduled: dict[tuple[str, int], StepScheduled] = field(default_factory=dict)
+    end: RunEnded | None = None
+
+    @property
+    def prefix(self) -> str:
+        return subjects.run_prefix(self.tenant, self.shard, self.run_id)
+
+    @property
+    def state(self) -> RunState:
+        return fold(new_state(self.tenant, self.shard, self.run_id), self.entries)
+
+
+class Invariants:
+    """Watches stream RUNS; ``broken`` says what did not hold."""
+
+    def __init__(self, plans: dict[str, Plan], read: Read) -> None:
+        """Begin to watch.
+
+        Args:
+            plans: All plans by digest.
+            read: Gives the body that a stored body stands for (claims).
+        """
+        self._plans = plans
+        self._read = read
+        self.runs: dict[str, RunLedger] = {}
+        self.broken: list[str] = []
+        self.duplicates = 0
+
+    def _require(self, holds: object, what: str, ledger: RunLedger | None = None) -> None:
+        if not holds:
+            self.broken.append(what if ledger is None else f"{ledger.run_id}: {what}")
+
+    # -- after every message ---------------------------------------------------------------------
+
+    def on_stored(self, message: StoredMessage) -> None:
+        """Check one more fact."""
+        body = self._read(message.body)
+        fact: RunFact = FACT.validate_json(body)
+        subject = subjects.parse_fact(message.subject)
+        ledger = self.runs.get(subject.run_id)
+        if ledger is None:
+            ledger = self.runs[subject.run_id] = RunLedger(
+                subject.tenant, subject.shard, subject.run_id
+            )
+        self._require(message.subject not in ledger.subjects, f"{message.subject} twice", ledger)
+        match fact:
+            case RunInvoked():
+                ledger.invoked = fact
+                ledger.plan = self._plans.get(fact.plan_digest)
+            case CancelRequested():
+                ledger.cancel_seq = message.seq
+            case StepResult():
+                self._result(ledger, subject, fact)
+            case StepScheduled():
+                self._scheduled(ledger, subject, fact, message)
+            case RunEnded():
+                self._require(ledger.end is None, "a second end", ledger)
+                ledger.end = fact
+            case _:
+                pass
+        decision = getattr(fact, "decision", None)
+        if decision is not None:
+            self._decision(ledger, subject, decision)
+        ledger.entries.append(Entry(message.seq, subject, fact))
+        ledger.subjects.append(message.subject)
+        ledger.bodies.append(message.body)
+
+    def _decision(self, ledger: RunLedger, subject: FactSubject, decision: Decision) -> None:
+        number = subject.decision
+        self._require(
+            number == ledger.decisions + 1,
+            f"first message of decision {number} after that of {ledger.decisions}",
+            ledger,
+        )
+        ledger.decisions = number
+        stem = f"{ledger.prefix}.out.{number}."
+        ledger.promised |= {stem + suffix for suffix in decision.manifest}
+        if ledger.end is not None:
+            self._require(subject.event == "end", f"decision {number} after the end", ledger)
+
+    def _result(self, ledger: RunLedger, subject: FactSubject, fact: StepResult) -> None:
+        key = subject.step_id, subject.attempt
+        self._require(key not in ledger.outcomes, f"two outcomes of {key}", ledger)
+        self._require(key in ledger.scheduled, f"an outcome of {key}, never scheduled", ledger)
+        ledger.outcomes[key] = fact
+        if fact.status == "succeeded":
+            known = subject.step_id in ledger.succeeded
+            self._require(not known, f"step {subject.step_id} succeeded twice", ledger)
+            ledger.succeeded[subject.step_id] = fact
+
+    def _scheduled(
+        self, ledger: RunLedger, subject: FactSubject, fact: StepScheduled, message: StoredMessage
+    ) -> None:
+        key = subject.step_id, subject.attempt
+        self._require(key not in ledger.scheduled, f"{key} scheduled twice", ledger)
+        ledger.scheduled[key] = fact
+        if fact.decision is None:
+            self._require(
+                message.subject in ledger.promised, f"{message.subject} not promised", ledger
+            )
+        if subject.attempt > 1:
+            before = ledger.outcomes.get((subject.step_id, subject.attempt - 1))
+            self._require(
+                before is not None and before.status == "failed",
+                f"{key} follows no failure",
+                ledger,
+            )
+        self._require(subject.step_id not in ledger.succeeded, f"{key} after success", ledger)
+        self._require(fact.name != NOT_EQUIPPED, f"{key} calls what is not equipped", ledger)
+        if fact.name == "look" and isinstance(fact.input, dict):
+            self._require(
+                fact.input.get("key") == ledger.tenant, f"{key}: system parameter", ledger
+            )
+        if ledger.plan is not None:
+            self._needs(ledger, ledger.plan, fact.node_id, key)
+
+    def _needs(self, ledger: RunLedger, plan: Plan, node_id: str, key: tuple[str, int]) -> None:
+        for needed in plan.by_id[node_id].needs:
+            self._require(
+                self._done(ledger, plan, needed),
+                f"{key} is scheduled and {needed}, which it needs, is not done",
+                ledger,
+            )
+
+    def _done(self, ledger: RunLedger, plan: Plan, node_id: str) -> bool:
+        if plan.by_id[node_id].kind == "tool":
+            return node_id in ledger.succeeded
+        for step_id, result in ledger.succeeded.items():
+            parts = step_id.split("-")
+            turn = parts[0] == node_id and len(parts) == 2
+            output = result.output if turn else None
+            if isinstance(output, dict) and output.get("action") == "respond":
+                return True
+        return False
+
+    def on_acknowledged(self, message: StoredMessage) -> None:
+        """Check that an input is acknowledged only after its effects are stored."""
+        subject = subjects.parse_fact(message.subject)
+        ledger = self.runs[subject.run_id]
+        if subject.event == "invoke":
+            self._require(ledger.decisions, "acknowledged before anything was decided", ledger)
+            ledger.begun = True
+        elif subject.event == "cancel" and ledger.begun:
+            self._require(ledger.end, "cancellation acknowledged before the run's end", ledger)
+
+    def on_decided(self, state: RunState, decided: Decided | None) -> None:
+        """Check that whoever knows of a cancellation only stops."""
+        if state.cancel is not None and decided is not None:
+            suffixes = {output.suffix for output in decided.outputs}
+            self._require(
+                suffixes == {subjects.END_SUFFIX},
+                f"{state.run_id}: {suffixes} is decided after a cancellation",
+            )
+
+    def on_refused(self, message: Publish, refused: Refused) -> None:
+        """Check that whoever states a promised message again states the same."""
+        held = refused.held
+        if refused.error["err_code"] != TAKEN["err_code"] or held is None:
+            return
+        self.duplicates += 1
+        subject = message.subject
+        if ".out." in subject and b'"decision":{' not in message.body:
+            self._require(held.body == message.body, f"{subject} was repaired differently")
+
+    # -- at the end ------------------------------------------------------------------------------
+
+    def at_end(self) -> None:
+        """Check what holds once all runs have ended."""
+        for ledger in self.runs.values():
+            if ledger.invoked is None:
+                continue
+            self._require(ledger.end is not None, "does not end", ledger)
+            state = ledger.state
+            self._require(state.ended == ledger.end, "the fold knows another end", ledger)
+            self._require(
+                fold(state, ledger.entries) == state, "folding twice changes the state", ledger
+            )
+            if ledger.end is not None and ledger.end.status is RunStatus.DONE:
+                open_ = [s.step_id for s in state.steps.values() if s.open]
+                self._require(not open_, f"done with open steps {open_}", ledger)
+            self._turns(ledger)
+            self._projected(ledger, state)
+
+    def _turns(self, ledger: RunLedger) -> None:
+        if ledger.plan is None:
+            return
+        for step_id, _ in ledger.scheduled:
+            parts = step_id.split("-")
+            node = ledger.plan.by_id[parts[0]]
+            if node.kind == "agent" and len(parts) == 2:
+                limit = ledger.plan.agents[node.ref].max_turns
+                self._require(int(parts[1]) <= limit, f"{step_id} is beyond {limit}", ledger)
+
+    def _projected(self, ledger: RunLedger, state: RunState) -> None:
+        row = projected(ledger)
+        usage = state.ended.usage if state.ended is not None else state.usage
+        spent = (row.input_tokens, row.output_tokens, row.cost_usd, row.model_calls)
+        wanted = (usage.input_tokens, usage.output_tokens, usage.cost_usd, usage.model_calls)
+        self._require(row.status == state.status.value, "the projection's status", ledger)
+        self._require(spent == wanted, f"the projection spent {spent}, not {wanted}", ledger)
+        self._require(row.last_seq == state.last_seq, "the projection's last sequence", ledger)
+        self._require(row.updated_at == state.updated_at, "the projection's last change", ledger)
+        said = {step.step_id: (step.status, step.attempt) for step in row.steps.values()}
+        known = {step.step_id: (step.status, step.attempt) for step in state.steps.values()}
+        self._require(said == known, f"the projection's steps: {said}, not {known}", ledger)
+
+
+def projected(ledger: RunLedger) -> RunRow:
+    """Project a run's log with the archive's code, in batches of three."""
+    projection = Projection(lambda instant: instant)
+    key = (ledger.tenant, ledger.run_id)
+    messages = [
+        Addressed(entry.seq, text, entry.subject, FACT.dump_json(entry.fact))
+        for entry, text in zip(ledger.entries, ledger.subjects, strict=True)
+    ]
+    row = RunRow()
+    for start in range(0, len(messages), 3):
+        batch = messages[start : start + 3]
+        # An ended run is not kept between batches; this one is looked at to its last message.
+        projection._runs[key] = row
+        projection.build(batch, batch[-1].seq)
+    return row
