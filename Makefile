@@ -14,7 +14,7 @@ export UV_PROJECT_ENVIRONMENT := $(VENV)
 export UV_COMPILE_BYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test test-unit test-integration test-e2e test-chaos test-chaos-small \
+.PHONY: help setup demo dev test test-unit test-integration test-e2e test-chaos test-simulation test-chaos-small \
 	check format lint types imports bench docs docs-check clean
 
 help: ## Show this list
@@ -43,7 +43,7 @@ dev: setup ## Start nats-server and the five services on loopback
 test: test-unit test-integration test-e2e test-chaos-small ## Run all tests
 
 test-unit: setup ## Run the tests that need no server
-	$(BIN)/pytest tests/unit tests/properties tests/contracts $(ARGS)
+	$(BIN)/pytest tests/unit tests/properties tests/contracts tests/simulation $(ARGS)
 
 test-integration: setup ## Run one service at a time against real servers
 	$(BIN)/pytest tests/integration $(ARGS)
@@ -56,6 +56,9 @@ test-chaos: setup ## Kill, stop and cut off everything under full load; ends wit
 
 test-chaos-small: setup ## The same with fewer runs and blows
 	$(BIN)/pytest tests/chaos $(ARGS)
+
+test-simulation: setup ## Run 10,000 simulated installations, each from one seed
+	PYTHONHASHSEED=0 $(BIN)/python -m tests.simulation $(ARGS)
 
 check: lint types imports docs-check ## Run all static checks
 

@@ -89,7 +89,7 @@ class Reconciler:
         """
         asked = await self._runs(f"run.*.{shard}.*.in.invoke")
         open_runs = set(asked) - set(await self._runs(f"run.*.{shard}.*.out.*.end"))
-        for tenant, run_id in open_runs:
+        for tenant, run_id in sorted(open_runs):
             if not self._engine.runs.known(run_id):
                 slot = self._engine.runs.slot(tenant, shard, run_id)
                 self._wake(slot, reload=False)
