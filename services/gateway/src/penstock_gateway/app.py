@@ -10,13 +10,18 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from penstock.contracts.rpc import DocumentKind
+from penstock_gateway.api.approvals import approvals
 from penstock_gateway.api.archives import archives
+from penstock_gateway.api.controlling import controlling
 from penstock_gateway.api.definitions import agent_deletion, application, definition_routes
 from penstock_gateway.api.failures import add_error_handlers, failed
 from penstock_gateway.api.health import health_routes
 from penstock_gateway.api.hot import HotRoute
 from penstock_gateway.api.participants import participants
 from penstock_gateway.api.routes import add_hot_routes
+from penstock_gateway.api.signalling import signalling
+from penstock_gateway.api.tool_calls import tool_calls
+from penstock_gateway.api.workflow_lists import workflow_lists
 from penstock_gateway.core.problems import MEDIA_TYPE, Problem
 from penstock_gateway.entrance import Entrance
 from penstock_gateway.gateway import Gateway
@@ -82,7 +87,15 @@ def create_app(settings: GatewaySettings) -> FastAPI:
 def _add_routes(app: FastAPI, gateway: Gateway) -> None:
     """Add all routes; the first that fits answers, so the more exact paths come first."""
     add_hot_routes(app, gateway)
-    for router in (participants, agent_deletion, archives, application, health_routes):
+    of_runs = (controlling, signalling, approvals, tool_calls, workflow_lists)
+    for router in (
+        *of_runs,
+        participants,
+        agent_deletion,
+        archives,
+        application,
+        health_routes,
+    ):
         app.include_router(router)
     older = (
         definition_routes(DocumentKind.WORKFLOW, prefix="/v1/workflows/workflows"),

@@ -64,6 +64,8 @@ class EndWatch:
         self._waiting: dict[str, list[EndWait]] = {}
         self._subscription: Subscription | None = None
         self._recovery: asyncio.Task[None] | None = None
+        self.draining = False
+        """Whether the process stops, so that nobody should wait any more."""
 
     async def start(self) -> None:
         """Listen until ``stop``."""
@@ -81,6 +83,7 @@ class EndWatch:
 
     def drain(self) -> None:
         """End all waits: those who wait are told how far their runs are."""
+        self.draining = True
         for waits in list(self._waiting.values()):
             for wait in list(waits):
                 wait.resolve(None)

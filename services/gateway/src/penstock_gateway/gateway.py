@@ -9,20 +9,27 @@ from pydantic import TypeAdapter
 from penstock.bus import topology
 from penstock.bus.claims import Claims
 from penstock.bus.connection import Bus, connect
+from penstock.bus.kv import Bucket
 from penstock.bus.reader import LogReader
 from penstock.bus.restore import Restorer
 from penstock.bus.writer import LogWriter
 from penstock.contracts import subjects
 from penstock.contracts.plan import PublishedVersion
 from penstock.contracts.runners import KeyRecord, WebhookRecord
+from penstock_gateway.answering import Answering
 from penstock_gateway.archive import Archive
+from penstock_gateway.attention import Attention
+from penstock_gateway.control import Controls
 from penstock_gateway.core.access import Caller, caller_of
 from penstock_gateway.ends import EndWatch
 from penstock_gateway.entrance import Doorkeeper
 from penstock_gateway.mirrors import Mirror, reader_of
+from penstock_gateway.parked import ParkedIndex
+from penstock_gateway.plans import Plans
 from penstock_gateway.registry import Registry
 from penstock_gateway.runs import Runs
 from penstock_gateway.settings import GatewaySettings
+from penstock_gateway.signals import Signals
 from penstock_gateway.starts import Starter
 from penstock_gateway.streams import Streams
 
@@ -46,8 +53,14 @@ class Gateway:
     webhooks: Mirror[WebhookRecord]
     archive: Archive
     registry: Registry
+    plans: Plans
     runs: Runs
     ends: EndWatch
+    attention: Attention
+    parked: ParkedIndex
+    signals: Signals
+    answering: Answering
+    controls: Controls
     starter: Starter
     streams: Streams
     door: Doorkeeper
@@ -79,9 +92,16 @@ class Gateway:
             await mirror.start()
         self.archive = Archive(bus, self.reader)
         self.registry = Registry(bus, self.published, self.webhooks, self.keys)
-        self.runs = Runs(bus, self.reader, self.archive, settings.shards)
+        self.plans = Plans(bus)
+        self.runs = Runs(bus, self.reader, self.archive, self.plans, settings.shards)
         self.ends = EndWatch(bus, self.reader, settings.shards)
         await self.ends.start()
+        self.attention = Attention(bus, self.ends, self.runs, self.plans, settings.shards)
+        self.parked = ParkedIndex(self.reader)
+        sessions = Bucket(bus, subjects.SESSIONS)
+        self.signals = Signals(self.writer, self.reader, self.runs, self.parked, sessions)
+        self.answering = Answering(self.runs, self.signals)
+        self.controls = Controls(self.writer, self.reader, self.archive, self.runs, self.signals)
         self.starter = Starter(
             bus,
             self.writer,

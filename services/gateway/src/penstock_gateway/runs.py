@@ -9,12 +9,13 @@ from typing import Final
 from penstock.bus.connection import Bus
 from penstock.bus.reader import LogReader
 from penstock.contracts import subjects
-from penstock.contracts.errors import InvariantError, RejectedError, TransientError
+from penstock.contracts.errors import ErrorDetail, InvariantError, RejectedError, TransientError
 from penstock.contracts.facts import RunInvoked
 from penstock.contracts.ids import is_run_id, shard_of
 from penstock.contracts.state import Entry, RunState, fold, new_state
 from penstock.contracts.views import RunView, run_view
 from penstock_gateway.archive import Archive
+from penstock_gateway.plans import Plans
 
 NOT_FOUND: Final = "run_not_found"
 READ_REFUSED: Final = "read_refused"
@@ -45,18 +46,22 @@ def available() -> Iterator[None]:
 class Runs:
     """Reads single runs of any tenant."""
 
-    def __init__(self, bus: Bus, reader: LogReader, archive: Archive, shards: int) -> None:
+    def __init__(
+        self, bus: Bus, reader: LogReader, archive: Archive, plans: Plans, shards: int
+    ) -> None:
         """Use the process's connection, reader and archive.
 
         Args:
             bus: The connection.
             reader: Reads the log.
             archive: Asked for what the log no longer holds.
+            plans: Knows the limits of definitions.
             shards: Number of shards of the installation.
         """
         self._bus = bus
         self._reader = reader
         self._archive = archive
+        self._plans = plans
         self._shards = shards
 
     def prefix(self, tenant: str, run_id: str) -> str:
@@ -104,14 +109,65 @@ class Runs:
         if not page.messages:
             await self.entries(tenant, run_id)
 
-    async def state(self, tenant: str, run_id: str) -> RunState:
-        """Return a run folded from its facts; errors as for ``entries``."""
-        entries = await self.entries(tenant, run_id)
+    async def state(
+        self, tenant: str, run_id: str, *, at_seq: int | None = None, at_least_seq: int = 0
+    ) -> RunState:
+        """Return a run folded from its facts; errors as for ``entries``.
+
+        Args:
+            tenant: The caller's tenant.
+            run_id: The run.
+            at_seq: Fold up to this sequence, to see the run as it was then.
+            at_least_seq: A sequence that the read must have seen.
+
+        Raises:
+            RejectedError: ``invalid_sequence``: the run did not exist then.
+        """
+        entries = await self.entries(tenant, run_id, at_least_seq=at_least_seq)
+        if at_seq is not None:
+            until = [entry for entry in entries if entry.seq <= at_seq]
+            if not any(isinstance(entry.fact, RunInvoked) for entry in until):
+                raise _before(run_id, at_seq, entries)
+            entries = until
         return fold(new_state(tenant, shard_of(run_id, self._shards), run_id), entries)
 
-    async def view(self, tenant: str, run_id: str) -> RunView:
-        """Return a run as clients see it; errors as for ``entries``."""
-        view = run_view(await self.state(tenant, run_id))
+    async def view(
+        self, tenant: str, run_id: str, *, at_seq: int | None = None, marks: bool = False
+    ) -> RunView:
+        """Return a run as clients see it; arguments and errors as for ``state``.
+
+        Args:
+            tenant: The caller's tenant.
+            run_id: The run.
+            at_seq: Fold up to this sequence.
+            marks: Whether all marks are wanted.
+        """
+        return await self.view_of(await self.state(tenant, run_id, at_seq=at_seq), marks=marks)
+
+    async def view_of(self, state: RunState, *, marks: bool = False) -> RunView:
+        """Return a run whose facts were read as clients see it.
+
+        Raises:
+            RejectedError: ``run_not_found``: it was never asked for.
+            TransientError: The bus did not answer.
+        """
+        planned = None
+        if state.invoked is not None:
+            planned = (await self._plans.gist(state.invoked.plan_digest)).limits
+        view = run_view(state, marks=marks, planned=planned)
         if view is None:
-            raise not_found(run_id)
+            raise not_found(state.run_id)
         return view
+
+
+def _before(run_id: str, at_seq: int, entries: Sequence[Entry]) -> RejectedError:
+    first = next(entry.seq for entry in entries if isinstance(entry.fact, RunInvoked))
+    return RejectedError(
+        "invalid_sequence",
+        f"run {run_id} did not exist at sequence {at_seq}",
+        details=(
+            ErrorDetail(
+                path="at_seq", message=f"got {at_seq}", allowed=f"{first} to {entries[-1].seq}"
+            ),
+        ),
+    )

@@ -44,7 +44,7 @@ class SessionPointer(Record):
     run_id: str
 
 
-_POINTER: Final[TypeAdapter[SessionPointer]] = TypeAdapter(SessionPointer)
+SESSION_POINTER: Final[TypeAdapter[SessionPointer]] = TypeAdapter(SessionPointer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,9 @@ class Ask:
     traceparent: str | None = None
     path: str = "name"
     """Where in the request the name stood."""
+    selector: str | None = None
+    """A version or an alias; ``None``: what is in force."""
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +116,13 @@ class Starter:
         self._sessions = Bucket(bus, subjects.SESSIONS)
 
     async def version_of(self, ask: Ask) -> PublishedVersion:
-        """Return the version in force.
+        """Return the version in force, or the one that is selected.
 
         Raises:
-            RejectedError: ``unknown_name``.
+            RejectedError: ``unknown_name``, ``unknown_version``.
         """
+        if ask.selector is not None:
+            return await self._selected(ask, ask.selector)
         key = subjects.published_key(ask.tenant, ask.name)
         version = self._published.values.get(key)
         if version is None:
@@ -136,6 +141,25 @@ class Starter:
             )
         return version
 
+    async def _selected(self, ask: Ask, selector: str) -> PublishedVersion:
+        key = subjects.published_version_key(ask.tenant, ask.name, selector)
+        version = self._published.values.get(key)
+        if version is None:
+            version = await self._published.refresh(key)
+        if version is None or (ask.kind is not None and version.kind is not ask.kind):
+            raise RejectedError(
+                "unknown_version",
+                f"{ask.name} has no version or alias {selector}",
+                details=(
+                    ErrorDetail(
+                        path=ask.path,
+                        message=f"no version or alias {selector!r}",
+                        allowed="name, name@version or name@alias of what was published",
+                    ),
+                ),
+            )
+        return version
+
     async def start(self, ask: Ask, run_id: str | None = None) -> Started:
         """State that a run is asked for; return once that is acknowledged.
 
@@ -149,7 +173,7 @@ class Starter:
             TransientError: ``bus_unavailable``, or the log did not answer.
         """
         version = self._published.values.get(subjects.published_key(ask.tenant, ask.name))
-        if version is None or ask.kind is not None:
+        if version is None or ask.kind is not None or ask.selector is not None:
             version = await self.version_of(ask)
         run_id = run_id or ask.run_id or new_run_id()
         subject = subjects.invoke(
@@ -170,6 +194,7 @@ class Starter:
             request_digest=ask.request_digest,
             requested_by=ask.requested_by,
             tags=ask.tags or {},
+            priority=ask.priority,
         )
         if not self._bus.nc.is_connected:
             await self._reconnected()
@@ -181,7 +206,7 @@ class Starter:
         if ask.session_id is not None:
             await self._sessions.put(
                 subjects.session_key(ask.tenant, ask.session_id),
-                _POINTER.dump_json(SessionPointer(run_id=run_id)),
+                SESSION_POINTER.dump_json(SessionPointer(run_id=run_id)),
             )
         RUNS_STARTED.inc()
         return Started(run_id, subject, seq, invoked)
@@ -221,7 +246,7 @@ class Starter:
         pointer = await self._sessions.get(subjects.session_key(ask.tenant, ask.session_id))
         if pointer is None:
             return ()
-        previous = _POINTER.validate_json(pointer.value).run_id
+        previous = SESSION_POINTER.validate_json(pointer.value).run_id
         try:
             state = await self._runs.state(ask.tenant, previous)
         except RejectedError as error:

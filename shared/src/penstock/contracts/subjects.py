@@ -109,6 +109,16 @@ def fence(prefix: str, decision: int) -> str:
     return f"{prefix}.out.{decision}.>"
 
 
+def decisions_filter(prefix: str) -> str:
+    """Return the filter for all that was decided about a run."""
+    return f"{prefix}.out.>"
+
+
+def tenant_filter(tenant: str) -> str:
+    """Return the filter that matches every fact of one tenant."""
+    return f"run.{tenant}.>"
+
+
 def ends_filter(prefix: str) -> str:
     """Return the filter for the facts that stop a run: its end."""
     return f"{prefix}.out.*.end"
@@ -204,6 +214,11 @@ def runner_filter(kind: str, queue: str) -> str:
     return f"run.*.*.*.out.*.step.{kind}.{queue}.>"
 
 
+def sink_consumer(name: str) -> str:
+    """Return the durable by which a sink reads how runs end."""
+    return f"sink_{name}"
+
+
 # Live copies of facts (core NATS)
 
 
@@ -212,6 +227,8 @@ def live(subject_or_filter: str) -> str:
     return f"{LIVE_PREFIX}{subject_or_filter}"
 
 
+ENDS: Final = "run.*.*.*.out.*.end"
+"""The end of every run."""
 LIVE_ENDS: Final = "live.run.*.*.*.out.*.end"
 
 
@@ -237,6 +254,16 @@ def timer_due(tenant: str, shard: int, run_id: str, timer_id: str) -> str:
     return f"timer.due.{tenant}.{shard}.{run_id}.{timer_id}"
 
 
+def timer_filter(tenant: str, shard: int, run_id: str) -> str:
+    """Return the filter that matches all timers of one run, set and due."""
+    return f"timer.*.{tenant}.{shard}.{run_id}.>"
+
+
+def tenant_timer_filter(tenant: str) -> str:
+    """Return the filter that matches all timers of one tenant, set and due."""
+    return f"timer.*.{tenant}.>"
+
+
 def parse_timer(subject: str) -> TimerSubject:
     """Take apart the subject of a due timer.
 
@@ -260,6 +287,11 @@ def delta(tenant: str, shard: int, run_id: str, step_id: str, attempt: int) -> s
 def delta_filter(tenant: str, shard: int, run_id: str) -> str:
     """Return the filter that matches all pieces of text of one run."""
     return f"delta.{tenant}.{shard}.{run_id}.>"
+
+
+def tenant_delta_filter(tenant: str) -> str:
+    """Return the filter that matches all pieces of text of one tenant's runs."""
+    return f"delta.{tenant}.>"
 
 
 def parse_delta(subject: str) -> tuple[str, int]:
@@ -379,6 +411,14 @@ def shard_lease_key(shard: int) -> str:
 def member_lease_key(instance: str) -> str:
     """Return the key by which an engine says that it lives, in bucket ``leases``."""
     return f"member.{instance}"
+
+
+# Stored messages of buckets and objects, for those who remove them for good
+
+
+def object_subjects(nuid: str, encoded_name: str) -> tuple[str, str]:
+    """Return the subjects of an object's pieces and of its description."""
+    return f"$O.{ARTIFACTS}.C.{nuid}", f"$O.{ARTIFACTS}.M.{encoded_name}"
 
 
 # Request/reply

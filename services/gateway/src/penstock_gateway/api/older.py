@@ -50,6 +50,7 @@ class Older:
         """Start a run; answers its id and that of its trace."""
         headers, caller, body = await self._starting.enter(request)
         given = read(INVOKE, body)
+        name, _, selector = given.name.partition("@")
         parent = headers.get(b"traceparent")
         with tracing.span(
             "start run",
@@ -60,7 +61,8 @@ class Older:
                 headers,
                 Ask(
                     tenant=caller.tenant,
-                    name=given.name,
+                    name=name,
+                    selector=selector or None,
                     input=given.input,
                     session_id=given.session_id,
                     limits=run_limits(given.run_config),

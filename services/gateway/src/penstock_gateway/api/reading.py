@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from penstock.contracts import subjects
-from penstock.contracts.errors import ConflictError, ErrorDetail, RejectedError
+from penstock.contracts.errors import ErrorDetail, RejectedError
 from penstock.contracts.events import CLIENT_EVENT, EventType, events_of
-from penstock.contracts.facts import FACT, CancelRequested
 from penstock.contracts.views import RUN_VIEW
 from penstock_gateway.answers import Answer
 from penstock_gateway.api.hot import read
-from penstock_gateway.core.preferences import cursor, event_types, wants_events
+from penstock_gateway.core.preferences import (
+    cursor,
+    event_types,
+    flag,
+    sequence,
+    wait_seconds,
+    wants_events,
+)
 from penstock_gateway.core.requests import CANCEL_RUN
 from penstock_gateway.entrance import read_body
 from penstock_gateway.gateway import Gateway
@@ -33,11 +37,26 @@ class Reading:
         self._gateway = gateway
 
     async def get_run(self, request: Request) -> Response:
-        """Return a run, folded from its log: never stale."""
-        caller = self._gateway.door.caller(dict(request.scope["headers"]))
+        """Return a run, folded from its log: never stale.
+
+        `?at_seq=N` shows it as it was at a sequence of the log, `?marks=true` all that the engine
+        decided. `Prefer: wait=N` waits until it has ended or its caller is to execute tools.
+        """
+        headers = dict(request.scope["headers"])
+        caller = self._gateway.door.caller(headers)
         caller.require("viewer")
-        view = await self._gateway.runs.view(caller.tenant, request.path_params["run_id"])
-        return Answer(RUN_VIEW.dump_json(view))
+        query, runs = request.query_params, self._gateway.runs
+        run_id: str = request.path_params["run_id"]
+        marks = flag(query.get("marks"), path="marks")
+        at_seq = sequence(query.get("at_seq"), path="at_seq")
+        seconds = wait_seconds(headers.get(b"prefer"), self._gateway.settings.max_wait_seconds)
+        if seconds is None or at_seq is not None:
+            view = await runs.view(caller.tenant, run_id, at_seq=at_seq, marks=marks)
+            return Answer(RUN_VIEW.dump_json(view))
+        state = await self._gateway.attention.settled(caller.tenant, run_id, seconds)
+        view = await runs.view_of(state, marks=marks)
+        applied = [(b"preference-applied", b"wait=%d" % seconds)]
+        return Answer(RUN_VIEW.dump_json(view), 200, applied)
 
     async def get_events(self, request: Request) -> Response:
         """Return a run's events: a page of JSON, or a stream with `Accept: text/event-stream`.
@@ -106,13 +125,7 @@ class Reading:
         view = await runs.view(caller.tenant, run_id)
         if view.status.final:
             return Answer(RUN_VIEW.dump_json(view))
-        prefix = runs.prefix(caller.tenant, run_id)
-        fact = CancelRequested(
-            occurred_at=datetime.now(UTC), reason=given.reason, requested_by=caller.key_id
-        )
-        try:
-            await self._gateway.writer.append(subjects.cancel(prefix), FACT.dump_json(fact))
-        except ConflictError:
+        if not await self._gateway.controls.cancel(caller, run_id, given.reason):
             # Somebody has asked before: that is as good.
             view = await runs.view(caller.tenant, run_id)
         return Answer(RUN_VIEW.dump_json(view), 200 if view.status.final else 202)

@@ -42,6 +42,13 @@ _EVENT_PARAMETERS: Final = [
     parameter("query", "types", "Types of events that are wanted, separated by commas."),
     parameter("query", "limit", "Events of a page of JSON, 1 to 1000.", "integer"),
 ]
+_RUN_PARAMETERS: Final = [
+    parameter("query", "at_seq", "The run as it was at this sequence of the log.", "integer"),
+    parameter("query", "marks", "All that the engine decided as well.", "boolean"),
+    parameter(
+        "header", "Prefer", "`wait=N`: answer when it has ended, or waits for its caller's tools."
+    ),
+]
 _RUN: Final[Documentation] = {"model": RunView, "description": "The run"}
 
 
@@ -109,7 +116,14 @@ def add_hot_routes(app: FastAPI, gateway: Gateway) -> None:
         200: _RUN,
     }
     for run, tag in (("/v1/runs/{run_id}", "runs"), ("/v1/workflows/executions/{run_id}", _OLDER)):
-        add("GET", run, reading.get_run, tag=tag, responses={200: _RUN})
+        add(
+            "GET",
+            run,
+            reading.get_run,
+            tag=tag,
+            responses={200: _RUN},
+            parameters=_RUN_PARAMETERS,
+        )
         add(
             "POST",
             f"{run}/cancel",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from hashlib import sha256
+from time import monotonic
 from typing import Final
 
 from starlette.requests import Request
@@ -13,16 +14,23 @@ from penstock.bus.claims import is_claim
 from penstock.bus.reader import decode_entry
 from penstock.contracts import subjects
 from penstock.contracts.facts import DefinitionKind, RunEnded, RunLimits
-from penstock.contracts.ids import require_token, run_id_from_key
-from penstock.contracts.state import Entry
+from penstock.contracts.ids import run_id_from_key
+from penstock.contracts.state import Entry, RunState
 from penstock.contracts.views import RUN_VIEW, RunView
 from penstock.runids import new_run_id
 from penstock.telemetry import tracing
 from penstock_gateway.answers import Answer, RawHeaders
 from penstock_gateway.api.hot import read
+from penstock_gateway.attention import open_calls
 from penstock_gateway.core.access import Caller
 from penstock_gateway.core.preferences import idempotency_key, wait_seconds, wants_events
-from penstock_gateway.core.requests import EXECUTE_DEFINITION, START_RUN, ExecuteDefinition, Limits
+from penstock_gateway.core.requests import (
+    EXECUTE_DEFINITION,
+    START_RUN,
+    ExecuteDefinition,
+    Limits,
+    named,
+)
 from penstock_gateway.core.run_views import begun_view, ended_view
 from penstock_gateway.ends import LiveFact
 from penstock_gateway.entrance import Headers, read_body
@@ -47,18 +55,22 @@ class Starting:
         """Start a run of a published agent or workflow.
 
         Answers 202 once the run is durably in the log. `Prefer: wait=N` answers 200 with the
-        finished run if it ends within N seconds; `Accept: text/event-stream` streams its events.
-        The same `Idempotency-Key` gives the same run, with another body 422.
+        finished run if it ends within N seconds, and 202 at once when it waits for its caller to
+        execute tools (`waiting_for`); `Accept: text/event-stream` streams its events. The same
+        `Idempotency-Key` gives the same run, with another body 422.
         """
         headers, caller, body = await self.enter(request)
         given = read(START_RUN, body)
+        name, _, selector = given.name.partition("@")
         ask = Ask(
             tenant=caller.tenant,
-            name=given.name,
+            name=name,
+            selector=selector or None,
             input=given.input,
             session_id=given.session_id,
             limits=run_limits(given.limits),
             tags=given.tags,
+            priority=given.priority,
             requested_by=caller.key_id,
         )
         return await self.answer(headers, ask, body)
@@ -73,10 +85,10 @@ class Starting:
 
     async def _execute(self, request: Request, kind: DefinitionKind) -> Response:
         headers, caller, body = await self.enter(request)
-        name = require_token(request.path_params["name"], path="name")
+        named_so = request.path_params["name"]
         given = read(EXECUTE_DEFINITION, body)
         return await self.answer(
-            headers, execution(caller, name, kind, given), body + b"\n" + name.encode()
+            headers, execution(caller, named_so, kind, given), body + b"\n" + named_so.encode()
         )
 
     async def enter(self, request: Request) -> tuple[Headers, Caller, bytes]:
@@ -128,24 +140,36 @@ class Starting:
     async def _wait(self, ask: Ask, seconds: float) -> Response:
         run_id = ask.run_id or new_run_id()
         applied = [(b"preference-applied", b"wait=%d" % seconds)]
+        gateway = self._gateway
+        version = await gateway.starter.version_of(ask)
+        watch = await gateway.attention.watch(ask.tenant, run_id, version.plan_digest)
         # Waited for before it is begun: a run may end before its beginning is acknowledged.
-        waiting = self._gateway.ends.wait(ask.tenant, run_id, seconds)
+        begun_at = monotonic()
+        waiting = gateway.ends.wait(ask.tenant, run_id, seconds)
+        if watch is not None:
+            watch.wait = waiting
         try:
-            started = await self._gateway.starter.start(ask, run_id)
+            started = await gateway.starter.start(ask, run_id)
             if started.replayed:
-                view = await self._gateway.runs.view(ask.tenant, run_id)
-                if view.status.final:
-                    return _finished(view, started, applied)
+                state = await gateway.runs.state(ask.tenant, run_id)
+                if state.ended is not None or open_calls(state):
+                    return await self._settled(state, started, applied)
             live = await waiting.end()
+            if live is not None and (ended := await self._read_end(live)) is not None:
+                view = ended_view(ask.tenant, run_id, live.seq, started.invoked, ended)
+                return _finished(view, started, applied)
+            left = seconds - (monotonic() - begun_at)
+            state = await gateway.attention.settled(ask.tenant, run_id, left, watch)
         finally:
             waiting.close()
-        if live is not None and (ended := await self._read_end(live)) is not None:
-            view = ended_view(ask.tenant, run_id, live.seq, started.invoked, ended)
-            return _finished(view, started, applied)
-        view = await self._gateway.runs.view(ask.tenant, run_id)
-        if view.status.final:
-            return _finished(view, started, applied)
-        return Answer(RUN_VIEW.dump_json(view), 202, _headers(started, applied))
+            if watch is not None:
+                await watch.stop()
+        return await self._settled(state, started, applied)
+
+    async def _settled(self, state: RunState, started: Started, applied: RawHeaders) -> Response:
+        view = await self._gateway.runs.view_of(state)
+        status = 200 if view.status.final else 202
+        return Answer(RUN_VIEW.dump_json(view), status, _headers(started, applied))
 
     async def _read_end(self, live: LiveFact) -> RunEnded | None:
         entry = (
@@ -183,15 +207,22 @@ class Starting:
 
 
 def execution(caller: Caller, name: str, kind: DefinitionKind, given: ExecuteDefinition) -> Ask:
-    """Return what a request to execute a named definition asks for."""
+    """Return what a request to execute a named definition asks for.
+
+    Raises:
+        RejectedError: ``invalid_token``: the name is none.
+    """
+    name, selector = named(name, path="name")
     return Ask(
         tenant=caller.tenant,
         name=name,
+        selector=selector,
         kind=kind,
         input=given.input,
         session_id=given.session_id,
         limits=run_limits(given.limits),
         tags=given.tags,
+        priority=given.priority,
         requested_by=caller.key_id,
         path="path.name",
     )
@@ -199,9 +230,9 @@ def execution(caller: Caller, name: str, kind: DefinitionKind, given: ExecuteDef
 
 def run_limits(limits: Limits) -> RunLimits:
     """Return limits as the log has them."""
-    if limits.timeout_seconds is None and limits.max_turns is None:
+    if not limits.model_fields_set:
         return _NO_RUN_LIMITS
-    return RunLimits(timeout_seconds=limits.timeout_seconds, max_turns=limits.max_turns)
+    return RunLimits(**limits.model_dump())
 
 
 def _headers(started: Started, extra: RawHeaders) -> RawHeaders:

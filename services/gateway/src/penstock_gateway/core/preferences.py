@@ -53,6 +53,40 @@ def cursor(last_event_id: str | None, after: str | None) -> int:
     return int(value)
 
 
+def sequence(text: str | None, *, path: str) -> int | None:
+    """Return a place in the log; ``None`` where none is given.
+
+    Raises:
+        RejectedError: ``invalid_sequence``.
+    """
+    if not text:
+        return None
+    if not _CURSOR.fullmatch(text) or int(text) < 1:
+        raise RejectedError(
+            "invalid_sequence",
+            f"{path} must be a sequence of the log",
+            details=(
+                ErrorDetail(path=path, message=f"got {text[:40]!r}", allowed="a whole number"),
+            ),
+        )
+    return int(text)
+
+
+def flag(text: str | None, *, path: str) -> bool:
+    """Return ``true`` or ``false`` as a parameter says; ``False`` where it is not given.
+
+    Raises:
+        RejectedError: ``invalid_request``.
+    """
+    if text not in (None, "", "true", "false"):
+        raise RejectedError(
+            "invalid_request",
+            f"{path} is either true or false",
+            details=(ErrorDetail(path=path, message=f"got {text[:40]!r}", allowed="true, false"),),
+        )
+    return text == "true"
+
+
 def event_types(types: str | None) -> frozenset[EventType] | None:
     """Return the types of ``?types=a,b``; ``None`` for all.
 

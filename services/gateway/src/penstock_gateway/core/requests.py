@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+import re
+from typing import Annotated, Final, Literal
 
 from pydantic import (
+    AwareDatetime,
     BaseModel,
     ConfigDict,
     Field,
@@ -13,9 +15,18 @@ from pydantic import (
     TypeAdapter,
 )
 
+from penstock.contracts.errors import ErrorDetail, RejectedError
+from penstock.contracts.facts import RunStatus
 from penstock.contracts.ids import Token
 
+_SELECTOR: Final = r"^[A-Za-z0-9_-]{1,64}(@[A-Za-z0-9_-]{1,64})?$"
+_NAMED: Final = re.compile(_SELECTOR)
+
 Tag = Annotated[str, StringConstraints(max_length=200)]
+Reason = Annotated[str, StringConstraints(max_length=1000)]
+EventName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Selector = Annotated[str, StringConstraints(pattern=_SELECTOR)]
+"""A name, or ``name@version`` or ``name@alias``."""
 
 
 class Input(BaseModel):
@@ -29,6 +40,11 @@ class Limits(Input):
 
     timeout_seconds: float | None = Field(default=None, gt=0, le=31_536_000)
     max_turns: int | None = Field(default=None, ge=1, le=1000)
+    max_steps: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_cost_usd: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    max_depth: int | None = Field(default=None, ge=0, le=32)
+    max_fan_out: int | None = Field(default=None, ge=1, le=10_000)
 
 
 class ExecuteDefinition(Input):
@@ -39,18 +55,20 @@ class ExecuteDefinition(Input):
     """Runs of one session share a conversation."""
     limits: Limits = Limits()
     tags: dict[Tag, Tag] = Field(default_factory=dict, max_length=32)
+    priority: int = Field(default=0, ge=-100, le=100)
+    """Higher goes first where runs queue for the same runners."""
 
 
 class StartRun(ExecuteDefinition):
-    """Start a run of a published agent or workflow."""
+    """Start a run of a published agent, workflow or network."""
 
-    name: Token
+    name: Selector
 
 
 class Invoke(Input):
     """The older form of starting a run: ``POST /invoke``."""
 
-    name: Token
+    name: Selector
     input: JsonValue = None
     session_id: Token | None = None
     run_config: Limits = Limits()
@@ -83,7 +101,104 @@ class GenericWebhook(Input):
 class CancelRun(Input):
     """Why a run is to stop."""
 
-    reason: Annotated[str, StringConstraints(max_length=1000)] = ""
+    reason: Reason = ""
+
+
+class CancelRuns(Input):
+    """Which runs are to stop: those that match all filters that are given."""
+
+    status: tuple[RunStatus, ...] = ()
+    """Any of these, of which none is final; none given means all that have not ended."""
+    name: Token | None = None
+    session_id: Token | None = None
+    tag: dict[Tag, Tag] = Field(default_factory=dict, max_length=32)
+    created_before: AwareDatetime | None = None
+    limit: int = Field(default=1000, ge=1, le=10_000)
+    dry_run: bool = False
+    """Say only which runs would be asked."""
+    reason: Reason = ""
+
+
+class Control(Input):
+    """Why a run is paused or resumed, or one of its steps cancelled."""
+
+    reason: Reason = ""
+
+
+class Signal(Input):
+    """An event for one run."""
+
+    name: EventName
+    payload: JsonValue = None
+
+
+class CorrelatedSignal(Signal):
+    """An event for whichever runs wait for its correlation key."""
+
+    correlation: Annotated[str, StringConstraints(min_length=1, max_length=1000)]
+
+
+class RunMessage(Signal):
+    """A message for one run, or for the latest run of a session."""
+
+    from_run: Annotated[str, StringConstraints(max_length=64)] | None = None
+    """The run that sends it, where one does."""
+
+
+class Verdict(Input):
+    """A yes or no to an approval."""
+
+    digest: Annotated[str, StringConstraints(max_length=64)] | None = None
+    """Of what exactly; refused if something else is asked."""
+    reason: Reason = ""
+
+
+class ToolFailure(Input):
+    """Why a client tool failed."""
+
+    code: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")] = "tool_failed"
+    message: Annotated[str, StringConstraints(max_length=4000)] = ""
+
+
+class ToolResult(Input):
+    """What a client tool returned for one call."""
+
+    step_id: Token
+    status: Literal["succeeded", "failed"] = "succeeded"
+    output: JsonValue = None
+    error: ToolFailure | None = None
+
+
+class ToolResults(Input):
+    """What client tools returned."""
+
+    results: tuple[ToolResult, ...] = Field(min_length=1, max_length=100)
+
+
+class Resolution(Input):
+    """What became of an attempt that was lost."""
+
+    action: Literal["retry", "succeed", "fail"]
+    output: JsonValue = None
+    """Of the step, with ``succeed``."""
+    digest: Annotated[str, StringConstraints(max_length=64)] | None = None
+    reason: Reason = ""
+
+
+def named(text: str, *, path: str) -> tuple[str, str | None]:
+    """Take apart ``name`` or ``name@selector``.
+
+    Raises:
+        RejectedError: ``invalid_token``.
+    """
+    if not _NAMED.fullmatch(text):
+        raise RejectedError(
+            "invalid_token",
+            f"{path} must be a name, or name@version or name@alias",
+            details=(ErrorDetail(path=path, message=f"got {text[:80]!r}", allowed=_SELECTOR),),
+        )
+    name, at, selector = text.partition("@")
+    return name, selector if at else None
 
 
 START_RUN: Final[TypeAdapter[StartRun]] = TypeAdapter(StartRun)

@@ -23,6 +23,10 @@ def begun_view(tenant: str, run_id: str, seq: int, invoked: RunInvoked) -> RunVi
         created_at=invoked.occurred_at,
         updated_at=invoked.occurred_at,
         last_seq=seq,
+        parent=invoked.parent,
+        forked_from=invoked.forked_from,
+        priority=invoked.priority,
+        limits=invoked.limits,
     )
 
 
@@ -47,4 +51,8 @@ def ended_view(tenant: str, run_id: str, seq: int, invoked: RunInvoked, ended: R
         updated_at=ended.occurred_at,
         ended_at=ended.occurred_at,
         last_seq=seq,
+        parent=invoked.parent,
+        forked_from=invoked.forked_from,
+        priority=invoked.priority,
+        limits=invoked.limits,
     )

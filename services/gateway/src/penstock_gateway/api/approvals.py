@@ -1,0 +1,149 @@
+"""Approvals: what runs ask people to agree to, and their answers."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Final, Literal
+
+from fastapi import APIRouter, Path, Query, Response
+
+from penstock.contracts.errors import ErrorDetail, RejectedError
+from penstock.contracts.facts import Record
+from penstock.contracts.ids import TOKEN_PATTERN
+from penstock.contracts.state import MarkState, RunState
+from penstock_gateway.answering import Answer, Recorded, answer_to, find_mark
+from penstock_gateway.api.context import AnyCaller, GatewayParts, Viewer
+from penstock_gateway.core.access import Caller
+from penstock_gateway.core.marks import ApprovalStatus, ApprovalView, approval_view
+from penstock_gateway.core.preferences import cursor as revision_of
+from penstock_gateway.core.requests import Verdict
+
+MarkId = Annotated[str, Path(pattern=TOKEN_PATTERN)]
+
+approvals: Final = APIRouter(tags=["approvals"])
+
+
+class ApprovalPage(Record):
+    """Some approvals, the one asked for first first; more if ``next_cursor`` is given."""
+
+    items: tuple[ApprovalView, ...]
+    next_cursor: str | None = None
+
+
+@approvals.get("/v1/approvals")
+async def list_approvals(
+    gateway: GatewayParts,
+    caller: Viewer,
+    status: ApprovalStatus | Literal["all"] = "open",
+    role: Annotated[str | None, Query(max_length=64)] = None,
+    run_id: Annotated[str | None, Query(max_length=64)] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    cursor: Annotated[str | None, Query(description="The `next_cursor` before.")] = None,
+) -> ApprovalPage:
+    """List approvals. Those of one run are read from its log; open ones of all from an index."""
+    if run_id is not None:
+        return await _of_run(gateway, caller, run_id, status, role)
+    if status != "open":
+        raise RejectedError(
+            "invalid_request",
+            "other approvals than open ones are listed for one run",
+            details=(
+                ErrorDetail(path="run_id", message="missing", allowed="a run, or status=open"),
+            ),
+        )
+    now = datetime.now(UTC)
+    items: list[ApprovalView] = []
+    last = revision_of(None, cursor)
+    async for revision, record in gateway.parked.asked(caller.tenant, after=last):
+        if len(items) >= limit:
+            return ApprovalPage(items=tuple(items), next_cursor=str(last))
+        last = revision
+        if record.mark.kind != "approval":
+            continue
+        view = approval_view(record.run_id, record.name, record.mark, record.asked_at, now=now)
+        if view.status == "open" and role in (None, view.role):
+            items.append(view)
+    return ApprovalPage(items=tuple(items))
+
+
+async def _of_run(
+    gateway: GatewayParts, caller: Caller, run_id: str, status: str, role: str | None
+) -> ApprovalPage:
+    state = await gateway.runs.state(caller.tenant, run_id)
+    marks = [mark for mark in state.marks.values() if mark.mark.kind == "approval"]
+    views = [_view(state, mark) for mark in marks]
+    wanted = [
+        view for view in views if status in ("all", view.status) and role in (None, view.role)
+    ]
+    return ApprovalPage(items=tuple(sorted(wanted, key=lambda view: (view.asked_at, view.mark_id))))
+
+
+def _view(state: RunState, mark: MarkState) -> ApprovalView:
+    answer = answer_to(state, "approval", mark)
+    return approval_view(
+        state.run_id,
+        state.request.name,
+        mark.mark,
+        mark.at,
+        now=datetime.now(UTC),
+        answer=answer.fact if answer is not None else None,
+        run_ended=state.ended is not None,
+    )
+
+
+@approvals.get("/v1/approvals/{run_id}/{mark_id}")
+async def get_approval(
+    gateway: GatewayParts, caller: Viewer, run_id: str, mark_id: MarkId
+) -> ApprovalView:
+    """Return one approval, from its run's log."""
+    state = await gateway.runs.state(caller.tenant, run_id)
+    return _view(state, find_mark(state, "approval", Answer(mark_id, {})))
+
+
+@approvals.post("/v1/approvals/{run_id}/{mark_id}/approve", status_code=202)
+async def approve(
+    gateway: GatewayParts,
+    caller: AnyCaller,
+    run_id: str,
+    mark_id: MarkId,
+    response: Response,
+    body: Verdict | None = None,
+) -> ApprovalView:
+    """Agree to what is asked: 202; 200 if the same was answered before, 409 if the opposite."""
+    return await _decide(gateway, caller, run_id, mark_id, "approve", body, response)
+
+
+@approvals.post("/v1/approvals/{run_id}/{mark_id}/reject", status_code=202)
+async def reject(
+    gateway: GatewayParts,
+    caller: AnyCaller,
+    run_id: str,
+    mark_id: MarkId,
+    response: Response,
+    body: Verdict | None = None,
+) -> ApprovalView:
+    """Refuse what is asked; otherwise as for agreeing."""
+    return await _decide(gateway, caller, run_id, mark_id, "reject", body, response)
+
+
+async def _decide(
+    gateway: GatewayParts,
+    caller: Caller,
+    run_id: str,
+    mark_id: str,
+    decision: Literal["approve", "reject"],
+    verdict: Verdict | None,
+    response: Response,
+) -> ApprovalView:
+    given = verdict or Verdict()
+    answer = Answer(
+        mark_id,
+        {"decision": decision, "reason": given.reason, "by": caller.key_id},
+        given.digest,
+    )
+    recorded: Recorded
+    (recorded,) = await gateway.answering.answer(caller, run_id, "approval", (answer,))
+    if recorded.repeated:
+        response.status_code = 200
+    state = await gateway.runs.state(caller.tenant, run_id, at_least_seq=recorded.seq)
+    return _view(state, find_mark(state, "approval", answer))
