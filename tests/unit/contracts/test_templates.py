@@ -1,8 +1,9 @@
-"""Templates: paths alone, looked up in a scope, never evaluated."""
+"""Templates: expressions in text, and secrets by reference."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,7 +13,16 @@ from hypothesis import strategies as st
 from pydantic import JsonValue
 
 from penstock.contracts.errors import RejectedError
-from penstock.contracts.templates import parse_path, references, render, show_path
+from penstock.contracts.templates import (
+    expressions_of,
+    fill_secrets,
+    parse_path,
+    references,
+    render,
+    render_with_secrets,
+    show_path,
+    whole_expression,
+)
 
 SCOPE: dict[str, JsonValue] = {
     "input": {
@@ -211,3 +221,182 @@ def test_references_of_a_bad_template_name_its_place() -> None:
 
     assert rejected.value.code == "invalid_template"
     assert rejected.value.details[0].path == "a[0].b"
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("{{ input.n + 1 }}", 4),
+        ("{{ 'a' }}", "a"),
+        ("{{ true }}", True),
+        ("{{ null }}", None),
+        ("{{ input.items.map(x, x.title) }}", ["first", "second"]),
+        ("{{ {'a': {'b': input.n}} }}", {"a": {"b": 3}}),
+        ("{{ {'a': {'b': input.n}}}}", {"a": {"b": 3}}),
+        ("{{ '}}' }}", "}}"),
+        ('{{ "{{ \\" }}" }}!', '{{ " }}!'),
+        ("{{ '''}}''' + '{' }}", "}}{"),
+        ("a {{ input.n > 2 ? '}}' : '{{' }} b {{ input.n }}", "a }} b 3"),
+        ("{{ input.city }}{{ 'x' }}", "Ulmx"),
+        ("{{ has(input.town) }}", False),
+    ],
+)
+def test_render_of_an_expression_gives_its_value(template: str, expected: JsonValue) -> None:
+    found = render(template, SCOPE)
+
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("template", "code", "reason"),
+    [
+        ("{{ input.n + }}", "invalid_template", "in place of a value"),
+        ("{{ }}", "invalid_template", "the end in place of a value"),
+        ("{{ it's }}", "invalid_template", "a string is not closed"),
+        ("{{ {'a': 1 }}", "invalid_template", "in place of"),
+        ("{{ a {{ b }}", "invalid_template", "in place of"),
+        ("{{ " + "a" * 3000 + " + 1 }}", "invalid_template", "at most 2000"),
+        ("{{ input.n + 'x' }}", "expression_failed", "use string(...)"),
+        ("{{ secrets }}", "invalid_template", "write {{ secrets.NAME }}"),
+        ("{{ secrets.A.b }}", "invalid_template", "write {{ secrets.NAME }}"),
+        ("{{ secrets[0] }}", "invalid_template", "write {{ secrets.NAME }}"),
+        ("{{ secrets['A'] }}", "invalid_template", "secrets cannot be used here"),
+        ("{{ (secrets.A) }}", "invalid_template", "secrets cannot be used in an expression"),
+        ("{{ secrets.A + 'x' }}", "invalid_template", "secrets cannot be used in an expression"),
+    ],
+)
+def test_render_of_what_does_not_fit_is_rejected(template: str, code: str, reason: str) -> None:
+    scope: dict[str, JsonValue] = {**SCOPE, "secrets": {"A": "in the scope by mistake"}}
+    for act in (render, render_with_secrets):
+        if act is render_with_secrets and reason.endswith("used here"):
+            continue
+        with pytest.raises(RejectedError) as rejected:
+            act(template, scope)
+
+        assert rejected.value.code == code
+        assert reason in rejected.value.message
+
+
+def test_references_of_expressions_are_their_paths() -> None:
+    template = ["{{ input.a + run['b'] }} {{ secrets.C }}", "{{ input.xs.map(x, x.y) }}"]
+
+    assert list(references(template, "spec")) == [
+        ("spec[0]", ("input", "a")),
+        ("spec[0]", ("run", "b")),
+        ("spec[0]", ("secrets", "C")),
+        ("spec[1]", ("input", "xs")),
+    ]
+    assert list(expressions_of(template)) == [
+        ("[0]", "input.a + run['b']"),
+        ("[1]", "input.xs.map(x, x.y)"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{{ a }}", "a"),
+        (" {{ '}}' }}\n", "'}}'"),
+        ("{{ a }} {{ b }}", None),
+        ("x {{ a }}", None),
+        ("{{ a", None),
+        ("{{}}", ""),
+        ("a", None),
+    ],
+)
+def test_whole_expression_is_that_of_one_template(text: str, expected: str | None) -> None:
+    assert whole_expression(text) == expected
+
+
+VAULT = {"TOKEN": "t0p", "a/b~c": "odd"}
+
+WITH_SECRETS: JsonValue = {
+    "headers": [{"a/b~c": "Bearer {{ secrets.TOKEN }} for {{ input.city }}"}],
+    "whole": "{{ secrets['a/b~c'] }}",
+    "other": "{{ input.n }}",
+    "": "{{secrets.TOKEN}}{{secrets.TOKEN}}",
+}
+
+
+def test_render_with_secrets_keeps_them_beside_the_value() -> None:
+    rendered = render_with_secrets(WITH_SECRETS, SCOPE)
+
+    assert rendered.value == {
+        "headers": [{"a/b~c": "Bearer [secret] for Ulm"}],
+        "whole": "[secret]",
+        "other": 3,
+        "": "[secret][secret]",
+    }
+    assert rendered.secrets == {
+        "/headers/0/a~1b~0c": ("Bearer ", {"secret": "TOKEN"}, " for ", "Ulm"),
+        "/whole": ({"secret": "a/b~c"},),
+        "/": ({"secret": "TOKEN"}, {"secret": "TOKEN"}),
+    }
+
+
+def test_fill_secrets_after_a_way_through_json_gives_the_texts_and_changes_nothing() -> None:
+    rendered = render_with_secrets(WITH_SECRETS, SCOPE)
+    value, secrets = json.loads(json.dumps([rendered.value, rendered.secrets]))
+
+    filled = fill_secrets(value, secrets, VAULT.__getitem__)
+
+    assert filled == {
+        "headers": [{"a/b~c": "Bearer t0p for Ulm"}],
+        "whole": "odd",
+        "other": 3,
+        "": "t0pt0p",
+    }
+    assert value == rendered.value
+
+
+def test_fill_secrets_of_a_template_that_is_one_text() -> None:
+    rendered = render_with_secrets("{{ secrets.TOKEN }}", SCOPE)
+
+    assert (rendered.value, list(rendered.secrets)) == ("[secret]", [""])
+    assert fill_secrets(rendered.value, rendered.secrets, VAULT.__getitem__) == "t0p"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"whole": "[secret]"},
+        {"headers": [], "whole": "[secret]"},
+        {"headers": [{"a/b~c": "Bearer [secret] for Bonn"}], "whole": "[secret]"},
+        {"headers": [{"a/b~c": {"x": 1}}], "whole": "[secret]"},
+        [],
+        "[secret]",
+        None,
+    ],
+)
+def test_fill_secrets_of_another_value_is_rejected(value: JsonValue) -> None:
+    rendered = render_with_secrets(WITH_SECRETS, SCOPE)
+
+    with pytest.raises(RejectedError) as rejected:
+        fill_secrets(value, rendered.secrets, VAULT.__getitem__)
+
+    assert rejected.value.code == "secrets_misplaced"
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        "{{ secrets.TOKEN }}",
+        "[secret]",
+        {"secret": "TOKEN"},
+        '{"secret": "TOKEN"}',
+        [{"secret": "TOKEN"}],
+        {"/a": [{"secret": "TOKEN"}]},
+    ],
+)
+def test_a_forged_reference_stays_what_it_is(forged: JsonValue) -> None:
+    template = {"a": "{{ input }}", "b": "{{ secrets.TOKEN }} {{ input }}", "c": forged}
+    if forged == "{{ secrets.TOKEN }}":
+        del template["c"]
+
+    rendered = render_with_secrets(template, {"input": forged})
+    filled = fill_secrets(rendered.value, rendered.secrets, VAULT.__getitem__)
+
+    text = forged if isinstance(forged, str) else json.dumps(forged)
+    assert list(rendered.secrets) == ["/b"]
+    assert filled == {**template, "a": forged, "b": f"t0p {text}"}

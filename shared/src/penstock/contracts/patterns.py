@@ -28,13 +28,15 @@ _ATOM: Final = re.compile(
     r"""
     (?P<open>\((?:\?[^:)]*[:>])?) | (?P<close>\)) | (?P<or>\|)
     | \{(?P<least>\d{1,9})(?:,(?P<most>\d{0,9}))?\}
-    | (?P<word>\\[pP](?:\{[^}]*\}|.) | \\[wWsSbB] | \[\^?\]?(?:[^\]\\]|\\.)*\\[pPwWsS](?:[^\]\\]|\\.)*\])
+    | (?P<word>\\[pP](?:\{[^}]*\}|.) | \\[wWsSbB]
+        | \[\^?\]?(?:[^\]\\]|\\.)*\\[pPwWsS](?:[^\]\\]|\\.)*\])
     | (?P<digit>\\[dD] | \[\^?\]?(?:[^\]\\]|\\.)*\\[dD](?:[^\]\\]|\\.)*\])
     | (?P<set>\[\^?\]?(?:\\.|[^\]\\])*\] | \.)
     | (?P<other>\\?.)
     """,
     re.VERBOSE | re.DOTALL,
 )
+_TOO_LARGE: Final = "the pattern {!r} is too large once its repetitions are written out"
 _COMPILING: Final = {"word": 650, "digit": 60, "set": 8, "other": 1}
 """What compiling an atom costs, as measured, in units of 0.4 microseconds."""
 _WIDTH: Final = {"word": 8, "digit": 8, "set": 8, "other": 1}
@@ -95,6 +97,8 @@ def _found(text: str, pattern: str) -> bool:
     try:
         return bool(_matcher().execute({"text": text, "pattern": pattern}))
     except (RuntimeError, ValueError) as error:
+        if "size limit" in str(error):
+            raise failed(_TOO_LARGE.format(pattern[:100])) from error
         reason = re.search(r"error: ([^\n]*?)\.? Check function", str(error))
         raise failed(
             f"the pattern {pattern[:100]!r} is not valid: {reason[1] if reason else 'see RE2'}"

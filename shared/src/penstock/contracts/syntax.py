@@ -275,7 +275,8 @@ def _unescaped(text: str, *, of_bytes: bool) -> str:
         code = int(digits, 16) if digits is not None else int(octal, 8)
         if code > 0x10FFFF or 0xD800 <= code <= 0xDFFF or (of_bytes and digits and code > 255):
             raise refused(f"{found.group()} is no character")
-        return chr(code)
+        # A byte above 127 is marked, so that it is not taken for a character of two bytes.
+        return chr(code + 0xDC00 if of_bytes and code > 127 else code)
 
     return _ESCAPE.sub(replace, text) if "\\" in text else text
 
@@ -289,7 +290,7 @@ def _string(found: re.Match[str]) -> Literal:
         body = _unescaped(body, of_bytes=of_bytes)
     if not of_bytes:
         return Literal(body)
-    return Literal(body.encode("utf-8", "surrogatepass"))
+    return Literal(body.encode("utf-8", "surrogateescape"))
 
 
 class _Parser:

@@ -369,6 +369,20 @@ def _placed(template: JsonValue, at: str) -> Iterator[tuple[str, _Piece]]:
             yield from _placed(value, f"{at}[{index}]")
 
 
+def split(text: str) -> list[tuple[str, bool]]:
+    """Return the parts of a text: literal ones, and (``True``) what stands in a template."""
+    parts: list[tuple[str, bool]] = []
+    position = 0
+    while (start := text.find("{{", position)) >= 0 and (end := _end(text, start + 2)) >= 0:
+        if start > position:
+            parts.append((text[position:start], False))
+        parts.append((text[start + 2 : end].strip(), True))
+        position = end + 2
+    if position < len(text):
+        parts.append((text[position:], False))
+    return parts
+
+
 def whole_expression(text: str) -> str | None:
     """Return what stands in a text that is one template and nothing else, unchecked."""
     stripped = text.strip()
