@@ -29,12 +29,12 @@ from penstock.contracts.facts import (
     StepResult,
     StepScheduled,
     Usage,
-    Wait,
 )
 from penstock.contracts.plan import CompiledAgent, CompiledTool, Node, Plan, RetryPolicy
 from penstock.contracts.state import Entry, RunState, evolve, fold, new_state
 from penstock_orchestrator.core.decide import decide, expired, repair, run_deadline
-from penstock_orchestrator.core.decisions import Decided, Output
+from penstock_orchestrator.core.decisions import Decided, Output, Timer
+from penstock_orchestrator.core.progress import Progress
 
 TENANT, SHARD, RUN_ID = "acme", 3, "01JCXYZ8M3T5V7W9ABCDEFGHJK"
 PREFIX = subjects.run_prefix(TENANT, SHARD, RUN_ID)
@@ -247,7 +247,7 @@ class Engine:
         *,
         hints: bool = True,
         ledger: Ledger | None = None,
-        set_timer: Callable[[Wait], None] = lambda _wait: None,
+        set_timer: Callable[[Timer], None] = lambda _timer: None,
     ) -> None:
         self.plan = plan
         self.log = log
@@ -255,12 +255,13 @@ class Engine:
         self.ledger = ledger if ledger is not None else Ledger()
         self.set_timer = set_timer
         self.state: RunState | None = None
+        self.progress: Progress | None = None
         self.folded: dict[int, Entry] = {}
         self.decided = 0
 
     def forget(self) -> None:
         """Lose all that is not in the log, as a crash does."""
-        self.state = None
+        self.state = self.progress = None
         self.folded = {}
 
     def reload(self) -> RunState:
@@ -278,20 +279,23 @@ class Engine:
     def handle(self, message: Message, *, redelivered: bool = False) -> Effects:
         """Work on an input fact."""
         entry = message.entry
-        changed: str | None = None
         state = self.state
+        fresh = state is None or redelivered
         if state is None or redelivered:
             yield "read the log"
             state = self.reload()
         else:
             state = self._fold(state, entry)
-            if self.hints and entry.subject.event == "result":
-                changed = entry.subject.step_id
-        yield from self.advance(entry.fact.occurred_at, entry.seq, changed)
+            if self.progress is not None and entry.subject.event == "result":
+                self.progress.touch_step(self.plan, entry.subject.step_id)
+            elif self.progress is not None and entry.subject.event == "signal":
+                self.progress.touch_signal(self.plan, state, entry.subject.step_id)
+        yield from self.advance(entry.fact.occurred_at, entry.seq, fresh=fresh)
 
     def wake(self, now: datetime, *, reload: bool = True) -> Effects:
         """Let time pass: state what has expired, decide what is due."""
-        if reload or self.state is None:
+        fresh = reload or self.state is None
+        if fresh:
             yield "read the log"
             self.reload()
         assert self.state is not None
@@ -300,14 +304,14 @@ class Engine:
             subject = subjects.result(PREFIX, over.step_id, over.attempt)
             if self.log.get(subject) is None:
                 self.log.append(subject, over.result)
-        yield from self.advance(now, 0, None)
+        yield from self.advance(now, 0, fresh=fresh)
 
-    def advance(self, now: datetime, cause_seq: int, changed: str | None) -> Effects:
+    def advance(self, now: datetime, cause_seq: int, *, fresh: bool) -> Effects:
         for _ in range(50):
             assert self.state is not None
-            if changed is None:
+            if fresh:
                 yield from self._repair()
-            decided = self._decide(now, cause_seq, changed)
+            decided = self._decide(now, cause_seq)
             if decided is None:
                 yield from self._timers()
                 yield "acknowledge"
@@ -317,30 +321,24 @@ class Engine:
             except ConflictError:
                 yield "read the log"
                 self.reload()
-                changed = None
+                fresh = True
             else:
-                if not decided.waits and not (changed and self._overdue(self.state, now)):
-                    # Whoever stops here may take the next result for the only change.
+                if self.progress is not None and not self.progress.queue:
+                    # Whoever stops here is told of all that changes from now on.
                     assert decide(self.plan, self.state, now, cause_seq) is None
         raise AssertionError("the run does not settle")
 
-    def _decide(self, now: datetime, cause_seq: int, changed: str | None) -> Decided | None:
+    def _decide(self, now: datetime, cause_seq: int) -> Decided | None:
         state = self.state
         assert state is not None
         full = decide(self.plan, state, now, cause_seq)
-        if changed is None:
+        if not self.hints:
             return full
-        hinted = decide(self.plan, state, now, cause_seq, changed)
-        if not self._overdue(state, now):
-            assert hinted == full, f"hint {changed}: {hinted} instead of {full}"
-        return hinted
-
-    def _overdue(self, state: RunState, now: datetime) -> bool:
-        """Tell whether time has changed something as well: then the timer's turn comes."""
-        return any(
-            step.status == "waiting" and step.wait is not None and step.wait.due_at <= now
-            for step in state.steps.values()
-        )
+        if self.progress is None:
+            self.progress = Progress()
+        remembered = decide(self.plan, state, now, cause_seq, self.progress)
+        assert remembered == full, f"with memory: {remembered} instead of {full}"
+        return remembered
 
     def _repair(self) -> Effects:
         assert self.state is not None
@@ -369,9 +367,9 @@ class Engine:
         for output in others:
             yield "publish another message"
             self._publish_follower(subjects.out(PREFIX, number, output.suffix), output)
-        for wait in decided.waits:
+        for timer in decided.timers:
             yield "set a timer"
-            self.set_timer(wait)
+            self.set_timer(timer)
 
     def _publish_follower(self, subject: str, output: Output) -> None:
         assert self.state is not None
@@ -386,7 +384,7 @@ class Engine:
         for step in self.state.steps.values():
             if step.status == "waiting" and step.wait is not None:
                 yield "set a timer again"
-                self.set_timer(step.wait)
+                self.set_timer(Timer(step.wait.timer_id, step.wait.due_at))
 
 
 # -- one engine, driven by hand ------------------------------------------------------------------
@@ -398,7 +396,7 @@ class Driver:
     def __init__(self, plan: Plan, **invoked: Any) -> None:
         self.plan = plan
         self.log = Log()
-        self.waits: list[Wait] = []
+        self.waits: list[Timer] = []
         self.engine = Engine(plan, self.log, set_timer=self.waits.append)
         self.invoked = make_invoked(plan, **invoked)
 

@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 from collections.abc import Coroutine
+from typing import Final
 
 import uvloop
 
@@ -31,6 +32,8 @@ from penstock_orchestrator.settings import OrchestratorSettings
 
 _log = logging.getLogger(__name__)
 
+_SCAN_AGAIN_SECONDS: Final = 1.0
+
 
 class EngineProcess:
     """The engine with all that it needs; the shards come and go by lease."""
@@ -41,7 +44,7 @@ class EngineProcess:
         self._bus = bus
         self._writer = writer
         reader = LogReader(bus, Claims(bus, settings.claim_threshold_bytes))
-        self.engine = Engine(bus, writer, reader, Plans(bus))
+        self.engine = Engine(bus, writer, reader, Plans(bus), shards=settings.shards)
         self._reconciler = Reconciler(bus, self.engine, idle_seconds=settings.reconcile_seconds)
         self._consumers: dict[int, list[Consumer]] = {}
         self._scans: set[asyncio.Task[None]] = set()
@@ -96,13 +99,17 @@ class EngineProcess:
         scan.add_done_callback(self._scans.discard)
 
     async def _scan(self, shard: int) -> None:
-        try:
-            found = await self._reconciler.scan(shard)
-        except PenstockError as error:
-            _log.warning("engine.scan_failed", extra={"shard": shard, "code": error.code})
-        else:
-            if found:
-                _log.info("engine.open_runs_found", extra={"shard": shard, "runs": found})
+        # Nobody else looks for runs whose next input will never come: it must succeed once.
+        while shard in self._consumers:
+            try:
+                found = await self._reconciler.scan(shard)
+            except PenstockError as error:
+                _log.warning("engine.scan_failed", extra={"shard": shard, "code": error.code})
+                await asyncio.sleep(_SCAN_AGAIN_SECONDS)
+            else:
+                if found:
+                    _log.info("engine.open_runs_found", extra={"shard": shard, "runs": found})
+                return
 
     async def _lost(self, shard: int) -> None:
         for consumer in self._consumers.pop(shard, []):

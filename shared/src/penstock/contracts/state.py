@@ -67,6 +67,7 @@ class StepState:
     usage: Usage | None = None
     wait: Wait | None = None
     reserve: Reservation | None = None
+    at_most_once: bool = False
     throttled: int = 0
     """Attempts that were turned away by a rate limit; they do not count as tries."""
     outcome_seq: int = 0
@@ -416,6 +417,7 @@ def _with_step(state: RunState, entry: Entry, fact: StepScheduled, seq: int) -> 
                 name=fact.name,
                 expires_at=fact.expires_at,
                 reserve=fact.reserve,
+                at_most_once=fact.at_most_once,
             )
             state = _changed(state, **_put(state, step, known))
         return _changed(state, last_seq=seq, updated_at=_later(state, fact))
@@ -432,6 +434,7 @@ def _with_step(state: RunState, entry: Entry, fact: StepScheduled, seq: int) -> 
         name=fact.name,
         expires_at=fact.expires_at,
         reserve=fact.reserve,
+        at_most_once=fact.at_most_once,
         throttled=step.throttled if step is not None else 0,
     )
     return _changed(

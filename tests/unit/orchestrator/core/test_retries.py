@@ -163,7 +163,8 @@ def test_decide_several_failures_wait_in_one_decision() -> None:
     driver.engine.forget()
     driver.wake(1)
 
-    assert [[wait.step_id for wait in change.waits] for change in driver.changes()] == [["a", "b"]]
+    waits = [change.decision.waits for change in driver.changes()]
+    assert [[wait.step_id for wait in each] for each in waits] == [["a", "b"]]
     driver.wake(2)
     assert driver.scheduled[2:] == ["a.2", "b.2"]
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from penstock.contracts.facts import (
     Decision,
+    Mark,
+    Reservation,
     RunEnded,
+    SecretRef,
     StateChanged,
     StepResult,
     StepScheduled,
-    Wait,
 )
 from penstock.contracts.json import Json
 
@@ -35,6 +37,10 @@ class Planned:
     config: Json
     at: datetime
     expires_at: datetime
+    secrets: dict[str, tuple[str | SecretRef, ...]] = field(default_factory=dict)
+    reserve: Reservation | None = None
+    at_most_once: bool = False
+    heartbeat_seconds: float | None = None
 
     def output(self, decision: Decision | None = None) -> Output:
         """Return the message; the first one of a decision carries it."""
@@ -48,21 +54,36 @@ class Planned:
                 input=self.input,
                 config=self.config,
                 expires_at=self.expires_at,
+                secrets=self.secrets,
+                reserve=self.reserve,
+                at_most_once=self.at_most_once,
+                heartbeat_seconds=self.heartbeat_seconds,
             ),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Timer:
+    """A moment at which the run is to be looked at again."""
+
+    timer_id: str
+    due_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
 class Decided:
     """Decision ``number``: its messages in order, the first of which carries fence and manifest.
 
-    ``waits`` need timers. ``stop`` says that runners still at work for the run are to stop.
+    ``stop`` says that everything still at work for the run is to stop, ``stops`` names single
+    steps; ``marks`` are all marks of the decision.
     """
 
     number: int
     outputs: tuple[Output, ...]
-    waits: tuple[Wait, ...] = ()
+    timers: tuple[Timer, ...] = ()
     stop: bool = False
+    stops: tuple[str, ...] = ()
+    marks: tuple[Mark, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Final
 
 from penstock.contracts.facts import Wait
 from penstock.contracts.plan import RetryPolicy
-from penstock.contracts.state import RunState, StepState
+from penstock.contracts.state import THROTTLED, RunState, StepState
 
 _LONGEST_SECONDS: Final = 366 * 86_400.0
 """No run lives so long; beyond it a foreign ``Retry-After`` would leave the calendar."""
@@ -21,12 +21,16 @@ def next_attempt(
 
     The delay grows by ``factor`` from ``initial_seconds`` up to ``max_seconds``, spread by a
     jitter that is derived from run, step and attempt; a longer ``retry_after_seconds`` of the
-    error is honoured.
+    error is honoured. An attempt that a rate limit turned away is no try.
     """
     error = step.error
-    if error is None or error.family not in policy.retry_on or step.attempt >= policy.max_attempts:
+    if error is None:
         return None
-    delay = _back_off(policy, step.attempt)
+    throttled = error.code == THROTTLED
+    tries = step.attempt - step.throttled
+    if not throttled and (error.family not in policy.retry_on or tries >= policy.max_attempts):
+        return None
+    delay = _back_off(policy, max(tries, 1))
     seed = zlib.crc32(f"{state.run_id}:{step.step_id}:{step.attempt}".encode()) / 0xFFFFFFFF
     delay *= 1 + policy.jitter * (2 * seed - 1)
     if error.retry_after_seconds is not None:

@@ -1,126 +1,194 @@
-"""How the fact that schedules a step is made: the same state gives the same bytes."""
+"""How the fact that schedules a step is made."""
 
 from __future__ import annotations
 
 import json
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from pydantic import JsonValue
 
 from penstock.contracts import subjects
-from penstock.contracts.actions import UseTools
-from penstock.contracts.errors import ErrorDetail, InvariantError, RejectedError
-from penstock.contracts.facts import ChatMessage, ToolCall
-from penstock.contracts.ids import call_step_id, turn_step_id
-from penstock.contracts.plan import CompiledAgent, CompiledTool, Node, Plan
-from penstock.contracts.state import RunState
-from penstock.contracts.templates import render
-from penstock_orchestrator.core import nodes
+from penstock.contracts.errors import ErrorDetail, ErrorInfo, RejectedError
+from penstock.contracts.facts import Reservation, RunLimits, SecretRef
+from penstock.contracts.ids import instance_id, turn_step_id
+from penstock.contracts.json import Json
+from penstock.contracts.plan import CompiledAgent, CompiledTool, Node
+from penstock.contracts.templates import render, render_with_secrets
+from penstock_orchestrator.core import conversation
 from penstock_orchestrator.core.decisions import Planned
-from penstock_orchestrator.core.scope import scope_of
+from penstock_orchestrator.core.progress import Path
+from penstock_orchestrator.core.view import View
+
+_Secrets = dict[str, tuple[str | SecretRef, ...]]
 
 
-def tool_node(plan: Plan, state: RunState, node: Node, attempt: int, now: datetime) -> Planned:
-    """Schedule a tool node.
+class Call(NamedTuple):
+    """A tool with the arguments of one call, and the secrets to be filled in."""
+
+    tool: CompiledTool
+    arguments: dict[str, JsonValue]
+    secrets: _Secrets
+
+
+class Prompt(NamedTuple):
+    """What an agent is told in a turn, what it may cost, and how long its answer may be."""
+
+    messages: list[JsonValue]
+    reserve: Reservation | None = None
+    max_tokens: int | None = None
+
+
+def tool_for(view: View, agent: CompiledAgent | None, name: str) -> CompiledTool:
+    """Return a tool as an agent has it."""
+    if agent is not None and name in agent.overrides:
+        return agent.overrides[name]
+    return view.plan.tools[name]
+
+
+def node_call(view: View, node: Node, path: Path) -> Call:
+    """Return the call that a tool node makes.
 
     Raises:
-        RejectedError: Its input template cannot be rendered, or gives no object.
+        RejectedError: It cannot be rendered, or gives no object.
     """
-    given = render(node.input, scope_of(plan, state)) if node.input is not None else {}
+    tool = view.plan.tools[node.ref]
+    if node.input is None:
+        return Call(tool, {}, {})
+    rendered = render_with_secrets(node.input, view.scope(node.id, path))
+    given = rendered.value
     if not isinstance(given, dict):
         raise RejectedError(
             "invalid_input",
             f"the input of step {node.id} must be an object",
             details=(ErrorDetail(path=f"{node.id}.input", message=f"got {given!r}"[:200]),),
         )
-    tool = plan.tools[node.ref]
-    return _tool_step(plan, state, node, tool, node.id, given, attempt, now)
+    return Call(tool, given, _under("input", rendered.secrets))
 
 
-def tool_call(
-    plan: Plan,
-    state: RunState,
+def tool_step(
+    view: View,
     node: Node,
+    path: Path,
+    call: Call,
     step_id: str,
-    call: ToolCall,
     attempt: int,
     now: datetime,
 ) -> Planned:
-    """Schedule a tool call that an agent's turn asked for; the tool must be equipped."""
-    tool = plan.tools[call.name]
-    return _tool_step(plan, state, node, tool, step_id, call.arguments, attempt, now)
-
-
-def _tool_step(
-    plan: Plan,
-    state: RunState,
-    node: Node,
-    tool: CompiledTool,
-    step_id: str,
-    given: dict[str, JsonValue],
-    attempt: int,
-    now: datetime,
-) -> Planned:
+    """Schedule an attempt at a tool call."""
+    tool, arguments, found = call
     own = node.timeout_seconds if node.kind == "tool" else None
+    if tool.sources:
+        arguments, more = with_sources(view, node, path, tool, arguments)
+        found = {**found, **more}
     return Planned(
         suffix=subjects.step_suffix("tool", tool.queue, step_id, attempt),
         node_id=node.id,
         name=tool.name,
-        input=_arguments(plan, state, tool, given) if tool.sources else given,
+        input=arguments,
         config=tool.config,
         at=now,
         expires_at=now + timedelta(seconds=own or tool.timeout_seconds),
+        secrets=found,
+        reserve=tool.reserve,
+        at_most_once=tool.at_most_once,
+        heartbeat_seconds=tool.heartbeat_seconds,
     )
 
 
-def _arguments(
-    plan: Plan, state: RunState, tool: CompiledTool, given: dict[str, JsonValue]
-) -> dict[str, JsonValue]:
+def with_sources(
+    view: View, node: Node, path: Path, tool: CompiledTool, given: dict[str, JsonValue]
+) -> tuple[dict[str, JsonValue], _Secrets]:
     """Apply the parameters' sources: system values win, defaults fill in."""
-    arguments = dict(given)
-    scope = scope_of(plan, state)
+    arguments: dict[str, JsonValue] = dict(given)
+    secrets: _Secrets = {}
+    scope = view.scope(node.id, path)
     for name, parameter in tool.sources.items():
         if parameter.source == "system" or (
             parameter.source == "default" and name not in arguments
         ):
-            arguments[name] = render(parameter.value, scope)
-    return arguments
+            rendered = render_with_secrets(parameter.value, scope)
+            arguments[name] = rendered.value
+            token = name.replace("~", "~0").replace("/", "~1")
+            secrets.update(_under(f"input/{token}", rendered.secrets))
+    return arguments, secrets
+
+
+def _under(place: str, found: dict[str, tuple[str | dict[str, str], ...]]) -> _Secrets:
+    return {
+        f"/{place}{pointer}": tuple(
+            piece if isinstance(piece, str) else SecretRef(secret=piece["secret"])
+            for piece in pieces
+        )
+        for pointer, pieces in found.items()
+    }
 
 
 def agent_turn(
-    plan: Plan, state: RunState, node: Node, turn: int, attempt: int, now: datetime
+    view: View,
+    node: Node,
+    path: Path,
+    agent: CompiledAgent,
+    turn: int,
+    attempt: int,
+    now: datetime,
+    prompt: Prompt,
 ) -> Planned:
-    """Schedule a turn of an agent node.
+    """Schedule an attempt at a turn of an agent.
+
+    Args:
+        view: What is known.
+        node: The node that the turn is of.
+        path: Its instance.
+        agent: Whose turn it is.
+        turn: Number of the turn in the node's conversation, from 1.
+        attempt: Number of the attempt, from 1.
+        now: The time.
+        prompt: What it is told, and what it may cost.
 
     Raises:
         RejectedError: A template cannot be rendered.
     """
-    agent = plan.agents[node.ref]
-    scope = scope_of(plan, state)
-    messages = _messages(plan, state, node, turn, render(node.input, scope))
+    scope = view.scope(node.id, path)
+    iid = instance_id(node.id, path)
+    parameters = agent.parameters
+    if prompt.max_tokens is not None:
+        other = "max_completion_tokens" in parameters
+        name = "max_completion_tokens" if other else "max_tokens"
+        parameters = {**parameters, name: prompt.max_tokens}
+    config: dict[str, JsonValue] = {
+        "model": agent.model,
+        "instructions": render(agent.instructions, scope),
+        "parameters": parameters,
+        "stream": agent.stream,
+        "script": agent.script,
+        "endpoint": agent.endpoint,
+        "tools": [_shown(tool_for(view, agent, name), name) for name in agent.tools],
+        "session_id": view.state.request.session_id,
+        "turn": turn,
+    }
+    if agent.routes:
+        config["routes"] = [
+            {"agent": name, "description": view.plan.agents[name].description}
+            for name in agent.routes
+        ]
+        config["can_respond"] = agent.responds_to != "nobody"
+    if view.plan.agents[node.ref].routes:
+        config["own_turn"] = conversation.own_turn(view.state, iid, agent.name, turn)
     timeout = node.timeout_seconds or agent.timeout_seconds
     return Planned(
-        suffix=subjects.step_suffix("agent", agent.queue, turn_step_id(node.id, turn), attempt),
+        suffix=subjects.step_suffix("agent", agent.queue, turn_step_id(iid, turn), attempt),
         node_id=node.id,
         name=agent.name,
-        input={"messages": [message.model_dump(mode="json") for message in messages]},
-        config={
-            "model": agent.model,
-            "instructions": render(agent.instructions, scope),
-            "parameters": agent.parameters,
-            "stream": agent.stream,
-            "script": agent.script,
-            "endpoint": agent.endpoint,
-            "tools": [_shown(plan.tools[name]) for name in agent.tools],
-            "session_id": state.invoked.session_id if state.invoked is not None else None,
-            "turn": turn,
-        },
+        input={"messages": prompt.messages},
+        config=config,
         at=now,
         expires_at=now + timedelta(seconds=timeout),
+        reserve=prompt.reserve,
     )
 
 
-def _shown(tool: CompiledTool) -> dict[str, JsonValue]:
+def _shown(tool: CompiledTool, name: str) -> dict[str, JsonValue]:
     """Return a tool as the model sees it: without the parameters that the system provides."""
     hidden = {name for name, source in tool.sources.items() if source.source == "system"}
     optional = hidden | {
@@ -135,58 +203,93 @@ def _shown(tool: CompiledTool) -> dict[str, JsonValue]:
     required = schema.get("required")
     if optional and isinstance(required, list):
         schema["required"] = [name for name in required if name not in optional]
-    return {"name": tool.name, "description": tool.description, "parameters": schema}
+    return {"name": name, "description": tool.description, "parameters": schema}
 
 
-def user_text(value: JsonValue) -> str:
-    """Return a run's or node's input as the text of a user message."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, dict):
-        for key in ("message", "text", "content"):
-            text = value.get(key)
-            if isinstance(text, str) and len(value) == 1:
-                return text
-    return json.dumps(value, ensure_ascii=False)
+def child_run(
+    view: View,
+    node: Node,
+    path: Path,
+    attempt: int,
+    now: datetime,
+    expires_at: datetime,
+    limits: RunLimits,
+    reserve: Reservation | None,
+) -> Planned:
+    """Schedule a child run.
+
+    Raises:
+        RejectedError: Its input cannot be rendered, or runs nest too deep.
+    """
+    child, state = node.child, view.state
+    if child is None:
+        raise RejectedError("not_a_workflow", f"step {node.id} names no workflow")
+    depth = (state.request.parent.depth if state.request.parent is not None else 0) + 1
+    if limits.max_depth is not None and limits.max_depth < 0:
+        raise RejectedError(
+            "too_deep", f"step {node.id} would start a run at depth {depth}: limits.max_depth"
+        )
+    given: Json = render(node.input, view.scope(node.id, path)) if node.input is not None else None
+    config: dict[str, JsonValue] = {
+        "name": child.name,
+        "kind": child.kind.value,
+        "version": child.version,
+        "plan_digest": child.plan_digest,
+        "limits": limits.model_dump(mode="json", exclude_none=True),
+        "depth": depth,
+    }
+    step_id = instance_id(node.id, path)
+    return Planned(
+        suffix=subjects.step_suffix("run", "workflow", step_id, attempt),
+        node_id=node.id,
+        name=child.name,
+        input=given,
+        config=config,
+        at=now,
+        expires_at=expires_at,
+        reserve=reserve,
+    )
 
 
-def _messages(
-    plan: Plan, state: RunState, node: Node, turn: int, given: JsonValue
-) -> list[ChatMessage]:
-    """Rebuild the conversation before ``turn`` from the log."""
-    messages: list[ChatMessage] = []
-    if state.invoked is not None and plan.kind == "agent":
-        messages += state.invoked.history
-    messages.append(ChatMessage(role="user", content=user_text(given)))
-    agent = plan.agents[node.ref]
-    for past in range(1, turn):
-        action = nodes.action_of(state.steps[turn_step_id(node.id, past)])
-        if not isinstance(action, UseTools):
-            raise InvariantError("turn_after_end", f"agent {node.id} went on after its answer")
-        messages.append(ChatMessage(role="assistant", content=action.text, tool_calls=action.calls))
-        for index, call in enumerate(action.calls):
-            messages.append(
-                ChatMessage(
-                    role="tool",
-                    tool_call_id=call.id,
-                    content=_call_content(state, agent, call, call_step_id(node.id, past, index)),
-                )
-            )
-    return messages
+def message(
+    view: View, node: Node, path: Path, attempt: int, now: datetime, expires_at: datetime
+) -> Planned:
+    """Schedule a message to another run.
+
+    Raises:
+        RejectedError: A template cannot be rendered.
+    """
+    send = node.send
+    if send is None:
+        raise RejectedError("not_a_message", f"step {node.id} sends nothing")
+    scope = view.scope(node.id, path)
+    to: dict[str, JsonValue] = {
+        "run_id": render(send.run_id, scope),
+        "correlation": render(send.correlation, scope),
+        "session_id": render(send.session_id, scope),
+    }
+    return Planned(
+        suffix=subjects.step_suffix("run", "send", instance_id(node.id, path), attempt),
+        node_id=node.id,
+        name=send.name,
+        input=render(send.payload, scope),
+        config={"to": to, "name": send.name},
+        at=now,
+        expires_at=expires_at,
+    )
 
 
-def _call_content(state: RunState, agent: CompiledAgent, call: ToolCall, step_id: str) -> str:
-    step = state.steps.get(step_id)
-    if step is None:
-        return json.dumps({"error": blocked_reason(agent, call)})
-    if step.error is not None:
-        return json.dumps({"error": f"{step.error.code}: {step.error.message}"})
-    if isinstance(step.output, str):
-        return step.output
-    return json.dumps(step.output, ensure_ascii=False)
+def prompt_bytes(agent: CompiledAgent, messages: list[JsonValue]) -> int:
+    """Return the size of what a model is asked, in bytes."""
+    return len(json.dumps(messages)) + len(agent.instructions)
 
 
-def blocked_reason(agent: CompiledAgent, call: ToolCall) -> str:
-    """Say why a call is not allowed."""
-    allowed = ", ".join(agent.tools) or "none"
-    return f"tool {call.name!r} is not equipped; allowed: {allowed}"
+def step_error(step_id: str, attempt: int, error: ErrorInfo | None) -> ErrorInfo:
+    """Say that a step has failed for good."""
+    error = error or ErrorInfo(code="step_failed", message="the step failed")
+    return ErrorInfo(
+        code=error.code,
+        message=f"step {step_id} failed at attempt {attempt}: {error.message}",
+        family=error.family,
+        details=(ErrorDetail(path=step_id, message=error.message), *error.details),
+    )

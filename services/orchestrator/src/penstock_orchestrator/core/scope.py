@@ -1,52 +1,79 @@
-"""What templates of a plan can see: the run's input, finished nodes, session and run."""
+"""What expressions of a plan can see: input, finished nodes, items and iterations, session, run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from pydantic import JsonValue
 
-from penstock.contracts.plan import Plan
+from penstock.contracts.errors import ErrorInfo
+from penstock.contracts.json import Json
+from penstock.contracts.plan import Node, Plan
 from penstock.contracts.state import RunState
-from penstock_orchestrator.core import nodes
+from penstock_orchestrator.core.progress import Outcome, Path
+
+Scope = Mapping[str, JsonValue]
+Lookup = Callable[[Node, Path], Outcome | None]
 
 
 class NodeOutputs(Mapping[str, JsonValue]):
-    """``steps`` in templates: finished nodes, looked up when asked for."""
+    """``steps`` in expressions: finished nodes, looked up when asked for.
 
-    def __init__(self, plan: Plan, state: RunState) -> None:
-        """Read from ``state``."""
+    A node is seen in the instance that encloses, or stands beside, the one that looks.
+    """
+
+    def __init__(self, plan: Plan, path: Path, lookup: Lookup) -> None:
+        """See from an instance at ``path``."""
         self._plan = plan
-        self._state = state
+        self._path = path
+        self._lookup = lookup
+
+    def _outcome(self, node_id: object) -> Outcome | None:
+        place = self._plan.places.get(str(node_id))
+        if place is None or place.depth > len(self._path):
+            return None
+        return self._lookup(place.node, self._path[: place.depth])
 
     def __getitem__(self, node_id: str) -> JsonValue:
-        """Return ``{"output": ...}`` of a finished node."""
-        node = self._plan.by_id[node_id]
-        finished, output = nodes.outcome(node, self._state)
-        if not finished:
+        """Return output, status and error of a finished node."""
+        outcome = self._outcome(node_id)
+        if outcome is None:
             raise KeyError(node_id)
-        return {"output": output}
+        return shown(outcome)
 
     def __contains__(self, node_id: object) -> bool:
         """Tell whether a node is finished."""
-        node = self._plan.by_id.get(str(node_id))
-        return node is not None and nodes.finished(node, self._state)
+        return self._outcome(node_id) is not None
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the finished nodes."""
-        return (node.id for node in self._plan.nodes if nodes.finished(node, self._state))
+        return (node_id for node_id in self._plan.places if node_id in self)
 
     def __len__(self) -> int:
         """Count the finished nodes."""
         return sum(1 for _ in self)
 
 
-def scope_of(plan: Plan, state: RunState) -> Mapping[str, JsonValue]:
-    """Return the scope of templates for a run that was asked for."""
+def shown(outcome: Outcome) -> dict[str, JsonValue]:
+    """Return an outcome as expressions see it."""
+    error = outcome.error
+    return {
+        "output": outcome.output,
+        "status": outcome.status,
+        "error": error_value(error) if error is not None else None,
+    }
+
+
+def error_value(error: ErrorInfo) -> dict[str, JsonValue]:
+    """Return an error as expressions see it."""
+    return {"code": error.code, "message": error.message, "family": error.family.value}
+
+
+def run_scope(state: RunState) -> dict[str, JsonValue]:
+    """Return what can be seen of a run before anything is done."""
     invoked = state.request
     return {
         "input": invoked.input,
-        "steps": NodeOutputs(plan, state),  # type: ignore[dict-item]
         "session": {"id": invoked.session_id},
         "run": {
             "id": state.run_id,
@@ -55,3 +82,43 @@ def scope_of(plan: Plan, state: RunState) -> Mapping[str, JsonValue]:
             "tags": dict(invoked.tags),
         },
     }
+
+
+def enclosing(plan: Plan, node_id: str) -> list[Node]:
+    """Return the maps and loops around a node, outermost first."""
+    found: list[Node] = []
+    owner = plan.places[node_id].owner
+    while owner is not None:
+        if owner.map is not None or owner.loop is not None:
+            found.append(owner)
+        owner = plan.places[owner.id].owner
+    found.reverse()
+    return found
+
+
+def with_variables(
+    scope: dict[str, JsonValue],
+    plan: Plan,
+    node_id: str,
+    path: Path,
+    item: Callable[[Node, Path, int], Json],
+    previous: Callable[[Node, Path, int], Json],
+) -> None:
+    """Add the variables of the maps and loops around a node.
+
+    Args:
+        scope: What to add to.
+        plan: The plan.
+        node_id: Who looks.
+        path: In which instance.
+        item: Returns an item of a map.
+        previous: Returns the output of an iteration of a loop.
+    """
+    for depth, owner in enumerate(enclosing(plan, node_id)):
+        index = path[depth]
+        if owner.map is not None:
+            scope[owner.map.variable] = item(owner, path[:depth], index)
+            scope["index"] = index
+        else:
+            scope["iteration"] = index
+            scope["previous"] = previous(owner, path[:depth], index - 1) if index else None

@@ -7,8 +7,10 @@ two engines that work on one run cannot both decide, and the loser reads the log
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final
 
@@ -24,15 +26,20 @@ from penstock.contracts.facts import (
     Decision,
     RunEnded,
     RunStatus,
+    StepKind,
+    StepScheduled,
     TimerDue,
-    Wait,
     fact_bytes,
 )
 from penstock.contracts.plan import Plan
 from penstock.contracts.state import Entry, RunState, evolve, fold, new_state
 from penstock.contracts.subjects import FactSubject
+from penstock.contracts.templates import render
 from penstock_orchestrator.core.decide import decide, expired, repair
-from penstock_orchestrator.core.decisions import Decided, Output
+from penstock_orchestrator.core.decisions import Decided, Output, Timer
+from penstock_orchestrator.core.progress import Progress
+from penstock_orchestrator.core.view import View
+from penstock_orchestrator.engine.effects import BusEffects, Effects, stop_body
 from penstock_orchestrator.engine.metrics import ENGINE_CONFLICTS, ENGINE_DECISIONS, ENGINE_ENDED
 from penstock_orchestrator.engine.plans import Plans
 from penstock_orchestrator.engine.runs import RunTable, Slot
@@ -40,17 +47,39 @@ from penstock_orchestrator.engine.runs import RunTable, Slot
 _log = logging.getLogger(__name__)
 
 _MAX_CONFLICTS: Final = 20
+_ENGINE_STEP: Final = f"step.{StepKind.RUN.value}."
+RELOAD: Final = "reload"
+"""Id of a timer that says: read the run anew."""
 
 
 class Engine:
     """Moves runs. Its methods may be called for many runs at a time."""
 
-    def __init__(self, bus: Bus, writer: LogWriter, reader: LogReader, plans: Plans) -> None:
-        """Work on the given log."""
+    def __init__(
+        self,
+        bus: Bus,
+        writer: LogWriter,
+        reader: LogReader,
+        plans: Plans,
+        *,
+        shards: int = 8,
+        effects: Effects | None = None,
+    ) -> None:
+        """Work on the given log.
+
+        Args:
+            bus: An open connection.
+            writer: Where decisions go.
+            reader: Where runs are read.
+            plans: What runs execute.
+            shards: Into how many shards runs are divided.
+            effects: What is done outside a run's log, if not on the bus.
+        """
         self._bus = bus
         self._writer = writer
         self._reader = reader
         self._plans = plans
+        self._effects = effects or BusEffects(bus, writer, reader, shards=shards)
         self.runs = RunTable()
 
     # -- what wakes a run up -----------------------------------------------------------------
@@ -71,9 +100,9 @@ class Engine:
         slot = self.runs.slot(subject.tenant, subject.shard, subject.run_id)
         async with slot.lock:
             slot.touched_at = time.time()
-            changed = await self._take_in(slot, entry, first=delivery.deliveries == 1)
+            fresh = await self._take_in(slot, entry, first=delivery.deliveries == 1)
             # The engine's clock: a runner's may be wrong, and the input may have waited long.
-            await self._advance(slot, datetime.now(UTC), entry.seq, changed)
+            await self._advance(slot, datetime.now(UTC), entry.seq, fresh=fresh)
 
     async def on_timer(self, delivery: Delivery) -> None:
         """Handle a due timer: it only says that time has passed.
@@ -89,26 +118,37 @@ class Engine:
         if self.runs.has_ended(subject.run_id):
             return
         slot = self.runs.slot(subject.tenant, subject.shard, subject.run_id)
-        await self.wake(slot, max(due.due_at, datetime.now(UTC)))
+        mark_id = subject.timer_id.removesuffix("-t")
+        if slot.state is not None and slot.progress is not None and slot.plan is not None:
+            known = slot.state.marks.get(mark_id)
+            if known is not None and not known.open:
+                return  # settled together with others that came due
+            slot.progress.touch_mark(slot.plan, mark_id)
+        now = max(due.due_at, datetime.now(UTC))
+        await self.wake(slot, now, reload=subject.timer_id == RELOAD, expire=False)
 
-    async def wake(self, slot: Slot, now: datetime, *, reload: bool = False) -> None:
+    async def wake(
+        self, slot: Slot, now: datetime, *, reload: bool = False, expire: bool = True
+    ) -> None:
         """Let time pass for a run: state expired attempts, decide what is due.
 
         Args:
             slot: The run.
             now: The time.
             reload: Read the log even if a state is at hand.
+            expire: Also state attempts as failed whose time is over.
         """
         async with slot.lock:
             slot.touched_at = time.time()
-            if slot.state is None or reload:
+            fresh = slot.state is None or reload
+            if fresh:
                 await self._reload(slot)
             state = slot.state
             if state is None or state.invoked is None or state.ended is not None:
-                self._settle(slot)
+                await self._settle(slot)
                 return
             known = True
-            for attempt in expired(state, now):
+            for attempt in expired(state, now) if expire else ():
                 subject = subjects.result(state.prefix, attempt.step_id, attempt.attempt)
                 try:
                     await self._writer.append(
@@ -120,7 +160,8 @@ class Engine:
             if not known:
                 # Another engine swallowed it: no delivery will bring it here.
                 await self._reload(slot)
-            await self._advance(slot, now, 0, None)
+                fresh = True
+            await self._advance(slot, now, 0, fresh=fresh)
 
     # -- state -------------------------------------------------------------------------------
 
@@ -132,30 +173,34 @@ class Engine:
             )
         return decode_entry(delivery.subject, delivery.stream_seq, delivery.body, headers)
 
-    async def _take_in(self, slot: Slot, entry: Entry, *, first: bool) -> str | None:
-        """Fold an input in; return the one step that changed, if that is all that did."""
+    async def _take_in(self, slot: Slot, entry: Entry, *, first: bool) -> bool:
+        """Fold an input in; tell whether the run was read anew for it."""
+        subject = entry.subject
         if slot.state is None:
-            if entry.subject.event == "invoke" and first:
+            if subject.event == "invoke" and first:
                 # Nobody has seen it before; should that be wrong, the fence will tell.
                 slot.state = new_state(slot.tenant, slot.shard, slot.run_id)
+                slot.progress = None
             else:
                 await self._reload(slot, at_least_seq=entry.seq)
-                return None
+                return True
         elif not first:
             await self._reload(slot, at_least_seq=entry.seq)
-            return None
+            return True
         if slot.traceparent is None:
             slot.traceparent = entry.traceparent
-        subject = entry.subject
         slot.state = evolve(slot.state, entry)
-        if subject.event != "result":
-            return None
-        step = slot.state.steps.get(subject.step_id)
-        if step is None or step.attempt < subject.attempt:
-            # The outcome of something that another engine scheduled: this state is stale.
-            await self._reload(slot, at_least_seq=entry.seq)
-            return None
-        return subject.step_id
+        if subject.event == "result":
+            step = slot.state.steps.get(subject.step_id)
+            if step is None or step.attempt < subject.attempt:
+                # The outcome of something that another engine scheduled: this state is stale.
+                await self._reload(slot, at_least_seq=entry.seq)
+                return True
+            if slot.progress is not None and slot.plan is not None:
+                slot.progress.touch_step(slot.plan, subject.step_id)
+        elif subject.event == "signal" and slot.progress is not None and slot.plan is not None:
+            slot.progress.touch_signal(slot.plan, slot.state, subject.step_id)
+        return False
 
     async def _reload(self, slot: Slot, *, at_least_seq: int = 0) -> None:
         entries = await self._reader.read_run(
@@ -166,71 +211,83 @@ class Engine:
                 slot.traceparent = entry.traceparent
                 break
         slot.state = fold(new_state(slot.tenant, slot.shard, slot.run_id), entries)
+        slot.progress = None
 
     # -- decisions ---------------------------------------------------------------------------
 
-    async def _advance(
-        self, slot: Slot, now: datetime, cause_seq: int, changed: str | None
-    ) -> None:
+    async def _advance(self, slot: Slot, now: datetime, cause_seq: int, *, fresh: bool) -> None:
         """Decide until there is nothing left to decide."""
         settled = False
         try:
-            await self._decide_until_settled(slot, now, cause_seq, changed)
+            await self._decide_until_settled(slot, now, cause_seq, fresh=fresh)
+            await self._settle(slot)
             settled = True
         finally:
             if not settled:
                 # Unknown what is stored: the next input reads the log.
-                slot.state = None
-        self._settle(slot)
+                slot.state = slot.progress = None
 
     async def _decide_until_settled(
-        self, slot: Slot, now: datetime, cause_seq: int, changed: str | None
+        self, slot: Slot, now: datetime, cause_seq: int, *, fresh: bool
     ) -> None:
         for _ in range(_MAX_CONFLICTS):
             try:
-                await self._decide_all(slot, now, cause_seq, changed)
+                await self._decide_all(slot, now, cause_seq, fresh=fresh)
             except ConflictError as conflict:
                 # Somebody else decided, or stored other bytes: see what is the case.
                 ENGINE_CONFLICTS.inc()
                 _log.info("engine.conflict", extra={"run_id": slot.run_id, "code": conflict.code})
-                slot.state = None
+                slot.state = slot.progress = None
                 await self._reload(slot, at_least_seq=cause_seq)
-                changed = None
+                fresh = True
             else:
                 return
         raise ConflictError("too_many_conflicts", f"run {slot.run_id} does not settle")
 
-    async def _decide_all(
-        self, slot: Slot, now: datetime, cause_seq: int, changed: str | None
-    ) -> None:
+    async def _decide_all(self, slot: Slot, now: datetime, cause_seq: int, *, fresh: bool) -> None:
         state = slot.state
         if state is None or state.invoked is None or state.ended is not None:
             return
-        plan = slot.plan or self._plans.kept(state.invoked.plan_digest)
+        plan = await self._plan(slot, state, now, cause_seq)
         if plan is None:
-            try:
-                plan = await self._plans.get(state.invoked.plan_digest)
-            except InvariantError as error:
-                await self._publish(slot, state, _no_plan(state, now, cause_seq, error.info()))
-                return
-            if plan is None:
-                reason = f"no plan has the digest {state.invoked.plan_digest}"
-                missing = ErrorInfo(code="plan_missing", message=reason)
-                await self._publish(slot, state, _no_plan(state, now, cause_seq, missing))
-                return
-        slot.plan = plan
-        if changed is None:
+            return
+        if fresh:
             await self._repair(slot, plan, now)
+        if slot.progress is None:
+            slot.progress = Progress()
+        if plan.correlation is not None and (fresh or not state.decisions):
+            await self._effects.begun(slot, _correlation(plan, state))
+        progress = slot.progress
         while slot.state is not None:
-            decided = decide(plan, slot.state, now, cause_seq, changed)
+            decided = decide(plan, slot.state, now, cause_seq, progress)
             if decided is None:
                 return
             await self._publish(slot, slot.state, decided)
-            if not decided.waits:
+            if not progress.queue:
                 return
 
+    async def _plan(
+        self, slot: Slot, state: RunState, now: datetime, cause_seq: int
+    ) -> Plan | None:
+        """Return a run's plan; the run is ended where there is none."""
+        digest = state.request.plan_digest
+        plan = slot.plan or self._plans.kept(digest)
+        if plan is None:
+            try:
+                plan = await self._plans.get(digest)
+            except InvariantError as error:
+                await self._publish(slot, state, _no_plan(state, now, cause_seq, error.info()))
+                return None
+            if plan is None:
+                reason = f"no plan has the digest {digest}"
+                missing = ErrorInfo(code="plan_missing", message=reason)
+                await self._publish(slot, state, _no_plan(state, now, cause_seq, missing))
+                return None
+        slot.plan = plan
+        return plan
+
     async def _repair(self, slot: Slot, plan: Plan, now: datetime) -> None:
-        """Publish what earlier decisions promised; whoever did so meanwhile wrote the same."""
+        """Make again what may be missing of earlier decisions' messages and effects."""
         if slot.state is None:
             return
         for missing in repair(plan, slot.state):
@@ -244,10 +301,9 @@ class Engine:
                     await self._reload(slot)
                 else:
                     self._apply(slot, missing.number, output, seq)
-        if slot.state.invoked is not None:
-            for step in slot.state.steps.values():
-                if step.status == "waiting" and step.wait is not None and step.wait.due_at > now:
-                    await self._set_timer(slot, step.wait)
+        if slot.state.ended is None:
+            await self._effects.look_after(slot, slot.state)
+            await self._set_timers(slot, _timers_of(slot.state, now))
 
     async def _publish(self, slot: Slot, state: RunState, decided: Decided) -> None:
         prefix, number, headers = state.prefix, decided.number, _headers(slot)
@@ -277,22 +333,38 @@ class Engine:
         ENGINE_DECISIONS.inc()
         for output, seq in zip(outputs, seqs, strict=True):
             self._apply(slot, number, output, seq)
-        for wait in decided.waits:
-            await self._set_timer(slot, wait)
-        if decided.stop:
+        if decided.timers:
+            await self._set_timers(slot, decided.timers)
+        if decided.marks:
+            await self._effects.parked(slot, state, decided.marks)
+        if decided.stop or decided.stops:
             stop = subjects.stop(slot.tenant, slot.shard, slot.run_id)
-            self._bus.nc.publish_now(stop, "", b"")
+            body = b"" if decided.stop else stop_body(decided.stops)
+            self._bus.nc.publish_now(stop, "", body)
+            if decided.stops:
+                await self._effects.stopped(slot, decided.stops)
+        for output in outputs:
+            if output.suffix.startswith(_ENGINE_STEP):
+                await self._perform(slot, output)
+
+    async def _perform(self, slot: Slot, output: Output) -> None:
+        if isinstance(output.fact, StepScheduled):
+            _, _, step_id, attempt = subjects.parse_suffix(output.suffix)
+            await self._effects.perform(slot, step_id, attempt, output.fact)
 
     def _apply(self, slot: Slot, number: int, output: Output, seq: int) -> None:
         state = slot.state or new_state(slot.tenant, slot.shard, slot.run_id)
         slot.state = evolve(state, Entry(seq, _subject_of(slot, number, output), output.fact))
 
-    async def _set_timer(self, slot: Slot, wait: Wait) -> None:
-        at = wait.due_at.astimezone(UTC).isoformat(timespec="milliseconds")
-        coordinates = (slot.tenant, slot.shard, slot.run_id, wait.timer_id)
+    async def _set_timers(self, slot: Slot, timers: Sequence[Timer]) -> None:
+        await asyncio.gather(*(self._set_timer(slot, timer) for timer in timers))
+
+    async def _set_timer(self, slot: Slot, timer: Timer) -> None:
+        at = timer.due_at.astimezone(UTC).isoformat(timespec="milliseconds")
+        coordinates = (slot.tenant, slot.shard, slot.run_id, timer.timer_id)
         await self._writer.append(
             subjects.timer_set(*coordinates),
-            TimerDue(due_at=wait.due_at).model_dump_json().encode(),
+            TimerDue(due_at=timer.due_at).model_dump_json().encode(),
             headers={
                 "Nats-Schedule": "@at " + at.replace("+00:00", "Z"),
                 "Nats-Schedule-Target": subjects.timer_due(*coordinates),
@@ -300,7 +372,7 @@ class Engine:
             },
         )
 
-    def _settle(self, slot: Slot) -> None:
+    async def _settle(self, slot: Slot) -> None:
         """Note when the run is to be looked at again, or forget it."""
         state = slot.state
         if state is None or state.invoked is None:
@@ -308,10 +380,40 @@ class Engine:
                 self.runs.forget(slot)
             return
         if state.ended is not None:
+            if not self.runs.has_ended(slot.run_id):
+                await self._finish(slot, state)
             if self.runs.end(slot):
                 ENGINE_ENDED.labels(state.ended.status.value).inc()
             return
         slot.wake_at = None
+
+    async def _finish(self, slot: Slot, state: RunState) -> None:
+        """Do what follows from a run's end; it may be done again."""
+        plan = slot.plan or await self._plans.get(state.request.plan_digest)
+        correlation = None
+        if plan is not None and plan.correlation is not None:
+            correlation = _correlation(plan, state)
+        if state.request.parent is not None or state.open_steps or state.open_marks or correlation:
+            await self._effects.ended(slot, state, correlation)
+
+
+def _correlation(plan: Plan, state: RunState) -> str:
+    return str(render(plan.correlation, View(plan, state).run_scope()))
+
+
+def _timers_of(state: RunState, now: datetime) -> list[Timer]:
+    """Return the timers that a run waits for."""
+    timers = [
+        Timer(step.wait.timer_id, step.wait.due_at)
+        for step in state.steps.values()
+        if step.status == "waiting" and step.wait is not None and step.wait.due_at > now
+    ]
+    timers += [
+        Timer(f"{mark_id}-t"[-64:], known.mark.due_at)
+        for mark_id, known in state.marks.items()
+        if known.open and known.mark.due_at is not None and known.mark.due_at > now
+    ]
+    return timers
 
 
 def _headers(slot: Slot) -> dict[str, str] | None:

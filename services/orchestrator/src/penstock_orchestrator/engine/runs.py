@@ -10,6 +10,7 @@ from typing import Final
 from penstock.contracts.plan import Plan
 from penstock.contracts.state import RunState
 from penstock_orchestrator.core.decide import wake_at
+from penstock_orchestrator.core.progress import Progress
 
 _ENDED_KEPT: Final = 20_000
 
@@ -23,6 +24,8 @@ class Slot:
     run_id: str
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     state: RunState | None = None
+    progress: Progress | None = None
+    """What is remembered beside the state; it goes when the state does."""
     plan: Plan | None = None
     traceparent: str | None = None
     wake_at: float | None = None

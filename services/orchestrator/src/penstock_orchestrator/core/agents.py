@@ -1,0 +1,215 @@
+"""Agent nodes: turn after turn until an answer, through calls of tools and other agents.
+
+What an agent asks for is checked against the plan: a tool must be equipped, a route must exist,
+whoever may not respond must go on. What is not allowed is logged, and the agent is told.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from penstock.contracts.actions import Action, Respond, RouteToAgent, UseTools
+from penstock.contracts.errors import ErrorInfo
+from penstock.contracts.facts import BlockedCall, ToolCall
+from penstock.contracts.ids import call_step_id, turn_step_id
+from penstock.contracts.plan import CompiledAgent, Node
+from penstock.contracts.state import StepState
+from penstock.contracts.templates import render
+from penstock_orchestrator.core import (
+    budget,
+    conversation,
+    outcomes,
+    parking,
+    schedule,
+    stepping,
+)
+from penstock_orchestrator.core.progress import Outcome, Path
+
+if TYPE_CHECKING:
+    from penstock_orchestrator.core.walk import Walk
+
+
+def agent(walk: Walk, node: Node, path: Path, iid: str) -> Outcome | None:
+    """Take an agent node on."""
+    turns = walk.progress.turns
+    number = outcomes.latest_turn(iid, walk.state, turns.get(iid, 0))
+    turns[iid] = number
+    if number == 0:
+        return _speak(walk, node, path, iid, 1, node.ref)
+    turn = walk.state.steps[turn_step_id(iid, number)]
+    speaker = walk.plan.agents.get(turn.name) or walk.plan.agents[node.ref]
+    if turn.status != "succeeded":
+        return _unfinished(walk, node, path, iid, turn, speaker)
+    try:
+        action = outcomes.action_of(turn)
+    except ValueError as error:
+        message = f"the turn {turn.step_id} ended with no valid action: {error}"[:500]
+        return walk.fail(node, path, iid, ErrorInfo(code="invalid_action", message=message))
+    following = speaker.name
+    if isinstance(action, Respond):
+        back = _listener(walk, iid, number, node, speaker)
+        if back is None:
+            return Outcome("succeeded", outcomes.answer_of(action))
+        following = back
+        if speaker.responds_to == "nobody":
+            _block(walk, turn, "respond", "this agent may not respond; it must route on")
+    elif isinstance(action, UseTools):
+        if _calls(walk, node, path, iid, number, speaker, action):
+            return None
+    else:
+        fault = conversation.route_fault(walk.view, turn, action)
+        if fault is None:
+            following = action.agent
+        else:
+            _block(walk, turn, f"{conversation.ROUTE}:{action.agent}", fault)
+    return _go_on(walk, node, path, iid, number, following, speaker, action)
+
+
+def _unfinished(
+    walk: Walk, node: Node, path: Path, iid: str, turn: StepState, speaker: CompiledAgent
+) -> Outcome | None:
+    if turn.status in ("failed", "waiting"):
+        verdict = walk.again(node, path, turn, node.retry or speaker.retry)
+        if verdict == "failed":
+            error = schedule.step_error(turn.step_id, turn.attempt, turn.error)
+            return walk.fail(node, path, iid, error)
+        if verdict == "now" and turn.wait is not None:
+            stepping.retry(walk, node, path, turn, turn.wait.next_attempt)
+    return None
+
+
+def _listener(walk: Walk, iid: str, number: int, node: Node, speaker: CompiledAgent) -> str | None:
+    """Return who goes on after an answer; ``None``: it is the node's."""
+    if speaker.responds_to == "user":
+        return None
+    if speaker.responds_to == "nobody":
+        return speaker.name
+    waiting = conversation.callers(walk.view, iid, number, node.ref)
+    return waiting[-1] if waiting else None
+
+
+def _block(walk: Walk, turn: StepState, wanted: str, reason: str) -> None:
+    walk.blocked.append(BlockedCall(step_id=turn.step_id, tool=wanted, reason=reason))
+
+
+def _go_on(
+    walk: Walk,
+    node: Node,
+    path: Path,
+    iid: str,
+    number: int,
+    following: str,
+    speaker: CompiledAgent,
+    action: Action,
+) -> Outcome | None:
+    """Begin the next turn, unless there were enough."""
+    entry = walk.plan.agents[node.ref]
+    own = entry if entry.routes else speaker
+    limit = own.max_turns
+    asked = walk.budget.limits.max_turns
+    if asked is not None:
+        limit = min(limit, asked)
+    if number >= limit:
+        what = "the agents did" if entry.routes else f"agent {speaker.name} did"
+        message = f"{what} not respond within {limit} turns"
+        return walk.fail(node, path, iid, ErrorInfo(code="max_turns_exceeded", message=message))
+    if isinstance(action, RouteToAgent) and following not in walk.plan.agents:
+        message = f"there is no agent {following!r} in the plan"
+        return walk.fail(node, path, iid, ErrorInfo(code="no_such_agent", message=message))
+    return _speak(walk, node, path, iid, number + 1, following)
+
+
+def _speak(walk: Walk, node: Node, path: Path, iid: str, turn: int, name: str) -> Outcome | None:
+    """Schedule the first attempt at a turn, if the budget allows."""
+    compiled = walk.plan.agents[name]
+    given = render(node.input, walk.scope(node, path))
+    told = conversation.messages(walk.view, iid, given, turn, compiled, node.ref)
+    reserve, most = None, None
+    limited = walk.budget.bounded or compiled.max_tokens or compiled.max_cost_usd is not None
+    if limited:
+        size = schedule.prompt_bytes(compiled, told)
+        reserve, most, verdict = budget.turn_reservation(walk.budget, compiled, size)
+        if verdict == "later":
+            walk.starve(node, path)
+            return None
+        if verdict == "exhausted":
+            walk.run_out()
+            return None
+    prompt = schedule.Prompt(told, reserve, most)
+    planned = schedule.agent_turn(walk.view, node, path, compiled, turn, 1, walk.now, prompt)
+    stepping.order(walk, node, path, planned)
+    return None
+
+
+def _calls(
+    walk: Walk,
+    node: Node,
+    path: Path,
+    iid: str,
+    number: int,
+    speaker: CompiledAgent,
+    action: UseTools,
+) -> bool:
+    """Take the tool calls of a turn on; tell whether any of them is still open."""
+    waiting, begun = False, False
+    blocked: list[BlockedCall] = []
+    for index, call in enumerate(action.calls):
+        step_id = call_step_id(iid, number, index)
+        reason = _refusal(walk, speaker, call)
+        if reason is not None:
+            blocked.append(BlockedCall(step_id=step_id, tool=call.name, reason=reason))
+            continue
+        step = walk.state.steps.get(step_id)
+        begun |= step is not None or _marked(walk, step_id)
+        waiting |= _call(walk, node, path, speaker, step_id, call, step)
+    if not begun:
+        # All calls of a turn begin in one decision; later ones do not tell of it again.
+        walk.blocked += blocked
+    return waiting
+
+
+def _marked(walk: Walk, step_id: str) -> bool:
+    return step_id in walk.state.marks or f"{step_id}-a" in walk.state.marks
+
+
+def _refusal(walk: Walk, speaker: CompiledAgent, call: ToolCall) -> str | None:
+    equipped = call.name in speaker.tools and (
+        call.name in speaker.overrides or call.name in walk.plan.tools
+    )
+    if equipped and schedule.tool_for(walk.view, speaker, call.name).policy != "block":
+        return None
+    return conversation.blocked_reason(walk.view, speaker, call)
+
+
+def _call(
+    walk: Walk,
+    node: Node,
+    path: Path,
+    speaker: CompiledAgent,
+    step_id: str,
+    call: ToolCall,
+    step: StepState | None,
+) -> bool:
+    """Take one call on; tell whether it is still open. A failure is the agent's to handle."""
+    tool = schedule.tool_for(walk.view, speaker, call.name)
+    if step is None:
+        made = schedule.Call(tool, call.arguments, {})
+        gate = parking.gate(walk, node, path, step_id, made)
+        if gate is not None:
+            return gate.status != "failed"
+        if tool.client:
+            mark = walk.view.mark(step_id)
+            if mark is not None and mark.status != "open":
+                return False
+            return parking.client_tool(walk, node, path, step_id, made) is None
+        planned = schedule.tool_step(walk.view, node, path, made, step_id, 1, walk.now)
+        stepping.order(walk, node, path, planned)
+        return True
+    if step.status in ("failed", "waiting"):
+        verdict = walk.again(node, path, step, tool.retry)
+        if verdict == "now" and step.wait is not None:
+            stepping.retry(walk, node, path, step, step.wait.next_attempt)
+        return verdict != "failed"
+    if step.status == "unknown":
+        return parking.resolution(walk, node, path, step) is None
+    return step.open

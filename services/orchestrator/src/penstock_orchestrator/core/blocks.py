@@ -1,0 +1,192 @@
+"""Nodes that hold others: branches, parallel blocks, maps, loops."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import JsonValue
+
+from penstock.contracts.conditions import holds
+from penstock.contracts.errors import ErrorDetail, ErrorInfo, RejectedError
+from penstock.contracts.facts import Mark
+from penstock.contracts.json import Json
+from penstock.contracts.plan import Block, LoopSpec, MapSpec, Node
+from penstock_orchestrator.core import outcomes
+from penstock_orchestrator.core.progress import MapRun, Outcome, Path, Scope
+
+if TYPE_CHECKING:
+    from penstock_orchestrator.core.walk import Walk
+
+
+def branch(walk: Walk, node: Node, path: Path, iid: str) -> Outcome | None:
+    """Take the first case whose condition holds."""
+    spec = node.branch
+    if spec is None:
+        return walk.done(node, iid, None)
+    mark = walk.view.mark(iid)
+    if mark is None:
+        scope = walk.scope(node, path)
+        for index, condition in enumerate(spec.conditions):
+            if condition is None or holds(condition, scope):
+                mark = Mark(mark_id=iid, kind="branch", status="open", choice=str(index))
+                walk.view.note(mark)
+                break
+        else:
+            return walk.done(node, iid, None)
+    taken = walk.enter(spec.blocks[int(mark.choice or 0)], path)
+    if taken.failed is not None:
+        return walk.fail(node, path, iid, taken.failed)
+    if taken.remaining:
+        return None
+    output = walk.view.block_output(taken.block, path)
+    return walk.done(node, iid, output, choice=mark.choice)
+
+
+def parallel(walk: Walk, node: Node, path: Path, iid: str) -> Outcome | None:
+    """Run all blocks side by side, until enough of them have succeeded."""
+    spec = node.parallel
+    if spec is None:
+        return walk.done(node, iid, None)
+    if walk.view.mark(iid) is None:
+        most = walk.budget.limits.max_fan_out
+        if most is not None and len(spec.blocks) > most:
+            return walk.fail(node, path, iid, _too_wide(node, len(spec.blocks), most))
+        walk.view.note(Mark(mark_id=iid, kind="parallel", status="open", count=len(spec.blocks)))
+    scopes = [walk.enter(block, path) for block in spec.blocks]
+    failed = [scope for scope in scopes if scope.failed is not None]
+    done = [scope for scope in scopes if scope.failed is None and not scope.remaining]
+    wanted = spec.wait if spec.wait is not None else len(scopes)
+    if spec.wait is None and spec.collect:
+        if len(failed) + len(done) < len(scopes):
+            return None
+    elif len(done) < wanted:
+        tolerated = len(scopes) - wanted if spec.wait is not None else 0
+        if len(failed) > tolerated or (failed and not spec.collect and spec.wait is None):
+            return walk.fail(node, path, iid, failed[-1].failed or _lost(node))
+        return None
+    output: dict[str, JsonValue] = {}
+    for scope in scopes:
+        if scope in done or (scope in failed and spec.collect):
+            name = scope.block.name
+            output[name] = walk.view.item_result(scope.block, path, collect=spec.collect)
+    if len(done) + len(failed) < len(scopes):
+        walk.abandon(node, path)
+    return walk.done(node, iid, output)
+
+
+def map_(walk: Walk, node: Node, path: Path, iid: str) -> Outcome | None:
+    """Run the body for every item, so many at a time."""
+    spec = node.map
+    if spec is None:
+        return walk.done(node, iid, [])
+    items = walk.view.items(node, path)
+    run = walk.progress.maps[iid]
+    if walk.view.mark(iid) is None:
+        most = min(spec.max_items, walk.budget.limits.max_fan_out or spec.max_items)
+        if len(items) > most:
+            return walk.fail(node, path, iid, _too_wide(node, len(items), most))
+        walk.view.note(Mark(mark_id=iid, kind="map", status="open", count=len(items)))
+    _count_items(run)
+    if run.error is not None and not spec.collect:
+        return walk.fail(node, path, iid, run.error)
+    if run.succeeded + run.failed == len(items):
+        output: Json = [
+            walk.view.item_result(spec.body, (*path, index), collect=spec.collect)
+            for index in range(len(items))
+        ]
+        return walk.done(node, iid, output, count=len(items))
+    _begin_items(walk, node, path, spec, run)
+    return None
+
+
+def _count_items(run: MapRun) -> None:
+    while run.finished:
+        scope = run.finished.popleft()
+        run.running -= 1
+        if scope.failed is None:
+            run.succeeded += 1
+        else:
+            run.failed += 1
+            run.error = run.error or scope.failed
+
+
+def _begin_items(walk: Walk, node: Node, path: Path, spec: MapSpec, run: MapRun) -> None:
+    most = spec.concurrency or len(run.items)
+    while run.begun < len(run.items) and run.running < most:
+        if walk.full:
+            walk.progress.queue.add(node, path)
+            return
+        inner = (*path, run.begun)
+        run.begun += 1
+        run.running += 1
+        walk.enter(spec.body, inner)
+        if not any(outcomes.begun(each, iid, walk.state) for each, iid in _first(spec.body, inner)):
+            # New: what it schedules counts before the next one begins.
+            walk.drain(len(spec.body.nodes))
+
+
+def _first(block: Block, path: Path) -> list[tuple[Node, str]]:
+    return outcomes.instances(block, path)
+
+
+def loop(walk: Walk, node: Node, path: Path, iid: str) -> Outcome | None:
+    """Run the body again and again, as its conditions say."""
+    spec = node.loop
+    if spec is None:
+        return walk.done(node, iid, None)
+    mark = walk.view.mark(iid)
+    begun = mark.count or 0 if mark is not None else 0
+    if begun:
+        scope = walk.enter(spec.body, (*path, begun - 1))
+        if scope.failed is not None:
+            return walk.fail(node, path, iid, scope.failed)
+        if scope.remaining:
+            return None
+        if spec.until is not None and _holds(walk, node, path, spec.until, begun - 1, scope):
+            return _looped(walk, node, path, iid, begun)
+    if spec.while_ is not None and not _holds(walk, node, path, spec.while_, begun, None):
+        return _looped(walk, node, path, iid, begun)
+    if begun >= spec.max_iterations:
+        return _limit(walk, node, path, iid, begun, spec)
+    walk.view.note(Mark(mark_id=iid, kind="loop", status="open", count=begun + 1))
+    walk.enter(spec.body, (*path, begun))
+    return None
+
+
+def _holds(
+    walk: Walk, node: Node, path: Path, condition: Json, iteration: int, after: Scope | None
+) -> bool:
+    """Check a loop's condition before an iteration, or after it."""
+    body = node.blocks[0]
+    last = iteration if after is not None else iteration - 1
+    told: dict[str, JsonValue] = {"iteration": iteration, "previous": None}
+    if last >= 0:
+        told["previous"] = walk.view.block_output(body, (*path, last))
+    if after is not None:
+        # What an iteration has done can be seen by the condition that ends the loop.
+        return holds(condition, walk.view.scope(body.nodes[-1].id, after.path, told))
+    return holds(condition, walk.scope(node, path, told))
+
+
+def _looped(walk: Walk, node: Node, path: Path, iid: str, begun: int) -> Outcome:
+    output = walk.view.block_output(node.blocks[0], (*path, begun - 1)) if begun else None
+    return walk.done(node, iid, output, count=begun)
+
+
+def _limit(walk: Walk, node: Node, path: Path, iid: str, begun: int, spec: LoopSpec) -> Outcome:
+    if spec.on_limit == "stop" or (spec.while_ is None and spec.until is None):
+        return _looped(walk, node, path, iid, begun)
+    message = f"step {node.id} was not done after {begun} iterations"
+    return walk.fail(node, path, iid, ErrorInfo(code="loop_limit", message=message))
+
+
+def _too_wide(node: Node, found: int, most: int) -> ErrorInfo:
+    return RejectedError(
+        "too_many_items",
+        f"step {node.id} fans out to {found}; allowed are {most}",
+        details=(ErrorDetail(path=node.id, message=f"got {found}", allowed=f"<= {most}"),),
+    ).info()
+
+
+def _lost(node: Node) -> ErrorInfo:
+    return ErrorInfo(code="step_failed", message=f"too many blocks of step {node.id} failed")

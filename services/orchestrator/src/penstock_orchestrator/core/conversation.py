@@ -1,0 +1,163 @@
+"""The conversation of an agent node, rebuilt from the log: who spoke, what the next one is told."""
+
+from __future__ import annotations
+
+import json
+from typing import Final
+
+from pydantic import JsonValue
+
+from penstock.contracts.actions import Action, Respond, RouteToAgent, UseTools
+from penstock.contracts.facts import ChatMessage, ToolCall
+from penstock.contracts.ids import approval_mark_id, call_step_id, turn_step_id
+from penstock.contracts.json import Json
+from penstock.contracts.plan import CompiledAgent
+from penstock.contracts.state import RunState, StepState
+from penstock_orchestrator.core.outcomes import action_of
+from penstock_orchestrator.core.view import View
+
+ROUTE: Final = "route_to_agent"
+
+
+def user_text(value: JsonValue) -> str:
+    """Return a run's or node's input as the text of a user message."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        for key in ("message", "text", "content"):
+            text = value.get(key)
+            if isinstance(text, str) and len(value) == 1:
+                return text
+    return json.dumps(value, ensure_ascii=False)
+
+
+def own_turn(state: RunState, iid: str, agent: str, turn: int) -> int:
+    """Return which turn of its own it is for an agent, from 1."""
+    past = (state.steps.get(turn_step_id(iid, number)) for number in range(1, turn))
+    return 1 + sum(1 for step in past if step is not None and step.name == agent)
+
+
+def callers(view: View, iid: str, turn: int, entry: str) -> list[str]:
+    """Return the agents that wait for the one that speaks at ``turn``, outermost first."""
+    stack: list[str] = []
+    for number in range(1, turn):
+        step = view.state.steps[turn_step_id(iid, number)]
+        action = action_of(step)
+        if isinstance(action, RouteToAgent) and route_fault(view, step, action) is None:
+            target = view.plan.agents[action.agent]
+            if target.responds_to == "caller":
+                stack.append(step.name or entry)
+        elif isinstance(action, Respond) and stack and returns(view.plan.agents.get(step.name)):
+            stack.pop()
+    return stack
+
+
+def returns(agent: CompiledAgent | None) -> bool:
+    """Whether an agent's answer goes to the agent that asked it."""
+    return agent is not None and agent.responds_to == "caller"
+
+
+def route_fault(view: View, step: StepState, action: RouteToAgent) -> str | None:
+    """Say why an agent may not hand over to another one, if so."""
+    agent = view.plan.agents.get(step.name)
+    routes = agent.routes if agent is not None else ()
+    if action.agent in routes:
+        return None
+    allowed = ", ".join(routes) or "none"
+    return f"agent {step.name} may not route to {action.agent!r}; allowed: {allowed}"
+
+
+def messages(
+    view: View, iid: str, given: JsonValue, turn: int, agent: CompiledAgent, entry: str
+) -> list[JsonValue]:
+    """Return the conversation before ``turn`` as ``agent`` is told it."""
+    found: list[ChatMessage] = []
+    if not iid.partition("-")[2] and view.plan.kind != "workflow":
+        found += view.state.request.history
+    found.append(ChatMessage(role="user", content=user_text(given)))
+    for past in range(1, turn):
+        step = view.state.steps[turn_step_id(iid, past)]
+        action = action_of(step)
+        speaker = view.plan.agents.get(step.name) or view.plan.agents[entry]
+        if speaker.name == agent.name:
+            found += _own(view, iid, past, step, speaker, action)
+        else:
+            found += _others(view, step, speaker, agent, action)
+    return [message.model_dump(mode="json") for message in found]
+
+
+def _own(
+    view: View, iid: str, turn: int, step: StepState, agent: CompiledAgent, action: Action
+) -> list[ChatMessage]:
+    if isinstance(action, UseTools):
+        said = ChatMessage(role="assistant", content=action.text, tool_calls=action.calls)
+        return [said] + [
+            ChatMessage(
+                role="tool",
+                tool_call_id=call.id,
+                content=_content(view, agent, call, call_step_id(iid, turn, index)),
+            )
+            for index, call in enumerate(action.calls)
+        ]
+    text = action.text
+    if isinstance(action, RouteToAgent):
+        fault = route_fault(view, step, action)
+        text = text or action.message
+        said = ChatMessage(role="assistant", content=text)
+        if fault is None:
+            return [said] if text else []
+        return [said, ChatMessage(role="user", content=json.dumps({"error": fault}))]
+    said = ChatMessage(role="assistant", content=text)
+    if agent.responds_to == "nobody":
+        error = {"error": "this agent may not respond; route to another agent"}
+        return [said, ChatMessage(role="user", content=json.dumps(error))]
+    return [said]
+
+
+def _others(
+    view: View, step: StepState, speaker: CompiledAgent, listener: CompiledAgent, action: Action
+) -> list[ChatMessage]:
+    """Return what another agent has said, as somebody who listens hears it."""
+    text = action.text
+    if isinstance(action, RouteToAgent):
+        if route_fault(view, step, action) is not None:
+            return []
+        if action.agent == listener.name and action.message:
+            text = action.message
+        elif action.message:
+            text = f"(to {action.agent}) {action.message}"
+    if not text:
+        return []
+    return [ChatMessage(role="user", content=f"[{speaker.name}] {text}")]
+
+
+def _content(view: View, agent: CompiledAgent, call: ToolCall, step_id: str) -> str:
+    """Return what a model is told of a call's outcome."""
+    refused = view.mark(approval_mark_id(step_id))
+    if refused is not None and refused.status == "failed" and refused.error is not None:
+        return _told({"error": f"{refused.error.code}: {refused.error.message}"})
+    mark = view.mark(step_id)
+    if mark is not None and mark.status != "open":
+        if mark.error is not None:
+            return _told({"error": f"{mark.error.code}: {mark.error.message}"})
+        return _told(mark.output)
+    step = view.state.steps.get(step_id)
+    if step is None:
+        return _told({"error": blocked_reason(view, agent, call)})
+    if step.error is not None:
+        return _told({"error": f"{step.error.code}: {step.error.message}"})
+    return _told(step.output)
+
+
+def _told(value: Json) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def blocked_reason(view: View, agent: CompiledAgent, call: ToolCall) -> str:
+    """Say why a call is not allowed."""
+    if call.name in agent.tools:
+        tool = agent.overrides.get(call.name) or view.plan.tools.get(call.name)
+        if tool is not None and tool.policy == "block":
+            return f"tool {call.name!r} is blocked by policy"
+    allowed = ", ".join(agent.tools) or "none"
+    return f"tool {call.name!r} is not equipped; allowed: {allowed}"

@@ -1,0 +1,190 @@
+"""The phases of a run: main; if it failed, compensation and ``on_error``; at last ``finally``.
+
+How the main phase ended is marked before anything else is done, so that a result that comes late
+cannot change it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+from penstock.contracts.errors import ErrorInfo
+from penstock.contracts.facts import Mark
+from penstock.contracts.ids import instance_id, parse_step_id
+from penstock.contracts.plan import Block, Node
+from penstock_orchestrator.core.progress import Outcome, Path, Visit
+from penstock_orchestrator.core.view import MAIN_MARK
+from penstock_orchestrator.core.walk import Walk
+
+ON_ERROR_MARK: Final = "-on_error"
+_BUDGET: Final = "budget_exhausted"
+
+
+def advance(walk: Walk) -> Outcome | None:
+    """Take a run on through its phases; return how it ends, when nothing is left to do."""
+    ended = _main(walk)
+    if ended is None:
+        return None
+    if ended.error is not None:
+        if not _compensated(walk):
+            return None
+        recovered = _handler(walk, "on_error")
+        if recovered is None:
+            return None
+        if recovered.status == "succeeded" and walk.view.mark(ON_ERROR_MARK) is not None:
+            ended = recovered
+    last = _handler(walk, "finally")
+    if last is None:
+        return None
+    if last.error is not None and ended.error is None:
+        return last
+    return ended
+
+
+def _main(walk: Walk) -> Outcome | None:
+    mark = walk.view.mark(MAIN_MARK)
+    if mark is not None:
+        return Outcome("succeeded" if mark.error is None else "failed", mark.output, mark.error)
+    ended = _block(walk, walk.plan.main, "main")
+    if ended is None:
+        return None
+    plan = walk.plan
+    follows = plan.finally_ or (ended.error is not None and (plan.on_error or _undoable(walk)))
+    if follows:
+        walk.view.note(
+            Mark(
+                mark_id=MAIN_MARK,
+                kind="phase",
+                status="succeeded" if ended.error is None else "failed",
+                output=ended.output,
+                error=ended.error,
+            )
+        )
+        walk.view.forget_scope()
+        _stop_all(walk)
+    return ended
+
+
+def _stop_all(walk: Walk) -> None:
+    """Stop what the main phase has left under way."""
+    for step in walk.state.steps.values():
+        if step.open and step.step_id not in walk.stops:
+            walk.stops.append(step.step_id)
+    for known in walk.state.marks.values():
+        if known.open and known.mark.mark_id not in walk.view.made:
+            changes = {"status": "skipped", "request": None}
+            walk.view.note(known.mark.model_copy(update=changes))
+    walk.steps.clear()
+    walk.waits.clear()
+    walk.timers.clear()
+
+
+def _enter(walk: Walk, phase: str) -> None:
+    """Begin to look at another phase."""
+    if walk.progress.phase != phase:
+        walk.progress.phase = phase
+        walk.progress.queue.clear()
+        walk.progress.starved.clear()
+        walk.ending = walk.broken = walk.exhausted = None
+
+
+def _block(walk: Walk, block: Block, phase: str) -> Outcome | None:
+    """Walk one of the plan's own blocks; return how it ended, if it did."""
+    if not block.nodes:
+        return Outcome("succeeded")
+    _enter(walk, phase)
+    scope = walk.enter(block, ())
+    walk.run()
+    if walk.exhausted is not None:
+        walk.steps.clear()
+        return Outcome("failed", None, walk.exhausted)
+    if walk.ending is not None:
+        return walk.ending
+    if scope.failed is not None:
+        return Outcome("failed", None, scope.failed)
+    if scope.remaining:
+        return None
+    output = walk.view.block_output(block, ()) if phase == "main" else None
+    return Outcome("succeeded", output)
+
+
+def _handler(walk: Walk, phase: str) -> Outcome | None:
+    """Walk ``on_error`` or ``finally``; ``on_error`` recovers the run only by an ``end``."""
+    block = walk.plan.handlers[phase]
+    if not block.nodes:
+        return Outcome("succeeded")
+    if phase == "on_error":
+        mark = walk.view.mark(ON_ERROR_MARK)
+        if mark is not None:
+            return Outcome("succeeded", mark.output)
+        last = walk.view.mark("-on_error_done")
+        if last is not None:
+            return Outcome("failed", None, last.error)
+    ended = _block(walk, block, phase)
+    if ended is None or phase != "on_error":
+        return ended
+    if walk.ending is not None and ended.error is None:
+        walk.view.note(
+            Mark(mark_id=ON_ERROR_MARK, kind="phase", status="succeeded", output=ended.output)
+        )
+        return ended
+    walk.view.note(Mark(mark_id="-on_error_done", kind="phase", status="failed", error=ended.error))
+    walk.ending = walk.broken = None
+    return Outcome("failed", None, ended.error)
+
+
+# -- compensation --------------------------------------------------------------------------------
+
+
+def _undoable(walk: Walk) -> list[tuple[int, Node, Path]]:
+    """Return what succeeded and can be undone, the latest first."""
+    found: list[tuple[int, Node, Path]] = []
+    if not any(place.node.compensate is not None for place in walk.plan.places.values()):
+        return found
+    seen: set[tuple[str, Path]] = set()
+    for step in walk.state.steps.values():
+        try:
+            node_id, path, _, _ = parse_step_id(step.step_id)
+        except ValueError:
+            continue
+        place = walk.plan.places.get(node_id)
+        if place is None or place.node.compensate is None or (node_id, path) in seen:
+            continue
+        seen.add((node_id, path))
+        outcome = walk.view.lookup(place.node, path)
+        if outcome is not None and outcome.status == "succeeded":
+            found.append((step.outcome_seq, place.node, path))
+    return sorted(found, key=lambda each: (-each[0], each[1].id, each[2]))
+
+
+def _compensated(walk: Walk) -> bool:
+    """Undo one thing after the other; tell whether nothing is left to undo.
+
+    What cannot be undone is marked as failed, and the rest is undone all the same.
+    """
+    progress = walk.progress
+    if progress.compensations is None:
+        _enter(walk, "compensation")
+        progress.compensations = deque(
+            Visit(node.compensate, path)
+            for _, node, path in _undoable(walk)
+            if node.compensate is not None
+        )
+    pending = progress.compensations
+    while pending:
+        node, path = pending[0]
+        iid = instance_id(node.id, path)
+        block = walk.plan.places[node.id].block
+        walk.enter(block, path)
+        walk.run()
+        if walk.exhausted is not None:
+            walk.exhausted = None
+            error = ErrorInfo(code=_BUDGET, message="no budget is left to undo it")
+            walk.view.note(Mark(mark_id=iid, kind=node.kind, status="failed", error=error))
+            progress.outcomes[iid] = Outcome("failed", None, error)
+        walk.broken = walk.ending = None
+        if iid not in progress.outcomes:
+            return False
+        pending.popleft()
+    return True

@@ -1,0 +1,193 @@
+"""How far a run has come, remembered between decisions.
+
+A run's log only grows, so what is settled stays settled: a node that has its outcome keeps it.
+``Progress`` remembers that, and what is to be looked at again, so that the next decision costs as
+much as what has changed and not as much as the run is long. It is a memory and nothing more: a
+fresh one gives the same decisions.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal, NamedTuple
+
+from penstock.contracts.errors import ErrorInfo
+from penstock.contracts.facts import RunLimits
+from penstock.contracts.ids import parse_step_id
+from penstock.contracts.json import Json
+from penstock.contracts.plan import Block, Node, Plan
+from penstock.contracts.state import RunState
+
+Path = tuple[int, ...]
+
+
+class Outcome(NamedTuple):
+    """What became of a node; ``handled`` says that a failure is to be continued after."""
+
+    status: Literal["succeeded", "failed", "skipped"]
+    output: Json = None
+    error: ErrorInfo | None = None
+    handled: bool = False
+
+    @property
+    def broken(self) -> bool:
+        """Whether it fails the block that it stands in."""
+        return self.status == "failed" and not self.handled
+
+
+@dataclass(slots=True, eq=False)
+class Scope:
+    """One block in one of its instances."""
+
+    block: Block
+    path: Path
+    remaining: int
+    failed: ErrorInfo | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more will happen in it."""
+        return self.failed is not None or self.remaining == 0
+
+
+@dataclass(slots=True, eq=False)
+class MapRun:
+    """A map under way: its items begin in order and end in any."""
+
+    items: list[Json]
+    begun: int = 0
+    running: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    error: ErrorInfo | None = None
+    finished: deque[Scope] = field(default_factory=deque)
+
+
+class Visit(NamedTuple):
+    """A node to look at, in one of its instances."""
+
+    node: Node
+    path: Path
+
+
+class Queue:
+    """Nodes to look at, each once, in the order in which they were added."""
+
+    __slots__ = ("_order", "_waiting")
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self._order: deque[Visit] = deque()
+        self._waiting: set[tuple[str, Path]] = set()
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to look at."""
+        return bool(self._order)
+
+    def __len__(self) -> int:
+        """Count what is to be looked at."""
+        return len(self._order)
+
+    def add(self, node: Node, path: Path) -> None:
+        """Add a node at the end, unless it is there."""
+        key = (node.id, path)
+        if key not in self._waiting:
+            self._waiting.add(key)
+            self._order.append(Visit(node, path))
+
+    def take(self) -> Visit:
+        """Take the first."""
+        visit = self._order.popleft()
+        self._waiting.discard((visit.node.id, visit.path))
+        return visit
+
+    def take_last(self, count: int) -> list[Visit]:
+        """Take the last ones, in their order."""
+        visits = [self._order.pop() for _ in range(min(count, len(self._order)))]
+        for visit in visits:
+            self._waiting.discard((visit.node.id, visit.path))
+        return visits[::-1]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._order.clear()
+        self._waiting.clear()
+
+
+class Progress:
+    """What is known of a run beside its state; made anew when the state is read anew."""
+
+    __slots__ = (
+        "begun",
+        "compensations",
+        "consumed",
+        "due",
+        "limits",
+        "maps",
+        "opened",
+        "outcomes",
+        "phase",
+        "queue",
+        "scopes",
+        "starved",
+        "turns",
+        "waits",
+    )
+
+    def __init__(self) -> None:
+        """Know nothing yet: the first look is at everything."""
+        self.phase = ""
+        self.queue = Queue()
+        self.limits: RunLimits | None = None
+        self.outcomes: dict[str, Outcome] = {}
+        self.begun: set[str] = set()
+        self.opened: set[str] = set()
+        self.scopes: dict[tuple[str, Path], Scope] = {}
+        self.maps: dict[str, MapRun] = {}
+        self.turns: dict[str, int] = {}
+        self.due: list[tuple[datetime, str, Path]] = []
+        self.waits: dict[str, dict[str, Visit]] = {}
+        self.consumed: set[str] = set()
+        self.starved: deque[Visit] = deque()
+        self.compensations: deque[Visit] | None = None
+
+    def touch_step(self, plan: Plan, step_id: str) -> None:
+        """Look again at the node that a step belongs to."""
+        try:
+            node_id, path, _, _ = parse_step_id(step_id)
+        except ValueError:
+            return
+        self._touch(plan, node_id, path)
+
+    def touch_signal(self, plan: Plan, state: RunState, signal_id: str) -> None:
+        """Look again at whatever a signal may answer."""
+        signal = state.signals.get(signal_id)
+        if signal is None:
+            return
+        if signal.fact.target:
+            self.touch_mark(plan, signal.fact.target)
+        else:
+            for visit in self.waits.get(signal.fact.name, {}).values():
+                self.queue.add(*visit)
+
+    def touch_mark(self, plan: Plan, mark_id: str) -> None:
+        """Look again at the node that a mark belongs to."""
+        self.touch_step(plan, mark_id.removesuffix("-a").removesuffix("-r"))
+
+    def _touch(self, plan: Plan, node_id: str, path: Path) -> None:
+        place = plan.places.get(node_id)
+        if place is not None and len(path) == place.depth:
+            self.queue.add(place.node, path)
+
+    def later(self, due_at: datetime, visit: Visit) -> None:
+        """Look again at a node when its time has come."""
+        heapq.heappush(self.due, (due_at, visit.node.id, visit.path))
+
+    def take_due(self, plan: Plan, now: datetime) -> None:
+        """Put what has come due in the queue."""
+        while self.due and self.due[0][0] <= now:
+            _, node_id, path = heapq.heappop(self.due)
+            self._touch(plan, node_id, path)

@@ -1,0 +1,192 @@
+"""What is known when something is decided: the run's state, and what this decision adds to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import JsonValue
+
+from penstock.contracts.actions import Respond
+from penstock.contracts.errors import ErrorDetail, ErrorInfo, RejectedError
+from penstock.contracts.expressions import evaluate
+from penstock.contracts.facts import Mark
+from penstock.contracts.ids import instance_id, turn_step_id
+from penstock.contracts.json import Json
+from penstock.contracts.plan import Block, Node, Plan
+from penstock.contracts.state import RunState
+from penstock.contracts.templates import render
+from penstock_orchestrator.core import outcomes
+from penstock_orchestrator.core.progress import MapRun, Outcome, Path, Progress
+from penstock_orchestrator.core.scope import (
+    NodeOutputs,
+    error_value,
+    run_scope,
+    shown,
+    with_variables,
+)
+
+MAIN_MARK = "-main"
+"""Id of the mark that says how the run's main phase ended."""
+
+
+class View:
+    """Plan, state and progress, with the marks that are being made."""
+
+    __slots__ = ("_base", "made", "plan", "progress", "state")
+
+    def __init__(self, plan: Plan, state: RunState, progress: Progress | None = None) -> None:
+        """Look at a run that was asked for."""
+        self.plan = plan
+        self.state = state
+        self.progress = progress if progress is not None else Progress()
+        self.made: dict[str, Mark] = {}
+        self._base: dict[str, JsonValue] | None = None
+
+    def mark(self, mark_id: str) -> Mark | None:
+        """Return a mark as it is after this decision."""
+        made = self.made.get(mark_id)
+        if made is not None:
+            return made
+        known = self.state.marks.get(mark_id)
+        return known.mark if known is not None else None
+
+    def note(self, mark: Mark) -> None:
+        """Make a mark."""
+        self.made[mark.mark_id] = mark
+
+    # -- outcomes ----------------------------------------------------------------------------
+
+    def lookup(self, node: Node, path: Path) -> Outcome | None:
+        """Return what became of a node's instance; ``None`` if it is not settled."""
+        iid = instance_id(node.id, path)
+        known = self.progress.outcomes.get(iid)
+        if known is not None:
+            return known
+        mark = self.mark(iid)
+        if mark is not None:
+            outcome = outcomes.of_mark(node, mark)
+            if outcome is not None and node.map is not None and outcome.status == "succeeded":
+                return outcome._replace(output=self._map_output(node, path, mark.count or 0))
+            return outcome
+        if node.kind == "agent":
+            return self._answer(node, iid)
+        step = self.state.steps.get(iid)
+        if step is not None and step.status == "succeeded":
+            return Outcome("succeeded", step.output)
+        return None
+
+    def _answer(self, node: Node, iid: str) -> Outcome | None:
+        turn = outcomes.latest_turn(iid, self.state, self.progress.turns.get(iid, 0))
+        step = self.state.steps.get(turn_step_id(iid, turn))
+        if step is None or step.status != "succeeded":
+            return None
+        try:
+            action = outcomes.action_of(step)
+        except ValueError:
+            return None
+        if not isinstance(action, Respond):
+            return None
+        agent = self.plan.agents.get(step.name)
+        if agent is not None and agent.routes and agent.responds_to != "user":
+            return None
+        if agent is not None and agent.responds_to != "user" and step.name != node.ref:
+            return None
+        return Outcome("succeeded", outcomes.answer_of(action))
+
+    def _map_output(self, node: Node, path: Path, count: int) -> Json:
+        """Return the result of a map: it is not stored a second time."""
+        if node.map is None:
+            return None
+        body, collect = node.map.body, node.map.collect
+        return [self.item_result(body, (*path, index), collect=collect) for index in range(count)]
+
+    def item_result(self, block: Block, path: Path, *, collect: bool) -> Json:
+        """Return what a block of a map or parallel step adds to the result."""
+        error = self.block_error(block, path) if collect else None
+        if error is not None:
+            return {"status": "failed", "output": None, "error": error_value(error)}
+        output = self.block_output(block, path)
+        return {"status": "succeeded", "output": output, "error": None} if collect else output
+
+    def block_error(self, block: Block, path: Path) -> ErrorInfo | None:
+        """Return why a block failed, if it did."""
+        for node in block.nodes:
+            outcome = self.lookup(node, path)
+            if outcome is not None and outcome.broken:
+                return outcome.error
+        return None
+
+    def block_output(self, block: Block, path: Path) -> Json:
+        """Return the output of a block that has finished."""
+        last = block.nodes[-1]
+        if block.output is not None:
+            return render(block.output, self.scope(last.id, path))
+        outcome = self.lookup(last, path)
+        return outcome.output if outcome is not None else None
+
+    # -- scope -------------------------------------------------------------------------------
+
+    def scope(
+        self, node_id: str, path: Path, extra: Mapping[str, JsonValue] | None = None
+    ) -> dict[str, JsonValue]:
+        """Return what the expressions of a node can see in one of its instances."""
+        if self._base is None:
+            self._base = run_scope(self.state)
+            failure = self.mark(MAIN_MARK)
+            if failure is not None and failure.error is not None:
+                self._base["error"] = error_value(failure.error)
+        scope = dict(self._base)
+        scope["steps"] = NodeOutputs(self.plan, path, self.lookup)  # type: ignore[assignment]
+        if path:
+            with_variables(scope, self.plan, node_id, path, self.item, self._previous)
+        if extra:
+            scope.update(extra)
+        return scope
+
+    def run_scope(self) -> dict[str, JsonValue]:
+        """Return what the run's own templates can see."""
+        return self.scope("", ())
+
+    def forget_scope(self) -> None:
+        """Build the scope anew: the run has failed meanwhile."""
+        self._base = None
+
+    def item(self, owner: Node, path: Path, index: int) -> Json:
+        """Return one item of a map."""
+        items = self.items(owner, path)
+        return items[index] if index < len(items) else None
+
+    def items(self, owner: Node, path: Path) -> list[Json]:
+        """Return the list that a map goes over.
+
+        Raises:
+            RejectedError: ``map_not_a_list``, or what is wrong with the expression.
+        """
+        iid = instance_id(owner.id, path)
+        run = self.progress.maps.get(iid)
+        if run is None:
+            if owner.map is None:
+                return []
+            found = evaluate(owner.map.over, self.scope(owner.id, path))
+            if not isinstance(found, list):
+                raise RejectedError(
+                    "map_not_a_list",
+                    f"step {owner.id} maps over {owner.map.over}, which is no list",
+                    details=(
+                        ErrorDetail(
+                            path=f"{owner.id}.over",
+                            message=f"got {type(found).__name__}",
+                            allowed="a list",
+                        ),
+                    ),
+                )
+            run = self.progress.maps[iid] = MapRun(found)
+        return run.items
+
+    def _previous(self, owner: Node, path: Path, index: int) -> Json:
+        return self.block_output(owner.blocks[0], (*path, index))
+
+    def shown(self, node: Node, path: Path) -> Json:
+        """Return a node as other expressions see it."""
+        outcome = self.lookup(node, path)
+        return shown(outcome) if outcome is not None else None

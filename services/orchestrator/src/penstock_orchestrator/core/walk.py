@@ -1,0 +1,301 @@
+"""The walk over a plan: look at what may have changed, settle it, go on to what depended on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Final
+
+from penstock.contracts.conditions import holds
+from penstock.contracts.errors import ErrorInfo, RejectedError
+from penstock.contracts.facts import BlockedCall, Mark, Wait
+from penstock.contracts.ids import instance_id, parse_step_id
+from penstock.contracts.json import Json
+from penstock.contracts.plan import Block, Node, Plan, RetryPolicy
+from penstock.contracts.state import RunState, StepState
+from penstock.contracts.templates import render
+from penstock_orchestrator.core import agents, blocks, outcomes, parking, stepping
+from penstock_orchestrator.core.budget import Budget, limits_of
+from penstock_orchestrator.core.decisions import Planned, Timer
+from penstock_orchestrator.core.progress import Outcome, Path, Progress, Scope, Visit
+from penstock_orchestrator.core.retries import next_attempt
+from penstock_orchestrator.core.view import View
+
+MOST_AT_ONCE: Final = 250
+"""Steps and marks of one decision; what is left follows in the next one."""
+
+_STARVED_AT_ONCE: Final = 8
+
+Handler = Callable[["Walk", Node, Path, str], Outcome | None]
+
+
+class Walk:
+    """One look at a run: what is to be scheduled, marked, waited for, stopped."""
+
+    def __init__(self, plan: Plan, state: RunState, now: datetime, progress: Progress) -> None:
+        """Prepare a look at ``now``; ``progress`` is changed by it."""
+        self.plan = plan
+        self.state = state
+        self.now = now
+        self.progress = progress
+        self.view = View(plan, state, progress)
+        if progress.limits is None:
+            progress.limits = limits_of(plan, state)
+        self.budget = Budget(progress.limits, state)
+        self.steps: list[Planned] = []
+        self.waits: list[Wait] = []
+        self.timers: list[Timer] = []
+        self.blocked: list[BlockedCall] = []
+        self.stops: list[str] = []
+        self.ending: Outcome | None = None
+        """How the run's present phase is ended by a step, whatever else is under way."""
+        self.exhausted: ErrorInfo | None = None
+        self.broken: ErrorInfo | None = None
+        """Why the present phase has failed."""
+
+    @property
+    def marks(self) -> tuple[Mark, ...]:
+        """The marks made so far."""
+        return tuple(self.view.made.values())
+
+    @property
+    def full(self) -> bool:
+        """Whether enough is found for one decision."""
+        return len(self.steps) + len(self.view.made) >= MOST_AT_ONCE
+
+    # -- looking -----------------------------------------------------------------------------
+
+    def enter(self, block: Block, path: Path) -> Scope:
+        """Return a block's scope; all its nodes are looked at if it is new."""
+        progress = self.progress
+        key = (block.nodes[0].id, path)
+        scope = progress.scopes.get(key)
+        if scope is None:
+            scope = progress.scopes[key] = Scope(block, path, len(block.nodes))
+            for node in block.nodes:
+                progress.queue.add(node, path)
+        return scope
+
+    def run(self) -> None:
+        """Look at everything that is to be looked at, until enough is found."""
+        progress = self.progress
+        progress.take_due(self.plan, self.now)
+        for _ in range(min(len(progress.starved), _STARVED_AT_ONCE)):
+            progress.queue.add(*progress.starved.popleft())
+        queue = progress.queue
+        while queue and not self.full and not self.over:
+            self._visit(*queue.take())
+
+    def drain(self, count: int) -> None:
+        """Look at the last ``count`` nodes that were queued, at once."""
+        for visit in self.progress.queue.take_last(count):
+            if not self.over:
+                self._visit(*visit)
+
+    @property
+    def over(self) -> bool:
+        """Whether the present phase is over, whatever else there is to look at."""
+        return not (self.ending is None and self.exhausted is None and self.broken is None)
+
+    def _visit(self, node: Node, path: Path) -> None:
+        progress = self.progress
+        iid = instance_id(node.id, path) if path else node.id
+        if iid in progress.outcomes:
+            return
+        if self.plan.places[node.id].owner is not None and self._abandoned(node, path):
+            return
+        if iid not in progress.begun:
+            if not outcomes.begun(node, iid, self.state) and not self._begin(node, path, iid):
+                return
+            progress.begun.add(iid)
+        mark = self.view.mark(iid)
+        outcome = outcomes.of_mark(node, mark) if mark is not None else None
+        if outcome is None:
+            try:
+                outcome = _HANDLERS[node.kind](self, node, path, iid)
+            except RejectedError as error:
+                outcome = self.fail(node, path, iid, error.info())
+        elif node.map is not None and outcome.status == "succeeded":
+            outcome = self.view.lookup(node, path)
+        if outcome is not None:
+            self._settle(node, path, iid, outcome)
+
+    def _begin(self, node: Node, path: Path, iid: str) -> bool:
+        """Tell whether a node may begin; it is skipped where its condition does not hold."""
+        settled = self.progress.outcomes
+        for needed in reversed(node.needs):
+            # The last need is the likeliest to be open still.
+            if (instance_id(needed, path) if path else needed) not in settled:
+                return False
+        if node.when is None:
+            return True
+        try:
+            if holds(node.when, self.view.scope(node.id, path)):
+                return True
+            self.view.note(Mark(mark_id=iid, kind=node.kind, status="skipped"))
+            outcome = Outcome("skipped")
+        except RejectedError as error:
+            outcome = self.fail(node, path, iid, error.info())
+        self._settle(node, path, iid, outcome)
+        return False
+
+    def _abandoned(self, node: Node, path: Path) -> bool:
+        """Tell whether a block around the node has been settled without it."""
+        places, outcomes_ = self.plan.places, self.progress.outcomes
+        place = places[node.id]
+        while place.owner is not None:
+            scope = self.progress.scopes.get((place.block.nodes[0].id, path[: place.depth]))
+            if scope is not None and scope.failed is not None:
+                return True
+            owner = places[place.owner.id]
+            if instance_id(owner.node.id, path[: owner.depth]) in outcomes_:
+                return True
+            place = owner
+        return False
+
+    def _settle(self, node: Node, path: Path, iid: str, outcome: Outcome) -> None:
+        progress, place = self.progress, self.plan.places[node.id]
+        progress.outcomes[iid] = outcome
+        scope = progress.scopes.get((place.block.nodes[0].id, path))
+        if scope is None:
+            return
+        scope.remaining -= 1
+        if outcome.broken and scope.failed is None:
+            scope.failed = outcome.error or ErrorInfo(code="step_failed", message=f"{iid} failed")
+        if scope.failed is None:
+            for successor in place.block.successors.get(node.id, ()):
+                progress.queue.add(successor, path)
+        if place.owner is None:
+            self.broken = scope.failed
+        elif scope.finished:
+            if scope.failed is not None and not outcome.broken:
+                return
+            owner_path = path[: self.plan.places[place.owner.id].depth]
+            if place.owner.map is not None:
+                run = progress.maps.get(instance_id(place.owner.id, owner_path))
+                if run is not None:
+                    run.finished.append(scope)
+            progress.queue.add(place.owner, owner_path)
+
+    # -- what handlers use -------------------------------------------------------------------
+
+    def done(self, node: Node, iid: str, output: Json, **told: object) -> Outcome:
+        """Mark a node as succeeded."""
+        fields = {"mark_id": iid, "kind": node.kind, "status": "succeeded", **told}
+        stored = None if node.map is not None else output
+        self.view.note(Mark.model_validate({**fields, "output": stored}))
+        return Outcome("succeeded", output)
+
+    def fail(self, node: Node, path: Path, iid: str, error: ErrorInfo) -> Outcome:
+        """Mark a node as failed; its fallback is its output if it is to be continued after."""
+        handled = node.on_error == "continue"
+        output: Json = None
+        if handled and node.fallback is not None:
+            try:
+                output = render(node.fallback, self.view.scope(node.id, path))
+            except RejectedError as unrendered:
+                handled, error = False, unrendered.info()
+        kind = node.kind
+        self.view.note(Mark(mark_id=iid, kind=kind, status="failed", output=output, error=error))
+        if node.blocks:
+            self.abandon(node, path)
+        return Outcome("failed", output, error, handled)
+
+    def abandon(self, node: Node, path: Path) -> None:
+        """Stop the steps that are under way within a node."""
+        inside = {inner.id for block in node.blocks for inner in _all_nodes(block)}
+        for step in self.state.steps.values():
+            if step.open and step.step_id not in self.stops:
+                try:
+                    node_id, at, _, _ = parse_step_id(step.step_id)
+                except ValueError:
+                    continue
+                if node_id in inside and at[: len(path)] == path and not self._settled(at, step):
+                    self.stops.append(step.step_id)
+        for known in self.state.marks.values():
+            if known.open and known.mark.mark_id not in self.view.made:
+                node_id, at = _place_of(known.mark.mark_id)
+                if node_id in inside and at[: len(path)] == path:
+                    closed = known.mark.model_copy(update={"status": "skipped", "request": None})
+                    self.view.note(closed)
+        self.steps = [
+            planned
+            for planned in self.steps
+            if not (planned.node_id in inside and _path_of(planned.suffix)[: len(path)] == path)
+        ]
+
+    def _settled(self, path: Path, step: StepState) -> bool:
+        return instance_id(step.node_id, path) in self.progress.outcomes and not step.open
+
+    def again(self, node: Node, path: Path, step: StepState, policy: RetryPolicy) -> str:
+        """Take a failed or waiting step on: ``wait``, ``now`` or ``failed`` for good."""
+        if step.status == "failed":
+            wait = next_attempt(policy, self.state, step, self.now)
+            if wait is None:
+                return "failed"
+            self.waits.append(wait)
+            self.timers.append(Timer(wait.timer_id, wait.due_at))
+            self.progress.later(wait.due_at, Visit(node, path))
+            return "wait"
+        if step.status == "waiting" and step.wait is not None:
+            if self.now >= step.wait.due_at:
+                return "now"
+            self.progress.later(step.wait.due_at, Visit(node, path))
+        return "wait"
+
+    def plan_step(self, planned: Planned) -> None:
+        """Add a step to the decision."""
+        self.steps.append(planned)
+
+    def starve(self, node: Node, path: Path) -> None:
+        """Look again at a node when the budget has something left for it."""
+        self.progress.starved.append(Visit(node, path))
+
+    def run_out(self) -> None:
+        """End the run: its budget is used up."""
+        self.exhausted = self.budget.exhausted()
+
+    def scope(
+        self, node: Node, path: Path, extra: Mapping[str, Json] | None = None
+    ) -> dict[str, Json]:
+        """Return what a node's expressions can see."""
+        return self.view.scope(node.id, path, extra)
+
+
+def _all_nodes(block: Block) -> list[Node]:
+    found: list[Node] = []
+    for node in block.nodes:
+        found.append(node)
+        if node.compensate is not None:
+            found.append(node.compensate)
+        for inner in node.blocks:
+            found += _all_nodes(inner)
+    return found
+
+
+def _place_of(mark_id: str) -> tuple[str, Path]:
+    try:
+        node_id, path, _, _ = parse_step_id(mark_id.removesuffix("-a").removesuffix("-r"))
+    except ValueError:
+        return "", ()
+    return node_id, path
+
+
+def _path_of(suffix: str) -> Path:
+    return _place_of(suffix.split(".")[3])[1]
+
+
+_HANDLERS: Final[dict[str, Handler]] = {
+    "tool": stepping.tool,
+    "agent": agents.agent,
+    "transform": stepping.transform,
+    "branch": blocks.branch,
+    "parallel": blocks.parallel,
+    "map": blocks.map_,
+    "loop": blocks.loop,
+    "wait": parking.wait,
+    "approval": parking.approval,
+    "workflow": stepping.workflow,
+    "send": stepping.send,
+    "end": stepping.end,
+}
