@@ -18,6 +18,7 @@ from penstock.contracts.ids import answer_signal_id
 from penstock.contracts.state import MarkState, RunState, Signal
 from penstock.contracts.views import ANSWER_KINDS
 from penstock_gateway.core.access import Caller
+from penstock_gateway.core.marks import expired
 from penstock_gateway.runs import Runs
 from penstock_gateway.signals import Signals, run_ended
 
@@ -148,7 +149,10 @@ def find_mark(state: RunState, question: Question, answer: Answer) -> MarkState:
         RejectedError: ``approval_not_found``, ``tool_call_not_found``, ``resolution_not_found``.
     """
     mark = state.marks.get(answer.mark_id)
-    if mark is None or mark.mark.kind != question:
+    # A call that failed is marked as its node is; that it was asked for is in its answer.
+    if mark is None or (
+        mark.mark.kind != question and (mark.open or answer_to(state, question, mark) is None)
+    ):
         code, what = _NAMES[question]
         detail = ErrorDetail(path=_at(answer, ""), message="nothing of this id was asked")
         raise RejectedError(
@@ -221,10 +225,10 @@ def _require_open(mark: MarkState, answer: Answer) -> None:
     Raises:
         RejectedError: ``question_expired``, ``not_waiting``.
     """
-    due_at, error = mark.mark.due_at, mark.mark.error
-    late = due_at is not None and due_at <= datetime.now(UTC)
-    if late or (error is not None and error.code.endswith("_expired")):
-        raise RejectedError("question_expired", f"{answer.mark_id} waited until {due_at}, not now")
+    if expired(mark.mark, datetime.now(UTC)):
+        raise RejectedError(
+            "question_expired", f"{answer.mark_id} waited until {mark.mark.due_at}, no longer"
+        )
     if not mark.open:
         raise RejectedError("not_waiting", f"the run does not wait for {answer.mark_id} any more")
 

@@ -26,8 +26,8 @@ from penstock.contracts.views import CHILD_QUEUE
 from penstock_gateway.archive import Archive
 from penstock_gateway.core.access import Caller
 from penstock_gateway.core.requests import CancelRuns
-from penstock_gateway.core.signal_ids import control_signal_id
 from penstock_gateway.runs import NOT_FOUND, Runs, available
+from penstock_gateway.signal_ids import control_signal_id
 from penstock_gateway.signals import Signals, run_ended
 
 OPEN_STATUSES: Final = tuple(status for status in RunStatus if not status.final)

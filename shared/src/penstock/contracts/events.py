@@ -230,8 +230,7 @@ def _kind_of(mark: Mark) -> EventType | None:
     failed = mark.status == "failed"
     match mark.kind:
         case "approval":
-            expired = mark.error is not None and mark.error.code == "approval_expired"
-            return EventType.APPROVAL_EXPIRED if expired else None
+            return EventType.APPROVAL_EXPIRED if _expired(mark) else None
         case "resolution":
             return None
         case "client_tool":
@@ -244,6 +243,12 @@ def _kind_of(mark: Mark) -> EventType | None:
             return EventType.PHASE_ENDED
         case _:
             return EventType.NODE_FAILED if failed else EventType.NODE_DONE
+
+
+def _expired(mark: Mark) -> bool:
+    if mark.error is not None:
+        return mark.error.code == "approval_expired"
+    return isinstance(mark.output, dict) and mark.output.get("expired") is True
 
 
 def _of_mark(mark: Mark) -> dict[str, Json]:

@@ -16,8 +16,8 @@ from penstock_gateway.api.context import GatewayParts, Operator
 from penstock_gateway.core.access import Caller
 from penstock_gateway.core.preferences import idempotency_key
 from penstock_gateway.core.requests import CorrelatedSignal, RunMessage, Signal
-from penstock_gateway.core.signal_ids import signal_id_of
 from penstock_gateway.runs import NOT_FOUND
+from penstock_gateway.signal_ids import signal_id_of
 from penstock_gateway.signals import Sent
 
 RunId = Annotated[str, Path(description="The run")]

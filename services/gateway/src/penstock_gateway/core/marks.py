@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import AwareDatetime
 
@@ -13,7 +13,8 @@ from penstock.contracts.json import Json
 ApprovalStatus = Literal["open", "approved", "rejected", "expired", "closed"]
 """``closed``: nobody waits for it any more, for its run has ended or went another way."""
 
-_NOTHING_ASKED = ParkedRequest()
+_NOTHING_ASKED: Final = ParkedRequest()
+_EXPIRED: Final = frozenset({"approval_expired", "client_tool_timeout"})
 
 
 class DecisionView(Record):
@@ -71,6 +72,16 @@ class UnknownView(Record):
     role: str | None = None
     asked_at: AwareDatetime
     expires_at: AwareDatetime | None = None
+
+
+def expired(mark: Mark, now: datetime) -> bool:
+    """Tell whether nobody answered in time, whether or not the engine has noticed."""
+    if mark.status == "open":
+        return mark.due_at is not None and mark.due_at <= now
+    if mark.error is not None:
+        return mark.error.code in _EXPIRED
+    # An approval step that goes on without an answer says so in its output.
+    return isinstance(mark.output, dict) and mark.output.get("expired") is True
 
 
 def decision_view(fact: SignalReceived) -> DecisionView | None:
@@ -134,8 +145,7 @@ def _status(
 ) -> ApprovalStatus:
     if decided is not None:
         return "approved" if decided.decision == "approve" else "rejected"
-    expired = mark.error is not None and mark.error.code.endswith("_expired")
-    if expired or (mark.status == "open" and mark.due_at is not None and mark.due_at <= now):
+    if expired(mark, now):
         return "expired"
     return "open" if mark.status == "open" and not run_ended else "closed"
 
