@@ -392,6 +392,9 @@ def test_check_condition_says_nothing_of_what_data_could_make_right(condition: A
 
 
 def test_check_template_reports_each_expression_at_its_place() -> None:
-    template = {"a": ["{{ input.s + 1 }}", "{{ input.s }}"], "b": "{{ 1 / 0 }}{{ input.n + 1 }}"}
+    template: Any = {
+        "a": ["{{ input.s + 1 }}", "{{ input.s }}"],
+        "b": "{{ 1 / 0 }}{{ input.n + 1 }}",
+    }
 
     assert [detail.path for detail in check_template(template, "x", SAMPLES)] == ["x.a[0]", "x.b"]

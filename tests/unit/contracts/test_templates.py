@@ -279,7 +279,7 @@ def test_render_of_what_does_not_fit_is_rejected(template: str, code: str, reaso
 
 
 def test_references_of_expressions_are_their_paths() -> None:
-    template = ["{{ input.a + run['b'] }} {{ secrets.C }}", "{{ input.xs.map(x, x.y) }}"]
+    template: JsonValue = ["{{ input.a + run['b'] }} {{ secrets.C }}", "{{ input.xs.map(x, x.y) }}"]
 
     assert list(references(template, "spec")) == [
         ("spec[0]", ("input", "a")),

@@ -174,7 +174,7 @@ OPERATIONS: Final[dict[tuple[str, str, str], tuple[str, Operation]]] = {
     ("-", "duration", "duration"): ("duration", lambda _, a, b: a - b),
 }
 """What arithmetic there is: operator and kinds of operands, the result's kind, and how."""
-for _kind in ("number", "string", "timestamp", "duration"):
+for _kind in ("number", "string", "bool", "bytes", "timestamp", "duration"):
     OPERATIONS["<", _kind, _kind] = ("bool", lambda _, a, b: a < b)
     OPERATIONS["<=", _kind, _kind] = ("bool", lambda _, a, b: a <= b)
     OPERATIONS[">", _kind, _kind] = ("bool", lambda _, a, b: a > b)
