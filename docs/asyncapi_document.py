@@ -257,7 +257,7 @@ def requests() -> Iterator[Request]:
     parts = registry.Parts(bare(Definitions), bare(HttpAgents), bare(ApiKeys), bare(Board))
     for verb, entry in registry.verbs(parts).items():
         yield Request("registry", verb, entry.request, _reply_of(entry.perform))
-    for verb, asked in archive.verbs(bare(archive.LazyQueries)).items():
+    for verb, asked in archive.verbs(bare(archive.LazyParts)).items():
         yield Request("archive", verb, asked.request, _reply_of(getattr(Queries, verb)))
 
 

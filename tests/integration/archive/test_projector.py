@@ -5,25 +5,22 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import asyncpg
-import pytest
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from penstock import rpc
-from penstock.bus import topology
-from penstock.bus.connection import Bus, connect
+from penstock.bus.connection import Bus
 from penstock.contracts import subjects
 from penstock.contracts.archive import ListRuns, RunPage
 from penstock.contracts.errors import TransientError
 from penstock.contracts.facts import FACT, DeadLetter, DefinitionKind, RunInvoked
 from penstock.db import create_engine
 from penstock.embedded import NatsServer
-from penstock.settings import CoreSettings
 from penstock_orchestrator.archive import tables
 from penstock_orchestrator.archive.feed import BATCH_BYTES
 from penstock_orchestrator.archive.process import run_projector
@@ -32,51 +29,6 @@ from penstock_orchestrator.archive.settings import ArchiveSettings
 from tests.support.archived import assert_archived, rows_of
 from tests.support.histories import START, Message, random_log
 from tests.support.waiting import eventually
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Each test runs on both databases."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'archive.db'}"
-    url: str = request.getfixturevalue("postgres_database")
-    return url
-
-
-@pytest.fixture
-async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
-    engine = create_engine(database_url)
-    yield engine
-    await engine.dispose()
-
-
-@pytest.fixture
-def server(create_nats_server: Callable[..., NatsServer]) -> NatsServer:
-    """A log of the test's own: the projector reads all of it."""
-    return create_nats_server()
-
-
-@pytest.fixture
-async def bus(server: NatsServer) -> AsyncIterator[Bus]:
-    settings = CoreSettings(nats_url=server.url)
-    bus = await connect(settings, name="test")
-    await topology.ensure(bus, settings)
-    yield bus
-    await bus.close()
-
-
-@pytest.fixture
-def settings(server: NatsServer, database_url: str, tmp_path: Path) -> ArchiveSettings:
-    return ArchiveSettings.model_validate(
-        {
-            "nats_url": server.url,
-            "data_dir": tmp_path,
-            "database_url": database_url,
-            "metrics_port": -1,
-            "projector_batch_size": 150,
-            "projector_flush_seconds": 0.02,
-        }
-    )
 
 
 @asynccontextmanager

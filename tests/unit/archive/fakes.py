@@ -140,6 +140,9 @@ class FlakyStore:
     async def subjects_of(self, run_ids: Sequence[str]) -> dict[str, int]:
         return await self._store.subjects_of(run_ids)
 
+    async def unfinished_deletions(self) -> int:
+        return await self._store.unfinished_deletions()
+
     async def load(self, keys: Sequence[Key]) -> Loaded:
         self._fail()
         return await self._store.load(keys)

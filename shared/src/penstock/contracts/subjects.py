@@ -403,6 +403,24 @@ def turn_key(tenant: str, key_hash: str) -> str:
     return f"{tenant}.{key_hash}"
 
 
+def limit_key(name_hash: str) -> str:
+    """Return the key of a rate limit's state, in bucket ``limits``."""
+    return f"rate.{name_hash}"
+
+
+def block_key(name_hash: str) -> str:
+    """Return the key that says until when nobody asks a provider, in bucket ``limits``."""
+    return f"block.{name_hash}"
+
+
+BLOCK_FILTER: Final = "block.*"
+
+
+def once_key(run_id: str, step_id: str, attempt: int) -> str:
+    """Return the key by which an attempt that must not be repeated begins, in ``limits``."""
+    return f"once.{run_id}.{step_id}.{attempt}"
+
+
 def shard_lease_key(shard: int) -> str:
     """Return the key of an engine's lease on a shard, in bucket ``leases``."""
     return f"shard.{shard}"

@@ -95,6 +95,14 @@ class PostgresStore:
             )
         return {row[0]: row[1] for row in rows}
 
+    async def unfinished_deletions(self) -> int:
+        """Return how many deleted runs may have left something on the bus."""
+        async with self._open() as connection:
+            count = await connection.fetchval(
+                "SELECT count(*) FROM tombstones WHERE erased_at IS NULL"
+            )
+        return int(count)
+
     async def commit(self, stream: str, batch: Batch, *, after: Position) -> None:
         """Write a batch in one transaction."""
         async with self._open() as connection, connection.transaction():

@@ -8,34 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
-
-from pydantic import BaseModel
+from typing import Final
 
 from penstock.bus import topology
 from penstock.bus.claims import Claims
 from penstock.bus.connection import Bus, connect
 from penstock.bus.reader import LogReader
-from penstock.contracts import archive, subjects
+from penstock.contracts import subjects
 from penstock.contracts.errors import TransientError
-from penstock.endpoint import Endpoint, Verb
+from penstock.endpoint import Endpoint
 from penstock.memory import settle
 from penstock.telemetry.health import HealthServer
 from penstock.telemetry.logs import EventLog
 from penstock_orchestrator.archive.feed import Feed
+from penstock_orchestrator.archive.parts import LazyParts, verbs
 from penstock_orchestrator.archive.projector import Projector
 from penstock_orchestrator.archive.settings import ArchiveSettings
 from penstock_orchestrator.archive.store import REVISION, Store, open_store
-
-if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine
-
-    from penstock_orchestrator.archive.queries import Queries
+from penstock_orchestrator.archive.upkeep import Upkeep
 
 _log = EventLog("penstock.projector")
 
@@ -87,8 +80,10 @@ async def _serve(settings: ArchiveSettings, bus: Bus, store: Store, ending: asyn
         batch_size=settings.projector_batch_size,
         flush_seconds=settings.projector_flush_seconds,
     )
-    queries = LazyQueries(settings, claims)
-    endpoint = Endpoint(settings, "archive", verbs(queries))
+    parts = LazyParts(settings, bus, claims)
+    upkeep = Upkeep(settings, parts, store)
+    projector.on_refused = upkeep.forget_late
+    endpoint = Endpoint(settings, "archive", verbs(parts))
 
     async def canary() -> None:
         await bus.request(subjects.canary(settings.instance_id), b"{}")
@@ -96,7 +91,9 @@ async def _serve(settings: ArchiveSettings, bus: Bus, store: Store, ending: asyn
     health = HealthServer(host=settings.metrics_host, port=settings.metrics_port, canary=canary)
     await health.start()
     await endpoint.start()
-    projecting = asyncio.create_task(_project(settings, store, projector, ending), name="projector")
+    projecting = asyncio.create_task(
+        _project(settings, store, projector, upkeep, ending), name="projector"
+    )
     waiting = asyncio.create_task(ending.wait(), name="ending")
     _log.info("projector.ready")
     try:
@@ -108,8 +105,9 @@ async def _serve(settings: ArchiveSettings, bus: Bus, store: Store, ending: asyn
     finally:
         waiting.cancel()
         await _finish(projecting)
+        await upkeep.stop()
         await endpoint.stop()
-        await queries.close()
+        await parts.close()
         await health.stop()
 
 
@@ -121,7 +119,11 @@ async def _finish(projecting: asyncio.Task[None]) -> None:
 
 
 async def _project(
-    settings: ArchiveSettings, store: Store, projector: Projector, ending: asyncio.Event
+    settings: ArchiveSettings,
+    store: Store,
+    projector: Projector,
+    upkeep: Upkeep,
+    ending: asyncio.Event,
 ) -> None:
     delay = 0.5
     while not ending.is_set():
@@ -133,6 +135,7 @@ async def _project(
                 await asyncio.wait_for(ending.wait(), delay)
             delay = min(2 * delay, _LONGEST_DELAY_SECONDS)
         else:
+            await upkeep.start()
             await projector.run()
             return
 
@@ -153,69 +156,3 @@ async def ensure_tables(settings: ArchiveSettings, store: Store) -> None:
     )
     if await child.wait() != 0:
         raise TransientError("archive_unavailable", "the tables could not be brought up to date")
-
-
-class LazyQueries:
-    """Brings the queries, and SQLAlchemy with them, when somebody first asks."""
-
-    def __init__(self, settings: ArchiveSettings, claims: Claims) -> None:
-        """Prepare; nothing is imported or connected yet."""
-        self._settings = settings
-        self._claims = claims
-        self._lock = asyncio.Lock()
-        self._queries: Queries | None = None
-        self._engine: AsyncEngine | None = None
-
-    async def get(self) -> Queries:
-        """Return the queries."""
-        async with self._lock:
-            if self._queries is None:
-                await asyncio.to_thread(
-                    importlib.import_module, "penstock_orchestrator.archive.queries"
-                )
-                from penstock.db import create_engine  # noqa: PLC0415 - see above
-                from penstock_orchestrator.archive.queries import (  # noqa: PLC0415
-                    Queries,
-                )
-
-                self._engine = create_engine(
-                    self._settings.resolved_database_url,
-                    pool_size=self._settings.database_pool_size,
-                    recycle_seconds=self._settings.database_pool_recycle_seconds,
-                )
-                self._queries = Queries(self._engine, self._claims.pack)
-            return self._queries
-
-    async def close(self) -> None:
-        """Close the connections, if there are any."""
-        if self._engine is not None:
-            await self._engine.dispose()
-
-
-_REQUESTS: Final[Mapping[str, type[BaseModel]]] = {
-    "list_runs": archive.ListRuns,
-    "get_run": archive.GetRun,
-    "run_facts": archive.RunFacts,
-    "list_sessions": archive.ListSessions,
-    "get_session": archive.GetSession,
-    "session_messages": archive.SessionMessages,
-    "delete_session": archive.DeleteSession,
-    "usage_summary": archive.UsageSummary,
-}
-
-
-def verbs(queries: LazyQueries) -> Mapping[str, Verb]:
-    """Return all verbs by name; each is the method of ``Queries`` of that name."""
-
-    def perform(name: str) -> Callable[[Any], Awaitable[BaseModel]]:
-        async def ask(request: BaseModel) -> BaseModel:
-            method = getattr(await queries.get(), name)
-            answer: BaseModel = await method(request)
-            return answer
-
-        return ask
-
-    return {
-        name: Verb(request, perform(name), reads=name != "delete_session")
-        for name, request in _REQUESTS.items()
-    }

@@ -161,7 +161,10 @@ class Projector:
                 f"{subjects.RUNS} ends at {last_seq}: its last facts were lost, perhaps with the "
                 "power; project the log into an empty database",
             )
-        self._position = position or Position(0, created)
+        position = position or Position(0, created)
+        if position.generation != self._position.generation:
+            self._projection.forget()
+        self._position = position
         while self._position.rebuilding and not self._stopping.is_set():
             await self._rebuild_some()
         while self._position.last_seq < delivered and not self._stopping.is_set():

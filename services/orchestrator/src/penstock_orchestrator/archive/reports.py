@@ -128,12 +128,12 @@ class Reports:
             conditions.append(usage.c.occurred_at < request.until)
         async with session_scope(self._factory, read_only=True) as session:
             postgres = session.get_bind().dialect.name == "postgresql"
+            at = usage.c.occurred_at
+            seconds = type_coerce(at, BigInteger) // 1_000_000
             day = (
-                func.to_char(func.timezone("UTC", usage.c.occurred_at), "YYYY-MM-DD")
+                func.to_char(func.timezone("UTC", at), "YYYY-MM-DD")
                 if postgres
-                else func.strftime(
-                    "%Y-%m-%d", type_coerce(usage.c.occurred_at, BigInteger) // 1_000_000, "unixepoch"
-                )
+                else func.strftime("%Y-%m-%d", seconds, "unixepoch")
             ).label("day")
             grouped = (
                 select(usage.c.provider, usage.c.model, usage.c.name, day, *_sums())

@@ -35,3 +35,9 @@ class ArchiveSettings(DatabaseSettings):
         description="How far the projector yields the processor to others. 5: where there is "
         "too little of it, runs go on and the archive catches up later.",
     )
+    archive_keep_days: float | None = Field(
+        default=None,
+        gt=0,
+        description="Days after its end when a run is deleted from archive and log, with all that "
+        "belongs to it. None, for ever: what may be forgotten is for whoever runs it to say.",
+    )

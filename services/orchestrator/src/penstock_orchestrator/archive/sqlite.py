@@ -140,6 +140,15 @@ class SqliteStore:
 
         return await self._run(read)
 
+    async def unfinished_deletions(self) -> int:
+        """Return how many deleted runs may have left something on the bus."""
+
+        def read(connection: sqlite3.Connection) -> int:
+            count = "SELECT count(*) FROM tombstones WHERE erased_at IS NULL"
+            return int(connection.execute(count).fetchone()[0])
+
+        return await self._run(read)
+
     async def commit(self, stream: str, batch: Batch, *, after: Position) -> None:
         """Write a batch in one transaction."""
         await self._run(lambda connection: _write(connection, stream, batch, after))

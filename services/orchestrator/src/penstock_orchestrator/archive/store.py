@@ -77,6 +77,9 @@ class Store(Protocol):
     async def subjects_of(self, run_ids: Sequence[str]) -> dict[str, int]:
         """Return the subjects of the facts of runs, each with its lowest sequence."""
 
+    async def unfinished_deletions(self) -> int:
+        """Return how many deleted runs may have left something on the bus."""
+
     async def commit(self, stream: str, batch: Batch, *, after: Position) -> None:
         """Write a batch in one transaction, if ``after`` is still what is projected.
 
