@@ -125,6 +125,7 @@ class Striker:
             AssertionError: It did not recover in 90 seconds.
         """
         await self._crowd.check()
+        announce(blow)
         pid = self._rig.stack.pid(blow.target)
         position = await self._archive_position()
         at = time.time()
@@ -225,6 +226,12 @@ class Striker:
 
         await eventually(answers, within=PATIENCE_SECONDS, every=0.1)
         return time.time()
+
+
+def announce(blow: Blow) -> None:
+    """Say what is done now: after a failure it is known what came before it."""
+    now = time.strftime("%H:%M:%S")
+    print(f"{now} {blow}", flush=True)  # noqa: T201 - see above
 
 
 def _role(target: str) -> str:

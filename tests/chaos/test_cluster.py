@@ -17,6 +17,7 @@ from tests.chaos.blows import (
     Blow,
     Striker,
     Struck,
+    announce,
     plan_blows,
 )
 from tests.chaos.crowd import Crowd, client_of, follow
@@ -49,8 +50,9 @@ class NodeStriker:
     async def strike(self, blow: Blow) -> None:
         """Hit the server that has the role of ``blow.target``: ``RUNS leader``, ..."""
         node = await self._node(blow.target)
-        at = time.time()
         blow = Blow(f"{node.name}, {blow.target}", blow.kind, blow.seconds)
+        announce(blow)
+        at = time.time()
         struck = Struck(blow, at, 0, at)
         if blow.kind == "kill":
             node.kill()

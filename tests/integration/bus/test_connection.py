@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nats.aio.msg import Msg
 
 from penstock.bus.connection import (
     EXIT_CONNECTION_LOST,
@@ -133,6 +134,34 @@ async def test_connect_waits_for_a_server_that_is_about_to_start(
 
     assert bus.nc.is_connected
     await bus.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        ({"code": 503, "err_code": 10008, "description": "temporarily unavailable"}, "503"),
+        ({"code": 404, "err_code": 10059, "description": "stream not found"}, "404"),
+    ],
+    ids=["no leader", "not there"],
+)
+async def test_api_that_has_no_leader_yet_is_transient_other_refusals_are_not(
+    bench: Bench, error: dict[str, Any], expected: str
+) -> None:
+    async def refuse(message: Msg) -> None:
+        await message.respond(json.dumps({"error": error}).encode())
+
+    # No verb of the server's: what answers is this test.
+    verb = f"PENSTOCK.{bench.tenant}"
+    await bench.bus.subscribe(f"$JS.API.{verb}", refuse)
+    with pytest.raises((TransientError, JetStreamError)) as refused:
+        await bench.bus.api(verb)
+
+    raised = refused.value
+    if expected == "503":
+        assert isinstance(raised, TransientError)
+        assert raised.code == "bus_unavailable"
+    else:
+        assert isinstance(raised, JetStreamError)
 
 
 async def test_request_that_nobody_serves_says_so(bench: Bench) -> None:

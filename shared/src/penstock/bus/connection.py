@@ -33,6 +33,9 @@ EXIT_CONNECTION_LOST: Final = 70
 """Exit status of a process whose connection was closed for good (EX_SOFTWARE)."""
 
 
+_UNAVAILABLE: Final = 503
+
+
 class JetStreamError(Exception):
     """The JetStream API refused a request.
 
@@ -101,13 +104,15 @@ class Bus:
 
         Raises:
             JetStreamError: The server refused.
-            TransientError: No answer.
+            TransientError: No answer, or ``bus_unavailable``: no leader to answer it yet.
         """
         body = b"" if request is None else json.dumps(request).encode()
         reply = await self.request(f"$JS.API.{verb}", body, timeout_seconds=timeout_seconds)
         answer: dict[str, Any] = json.loads(reply.data)
         error = answer.get("error")
         if error is not None:
+            if error.get("code") == _UNAVAILABLE:
+                raise TransientError("bus_unavailable", f"{verb}: {error.get('description')}")
             raise JetStreamError(
                 error.get("code", 0), error.get("err_code", 0), error.get("description", "")
             )

@@ -39,6 +39,7 @@ _log = logging.getLogger(__name__)
 _EXPIRES_SECONDS: Final = 30
 _HEARTBEAT_SECONDS: Final = 2
 _SILENCE_SECONDS: Final = 5.0
+_AGAIN_SECONDS: Final = 0.25
 _NANO: Final = 1_000_000_000
 _ACK: Final = b"+ACK"
 _PROGRESS: Final = b"+WPI"
@@ -137,6 +138,8 @@ class Consumer:
         self._heard_at = 0.0
         self._suspect = False
         """The server refused to be pulled from: the durable may be gone."""
+        self._again: asyncio.TimerHandle | None = None
+        """The next pull after a refused one."""
         self._subscription: Subscription | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
@@ -226,17 +229,23 @@ class Consumer:
         if status == "408":
             self._pull()
         elif not self._draining:
-            _log.warning(
-                "consumer.pull_ended",
-                extra={
-                    "durable": self._durable,
-                    "status": status,
-                    "description": headers.get("Description"),
-                },
-            )
+            if not self._suspect:
+                _log.warning(
+                    "consumer.pull_ended",
+                    extra={
+                        "durable": self._durable,
+                        "status": status,
+                        "description": headers.get("Description"),
+                    },
+                )
             self._credit = 0
             self._suspect = True
-            self._loop.call_later(0.25, self._pull)
+            if self._again is None:
+                self._again = self._loop.call_later(_AGAIN_SECONDS, self._pull_again)
+
+    def _pull_again(self) -> None:
+        self._again = None
+        self._pull()
 
     # -- handling ----------------------------------------------------------------------------
 
@@ -344,14 +353,21 @@ class Consumer:
         """No message, no heartbeat, or a refusal: look whether the durable is still there."""
         _log.warning("consumer.silent", extra={"durable": self._durable})
         self._suspect = False
+        # Who leads it now may be somebody who has not heard of us. Asking whether it is there
+        # takes seconds while nobody answers: work must not wait for that.
+        self._restart_pull()
         try:
-            await self._find_or_recreate()
+            recreated = await self._find_or_recreate()
         except (JetStreamError, PenstockError) as error:
             _log.warning("consumer.unavailable", extra={"error": str(error)})
             self._suspect = True
-        self._restart_pull()
+        else:
+            if recreated:
+                self._suspect = False
+                self._restart_pull()
 
-    async def _find_or_recreate(self) -> None:
+    async def _find_or_recreate(self) -> bool:
+        """Tell whether the durable had to be made again."""
         try:
             await self._bus.api(f"CONSUMER.INFO.{self._stream}.{self._durable}")
         except JetStreamError as error:
@@ -359,6 +375,8 @@ class Consumer:
                 raise
             _log.warning("consumer.vanished", extra={"durable": self._durable})
             await self._recreate()
+            return True
+        return False
 
 
 def _limit(delivery: Delivery) -> None:

@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from nats.errors import Error as NatsError
 
+from penstock.bus.claims import Claims
 from penstock.bus.client import parse_headers
 from penstock.bus.connection import Bus, JetStreamError
+from penstock.bus.reader import LogReader
 from penstock.contracts.errors import (
     ConflictError,
     ErrorDetail,
@@ -51,6 +53,8 @@ _SILENCE_SECONDS: Final = 3.0
 _INACTIVE_SECONDS: Final = 30
 _CHECK_SECONDS: Final = 0.5
 _ATTEMPTS: Final = 8
+_NO_CLAIMS: Final = 2**30
+"""Values of buckets are never claims."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +109,7 @@ class Bucket:
         self._stream = f"KV_{name}"
         self._prefix = f"$KV.{name}."
         self._timeout_seconds = timeout_seconds
+        self._reader: LogReader | None = None
 
     async def get(self, key: str) -> KvEntry | None:
         """Return the entry of ``key``, or ``None`` where there is none (any more).
@@ -196,22 +201,16 @@ class Bucket:
         Raises:
             TransientError: The server did not answer in time.
         """
-        found: set[str] = set()
-
-        def collect(change: KvChange) -> None:
-            if change.reason == "put":
-                found.add(change.key)
-
-        watch = Watch(self._bus, self.name, filter, collect, headers_only=True)
-        await watch.start()
-        try:
-            await asyncio.wait_for(watch.ready(), self._timeout_seconds)
-        except TimeoutError as error:
-            raise TransientError(
-                "request_timeout", f"{self.name}: the keys did not come in time"
-            ) from error
-        finally:
-            await watch.stop()
+        # A direct read: any replica answers it, so that leases need no leader of the cluster.
+        if self._reader is None:
+            self._reader = LogReader(self._bus, Claims(self._bus, _NO_CLAIMS))
+        found: list[str] = []
+        async for page in self._reader.pages(self._stream, self._prefix + filter):
+            found += [
+                message.subject.removeprefix(self._prefix)
+                for message in page
+                if _reason(message.headers) == "put"
+            ]
         return sorted(found)
 
     async def watch(
@@ -334,8 +333,6 @@ class Watch:
         bucket: str,
         filter: str,  # noqa: A002 - the server's own word
         on_change: Callable[[KvChange], None],
-        *,
-        headers_only: bool = False,
     ) -> None:
         """Prepare the watch; `start` begins it."""
         self._bus = bus
@@ -343,7 +340,6 @@ class Watch:
         self._prefix = f"$KV.{bucket}."
         self._filter = filter
         self._on_change = on_change
-        self._headers_only = headers_only
         self._ready = asyncio.Event()
         self._broken = asyncio.Event()
         self._known: dict[str, tuple[int, datetime]] = {}
@@ -410,7 +406,6 @@ class Watch:
                     "inactive_threshold": _INACTIVE_SECONDS * _SECOND_NS,
                     "mem_storage": True,
                     "num_replicas": 1,
-                    "headers_only": self._headers_only,
                 },
             },
         )
