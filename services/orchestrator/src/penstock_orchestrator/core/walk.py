@@ -195,8 +195,18 @@ class Walk:
                 output = render(node.fallback, self.view.scope(node.id, path))
             except RejectedError as unrendered:
                 handled, error = False, unrendered.info()
-        kind = node.kind
-        self.view.note(Mark(mark_id=iid, kind=kind, status="failed", output=output, error=error))
+        known = self.view.mark(iid)
+        self.view.note(
+            Mark(
+                mark_id=iid,
+                kind=node.kind,
+                status="failed",
+                output=output,
+                error=error,
+                choice=known.choice if known is not None else None,
+                count=known.count if known is not None else None,
+            )
+        )
         if node.blocks:
             self.abandon(node, path)
         return Outcome("failed", output, error, handled)
