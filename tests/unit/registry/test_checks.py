@@ -188,7 +188,7 @@ def test_tool_needs_exactly_one_way_to_run(spec: dict[str, Any]) -> None:
     faults = faults_of(tool(**spec))
 
     assert [(fault.path, fault.allowed) for fault in faults] == [
-        ("spec", "exactly one of builtin, http, runner")
+        ("spec", "exactly one of builtin, http, runner, client")
     ]
 
 
@@ -229,7 +229,7 @@ def test_tool_sources_are_checked() -> None:
 
     assert [(fault.path, fault.allowed) for fault in faults] == [
         ("spec.sources.a.value", None),
-        ("spec.sources.b.value", "input, run, session"),
+        ("spec.sources.b.value", "input, run, session, secrets"),
         ("spec.sources.c", "a, b"),
     ]
 

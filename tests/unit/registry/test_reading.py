@@ -73,7 +73,11 @@ def test_document_with_many_faults_names_each_with_its_place() -> None:
 @pytest.mark.parametrize(
     ("spec", "path", "allowed"),
     [
-        ({"modle": "x"}, "spec.modle", "endpoint, instructions, max_turns, model, parameters, "),
+        (
+            {"modle": "x"},
+            "spec.modle",
+            "endpoint, instructions, max_cost_usd, max_tokens, max_turns, model, ",
+        ),
         (
             {"retry": {"max_attempt": 1}},
             "spec.retry.max_attempt",
@@ -107,7 +111,7 @@ def test_fault_says_what_would_be_allowed(
     ],
 )
 def test_document_without_known_kind_names_the_kinds(raw: JsonValue, message: str) -> None:
-    assert faults_of(raw) == {"kind": (message, "Agent, Tool, Webhook, Workflow")}
+    assert faults_of(raw) == {"kind": (message, "Agent, Network, Tool, Webhook, Workflow")}
 
 
 def test_document_of_another_kind_than_expected_is_refused() -> None:

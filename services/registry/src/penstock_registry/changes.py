@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-from pydantic import JsonValue
+from pydantic import JsonValue, ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from penstock.contracts.errors import ErrorDetail, RejectedError
+from penstock.contracts.facts import DefinitionKind
+from penstock.contracts.plan import PLAN, PublishedVersion
 from penstock.contracts.rpc import AppliedDefinition, DocumentKind
 from penstock.telemetry.logs import EventLog
 from penstock_registry import store
-from penstock_registry.core.catalog import PUBLISHING_ORDER, Catalog, Key, dependants, key_of
-from penstock_registry.core.compiler import Artifact, compile_document
-from penstock_registry.core.documents import Document, kind_of
+from penstock_registry.core.catalog import (
+    RUNNABLE,
+    Catalog,
+    Key,
+    children_of,
+    dependants,
+    key_of,
+    publishing_order,
+)
+from penstock_registry.core.compiler import Artifact, Selected, compile_document
+from penstock_registry.core.documents import Document, WorkflowDocument
 from penstock_registry.core.places import at, invalid_document
 from penstock_registry.core.reading import Placed, parse_document
 from penstock_registry.publisher import Publisher
@@ -45,6 +55,10 @@ class Known:
                 return stored
         return None
 
+    def runnable(self, name: str) -> Stored | None:
+        """Return the row of what is started by a name."""
+        return next((self.rows[kind, name] for kind in RUNNABLE if (kind, name) in self.rows), None)
+
 
 class Changes:
     """Stores and publishes inside a unit of work of the caller's.
@@ -68,16 +82,23 @@ class Changes:
         origin: Origin = "document",
     ) -> list[AppliedDefinition]:
         """Store documents and, to publish them, what they and their dependants compile to."""
-        ordered = sorted(placed, key=lambda one: PUBLISHING_ORDER.index(kind_of(one.document)))
-        documents = [one.document for one in ordered]
-        _refuse_taken_names(known, ordered)
+        given = {key_of(one.document): one for one in placed}
+        documents = [one.document for one in given.values()]
+        _refuse_taken_names(known, given.values())
         catalog = (known.in_force if publish else known.drafts).plus(documents)
-        also = dependants(catalog, map(key_of, documents)) if publish else []
-        paths = [one.path for one in ordered] + ["/".join(key_of(document)) for document in also]
-        artifacts = _compile_all([*documents, *also], paths, catalog)
+        also = dependants(catalog, given) if publish else []
+        places = {key: one.path for key, one in given.items()}
+        ordered = publishing_order([*documents, *also])
+        if publish:
+            artifacts = await self._compile(session, tenant, known, ordered, catalog, places)
+        else:
+            artifacts = _check(ordered, catalog, places)
         results: list[AppliedDefinition] = []
-        for one in ordered:
-            key = key_of(one.document)
+        for document in ordered:
+            key = key_of(document)
+            if key not in given:
+                continue
+            one = given[key]
             stored, change = await self._save(session, tenant, known, one, origin)
             if publish:
                 results.append(
@@ -85,17 +106,104 @@ class Changes:
                 )
             else:
                 results.append(_result(*stored, change))
-        for document in also:
-            stored = known.rows[key_of(document)]
-            row, version = stored
-            if version is None or version.digest == artifacts[key_of(document)].digest:
+        return results + await self._republish(session, known, also, artifacts)
+
+    async def _republish(
+        self,
+        session: AsyncSession,
+        known: Known,
+        documents: Iterable[Document],
+        artifacts: Mapping[Key, Artifact],
+    ) -> list[AppliedDefinition]:
+        """Publish those that use what has changed, as far as that changes them."""
+        results: list[AppliedDefinition] = []
+        for document in documents:
+            key = key_of(document)
+            row, version = stored = known.rows[key]
+            if version is None or _same_plan(version, artifacts[key]):
                 continue
             result = await self._publish(
-                session, stored, version.document, artifacts[key_of(document)], "unchanged"
+                session, stored, version.document, artifacts[key], "unchanged"
             )
             results.append(result.model_copy(update={"dependant": True}))
-            log.info("definition.republished", tenant=tenant, kind=row.kind, name=row.name)
+            log.info("definition.republished", tenant=row.tenant_id, kind=row.kind, name=row.name)
         return results
+
+    async def _compile(
+        self,
+        session: AsyncSession,
+        tenant: str,
+        known: Known,
+        documents: Iterable[Document],
+        catalog: Catalog,
+        places: Mapping[Key, str],
+    ) -> dict[Key, Artifact]:
+        """Compile documents in their order, or refuse them with every fault of each.
+
+        What a workflow runs as a child is named by the version that it will have after this.
+
+        Raises:
+            RejectedError: ``invalid_document``; ``plan_too_large``.
+        """
+        artifacts: dict[Key, Artifact] = {}
+        faults: list[ErrorDetail] = []
+        coming: dict[str, PublishedVersion] = {}
+        for document in documents:
+            key = key_of(document)
+            pins: dict[Selected, PublishedVersion] = {}
+            if isinstance(document, WorkflowDocument):
+                pins = await self._pins(session, known, document, coming)
+            path = places.get(key, "/".join(key))
+            try:
+                artifact = compile_document(document, catalog, path=path, pins=pins)
+            except RejectedError as error:
+                faults.extend(error.details)
+                artifact = _UNKNOWN
+            artifacts[key] = artifact
+            if key[0] in RUNNABLE:
+                coming[key[1]] = await self._coming(session, tenant, known, key, artifact)
+        if faults:
+            raise invalid_document(faults)
+        return artifacts
+
+    async def _coming(
+        self, session: AsyncSession, tenant: str, known: Known, key: Key, artifact: Artifact
+    ) -> PublishedVersion:
+        """Return the version that a definition will have once an artifact of it is published."""
+        stored = known.rows.get(key) or await store.find_named(session, tenant, *key)
+        version = stored[1] if stored is not None else None
+        if version is not None and _same_plan(version, artifact):
+            return published_version(version, key[1])
+        last = await store.last_version(session, stored[0]) if stored is not None else 0
+        return PublishedVersion(
+            name=key[1],
+            kind=DefinitionKind(key[0].value),
+            version=last + 1,
+            plan_digest=artifact.digest,
+        )
+
+    async def _pins(
+        self,
+        session: AsyncSession,
+        known: Known,
+        document: WorkflowDocument,
+        coming: Mapping[str, PublishedVersion],
+    ) -> dict[Selected, PublishedVersion]:
+        """Return the exact versions of what a workflow runs as children, as far as they exist."""
+        found: dict[Selected, PublishedVersion] = {}
+        for child in children_of(document.spec):
+            stored = known.runnable(child.name)
+            if child.version is None and child.name in coming:
+                found[child.name, None] = coming[child.name]
+                continue
+            if stored is None:
+                continue
+            version = stored[1]
+            if child.version is not None:
+                version = await select_version(session, stored[0], child.version)
+            if version is not None:
+                found[child.name, child.version] = published_version(version, child.name)
+        return found
 
     async def _save(
         self, session: AsyncSession, tenant: str, known: Known, one: Placed, origin: Origin
@@ -150,10 +258,9 @@ class Changes:
     ) -> AppliedDefinition:
         """Make a new version out of an artifact, unless just this one is in force."""
         row, version = stored
-        if version is not None and version.digest == artifact.digest:
+        if version is not None and _same_plan(version, artifact):
             return _result(row, version, change)
-        kind = DocumentKind(row.kind)
-        if kind is DocumentKind.AGENT or kind is DocumentKind.WORKFLOW:
+        if DocumentKind(row.kind) in RUNNABLE:
             await self._publisher.put_plan(artifact.digest, artifact.body)
         now = self._now()
         fresh = VersionRow(
@@ -184,21 +291,52 @@ class Changes:
         document = parse_document(version.document, expected=DocumentKind(row.kind))
         catalog = known.in_force.plus([document])
         also = dependants(catalog, [key_of(document)])
-        paths = ["/".join(key_of(other)) for other in also]
-        artifacts = _compile_all(also, paths, catalog)
         same = current is not None and current.version == version.version
         row.published_version = version.version
         row.updated_at = self._now()
+        known.rows[key_of(document)] = (row, version)
+        artifacts = await self._compile(session, row.tenant_id, known, also, catalog, {})
         results = [_result(row, version, "unchanged" if same else "updated")]
-        for other in also:
-            used = known.rows[key_of(other)]
-            if used[1] is None or used[1].digest == artifacts[key_of(other)].digest:
-                continue
-            result = await self._publish(
-                session, used, used[1].document, artifacts[key_of(other)], "unchanged"
-            )
-            results.append(result.model_copy(update={"dependant": True}))
-        return results
+        return results + await self._republish(session, known, also, artifacts)
+
+
+def _check(
+    documents: Iterable[Document], catalog: Catalog, places: Mapping[Key, str]
+) -> dict[Key, Artifact]:
+    """Compile documents that are not published: what they run need not be published either.
+
+    Raises:
+        RejectedError: ``invalid_document``; ``plan_too_large``.
+    """
+    artifacts: dict[Key, Artifact] = {}
+    faults: list[ErrorDetail] = []
+    for document in documents:
+        key = key_of(document)
+        try:
+            artifacts[key] = compile_document(document, catalog, path=places[key])
+        except RejectedError as error:
+            faults.extend(error.details)
+    if faults:
+        raise invalid_document(faults)
+    return artifacts
+
+
+_UNKNOWN: Final = Artifact(b"", "")
+"""Stands for what did not compile, so that others are checked as well."""
+
+
+def _same_plan(version: VersionRow, artifact: Artifact) -> bool:
+    """Tell whether a version is what was compiled, if only written by an older release."""
+    if version.digest == artifact.digest:
+        return True
+    if DocumentKind(version.kind) not in RUNNABLE or not artifact.body:
+        return False
+    fresh = PLAN.validate_json(artifact.body)
+    try:
+        old = PLAN.validate_json(version.compiled)
+    except ValidationError:
+        return False
+    return old.format != fresh.format and old.model_copy(update={"format": fresh.format}) == fresh
 
 
 def origin_of(row: DefinitionRow) -> Origin:
@@ -251,25 +389,28 @@ def _refuse_taken_names(known: Known, placed: Iterable[Placed]) -> None:
         raise invalid_document(faults)
 
 
-def _compile_all(
-    documents: list[Document], paths: list[str], catalog: Catalog
-) -> dict[Key, Artifact]:
-    """Compile documents, or refuse them with every fault of each."""
-    artifacts: dict[Key, Artifact] = {}
-    faults: list[ErrorDetail] = []
-    for document, path in zip(documents, paths, strict=True):
-        try:
-            artifacts[key_of(document)] = compile_document(document, catalog, path=path)
-        except RejectedError as error:
-            faults.extend(error.details)
-    if faults:
-        raise invalid_document(faults)
-    return artifacts
-
-
 def _same(one: JsonValue, other: JsonValue) -> bool:
     """Compare documents as they are written: the order of keys counts, it is in the plan."""
     return json.dumps(one) == json.dumps(other)
+
+
+def published_version(version: VersionRow, name: str) -> PublishedVersion:
+    """Return a version as the bus knows it."""
+    return PublishedVersion(
+        name=name,
+        kind=DefinitionKind(version.kind),
+        version=version.version,
+        plan_digest=version.digest,
+    )
+
+
+async def select_version(
+    session: AsyncSession, row: DefinitionRow, selector: int | str
+) -> VersionRow | None:
+    """Return the version of a definition that a number or an alias stands for."""
+    if isinstance(selector, int):
+        return await store.find_version(session, row, selector)
+    return None
 
 
 def _set(row: DefinitionRow, fields: dict[str, Any]) -> None:

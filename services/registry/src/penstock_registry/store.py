@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from penstock import db
 from penstock.contracts.rpc import DocumentKind
+from penstock_registry.core.catalog import RUNNABLE
 from penstock_registry.tables import PACKAGE, AgentRow, DefinitionRow, KeyRow, VersionRow
 
 _RUNNABLE: Final = "runnable"
@@ -23,8 +24,8 @@ Stored = tuple[DefinitionRow, VersionRow | None]
 
 
 def namespace_of(kind: DocumentKind) -> str:
-    """Return the namespace in which a name must be unique; agents and workflows share one."""
-    if kind is DocumentKind.AGENT or kind is DocumentKind.WORKFLOW:
+    """Return the namespace in which a name must be unique; what is started by name shares one."""
+    if kind in RUNNABLE:
         return _RUNNABLE
     return kind.value
 

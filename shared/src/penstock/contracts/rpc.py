@@ -34,6 +34,7 @@ class DocumentKind(StrEnum):
     AGENT = "agent"
     TOOL = "tool"
     WORKFLOW = "workflow"
+    NETWORK = "network"
     WEBHOOK = "webhook"
 
 

@@ -7,43 +7,27 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import (
-    AnyHttpUrl,
-    BaseModel,
-    ConfigDict,
-    Field,
-    JsonValue,
-    StringConstraints,
-    TypeAdapter,
-    UrlConstraints,
-)
+from pydantic import AnyHttpUrl, Field, JsonValue, TypeAdapter, UrlConstraints
 
 from penstock.contracts.errors import ErrorFamily
-from penstock.contracts.ids import NodeId, Token
-from penstock.contracts.plan import RetryPolicy
-from penstock.contracts.rpc import DocumentKind
+from penstock.contracts.ids import Token
+from penstock.contracts.rpc import DocumentKind, Role
+from penstock_registry.core.parts import (
+    MAX_SECONDS,
+    Duration,
+    JsonSchema,
+    LimitsSpec,
+    Part,
+    RetrySpec,
+    SecretHeader,
+    SecretName,
+)
+from penstock_registry.core.steps import Expression, Steps, StepSpec
 
 API_VERSION: Final = "penstock/v1"
 
-SecretName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
 Endpoint = Annotated[AnyHttpUrl, UrlConstraints(max_length=2000)]
 ENDPOINT: Final[TypeAdapter[AnyHttpUrl]] = TypeAdapter(Endpoint)
-
-
-class Part(BaseModel):
-    """Base of every part of a document: frozen, unknown fields refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=False)
-
-
-class RetrySpec(RetryPolicy):
-    """When and how often a failed step is tried again."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    def policy(self) -> RetryPolicy:
-        """Return it as plans carry it."""
-        return RetryPolicy(**self.model_dump())
 
 
 class Metadata(Part):
@@ -73,6 +57,14 @@ class ScriptedError(Part):
     """Fail only the first so many attempts; all of them if not given."""
 
 
+class ScriptedRoute(Part):
+    """The agent that a scripted turn hands the conversation to."""
+
+    agent: Token
+    message: str = ""
+    """What it is told; the turn's text where not given."""
+
+
 class ScriptedTurn(Part):
     """What a scripted model answers in one turn."""
 
@@ -81,6 +73,8 @@ class ScriptedTurn(Part):
     """Pieces in which the text is streamed; by words where not given."""
     tool_calls: tuple[ScriptedCall, ...] = ()
     delay_seconds: float = Field(default=0.0, ge=0, le=3600)
+    route: ScriptedRoute | None = None
+    """Hands the conversation to another agent of the network."""
     error: ScriptedError | None = None
 
 
@@ -88,6 +82,15 @@ class Script(Part):
     """The turns of a scripted model, which needs no provider and always answers the same."""
 
     turns: tuple[ScriptedTurn, ...] = Field(min_length=1)
+
+
+class PriceSpec(Part):
+    """What a model costs, in USD per million tokens."""
+
+    input_usd: float = Field(ge=0)
+    """For a million tokens that it reads."""
+    output_usd: float = Field(ge=0)
+    """For a million tokens that it writes."""
 
 
 class AgentSpec(Part):
@@ -108,21 +111,18 @@ class AgentSpec(Part):
     stream: bool = True
     timeout_seconds: float = Field(default=300.0, gt=0, le=86_400)
     retry: RetrySpec = RetrySpec()
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Tokens, in and out, of all its turns in one run."""
+    max_cost_usd: float | None = Field(default=None, ge=0)
+    """Cost of all its turns in one run."""
+    price: PriceSpec | None = None
+    """What the model costs, where no price is known or another one holds."""
 
 
 class BuiltinSpec(Part):
     """A tool that comes with the tool-runner, by the document's name."""
 
     queue: Token = "builtin"
-
-
-class SecretHeader(Part):
-    """A header's value by reference; only the tool-runner ever sees the secret itself."""
-
-    secret: SecretName
-    """``NAME`` of the variable ``PENSTOCK_SECRET_NAME`` in the tool-runner's environment."""
-    prefix: str = ""
-    """Put before it, such as ``Bearer`` with a space."""
 
 
 class HttpSpec(Part):
@@ -155,39 +155,148 @@ class SourceSpec(Part):
     value: JsonValue = None
 
 
+class ClientSpec(Part):
+    """A tool that the caller of the run executes; the run waits for the result."""
+
+
+class ApprovalSpec(Part):
+    """Who approves the calls of a tool, and for how long they wait."""
+
+    role: Role | None = None
+    """Who may answer; whoever may operate runs where not given."""
+    expires_seconds: Duration = 600.0
+    """How long a call waits; then it counts as rejected."""
+    message: str = Field(default="", max_length=4000)
+    """What is asked."""
+
+
+class ReserveSpec(Part):
+    """What one call may cost at most; set aside before it is made."""
+
+    tokens: int = Field(default=0, ge=0)
+    cost_usd: float = Field(default=0.0, ge=0)
+
+
 class ToolSpec(Part):
-    """A tool: exactly one of ``builtin``, ``http`` and ``runner``."""
+    """A tool: exactly one of ``builtin``, ``http``, ``runner`` and ``client``."""
 
     builtin: BuiltinSpec | None = None
     http: HttpSpec | None = None
     runner: RunnerSpec | None = None
-    parameters: dict[str, JsonValue] = {"type": "object", "properties": {}}
+    client: ClientSpec | None = None
+    parameters: JsonSchema = {"type": "object", "properties": {}}
+    """JSON Schema (2020-12) of the arguments."""
     sources: dict[str, SourceSpec] = {}
+    """Where single parameters come from."""
     retry: RetrySpec = RetrySpec()
-    timeout_seconds: float = Field(default=60.0, gt=0, le=86_400)
+    timeout_seconds: float = Field(default=60.0, gt=0, le=MAX_SECONDS)
+    """For one attempt; for a client's tool until its result is there."""
+    policy: Literal["allow", "require_approval", "block"] = "allow"
+    """Whether a call is made, made once somebody has approved it, or refused."""
+    approval: ApprovalSpec | None = None
+    """Who approves, where ``policy`` requires it."""
+    at_most_once: bool = False
+    """A lost attempt becomes ``unknown`` and needs a decision; it is never made again silently."""
+    heartbeat_seconds: float | None = Field(default=None, gt=0, le=86_400)
+    """An attempt that shows no progress for so long has failed."""
+    reserve: ReserveSpec | None = None
+    """What one call may cost at most."""
 
 
-class StepSpec(Part):
-    """One step of a workflow: exactly one of ``agent`` and ``tool``."""
+class ConcurrencySpec(Part):
+    """How many runs with the same key may be under way."""
 
-    id: NodeId
-    agent: Token | None = None
-    tool: Token | None = None
-    input: JsonValue = None
-    """Template; where not given, an agent gets the run's input, a tool no arguments."""
-    depends_on: tuple[NodeId, ...] | None = None
-    """Steps that must be done before; where not given the one above, ``[]`` for none."""
-    retry: RetrySpec | None = None
-    timeout_seconds: float | None = Field(default=None, gt=0, le=86_400)
+    key: Expression = "''"
+    """CEL expression over ``input`` and ``run``; runs with the same value share the limit."""
+    max: int = Field(default=1, ge=1, le=1000)
+    """How many."""
+    policy: Literal["queue", "reject", "cancel_oldest", "cancel_newest"] = "queue"
+    """What becomes of one too many."""
 
 
 class WorkflowSpec(Part):
     """A workflow: steps that need one another."""
 
-    steps: tuple[StepSpec, ...] = Field(min_length=1, max_length=1000)
+    input: JsonSchema | None = None
+    """JSON Schema (2020-12) of the input; checked before a run starts."""
+    steps: Steps
+    """What is done."""
     output: JsonValue = None
-    """Template of the run's output; ``None``: the output of the last step."""
-    timeout_seconds: float = Field(default=3600.0, gt=0, le=30 * 86_400)
+    """Template of the run's output; where not given the output of the last step."""
+    timeout_seconds: float | None = Field(default=None, gt=0, le=MAX_SECONDS)
+    """For the whole run: an hour where not given, 30 days where a step may wait for somebody."""
+    limits: LimitsSpec = LimitsSpec()
+    """Limits of each run."""
+    concurrency: ConcurrencySpec | None = None
+    """How many runs may be under way at once."""
+    correlation: JsonValue = None
+    """Template of the key by which events find a run, over ``input``, ``session`` and ``run``."""
+    on_error: Annotated[tuple[StepSpec, ...], Field(max_length=100)] = ()
+    """Steps that run if the run has failed; ``error`` tells them why."""
+    finally_: Annotated[tuple[StepSpec, ...], Field(max_length=100)] = Field(
+        default=(), alias="finally"
+    )
+    """Steps that run at last, whether the run has failed or not."""
+
+
+class EquippedTool(Part):
+    """A tool as one agent of a network has it."""
+
+    name: Token
+    """What the agent calls it."""
+    tool: Token | None = None
+    """The tool that it is; the one of the same name where not given."""
+    description: str | None = Field(default=None, max_length=4000)
+    """What the agent is told instead of the tool's own description."""
+    sources: dict[str, SourceSpec] = {}
+    """Where single parameters come from here, instead of what the tool says of them."""
+
+
+class MemberSpec(Part):
+    """An agent of a network: one that has a document, or one that is written here."""
+
+    name: Token
+    """Name in the network, of an agent's document where neither ``agent`` nor ``spec`` is given."""
+    agent: Token | None = None
+    """Name of the agent's document, where it has another name in the network."""
+    spec: AgentSpec | None = None
+    """The agent itself, where it has no document."""
+    description: str = Field(default="", max_length=4000)
+    """What others are told who may route to it."""
+    tools: tuple[EquippedTool, ...] | None = None
+    """Its tools in this network; those of its own where not given."""
+    routes: tuple[Token, ...] = ()
+    """Agents of the network that it may hand the conversation to."""
+    responds_to: Literal["user", "caller", "nobody"] = "user"
+    """``user``: its answer ends the run. ``caller``: it returns to the agent that routed to it.
+    ``nobody``: it must route on."""
+
+
+class NetworkPolicy(Part):
+    """What a network's runs may do."""
+
+    cycles: Literal["allow", "forbid"] = "forbid"
+    """Whether routes may lead in a circle; then ``max_steps`` or ``max_turns`` bounds it."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Attempts at steps of one run."""
+    max_turns: int | None = Field(default=None, ge=1, le=1000)
+    """Turns of each agent in one run."""
+
+
+class NetworkSpec(Part):
+    """A network: agents that may hand the conversation to one another."""
+
+    input: JsonSchema | None = None
+    """JSON Schema (2020-12) of the input; checked before a run starts."""
+    entry: Token
+    """The agent that gets the input."""
+    agents: tuple[MemberSpec, ...] = Field(min_length=1, max_length=200)
+    """Who belongs to it."""
+    policy: NetworkPolicy = NetworkPolicy()
+    limits: LimitsSpec = LimitsSpec()
+    """Limits of each run."""
+    timeout_seconds: float = Field(default=3600.0, gt=0, le=MAX_SECONDS)
+    """For the whole run."""
 
 
 class WebhookSpec(Part):
@@ -225,6 +334,13 @@ class WorkflowDocument(_Head):
     spec: WorkflowSpec
 
 
+class NetworkDocument(_Head):
+    """Defines a network."""
+
+    kind: Literal["Network"]
+    spec: NetworkSpec
+
+
 class WebhookDocument(_Head):
     """Defines a webhook."""
 
@@ -232,12 +348,15 @@ class WebhookDocument(_Head):
     spec: WebhookSpec
 
 
-Document = AgentDocument | ToolDocument | WorkflowDocument | WebhookDocument
+Document = AgentDocument | ToolDocument | WorkflowDocument | NetworkDocument | WebhookDocument
+Runnable = AgentDocument | WorkflowDocument | NetworkDocument
+"""What is started by name; these share their names."""
 
 MODELS: Final[dict[DocumentKind, type[Document]]] = {
     DocumentKind.AGENT: AgentDocument,
     DocumentKind.TOOL: ToolDocument,
     DocumentKind.WORKFLOW: WorkflowDocument,
+    DocumentKind.NETWORK: NetworkDocument,
     DocumentKind.WEBHOOK: WebhookDocument,
 }
 BY_WRITTEN: Final = {kind.value.capitalize(): kind for kind in DocumentKind}

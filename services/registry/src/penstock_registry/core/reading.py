@@ -30,6 +30,9 @@ def load_yaml(text: str, *, path: str = "") -> list[JsonValue]:
     """
     try:
         return [document for document in yaml.load_all(text, _Loader) if document is not None]
+    except RecursionError as error:
+        detail = ErrorDetail(path=path, message="nested too deeply")
+        raise invalid_document([detail]) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
@@ -222,7 +225,7 @@ def _detail(found: ErrorDetails, schema: dict[str, Any], prefix: str) -> ErrorDe
             limits += [
                 text.format(context[key]) for key, text in _LENGTHS.items() if key in context
             ]
-            allowed = ", ".join(limits) or None
+            allowed = context.get("allowed") or ", ".join(limits) or None
     # The last part of a key's own error is pydantic's marker, not a place.
     parts = [part for part in location if part != "[key]"]
     return ErrorDetail(path=at(prefix, show_location(parts)), message=message, allowed=allowed)

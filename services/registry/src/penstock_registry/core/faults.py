@@ -1,0 +1,59 @@
+"""Faults: what can be wrong with any part of a document, said in the same words everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from pydantic import JsonValue
+
+from penstock.contracts.errors import ErrorDetail
+from penstock_registry.core.places import at, show_location
+
+
+def one_of(names: Sequence[str], given: Iterable[str], path: str) -> Iterator[ErrorDetail]:
+    """Yield a fault unless exactly one of some fields is given."""
+    found = list(given)
+    if len(found) != 1:
+        message = f"has {' and '.join(found)}" if found else "has none of these"
+        yield ErrorDetail(path=path, message=message, allowed=f"exactly one of {', '.join(names)}")
+
+
+def known_faults(name: str, names: Iterable[str], kind: str, path: str) -> Iterator[ErrorDetail]:
+    """Yield a fault unless a name is known."""
+    known = sorted(names)
+    if name not in known:
+        allowed = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
+        yield ErrorDetail(
+            path=path, message=f"there is no {kind} {name!r}", allowed=allowed or f"no {kind} yet"
+        )
+
+
+def repeated_faults(names: Iterable[str], path: str) -> Iterator[ErrorDetail]:
+    """Yield a fault for each name that is named again."""
+    seen: set[str] = set()
+    for index, name in enumerate(names):
+        if name in seen:
+            yield ErrorDetail(path=f"{path}[{index}]", message=f"{name!r} is named twice")
+        seen.add(name)
+
+
+def schema_faults(schema: Mapping[str, JsonValue], path: str) -> Iterator[ErrorDetail]:
+    """Yield what keeps a JSON object from being JSON Schema (2020-12)."""
+    from jsonschema import Draft202012Validator  # noqa: PLC0415 - heavy, and not all need it
+
+    checker = Draft202012Validator(Draft202012Validator.META_SCHEMA)
+    for error in sorted(checker.iter_errors(schema), key=lambda error: list(map(str, error.path))):
+        allowed = None
+        if error.validator == "enum":
+            allowed = ", ".join(map(str, error.validator_value))
+        elif error.validator == "type":
+            allowed = str(error.validator_value)
+        elif error.validator == "anyOf":
+            types = [part.get("$ref", "") for part in error.validator_value]
+            if any(ref.endswith("simpleTypes") for ref in types):
+                allowed = "array, boolean, integer, null, number, object, string"
+        yield ErrorDetail(
+            path=at(path, show_location(error.absolute_path)),
+            message=f"not JSON Schema: {error.message[:200]}",
+            allowed=allowed,
+        )

@@ -1,0 +1,184 @@
+"""Requests: an ``http`` step becomes a tool of its own, which only that step calls.
+
+What depends on the run is rendered by the engine into the call's arguments, so the log and
+whoever approves a call see what is sent; the tool's request puts the arguments in their places.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final, NamedTuple
+
+from pydantic import JsonValue
+
+from penstock.contracts.errors import ErrorDetail
+from penstock.contracts.plan import CompiledTool
+from penstock.contracts.templates import split
+from penstock_registry.core.documents import HttpSpec
+from penstock_registry.core.parts import SecretHeader
+from penstock_registry.core.places import at
+from penstock_registry.core.sight import Sight, template_faults
+from penstock_registry.core.steps import HttpRequest
+
+QUEUE_SECONDS: Final = 30.0
+"""What a request may wait for its runner, beside the time for its answer."""
+
+_ANSWER: Final = Sight.of("status", "headers", "body")
+_SECRET: Final = re.compile(r"([^{}]*)\{\{\s*secrets\.([A-Za-z][A-Za-z0-9_]*)\s*\}\}")
+_NAME: Final = re.compile(r"[A-Za-z0-9_-]+")
+
+
+class Call(NamedTuple):
+    """A tool that sends a request, and the template of the arguments that it is called with."""
+
+    tool: CompiledTool
+    arguments: dict[str, JsonValue]
+
+
+def request_faults(request: HttpRequest, path: str, sight: Sight) -> Iterator[ErrorDetail]:
+    """Yield what is wrong with a request.
+
+    Args:
+        request: The request.
+        path: Where it stands.
+        sight: What its templates see.
+    """
+    if request.body is not None and request.json_body is not None:
+        message = "has body and json"
+        yield ErrorDetail(path=path, message=message, allowed="one of body, json")
+    for field, names in (("headers", request.headers), ("query", request.query)):
+        for name in names:
+            if not _NAME.fullmatch(name):
+                yield ErrorDetail(
+                    path=at(path, field),
+                    message=f"got {name!r}"[:200],
+                    allowed="letters, digits, '_' and '-'",
+                )
+    headers = {name: text for name, text in request.headers.items() if isinstance(text, str)}
+    templates: dict[str, JsonValue] = {
+        "url": request.url,
+        "headers": dict(headers),
+        "query": request.query,
+        "json": request.json_body,
+        "body": request.body,
+    }
+    for name, template in templates.items():
+        yield from template_faults(template, at(path, name), sight)
+    yield from template_faults(request.response, at(path, "response"), _ANSWER)
+
+
+def call_of(name: str, description: str, request: HttpRequest) -> Call:
+    """Compile a request.
+
+    Args:
+        name: Name of the tool.
+        description: What it is for.
+        request: What it sends.
+    """
+    arguments: dict[str, JsonValue] = {}
+    http = HttpSpec.model_validate(
+        {
+            "method": request.method,
+            "url": _url(request.url, arguments),
+            "headers": _headers(request.headers, arguments),
+            "query": _by_name("query", request.query, arguments),
+            "json": _whole("json", request.json_body, arguments),
+            "body": _whole("body", request.body, arguments),
+            "response": request.response,
+            "timeout_seconds": request.timeout_seconds,
+            "max_response_bytes": request.max_response_bytes,
+        }
+    )
+    schema: dict[str, JsonValue] = {"type": "object", "properties": {key: {} for key in arguments}}
+    body = http.model_dump(mode="json", by_alias=True, exclude={"queue"})
+    tool = CompiledTool(
+        name=name,
+        description=description,
+        queue=request.queue,
+        parameters=schema,
+        config={"http": body, "parameters": schema},
+        timeout_seconds=request.timeout_seconds + QUEUE_SECONDS,
+        at_most_once=request.at_most_once,
+    )
+    return Call(tool, arguments)
+
+
+def _url(text: str, arguments: dict[str, JsonValue]) -> str:
+    parts = split(text)
+    if len(parts) == 1 and parts[0][1]:
+        arguments["url"] = text
+        return "{{ arguments.url }}"
+    url = ""
+    names: dict[str, str] = {}
+    for part, template in parts:
+        if not template:
+            url += part
+            continue
+        if part not in names:
+            names[part] = _argument_name(part, names.values())
+            arguments[names[part]] = f"{{{{ {part} }}}}"
+        url += f"{{{{ arguments.{names[part]} }}}}"
+    return url
+
+
+def _argument_name(expression: str, taken: Iterable[str]) -> str:
+    """Return a readable name for an argument, such as ``input_city``."""
+    used = {*taken, *_FIELDS}
+    stem = "_".join(re.findall(r"[A-Za-z0-9]+", expression))[:40] or "part"
+    stem = stem if stem[0].isalpha() else f"part_{stem}"
+    name, number = stem, 1
+    while name in used:
+        number += 1
+        name = f"{stem}_{number}"
+    return name
+
+
+_FIELDS: Final = frozenset({"url", "headers", "query", "json", "body"})
+
+
+def _headers(
+    headers: Mapping[str, str | SecretHeader], arguments: dict[str, JsonValue]
+) -> dict[str, JsonValue]:
+    """Return the headers; one that ends in a secret is filled in by the tool-runner alone."""
+    fixed: dict[str, JsonValue] = {}
+    plain: dict[str, JsonValue] = {}
+    for name, value in headers.items():
+        if isinstance(value, SecretHeader):
+            fixed[name] = value.model_dump(mode="json")
+        elif (found := _SECRET.fullmatch(value)) is not None:
+            fixed[name] = {"secret": found[2], "prefix": found[1]}
+        else:
+            plain[name] = value
+    return {**_by_name("headers", plain, arguments), **fixed}
+
+
+def _by_name(
+    field: str, given: Mapping[str, JsonValue], arguments: dict[str, JsonValue]
+) -> dict[str, JsonValue]:
+    found: dict[str, JsonValue] = {}
+    moved: dict[str, JsonValue] = {}
+    for name, value in given.items():
+        if _templated(value):
+            moved[name] = value
+            found[name] = f'{{{{ arguments.{field}["{name}"] }}}}'
+        else:
+            found[name] = value
+    if moved:
+        arguments[field] = moved
+    return found
+
+
+def _whole(field: str, value: JsonValue, arguments: dict[str, JsonValue]) -> JsonValue:
+    if not _templated(value):
+        return value
+    arguments[field] = value
+    return f"{{{{ arguments.{field} }}}}"
+
+
+def _templated(value: JsonValue) -> bool:
+    if isinstance(value, str):
+        return "{{" in value
+    if isinstance(value, dict):
+        return any(_templated(one) for one in value.values())
+    return isinstance(value, list) and any(_templated(one) for one in value)

@@ -1,0 +1,182 @@
+"""Sight: what the expressions at a place of a document can see, and what is wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from pydantic import JsonValue
+
+from penstock.contracts.conditions import (
+    check_condition,
+    check_expression,
+    check_template,
+    condition_references,
+)
+from penstock.contracts.errors import ErrorDetail, RejectedError
+from penstock.contracts.expressions import references as reads
+from penstock.contracts.samples import Sample
+from penstock.contracts.templates import references
+from penstock_registry.core.places import at
+
+RUN_ROOTS: Final = ("input", "run", "session", "steps")
+"""What every step sees."""
+SECRETS: Final = "secrets"
+STEPS: Final = "steps"
+RESERVED: Final = frozenset(
+    {*RUN_ROOTS, SECRETS, "arguments", "error", "index", "iteration", "previous", "signal"}
+)
+"""Names that no variable may have."""
+
+Paths = Iterable[tuple[str, tuple[str | int, ...]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What can be seen from a place.
+
+    ``members`` says for some roots what their members are called, and which there are; the
+    members of ``steps`` are those that are done by then.
+    """
+
+    roots: tuple[str, ...]
+    members: Mapping[str, tuple[str, frozenset[str]]] = field(default_factory=dict)
+    later: frozenset[str] = frozenset()
+    """Steps that there are, but that need not be done by then."""
+    around: frozenset[str] = frozenset()
+    """Steps that enclose the place."""
+    within: Mapping[str, str] = field(default_factory=dict)
+    """Steps that are hidden in the blocks of another one: which one that is."""
+    samples: Mapping[str, Sample] = field(default_factory=dict)
+    """Examples of what roots stand for, to find operations that cannot work."""
+
+    @classmethod
+    def of(cls, *roots: str, **members: Iterable[str]) -> Sight:
+        """See some roots, and of some of them only these members."""
+        kinds = {name: (_KINDS.get(name, name), frozenset(of)) for name, of in members.items()}
+        return cls(roots, kinds)
+
+    @property
+    def done(self) -> frozenset[str]:
+        """The steps that are done by then."""
+        return self.members[STEPS][1] if STEPS in self.members else frozenset()
+
+    def plus(self, *roots: str, **samples: Sample) -> Sight:
+        """See more roots, of some of which there are examples."""
+        return replace(
+            self,
+            roots=tuple(dict.fromkeys((*self.roots, *roots, *samples))),
+            samples={
+                **{name: one for name, one in self.samples.items() if name not in roots},
+                **samples,
+            },
+        )
+
+    def seeing(self, steps: Iterable[str], later: Iterable[str] = ()) -> Sight:
+        """See more steps; ``later`` are there, but need not be done."""
+        done = self.done | frozenset(steps)
+        return replace(
+            self,
+            members={**self.members, STEPS: ("step", done)},
+            later=(self.later | frozenset(later)) - done,
+        )
+
+    def inside(self, step_id: str) -> Sight:
+        """Look from within a step."""
+        return replace(self, around=self.around | {step_id}, later=self.later - {step_id})
+
+    @property
+    def with_secrets(self) -> Sight:
+        """See secrets, by reference."""
+        return self.plus(SECRETS)
+
+
+_KINDS: Final = {"arguments": "parameter", STEPS: "step"}
+
+
+def template_faults(template: JsonValue, path: str, sight: Sight) -> Iterator[ErrorDetail]:
+    """Yield what is wrong with every ``{{ expression }}`` of a template."""
+    for place, text in _texts(template, path):
+        try:
+            found = list(references(text, place))
+        except RejectedError as error:
+            yield from error.details
+            continue
+        yield from path_faults(found, sight)
+        yield from check_template(text, place, sight.samples)
+
+
+def expression_faults(expression: str, path: str, sight: Sight) -> Iterator[ErrorDetail]:
+    """Yield what is wrong with an expression."""
+    wrong = list(check_expression(expression, path, sight.samples))
+    yield from wrong or path_faults(((path, read) for read in reads(expression)), sight)
+
+
+def condition_faults(condition: JsonValue, path: str, sight: Sight) -> Iterator[ErrorDetail]:
+    """Yield what is wrong with a condition."""
+    wrong = list(check_condition(condition, path, sight.samples))
+    if wrong:
+        yield from wrong
+    else:
+        yield from path_faults(((path, read) for read in condition_references(condition)), sight)
+
+
+def _texts(template: JsonValue, path: str) -> Iterator[tuple[str, str]]:
+    """Yield every string of a JSON value with its place."""
+    if isinstance(template, str):
+        yield path, template
+    elif isinstance(template, dict):
+        for key, value in template.items():
+            yield from _texts(value, at(path, key))
+    elif isinstance(template, list):
+        for index, value in enumerate(template):
+            yield from _texts(value, f"{path}[{index}]")
+
+
+def path_faults(found: Paths, sight: Sight) -> Iterator[ErrorDetail]:
+    """Yield what is wrong with paths that are read at some places."""
+    for place, parts in found:
+        root = str(parts[0])
+        if root not in sight.roots:
+            yield ErrorDetail(
+                path=place, message=f"there is no {root!r} here", allowed=", ".join(sight.roots)
+            )
+            continue
+        kind, known = sight.members.get(root, ("", frozenset[str]()))
+        if not kind:
+            continue
+        member = str(parts[1]) if len(parts) > 1 else None
+        if member is None:
+            if root == STEPS:
+                yield ErrorDetail(
+                    path=place, message="steps has no value of its own", allowed="steps.ID.output"
+                )
+            continue
+        if member in known:
+            if root == STEPS and len(parts) > 2 and parts[2] not in STEP_FIELDS:
+                yield ErrorDetail(
+                    path=place,
+                    message=f"a step has no {str(parts[2])!r}",
+                    allowed=", ".join(f"steps.{member}.{name}" for name in STEP_FIELDS),
+                )
+            continue
+        allowed = ", ".join(sorted(known)) or f"no {kind}"
+        yield ErrorDetail(path=place, message=_unseen(kind, member, sight), allowed=allowed)
+
+
+STEP_FIELDS: Final = ("output", "status", "error")
+"""What can be read of a step that is done."""
+
+
+def _unseen(kind: str, member: str, sight: Sight) -> str:
+    if kind != "step":
+        return f"there is no {kind} {member!r}"
+    if member in sight.later:
+        return f"step {member!r} need not be done by then; name it in depends_on"
+    if member in sight.around:
+        return f"step {member!r} encloses this place, it is not done by then"
+    if member in sight.within:
+        holder = sight.within[member]
+        return f"step {member!r} is hidden in {holder!r}; read steps.{holder}.output"
+    return f"there is no step {member!r}"

@@ -1,0 +1,413 @@
+"""Workflows: what is wrong with one, step by step through all of its blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from typing import Final, NamedTuple
+
+from pydantic import JsonValue
+
+from penstock.contracts import expressions
+from penstock.contracts.errors import ErrorDetail, RejectedError
+from penstock.contracts.samples import sample_of
+from penstock.contracts.templates import whole_expression
+from penstock_registry.core.blocks import (
+    MAX_BLOCKS,
+    MAX_LOOPS,
+    ancestors,
+    blocks_of,
+    every_step,
+    holders,
+    needs_of,
+    timeout_of,
+    undo_id,
+)
+from penstock_registry.core.catalog import Catalog
+from penstock_registry.core.documents import ToolDocument, WorkflowDocument
+from penstock_registry.core.faults import known_faults, one_of, schema_faults
+from penstock_registry.core.places import at
+from penstock_registry.core.requests import request_faults
+from penstock_registry.core.sight import (
+    RESERVED,
+    RUN_ROOTS,
+    Sight,
+    condition_faults,
+    expression_faults,
+    template_faults,
+)
+from penstock_registry.core.steps import CALLED, WORK, StepSpec, UndoSpec, WaitStep
+
+UNDOABLE: Final = CALLED | {"send"}
+"""Kinds of work that a compensation may follow."""
+
+
+class _Spot(NamedTuple):
+    """Where the walk is."""
+
+    sight: Sight
+    blocks: int
+    """How many blocks enclose it."""
+    loops: int
+    """How many maps and loops do."""
+    handler: bool
+    """Whether it is in ``on_error`` or ``finally``."""
+
+
+def workflow_faults(
+    document: WorkflowDocument, catalog: Catalog, path: str
+) -> Iterator[ErrorDetail]:
+    """Yield every fault of a workflow's spec, which stands at ``path``."""
+    yield from _Walk(document, catalog).faults(path)
+
+
+class _Walk:
+    def __init__(self, document: WorkflowDocument, catalog: Catalog) -> None:
+        self._name = document.metadata.name
+        self._spec = document.spec
+        self._catalog = catalog
+        self._longest = timeout_of(document.spec)
+
+    def faults(self, path: str) -> Iterator[ErrorDetail]:
+        spec = self._spec
+        samples = {}
+        if spec.input is not None:
+            broken = list(schema_faults(spec.input, at(path, "input")))
+            yield from broken
+            if not broken:
+                samples["input"] = sample_of(spec.input)
+        base = Sight(RUN_ROOTS, within=holders(spec), samples=samples).seeing(())
+        yield from self._id_faults(path)
+        yield from self._block(spec.steps, at(path, "steps"), _Spot(base, 0, 0, handler=False))
+        ids = [step.id for step in spec.steps]
+        yield from template_faults(spec.output, at(path, "output"), base.seeing(ids))
+        about = Sight(("input", "run", "session"), samples=samples)
+        if spec.concurrency is not None:
+            place = at(path, "concurrency.key")
+            yield from expression_faults(spec.concurrency.key, place, about)
+        yield from template_faults(spec.correlation, at(path, "correlation"), about)
+        failed = base.seeing(ids).plus("error")
+        yield from self._block(spec.on_error, at(path, "on_error"), _Spot(failed, 0, 0, True))
+        after = failed.seeing(step.id for step in spec.on_error)
+        yield from self._block(spec.finally_, at(path, "finally"), _Spot(after, 0, 0, True))
+
+    def _id_faults(self, path: str) -> Iterator[ErrorDetail]:
+        seen: dict[str, str] = {}
+        for place, step in every_step(self._spec, path):
+            found = [(f"{place}.id", step.id)]
+            if step.compensate is not None:
+                found.append((f"{place}.compensate.id", undo_id(step.id, step.compensate)))
+            for where, name in found:
+                if (twin := seen.get(name.lower())) is not None:
+                    message = f"{name!r} repeats {twin!r}; ids are compared ignoring case"
+                    yield ErrorDetail(path=where, message=message)
+                seen.setdefault(name.lower(), name)
+
+    def _block(self, steps: Iterable[StepSpec], path: str, spot: _Spot) -> Iterator[ErrorDetail]:
+        steps = tuple(steps)
+        if spot.blocks > MAX_BLOCKS:
+            yield ErrorDetail(
+                path=path, message="too many blocks within blocks", allowed=f"<= {MAX_BLOCKS}"
+            )
+            return
+        ids = [step.id for step in steps]
+        needs = needs_of(steps)
+        above = ancestors(dict(zip(ids, needs, strict=True)))
+        for index, step in enumerate(steps):
+            place = f"{path}[{index}]"
+            for position, needed in enumerate(step.depends_on or ()):
+                if needed not in ids:
+                    yield self._unknown_step(needed, ids, f"{place}.depends_on[{position}]", spot)
+            if step.id in above[step.id]:
+                circle = sorted(one for one in above[step.id] if step.id in above.get(one, ()))
+                by_way = f", by way of {', '.join(circle)}" if circle != [step.id] else ""
+                yield ErrorDetail(path=f"{place}.depends_on", message=f"waits for itself{by_way}")
+                continue
+            sight = spot.sight.seeing(above[step.id], ids)
+            yield from self._step(step, place, spot._replace(sight=sight.inside(step.id)))
+
+    def _unknown_step(self, name: str, ids: Iterable[str], path: str, spot: _Spot) -> ErrorDetail:
+        message = f"there is no step {name!r}"
+        if name in spot.sight.within or name in spot.sight.done:
+            message = f"step {name!r} is in another block; only steps of the same one can be named"
+        return ErrorDetail(path=path, message=message, allowed=", ".join(ids))
+
+    def _step(self, step: StepSpec, path: str, spot: _Spot) -> Iterator[ErrorDetail]:
+        yield from self._form(step, path, spot)
+        if step.when is not None:
+            yield from condition_faults(step.when, f"{path}.if", spot.sight)
+        sight = spot.sight.with_secrets if step.tool is not None else spot.sight
+        yield from template_faults(step.input, f"{path}.input", sight)
+        yield from template_faults(step.fallback, f"{path}.fallback", spot.sight)
+        yield from self._called(step, path, spot.sight)
+        if step.work == "transform":
+            yield from template_faults(step.transform, f"{path}.transform", spot.sight)
+        if step.compensate is not None:
+            after = spot.sight.seeing([step.id])
+            yield from self._undo(step.compensate, f"{path}.compensate", after)
+        yield from self._containers(step, path, spot)
+        yield from self._waiting(step, path, spot.sight)
+
+    def _form(self, step: StepSpec, path: str, spot: _Spot) -> Iterator[ErrorDetail]:
+        yield from one_of(WORK, step.works, path)
+        given = step.model_fields_set
+        work = step.work
+        for name, kinds in (
+            ("input", ("agent", "tool")),
+            ("retry", tuple(sorted(CALLED))),
+            ("timeout_seconds", tuple(sorted(CALLED))),
+            ("compensate", tuple(sorted(UNDOABLE))),
+        ):
+            if work and name in given and work not in kinds:
+                yield ErrorDetail(
+                    path=f"{path}.{name}",
+                    message=f"a step of kind {work!r} has none",
+                    allowed=f"steps of kind {', '.join(kinds)}",
+                )
+        if "fallback" in given and step.on_error != "continue":
+            yield ErrorDetail(
+                path=f"{path}.fallback",
+                message="is never used, as the run fails with the step",
+                allowed="on_error: continue",
+            )
+        if work == "end" and step.on_error == "continue":
+            yield ErrorDetail(path=f"{path}.on_error", message="an end is the end", allowed="fail")
+        if spot.handler and work == "end":
+            message = "the run's end is settled before its handlers run"
+            yield ErrorDetail(path=f"{path}.end", message=message, allowed="only in steps")
+        if spot.handler and step.compensate is not None:
+            message = "what handlers do is not undone"
+            yield ErrorDetail(path=f"{path}.compensate", message=message, allowed="only in steps")
+        try:
+            expressions.references(f"steps.{step.id}.output")
+        except RejectedError:
+            message = f"{step.id!r} is a word of the expression language"
+            yield ErrorDetail(path=f"{path}.id", message=message)
+
+    def _called(self, step: StepSpec | UndoSpec, path: str, sight: Sight) -> Iterator[ErrorDetail]:
+        """Check what a step calls: an agent, a tool, a request."""
+        catalog = self._catalog
+        if step.agent is not None:
+            yield from known_faults(step.agent, catalog.names("agents"), "agent", f"{path}.agent")
+        if step.tool is not None:
+            yield from known_faults(step.tool, catalog.names("tools"), "tool", f"{path}.tool")
+            tool = catalog.tools.get(step.tool)
+            if tool is not None:
+                yield from _argument_faults(step.input, tool, f"{path}.input")
+        if step.http is not None:
+            yield from request_faults(step.http, f"{path}.http", sight.with_secrets)
+
+    def _undo(self, undo: UndoSpec, path: str, sight: Sight) -> Iterator[ErrorDetail]:
+        kinds = ("agent", "tool", "http")
+        given = tuple(name for name in kinds if getattr(undo, name) is not None)
+        yield from one_of(kinds, given, path)
+        if undo.http is not None and undo.input is not None:
+            yield ErrorDetail(
+                path=f"{path}.input", message="a request has none", allowed="agent or tool"
+            )
+        seen = sight.with_secrets if undo.tool is not None else sight
+        yield from template_faults(undo.input, f"{path}.input", seen)
+        yield from self._called(undo, path, sight)
+
+    def _containers(self, step: StepSpec, path: str, spot: _Spot) -> Iterator[ErrorDetail]:
+        sight = spot.sight
+        yield from self._cases(step, path, sight)
+        if step.map is not None:
+            yield from self._variable(step.map.variable, f"{path}.map.as", sight)
+            over = step.map.over
+            yield from expression_faults(whole_expression(over) or over, f"{path}.map.over", sight)
+        if step.loop is not None:
+            yield from self._loop_conditions(step, path, sight)
+        if step.parallel is not None:
+            yield from self._parallel(step, path)
+        loops = spot.loops + (step.map is not None or step.loop is not None)
+        if loops > MAX_LOOPS:
+            message = "too many maps and loops within others"
+            yield ErrorDetail(path=path, message=message, allowed=f"<= {MAX_LOOPS}")
+        inside = spot._replace(sight=_within(step, sight), blocks=spot.blocks + 1, loops=loops)
+        names: dict[str, str] = {}
+        for inner in blocks_of(step, path):
+            if (twin := names.get(inner.name.lower())) is not None:
+                message = f"{inner.name!r} repeats {twin!r}; names are compared ignoring case"
+                yield ErrorDetail(path=inner.place, message=message)
+            names.setdefault(inner.name.lower(), inner.name)
+            yield from self._block(inner.steps, inner.path, inside)
+            after = inside.sight.seeing(one.id for one in inner.steps)
+            yield from template_faults(inner.output, inner.output_path, after)
+
+    def _cases(self, step: StepSpec, path: str, sight: Sight) -> Iterator[ErrorDetail]:
+        for index, case in enumerate(step.branch or ()):
+            place = f"{path}.branch[{index}]"
+            kinds = {"if": case.when, "else": case.otherwise}
+            given = [name for name, value in kinds.items() if value is not None]
+            yield from one_of(tuple(kinds), given, place)
+            if case.when is not None:
+                yield from condition_faults(case.when, f"{place}.if", sight)
+                if case.steps is None:
+                    yield ErrorDetail(path=f"{place}.steps", message="is missing")
+            if case.otherwise is not None:
+                if case.steps is not None:
+                    message = "else has its steps behind it"
+                    yield ErrorDetail(path=f"{place}.steps", message=message)
+                if step.branch is not None and index + 1 != len(step.branch):
+                    message = "no case after it would ever be taken"
+                    yield ErrorDetail(path=f"{place}.else", message=message, allowed="last")
+
+    def _variable(self, name: str, path: str, sight: Sight) -> Iterator[ErrorDetail]:
+        try:
+            usable = expressions.references(name) == ((name,),)
+        except RejectedError:
+            usable = False
+        if not usable or name in RESERVED:
+            yield ErrorDetail(path=path, message=f"{name!r} has another meaning in expressions")
+        elif name in sight.roots:
+            message = f"{name!r} is the item of a map around it already"
+            yield ErrorDetail(path=path, message=message)
+
+    def _loop_conditions(self, step: StepSpec, path: str, sight: Sight) -> Iterator[ErrorDetail]:
+        loop = step.loop
+        if loop is None:
+            return
+        inside = _within(step, sight)
+        if loop.while_ is None and loop.until is None:
+            message = "has neither while nor until"
+            yield ErrorDetail(path=f"{path}.loop", message=message, allowed="while, until or both")
+        if loop.while_ is not None:
+            yield from condition_faults(loop.while_, f"{path}.loop.while", inside)
+        if loop.until is not None:
+            seen = inside.seeing(one.id for one in loop.steps)
+            yield from condition_faults(loop.until, f"{path}.loop.until", seen)
+
+    def _parallel(self, step: StepSpec, path: str) -> Iterator[ErrorDetail]:
+        if step.parallel is None:
+            return
+        count = len(step.parallel.branches)
+        wait = step.parallel.wait
+        if isinstance(wait, int) and wait > count:
+            yield ErrorDetail(
+                path=f"{path}.parallel.wait",
+                message=f"got {wait}, and there are {count} branches",
+                allowed=f"all, any, 1 to {count}",
+            )
+        bound = self._spec.limits.max_fan_out
+        if bound is not None and count > bound:
+            yield ErrorDetail(
+                path=f"{path}.parallel.branches",
+                message=f"are {count}, more than limits.max_fan_out",
+                allowed=f"<= {bound}",
+            )
+
+    def _waiting(self, step: StepSpec, path: str, sight: Sight) -> Iterator[ErrorDetail]:
+        if step.wait is not None:
+            yield from self._wait(step.wait, f"{path}.wait", sight)
+        if step.approval is not None:
+            place = f"{path}.approval"
+            yield from template_faults(step.approval.message, f"{place}.message", sight)
+            if "expires" in step.approval.model_fields_set:
+                yield from self._too_long(step.approval.expires, f"{place}.expires")
+        if step.send is not None:
+            place = f"{path}.send"
+            to = step.send.to
+            kinds = ("run", "correlation", "session")
+            given = [name for name in kinds if getattr(to, name) is not None]
+            yield from one_of(kinds, given, f"{place}.to")
+            for name in given:
+                yield from template_faults(getattr(to, name), f"{place}.to.{name}", sight)
+            yield from template_faults(step.send.payload, f"{place}.payload", sight)
+        if step.end is not None:
+            yield from template_faults(step.end.output, f"{path}.end.output", sight)
+            yield from template_faults(step.end.message, f"{path}.end.message", sight)
+        if step.workflow is not None:
+            yield from self._child(step, f"{path}.workflow", sight)
+
+    def _wait(self, wait: WaitStep, path: str, sight: Sight) -> Iterator[ErrorDetail]:
+        kinds = {"for": wait.for_, "until": wait.until, "signal": wait.signal}
+        yield from one_of(tuple(kinds), [name for name, one in kinds.items() if one], path)
+        if isinstance(wait.for_, str):
+            yield from template_faults(wait.for_, f"{path}.for", sight)
+        elif wait.for_ is not None:
+            yield from self._too_long(wait.for_, f"{path}.for")
+        if wait.until is not None:
+            yield from template_faults(wait.until, f"{path}.until", sight)
+            if "{{" not in wait.until and not _is_moment(wait.until):
+                yield ErrorDetail(
+                    path=f"{path}.until",
+                    message=f"got {wait.until!r}"[:200],
+                    allowed="RFC 3339 with a time zone, such as 2026-12-24T18:00:00Z",
+                )
+        if wait.signal is not None:
+            place = f"{path}.signal"
+            if wait.signal.match is not None:
+                seen = sight.plus("signal")
+                yield from condition_faults(wait.signal.match, f"{place}.match", seen)
+            yield from template_faults(wait.signal.correlation, f"{place}.correlation", sight)
+            if wait.timeout is not None:
+                yield from self._too_long(wait.timeout, f"{path}.timeout")
+        for name in ("timeout", "on_timeout"):
+            if wait.signal is None and name in wait.model_fields_set:
+                message = "only a signal can fail to come"
+                yield ErrorDetail(path=f"{path}.{name}", message=message, allowed="with signal")
+
+    def _too_long(self, seconds: float, path: str) -> Iterator[ErrorDetail]:
+        if seconds >= self._longest:
+            yield ErrorDetail(
+                path=path,
+                message=f"{seconds:g} s are longer than the whole run may take",
+                allowed=f"< {self._longest:g} s, or a larger timeout_seconds of the workflow",
+            )
+
+    def _child(self, step: StepSpec, path: str, sight: Sight) -> Iterator[ErrorDetail]:
+        child = step.workflow
+        if child is None:
+            return
+        yield from template_faults(child.input, f"{path}.input", sight)
+        names = self._catalog.runnables()
+        yield from known_faults(child.name, names, "workflow, network or agent", f"{path}.name")
+        if child.version is None:
+            way = self._catalog.calls_back(self._name, child.name)
+            if way is not None:
+                by_way = f", by way of {', '.join(way)}" if way else ""
+                yield ErrorDetail(
+                    path=f"{path}.name",
+                    message=f"runs itself again{by_way}",
+                    allowed="a definition that does not, or a version that is published",
+                )
+
+
+def _within(step: StepSpec, sight: Sight) -> Sight:
+    """Return what the blocks of a step see beyond the step itself."""
+    if step.map is not None:
+        return sight.plus(step.map.variable).plus(index=0)
+    if step.loop is not None:
+        return sight.plus("previous").plus(iteration=0)
+    return sight
+
+
+def _is_moment(text: str) -> bool:
+    try:
+        return datetime.fromisoformat(text).tzinfo is not None
+    except ValueError:
+        return False
+
+
+def _argument_faults(given: JsonValue, tool: ToolDocument, path: str) -> Iterator[ErrorDetail]:
+    """Check which arguments a step gives, as far as that can be seen before it runs."""
+    parameters = tool.spec.parameters
+    if isinstance(given, str) and "{{" in given:
+        return
+    if given is not None and not isinstance(given, dict):
+        yield ErrorDetail(path=path, message=f"got {given!r}"[:200], allowed="an object")
+        return
+    properties = parameters.get("properties")
+    known = list(properties) if isinstance(properties, dict) else []
+    names = list(given or ())
+    if parameters.get("additionalProperties") is False:
+        for name in names:
+            yield from known_faults(name, known, "parameter", at(path, name))
+    required = parameters.get("required")
+    sources: Mapping[str, object] = {
+        name: source for name, source in tool.spec.sources.items() if source.source != "agent"
+    }
+    for needed in required if isinstance(required, list) else []:
+        if needed not in names and needed not in sources:
+            yield ErrorDetail(path=at(path, str(needed)), message="is missing")
