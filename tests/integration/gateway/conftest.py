@@ -26,16 +26,25 @@ from penstock.contracts.facts import (
     Decision,
     DefinitionKind,
     DeltaBatch,
+    Mark,
+    ParkedRequest,
     RunEnded,
     RunFact,
     RunStatus,
+    StateChanged,
     StepKind,
     StepResult,
     StepScheduled,
     Usage,
 )
 from penstock.contracts.ids import shard_of
-from penstock.contracts.plan import PublishedVersion
+from penstock.contracts.parked import (
+    CorrelationRecord,
+    ParkedRecord,
+    call_digest,
+    correlation_hash,
+)
+from penstock.contracts.plan import CompiledTool, Node, Plan, PublishedVersion
 from penstock.contracts.runners import WebhookRecord
 from penstock.contracts.state import Entry
 from penstock.embedded import NatsServer
@@ -80,6 +89,47 @@ class Engine:
         await Bucket(self.bus, subjects.PUBLISHED).put(
             subjects.published_key(self.tenant, name), value.model_dump_json().encode()
         )
+
+    async def publish_plan(self, plan: Plan) -> None:
+        """Publish a plan as the registry does."""
+        await Bucket(self.bus, subjects.PLANS).put(plan.digest(), plan.to_bytes())
+        value = PublishedVersion(
+            name=plan.name, kind=plan.kind, version=1, plan_digest=plan.digest()
+        )
+        await Bucket(self.bus, subjects.PUBLISHED).put(
+            subjects.published_key(self.tenant, plan.name), value.model_dump_json().encode()
+        )
+
+    async def mark(self, run_id: str, decision: int, *marks: Mark) -> int:
+        """Decide nothing but marks; index those that are open, as the engine does."""
+        fact = StateChanged(
+            occurred_at=datetime.now(UTC), decision=Decision(cause_seq=0, marks=marks)
+        )
+        seq = await self.state(subjects.out(self.prefix(run_id), decision, "state"), fact)
+        for one in marks:
+            await self.park(run_id, one)
+        return seq
+
+    async def park(self, run_id: str, mark: Mark) -> None:
+        bucket = Bucket(self.bus, subjects.PARKED)
+        key = subjects.parked_key(self.tenant, run_id, mark.mark_id)
+        if mark.status != "open":
+            await bucket.delete(key)
+            return
+        record = ParkedRecord(
+            tenant=self.tenant,
+            run_id=run_id,
+            shard=shard_of(run_id, SHARDS),
+            name="echo",
+            mark=mark,
+            asked_at=datetime.now(UTC),
+        )
+        await bucket.put(key, record.model_dump_json().encode())
+
+    async def correlate(self, run_id: str, correlation: str) -> None:
+        record = CorrelationRecord(run_id=run_id, shard=shard_of(run_id, SHARDS))
+        key = subjects.correlation_key(self.tenant, correlation_hash(correlation), run_id)
+        await Bucket(self.bus, subjects.PARKED).put(key, record.model_dump_json().encode())
 
     async def define_webhook(self, record: WebhookRecord) -> None:
         await Bucket(self.bus, subjects.WEBHOOKS).put(
@@ -176,6 +226,37 @@ class Engine:
         await self.end(run_id, 2, answer)
 
 
+def asked(
+    mark_id: str,
+    kind: Any,
+    *,
+    name: str = "pay",
+    arguments: Any = None,
+    due_in: timedelta | None = timedelta(minutes=5),
+    **request: Any,
+) -> Mark:
+    """Return an open mark that asks for something."""
+    return Mark(
+        mark_id=mark_id,
+        kind=kind,
+        status="open",
+        due_at=datetime.now(UTC) + due_in if due_in is not None else None,
+        request=ParkedRequest(
+            name=name, arguments=arguments, digest=call_digest(name, arguments), **request
+        ),
+    )
+
+
+def client_plan(name: str = "clerk") -> Plan:
+    """Return a plan of one step, which the caller executes."""
+    return Plan(
+        name=name,
+        kind=DefinitionKind.WORKFLOW,
+        nodes=(Node(id="ask", kind="tool", ref="screen"),),
+        tools={"screen": CompiledTool(name="screen", queue="client", client=True)},
+    )
+
+
 @asynccontextmanager
 async def running(settings: GatewaySettings, token: str | None = None) -> AsyncIterator[Running]:
     app = create_app(settings)
@@ -232,6 +313,14 @@ async def create_gateway(nats_server: NatsServer, tenant: str) -> AsyncIterator[
             return await stack.enter_async_context(running(GatewaySettings(**given), token))
 
         yield create
+
+
+async def begin(gateway: Running, name: str = "echo", **body: Any) -> str:
+    """Start a run and return its id."""
+    response = await gateway.client.post("/v1/runs", json={"name": name, **body})
+    assert response.status_code == 202, response.text
+    run_id: str = response.json()["run_id"]
+    return run_id
 
 
 @pytest.fixture

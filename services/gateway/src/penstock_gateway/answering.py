@@ -150,9 +150,7 @@ def find_mark(state: RunState, question: Question, answer: Answer) -> MarkState:
     """
     mark = state.marks.get(answer.mark_id)
     # A call that failed is marked as its node is; that it was asked for is in its answer.
-    if mark is None or (
-        mark.mark.kind != question and (mark.open or answer_to(state, question, mark) is None)
-    ):
+    if mark is None or (mark.mark.kind != question and not _was_asked(state, question, mark)):
         code, what = _NAMES[question]
         detail = ErrorDetail(path=_at(answer, ""), message="nothing of this id was asked")
         raise RejectedError(
@@ -161,6 +159,12 @@ def find_mark(state: RunState, question: Question, answer: Answer) -> MarkState:
             details=(detail,) if detail.path else (),
         )
     return mark
+
+
+def _was_asked(state: RunState, question: Question, mark: MarkState) -> bool:
+    if mark.open:
+        return False
+    return answer_to(state, question, mark) is not None or expired(mark.mark, datetime.now(UTC))
 
 
 def answer_to(state: RunState, question: Question, mark: MarkState) -> Signal | None:

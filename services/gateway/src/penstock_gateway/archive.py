@@ -27,14 +27,23 @@ class Archive:
         self._bus = bus
         self._reader = reader
 
-    async def ask(self, verb: str, request: BaseModel, reply: type[ReplyT]) -> ReplyT:
+    async def ask(
+        self,
+        verb: str,
+        request: BaseModel,
+        reply: type[ReplyT],
+        *,
+        timeout_seconds: float = rpc.TIMEOUT_SECONDS,
+    ) -> ReplyT:
         """Ask the archive.
 
         Raises:
             PenstockError: What it answered.
             TransientError: It did not answer.
         """
-        return await rpc.call(self._bus, "archive", verb, request, reply)
+        return await rpc.call(
+            self._bus, "archive", verb, request, reply, timeout_seconds=timeout_seconds
+        )
 
     async def run_entries(self, tenant: str, run_id: str) -> Sequence[Entry]:
         """Return the facts of a run that has left the log; empty where there is none.

@@ -1,54 +1,50 @@
-"""Lists that the archive answers: runs, sessions and their messages, usage."""
+"""Lists that the archive answers: runs, steps, sessions and their messages, usage."""
 
 from __future__ import annotations
 
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Path, Query
-from pydantic import AwareDatetime, Field
+from pydantic import AwareDatetime
 
-from penstock.bus.kv import Bucket
-from penstock.contracts import subjects
 from penstock.contracts.archive import (
-    DeleteSession,
     GetSession,
     ListRuns,
     ListSessions,
+    ListSignals,
+    ListSteps,
     MessagePage,
     MessageView,
     RunPage,
-    SessionDeleted,
     SessionMessages,
     SessionPage,
     SessionView,
+    SignalPage,
+    StepPage,
     UsageReport,
     UsageSummary,
 )
-from penstock.contracts.errors import ErrorDetail, RejectedError
-from penstock.contracts.facts import DefinitionKind, Record, RunStatus
-from penstock.contracts.ids import TOKEN_PATTERN, Token
-from penstock_gateway.api.context import GatewayParts, Operator, Viewer
-from penstock_gateway.core.requests import Input
+from penstock.contracts.facts import Record, StepKind
+from penstock.contracts.ids import TOKEN_PATTERN
+from penstock_gateway.api.context import GatewayParts, Viewer
+from penstock_gateway.api.deletions import deletions
+from penstock_gateway.api.queries import (
+    Cursor,
+    Limit,
+    RunQuery,
+    SignalQuery,
+    StepQuery,
+    known_only,
+    read_tag,
+)
+from penstock_gateway.api.reports import reports
 
 SessionId = Annotated[str, Path(pattern=TOKEN_PATTERN)]
-Limit = Annotated[int, Query(ge=1, le=1000)]
-Cursor = Annotated[str | None, Query(description="The `next_cursor` of the page before.")]
+RunId = Annotated[str, Path(pattern=TOKEN_PATTERN)]
 
 archives: Final = APIRouter()
-
-
-class RunQuery(Input):
-    """Which runs are wanted; all filters that are given must match."""
-
-    status: list[RunStatus] = []
-    name: Token | None = None
-    kind: DefinitionKind | None = None
-    session_id: Token | None = None
-    created_from: AwareDatetime | None = None
-    created_before: AwareDatetime | None = None
-    tag: list[str] = Field(default=[], description="`name:value`; the run has all of them")
-    limit: int = Field(default=50, ge=1, le=1000)
-    cursor: str | None = Field(default=None, description="The `next_cursor` of the page before")
+archives.include_router(reports)
+archives.include_router(deletions)
 
 
 class MessageItems(Record):
@@ -58,28 +54,68 @@ class MessageItems(Record):
     next_cursor: str | None = None
 
 
-@archives.get("/v1/runs", tags=["runs"])
+@archives.get("/v1/runs", tags=["runs"], dependencies=[known_only(RunQuery)])
 async def list_runs(
     gateway: GatewayParts, caller: Viewer, query: Annotated[RunQuery, Query()]
 ) -> RunPage:
-    """List runs, the latest first. The archive is a moment behind; single runs never are."""
+    """List runs in order of time. The archive is a moment behind; single runs never are."""
+    plain = query.model_dump(exclude={"tag", "min_cost", "max_cost", "parent", "root"})
     request = ListRuns(
         tenant=caller.tenant,
-        **query.model_dump(exclude={"tag"}),
-        tags=dict(_tag(text) for text in query.tag),
+        **plain,
+        tags=dict(read_tag(text) for text in query.tag),
+        min_cost_usd=query.min_cost,
+        max_cost_usd=query.max_cost,
+        parent_run_id=query.parent,
+        root_run_id=query.root,
     )
     return await gateway.archive.ask("list_runs", request, RunPage)
 
 
-def _tag(text: str) -> tuple[str, str]:
-    name, colon, value = text.partition(":")
-    if not colon:
-        raise RejectedError(
-            "invalid_request",
-            "a tag is given as name:value",
-            details=(ErrorDetail(path="tag", message=f"got {text[:80]!r}", allowed="name:value"),),
-        )
-    return name, value
+@archives.get("/v1/steps", tags=["runs"], dependencies=[known_only(StepQuery)])
+async def list_steps(
+    gateway: GatewayParts, caller: Viewer, query: Annotated[StepQuery, Query()]
+) -> StepPage:
+    """List step executions of all runs, the latest first."""
+    request = ListSteps(tenant=caller.tenant, **query.model_dump())
+    return await gateway.archive.ask("list_steps", request, StepPage)
+
+
+@archives.get("/v1/runs/{run_id}/steps", tags=["runs"], dependencies=[known_only(StepQuery)])
+async def list_steps_of_run(
+    gateway: GatewayParts,
+    caller: Viewer,
+    run_id: RunId,
+    query: Annotated[StepQuery, Query()],
+) -> StepPage:
+    """List the step executions of one run, the latest first."""
+    await gateway.runs.require(caller.tenant, run_id)
+    wanted = query.model_copy(update={"run_id": run_id})
+    request = ListSteps(tenant=caller.tenant, **wanted.model_dump())
+    return await gateway.archive.ask("list_steps", request, StepPage)
+
+
+@archives.get("/v1/workflows/tasks", tags=["older paths"], dependencies=[known_only(StepQuery)])
+async def list_tasks(
+    gateway: GatewayParts, caller: Viewer, query: Annotated[StepQuery, Query()]
+) -> StepPage:
+    """List what agents and child runs were given to do, the latest first."""
+    kinds = query.kind or [StepKind.AGENT, StepKind.RUN]
+    request = ListSteps(
+        tenant=caller.tenant, **query.model_dump(exclude={"kind"}), kind=tuple(kinds)
+    )
+    return await gateway.archive.ask("list_steps", request, StepPage)
+
+
+@archives.get(
+    "/v1/workflows/messages", tags=["older paths"], dependencies=[known_only(SignalQuery)]
+)
+async def list_run_messages(
+    gateway: GatewayParts, caller: Viewer, query: Annotated[SignalQuery, Query()]
+) -> SignalPage:
+    """List messages between runs, the latest first."""
+    request = ListSignals(tenant=caller.tenant, kind=("message",), **query.model_dump())
+    return await gateway.archive.ask("list_signals", request, SignalPage)
 
 
 @archives.get("/v1/sessions", tags=["sessions"])
@@ -119,16 +155,6 @@ async def list_messages(
     page = await gateway.archive.ask("session_messages", request, MessagePage)
     following = None if page.next_after is None else str(page.next_after)
     return MessageItems(items=page.items, next_cursor=following)
-
-
-@archives.delete("/v1/sessions/{session_id}", status_code=204, tags=["sessions"])
-@archives.delete("/v1/conversations/{session_id}", status_code=204, tags=["older paths"])
-async def delete_session(gateway: GatewayParts, caller: Operator, session_id: SessionId) -> None:
-    """Forget a session; a later run in it begins anew. Its runs stay."""
-    request = DeleteSession(tenant=caller.tenant, session_id=session_id)
-    await gateway.archive.ask("delete_session", request, SessionDeleted)
-    pointers = Bucket(gateway.bus, subjects.SESSIONS)
-    await pointers.delete(subjects.session_key(caller.tenant, session_id))
 
 
 @archives.get("/v1/usage", tags=["usage"])
