@@ -17,8 +17,11 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from penstock.contracts import facts, parked, rpc, runners, subjects
-from penstock_orchestrator.archive import process as archive
+from penstock_orchestrator.archive import parts as archive
+from penstock_orchestrator.archive.erasure import Eraser
+from penstock_orchestrator.archive.keeping import Keeper
 from penstock_orchestrator.archive.queries import Queries
+from penstock_orchestrator.archive.reports import Reports
 from penstock_registry import handlers as registry
 from penstock_registry.agents import HttpAgents
 from penstock_registry.board import Board
@@ -258,7 +261,14 @@ def requests() -> Iterator[Request]:
     for verb, entry in registry.verbs(parts).items():
         yield Request("registry", verb, entry.request, _reply_of(entry.perform))
     for verb, asked in archive.verbs(bare(archive.LazyParts)).items():
-        yield Request("archive", verb, asked.request, _reply_of(getattr(Queries, verb)))
+        yield Request("archive", verb, asked.request, _reply_of(_answering(verb)))
+
+
+def _answering(verb: str) -> Any:
+    """Return the method that answers a verb of the archive."""
+    return next(
+        getattr(part, verb) for part in (Queries, Reports, Eraser, Keeper) if hasattr(part, verb)
+    )
 
 
 def _reply_of(function: Any) -> type[BaseModel]:

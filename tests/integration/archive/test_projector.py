@@ -257,7 +257,7 @@ async def test_projector_without_a_database_stays_and_ends_when_told(
                 bus, "archive", "list_runs", ListRuns(tenant="acme"), RunPage, timeout_seconds=5
             )
         except TransientError as error:
-            return error.code == "database_unavailable"
+            return error.code == "archive_unavailable"
         return False
 
     async with asyncio.timeout(20):

@@ -6,7 +6,6 @@ SQLAlchemy comes with the first request: an idle projector is a third smaller so
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -17,6 +16,7 @@ from penstock.bus.claims import Claims
 from penstock.bus.connection import Bus
 from penstock.bus.reader import LogReader
 from penstock.contracts import archive
+from penstock.contracts.errors import TransientError
 from penstock.endpoint import Verb
 from penstock_orchestrator.archive.settings import ArchiveSettings
 
@@ -54,12 +54,20 @@ class LazyParts:
         self._engine: AsyncEngine | None = None
         self.ready = asyncio.Event()
         """The tables are as the code knows them."""
+        self.hindrance = TransientError("archive_starting", "the archive's tables are being made")
+        """Why they are not."""
 
     async def get(self) -> Parts:
-        """Return the parts; whoever asks while the process starts waits a little."""
+        """Return the parts; whoever asks while the process starts waits a little.
+
+        Raises:
+            TransientError: ``archive_starting``, ``archive_unavailable``.
+        """
         if not self.ready.is_set():
-            with contextlib.suppress(TimeoutError):
+            try:
                 await asyncio.wait_for(self.ready.wait(), _PATIENCE_SECONDS)
+            except TimeoutError:
+                raise self.hindrance from None
         async with self._lock:
             if self._parts is None:
                 for name in ("queries", "reports", "erasure", "keeping"):

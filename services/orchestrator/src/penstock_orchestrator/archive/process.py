@@ -131,6 +131,7 @@ async def _project(
             await ensure_tables(settings, store)
         except TransientError as error:
             _log.warning("projector.waiting", code=error.code, reason=error.message)
+            upkeep.hindered(error)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(ending.wait(), delay)
             delay = min(2 * delay, _LONGEST_DELAY_SECONDS)

@@ -6,7 +6,7 @@ import asyncio
 from datetime import timedelta
 from typing import Final
 
-from penstock.contracts.errors import PenstockError
+from penstock.contracts.errors import PenstockError, TransientError
 from penstock.telemetry.logs import EventLog
 from penstock_orchestrator.archive.parts import LazyParts
 from penstock_orchestrator.archive.rows import Key
@@ -45,6 +45,10 @@ class Upkeep:
             if self._unfinished or self._keep is not None:
                 self._wanted.set()
             self._task = asyncio.create_task(self._run(), name="archive-upkeep")
+
+    def hindered(self, error: TransientError) -> None:
+        """Let whoever asks know why the archive cannot answer yet."""
+        self._parts.hindrance = error
 
     async def stop(self) -> None:
         """Stop; what is not done is done after the next start."""
