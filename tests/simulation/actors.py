@@ -22,6 +22,7 @@ from penstock.bus.writer import LogWriter
 from penstock.contracts import subjects
 from penstock.contracts.errors import ConflictError, ErrorFamily, ErrorInfo, PenstockError
 from penstock.contracts.facts import (
+    Reservation,
     StepKind,
     StepResult,
     StepScheduled,
@@ -33,7 +34,7 @@ from penstock_orchestrator.settings import OrchestratorSettings
 from tests.simulation.client import SimClient
 from tests.simulation.clock import wall
 from tests.simulation.loop import Process
-from tests.simulation.plans import NOT_EQUIPPED, QUEUES, TOOLS
+from tests.simulation.plans import MORE_TOOLS, NOT_EQUIPPED, QUEUES, TOOLS
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -179,10 +180,13 @@ class RunnerActor(Actor):
             return {"action": "respond", "text": f"answer {random.randint(0, 99)}"}
         if choice < 0.62:
             return {"action": "dance"}
+        if choice < 0.7:
+            name = random.choice(["editor", "writer", "nobody"])
+            return {"action": "route_to_agent", "agent": name, "message": "take over"}
         calls = [
             {
                 "id": f"call_{index}",
-                "name": random.choice([*TOOLS, *TOOLS, NOT_EQUIPPED]),
+                "name": random.choice([*TOOLS, *TOOLS, *MORE_TOOLS, NOT_EQUIPPED]),
                 "arguments": random.choice([{}, {"a": 1}, {"key": 2}]),
             }
             for index in range(random.choice([1, 2, 3]))
@@ -196,12 +200,7 @@ class RunnerActor(Actor):
         random = self.random
         usage = None
         if kind == "agent" and random.random() < 0.7:
-            usage = Usage(
-                input_tokens=random.randint(0, 50),
-                output_tokens=random.randint(0, 50),
-                cost_usd=random.choice([0.0, 0.25]),
-                model_calls=1,
-            )
+            usage = _spent(random, fact.reserve)
         return StepResult(
             occurred_at=now,
             kind=StepKind(kind),
@@ -213,6 +212,16 @@ class RunnerActor(Actor):
             runner_id="runner",
             started_at=now - timedelta(milliseconds=1),
         )
+
+
+def _spent(random: Random, reserve: Reservation | None) -> Usage:
+    """Draw what a call cost: never more than was set aside for it."""
+    tokens, cost = random.randint(0, 50), random.choice([0.0, 0.25])
+    if reserve is not None:
+        share = random.choice([0.1, 0.5, 1.0])
+        tokens, cost = int(reserve.tokens * share), reserve.cost_usd * share
+    part = random.randint(0, tokens)
+    return Usage(input_tokens=part, output_tokens=tokens - part, cost_usd=cost, model_calls=1)
 
 
 _EXPIRED = ErrorInfo(

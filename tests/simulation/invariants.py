@@ -10,14 +10,23 @@ from penstock.contracts.facts import (
     FACT,
     CancelRequested,
     Decision,
+    Mark,
     RunEnded,
     RunFact,
     RunInvoked,
     RunStatus,
+    SignalReceived,
+    StateChanged,
     StepResult,
     StepScheduled,
 )
-from penstock.contracts.plan import Plan
+from penstock.contracts.ids import (
+    instance_id,
+    parse_step_id,
+    resolution_mark_id,
+    turn_step_id,
+)
+from penstock.contracts.plan import Node, Plan
 from penstock.contracts.state import Entry, RunState, fold, new_state
 from penstock.contracts.subjects import FactSubject
 from penstock_orchestrator.archive.projection import Projection
@@ -45,6 +54,8 @@ class RunLedger:
     """Whether an engine has acknowledged that the run was asked for."""
     cancel_seq: int = 0
     decisions: int = 0
+    marks: dict[str, Mark] = field(default_factory=dict)
+    paused: bool = False
     promised: set[str] = field(default_factory=set)
     outcomes: dict[tuple[str, int], StepResult] = field(default_factory=dict)
     succeeded: dict[str, StepResult] = field(default_factory=dict)
@@ -74,6 +85,7 @@ class Invariants:
         self._read = read
         self.runs: dict[str, RunLedger] = {}
         self.broken: list[str] = []
+        self.on_asked: Callable[[RunLedger, Mark], None] = lambda _run, _mark: None
         self.duplicates = 0
 
     def _require(self, holds: object, what: str, ledger: RunLedger | None = None) -> None:
@@ -93,6 +105,9 @@ class Invariants:
                 subject.tenant, subject.shard, subject.run_id
             )
         self._require(message.subject not in ledger.subjects, f"{message.subject} twice", ledger)
+        decision = getattr(fact, "decision", None)
+        if decision is not None:
+            self._decision(ledger, subject, decision)
         match fact:
             case RunInvoked():
                 ledger.invoked = fact
@@ -106,11 +121,10 @@ class Invariants:
             case RunEnded():
                 self._require(ledger.end is None, "a second end", ledger)
                 ledger.end = fact
-            case _:
+            case SignalReceived():
+                ledger.paused |= fact.kind == "pause"
+            case StateChanged():
                 pass
-        decision = getattr(fact, "decision", None)
-        if decision is not None:
-            self._decision(ledger, subject, decision)
         ledger.entries.append(Entry(message.seq, subject, fact))
         ledger.subjects.append(message.subject)
         ledger.bodies.append(message.body)
@@ -124,9 +138,22 @@ class Invariants:
         )
         ledger.decisions = number
         stem = f"{ledger.prefix}.out.{number}."
+        for mark in decision.marks:
+            self._marked(ledger, mark)
         ledger.promised |= {stem + suffix for suffix in decision.manifest}
         if ledger.end is not None:
             self._require(subject.event == "end", f"decision {number} after the end", ledger)
+
+    def _marked(self, ledger: RunLedger, mark: Mark) -> None:
+        known = ledger.marks.get(mark.mark_id)
+        ledger.marks[mark.mark_id] = mark
+        self._require(
+            known is None or known.status == "open" or mark.kind == "resolution",
+            f"mark {mark.mark_id} is settled twice",
+            ledger,
+        )
+        if mark.status == "open" and mark.request is not None:
+            self.on_asked(ledger, mark)
 
     def _result(self, ledger: RunLedger, subject: FactSubject, fact: StepResult) -> None:
         key = subject.step_id, subject.attempt
@@ -151,10 +178,17 @@ class Invariants:
         if subject.attempt > 1:
             before = ledger.outcomes.get((subject.step_id, subject.attempt - 1))
             self._require(
-                before is not None and before.status == "failed",
+                before is not None and before.status in ("failed", "unknown"),
                 f"{key} follows no failure",
                 ledger,
             )
+            if before is not None and before.status == "unknown":
+                answered = ledger.marks.get(resolution_mark_id(subject.step_id))
+                self._require(
+                    answered is not None and (answered.choice or "").endswith("retried"),
+                    f"{key} repeats what nobody decided to repeat",
+                    ledger,
+                )
         self._require(subject.step_id not in ledger.succeeded, f"{key} after success", ledger)
         self._require(fact.name != NOT_EQUIPPED, f"{key} calls what is not equipped", ledger)
         if fact.name == "look" and isinstance(fact.input, dict):
@@ -162,32 +196,22 @@ class Invariants:
                 fact.input.get("key") == ledger.tenant, f"{key}: system parameter", ledger
             )
         if ledger.plan is not None:
-            self._needs(ledger, ledger.plan, fact.node_id, key)
+            self._needs(ledger, ledger.plan, key)
 
-    def _needs(self, ledger: RunLedger, plan: Plan, node_id: str, key: tuple[str, int]) -> None:
+    def _needs(self, ledger: RunLedger, plan: Plan, key: tuple[str, int]) -> None:
+        node_id, path, _, _ = parse_step_id(key[0])
         for needed in plan.by_id[node_id].needs:
             self._require(
-                self._done(ledger, plan, needed),
+                _done(ledger, plan.by_id[needed], instance_id(needed, path)),
                 f"{key} is scheduled and {needed}, which it needs, is not done",
                 ledger,
             )
-
-    def _done(self, ledger: RunLedger, plan: Plan, node_id: str) -> bool:
-        if plan.by_id[node_id].kind == "tool":
-            return node_id in ledger.succeeded
-        for step_id, result in ledger.succeeded.items():
-            parts = step_id.split("-")
-            turn = parts[0] == node_id and len(parts) == 2
-            output = result.output if turn else None
-            if isinstance(output, dict) and output.get("action") == "respond":
-                return True
-        return False
 
     def on_acknowledged(self, message: StoredMessage) -> None:
         """Check that an input is acknowledged only after its effects are stored."""
         subject = subjects.parse_fact(message.subject)
         ledger = self.runs[subject.run_id]
-        if subject.event == "invoke":
+        if subject.event == "invoke" and not ledger.paused:
             self._require(ledger.decisions, "acknowledged before anything was decided", ledger)
             ledger.begun = True
         elif subject.event == "cancel" and ledger.begun:
@@ -225,21 +249,39 @@ class Invariants:
             self._require(
                 fold(state, ledger.entries) == state, "folding twice changes the state", ledger
             )
-            if ledger.end is not None and ledger.end.status is RunStatus.DONE:
+            ended = ledger.end is not None and ledger.end.status is RunStatus.DONE
+            if ended and not any(mark.kind == "end" for mark in ledger.marks.values()):
                 open_ = [s.step_id for s in state.steps.values() if s.open]
                 self._require(not open_, f"done with open steps {open_}", ledger)
             self._turns(ledger)
+            self._spent(ledger)
             self._projected(ledger, state)
 
     def _turns(self, ledger: RunLedger) -> None:
         if ledger.plan is None:
             return
         for step_id, _ in ledger.scheduled:
-            parts = step_id.split("-")
-            node = ledger.plan.by_id[parts[0]]
-            if node.kind == "agent" and len(parts) == 2:
-                limit = ledger.plan.agents[node.ref].max_turns
-                self._require(int(parts[1]) <= limit, f"{step_id} is beyond {limit}", ledger)
+            node_id, _, turn, index = parse_step_id(step_id)
+            node = ledger.plan.by_id[node_id]
+            if node.kind == "agent" and turn is not None and index is None:
+                agent = ledger.plan.agents[node.ref]
+                limit = agent.max_turns
+                self._require(turn <= limit, f"{step_id} is beyond {limit}", ledger)
+
+    def _spent(self, ledger: RunLedger) -> None:
+        """Check that a run spends no more than it may, its children included."""
+        if ledger.plan is None or ledger.invoked is None:
+            return
+        usage = [result.usage for result in ledger.outcomes.values() if result.usage is not None]
+        spent = {
+            "max_tokens": sum(each.tokens for each in usage),
+            "max_cost_usd": sum(each.cost_usd for each in usage) - 1e-9,
+            "max_steps": len(ledger.scheduled) + sum(each.steps for each in usage),
+        }
+        for name, used in spent.items():
+            for limits in (ledger.plan.limits, ledger.invoked.limits):
+                most = getattr(limits, name)
+                self._require(most is None or used <= most, f"{name}: {used} of {most}", ledger)
 
     def _projected(self, ledger: RunLedger, state: RunState) -> None:
         row = projected(ledger)
@@ -253,6 +295,21 @@ class Invariants:
         said = {step.step_id: (step.status, step.attempt) for step in row.steps.values()}
         known = {step.step_id: (step.status, step.attempt) for step in state.steps.values()}
         self._require(said == known, f"the projection's steps: {said}, not {known}", ledger)
+
+
+def _done(ledger: RunLedger, node: Node, iid: str) -> bool:
+    """Tell whether a node's instance is settled, by marks and outcomes alone."""
+    mark = ledger.marks.get(iid)
+    if mark is not None:
+        return mark.status != "open"
+    if node.kind != "agent":
+        return iid in ledger.succeeded
+    turn = 1
+    while (result := ledger.succeeded.get(turn_step_id(iid, turn))) is not None:
+        if isinstance(result.output, dict) and result.output.get("action") == "respond":
+            return True
+        turn += 1
+    return False
 
 
 def projected(ledger: RunLedger) -> RunRow:

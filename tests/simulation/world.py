@@ -14,7 +14,7 @@ from typing import Any
 from penstock.bus import topology
 from penstock.bus.claims import is_claim
 from penstock.contracts import subjects
-from penstock.contracts.facts import Claim
+from penstock.contracts.facts import Claim, Mark
 from penstock.contracts.ids import run_id_from, shard_of
 from penstock.contracts.plan import Plan
 from penstock.contracts.state import RunState
@@ -24,10 +24,10 @@ from penstock_orchestrator.settings import OrchestratorSettings
 from tests.simulation.actors import Actor, EngineActor, RunnerActor
 from tests.simulation.clock import clock_of
 from tests.simulation.faults import Faults
-from tests.simulation.invariants import Invariants
+from tests.simulation.invariants import Invariants, RunLedger
 from tests.simulation.loop import Process, SimLoop
 from tests.simulation.misfortunes import Misfortunes
-from tests.simulation.plans import QUEUES, PlanMaker
+from tests.simulation.plans import QUEUES, PlanMaker, draw_features
 from tests.simulation.server import Server
 from tests.simulation.streams import Publish, PullConsumer, StoredMessage
 from tests.simulation.users import User
@@ -95,8 +95,10 @@ class World:
             )
             self.server.add_consumer(subjects.RUNS, topology._durable(self.settings, name, wanted))
         self.plans: dict[str, Plan] = {}
+        self.features = draw_features(random)
         self.invariants = Invariants(self.plans, self._unclaimed)
         self.server.runs.on_stored.insert(0, self.invariants.on_stored)
+        self.invariants.on_asked = self._asked
         self.server.on_refused = self.invariants.on_refused
         self.server.consumers.on_acknowledged = self._acknowledged
         self.engines = [EngineActor(self, f"engine{n}") for n in range(random.choice([1, 2, 2, 3]))]
@@ -115,6 +117,9 @@ class World:
     def _acknowledged(self, consumer: PullConsumer, message: StoredMessage) -> None:
         if consumer.stream is self.server.runs and ".in." in message.subject:
             self.invariants.on_acknowledged(message)
+
+    def _asked(self, run: RunLedger, mark: Mark) -> None:
+        self.users.asked(run.tenant, run.shard, run.run_id, mark)
 
     def _unclaimed(self, body: bytes) -> bytes:
         if not is_claim(body):
@@ -165,7 +170,7 @@ class World:
         return digest
 
     def draw_plan(self, name: str) -> Plan:
-        return PlanMaker(self.random).plan(name)
+        return PlanMaker(self.random, self.features, self.publish_plan).plan(name)
 
     def draw_run(self) -> tuple[str, int, str]:
         """Draw tenant, shard and id of a run."""
