@@ -1,0 +1,205 @@
+"""What decisions do outside their run's log, on a real server: children, messages, timers."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Any
+
+from penstock.bus.kv import Bucket
+from penstock.contracts import subjects
+from penstock.contracts.facts import (
+    FACT,
+    DefinitionKind,
+    RunStatus,
+    SignalKind,
+    SignalReceived,
+)
+from penstock.contracts.ids import answer_signal_id, child_run_id
+from penstock.contracts.parked import ParkedRecord, correlation_hash
+from penstock.contracts.plan import (
+    Block,
+    ChildSpec,
+    CompiledTool,
+    MapSpec,
+    Node,
+    Plan,
+    SendSpec,
+    WaitSpec,
+)
+from tests.integration.orchestrator.conftest import NOOP, TENANT, CreateWorld, World, chain
+from tests.support.waiting import eventually
+
+
+def plan_of(*nodes: Node, **changes: Any) -> Plan:
+    fields = {"name": "p", "kind": DefinitionKind.WORKFLOW, "tools": {"noop": NOOP}}
+    return Plan(**{**fields, "nodes": nodes, "timeout_seconds": 60.0, **changes})
+
+
+def calling(child: Plan, **changes: Any) -> Node:
+    spec = ChildSpec(name=child.name, kind=child.kind, version=1, plan_digest=child.digest())
+    return Node(id="c", kind="workflow", child=spec, input={"from": "{{ run.id }}"}, **changes)
+
+
+async def send(
+    world: World, run_id: str, signal_id: str, name: str, kind: SignalKind, **said: Any
+) -> None:
+    fact = SignalReceived(occurred_at=datetime.now(UTC), name=name, kind=kind, **said)
+    subject = subjects.signal(world.prefix(run_id), signal_id)
+    await world.writer.append(subject, FACT.dump_json(fact))
+
+
+async def parked(world: World) -> list[str]:
+    return await Bucket(world.bus, subjects.PARKED).keys()
+
+
+async def test_child_run_answers_its_parent(create_world: CreateWorld) -> None:
+    world = await create_world()
+    await world.start_engine()
+    child = chain("a", "b")
+    await world.put_plan(child)
+
+    parent_id = await world.invoke(plan_of(calling(child)))
+    run_id = child_run_id(TENANT, parent_id, "c", 1)
+    state = await world.scheduled(run_id, "a")
+    parent = state.request.parent
+    assert parent is not None
+    assert (parent.run_id, parent.root_run_id, parent.depth) == (parent_id, parent_id, 1)
+    assert state.request.input == {"from": parent_id}
+    await world.report(run_id, "a")
+    await world.scheduled(run_id, "b")
+    await world.report(run_id, "b", output={"n": 7})
+
+    ended = await world.ended(parent_id)
+    assert ended.status is RunStatus.DONE
+    assert ended.output == {"n": 7}
+    assert ended.usage.steps == 2
+
+
+async def test_child_is_cancelled_with_its_parent(create_world: CreateWorld) -> None:
+    world = await create_world()
+    await world.start_engine()
+    child = chain("a")
+    await world.put_plan(child)
+    parent_id = await world.invoke(plan_of(calling(child)))
+    run_id = child_run_id(TENANT, parent_id, "c", 1)
+    await world.scheduled(run_id, "a")
+
+    await world.cancel(parent_id)
+
+    assert (await world.ended(parent_id)).status is RunStatus.CANCELLED
+    assert (await world.ended(run_id)).status is RunStatus.CANCELLED
+
+
+async def test_child_is_started_by_the_next_engine_where_the_first_died(
+    create_world: CreateWorld,
+) -> None:
+    world = await create_world()
+    child = chain("a")
+    await world.put_plan(child)
+    parent_id = await world.invoke(plan_of(calling(child)))
+    engine = await world.start_engine()
+    run_id = child_run_id(TENANT, parent_id, "c", 1)
+    await world.scheduled(run_id, "a")
+    await engine.stop()
+
+    # What an engine leaves that dies between its decision and the child's start.
+    subject = subjects.invoke(world.prefix(run_id))
+    seq = (await world.log(run_id))[0].seq
+    await world.bus.api(f"STREAM.MSG.DELETE.{subjects.RUNS}", {"seq": seq, "no_erase": True})
+    assert subject not in {str(entry.subject) for entry in await world.log(run_id)}
+    await world.start_engine("engine-2")
+
+    state = await world.until(run_id, lambda s: s.invoked is not None, within=20)
+    assert state.request.parent is not None
+
+
+async def test_message_reaches_the_run_that_waits_for_its_key(create_world: CreateWorld) -> None:
+    world = await create_world()
+    await world.start_engine()
+    wait = Node(id="w", kind="wait", wait=WaitSpec(signal="paid", correlation="order-{{ 7 }}"))
+    waiting_id = await world.invoke(plan_of(wait))
+    await world.until(waiting_id, lambda s: s.status is RunStatus.WAITING)
+    key = subjects.correlation_key(TENANT, correlation_hash("order-7"), waiting_id)
+    await eventually(lambda: _contains(world, key), within=5)
+
+    told = SendSpec(name="paid", correlation="order-7", payload={"eur": 5})
+    sender_id = await world.invoke(plan_of(Node(id="s", kind="send", send=told)))
+
+    assert (await world.ended(sender_id)).output == {"run_ids": [waiting_id]}
+    ended = await world.ended(waiting_id)
+    assert ended.output == {"name": "paid", "payload": {"eur": 5}}
+    await eventually(lambda: _empty(world), within=5)
+
+
+async def _contains(world: World, key: str) -> bool:
+    return key in await parked(world)
+
+
+async def _empty(world: World) -> bool:
+    return not await parked(world)
+
+
+async def test_message_to_nobody_fails_its_step(create_world: CreateWorld) -> None:
+    world = await create_world()
+    await world.start_engine()
+    told = SendSpec(name="paid", correlation="order-8")
+
+    sender_id = await world.invoke(plan_of(Node(id="s", kind="send", send=told)))
+
+    ended = await world.ended(sender_id)
+    assert ended.error is not None
+    assert ended.error.code == "nobody_to_tell"
+
+
+async def test_approval_is_listed_until_it_is_answered(create_world: CreateWorld) -> None:
+    world = await create_world()
+    await world.start_engine()
+    tool = CompiledTool(name="noop", queue="q", policy="require_approval")
+    node = Node(id="pay", kind="tool", ref="noop", input={"eur": 5})
+    run_id = await world.invoke(plan_of(node, tools={"noop": tool}))
+    await world.until(run_id, lambda s: s.status is RunStatus.WAITING)
+    key = subjects.parked_key(TENANT, run_id, "pay-a")
+    await eventually(lambda: _contains(world, key), within=5)
+    entry = await Bucket(world.bus, subjects.PARKED).get(key)
+    assert entry is not None
+    mark = ParkedRecord.model_validate_json(entry.value).mark
+    assert mark.request is not None
+
+    signal_id = answer_signal_id("approval", "pay-a", mark.request.digest)
+    payload = {"decision": "approve"}
+    await send(world, run_id, signal_id, "approval", "approval", target="pay-a", payload=payload)
+
+    await world.scheduled(run_id, "pay")
+    await eventually(lambda: _empty(world), within=5)
+
+
+async def test_many_waits_of_a_map_come_due_together(create_world: CreateWorld) -> None:
+    world = await create_world()
+    await world.start_engine()
+    wait = Node(id="w", kind="wait", wait=WaitSpec(seconds=2))
+    body = Block(name="body", nodes=(wait,))
+    items = "[" + ",".join(map(str, range(400))) + "]"
+    run_id = await world.invoke(
+        plan_of(Node(id="m", kind="map", map=MapSpec(over=items, body=body)))
+    )
+
+    ended = await world.ended(run_id, within=20)
+
+    assert ended.output == [None] * 400
+    state = await world.state(run_id)
+    late = [known.at - known.mark.due_at for known in state.marks.values() if known.mark.due_at]
+    assert len(late) == 400
+    assert max(each.total_seconds() for each in late) < 5
+
+
+async def test_wait_survives_the_engine(create_world: CreateWorld) -> None:
+    world = await create_world()
+    engine = await world.start_engine()
+    run_id = await world.invoke(plan_of(Node(id="w", kind="wait", wait=WaitSpec(seconds=2))))
+    await world.until(run_id, lambda s: s.status is RunStatus.WAITING)
+    await engine.stop()
+    await asyncio.sleep(0)
+    await world.start_engine("engine-2")
+
+    assert (await world.ended(run_id, within=15)).status is RunStatus.DONE
