@@ -196,7 +196,7 @@ async def test_step_that_comes_after_its_run_was_stopped_is_not_started(
     await bench.start(runner)
     run_id = "01J00000000000000000000STP"
     await bench.bus.publish(subjects.stop(bench.tenant, 0, run_id), b"")
-    await eventually(lambda: bench.harness.stops.stopped(run_id))
+    await eventually(lambda: bench.harness.stops.stopped(run_id, "a"))
     await bench.schedule(runner, "never", run_id=run_id)
     await eventually(lambda: _is_empty(bench, runner))
     assert not called

@@ -9,20 +9,20 @@ from penstock.runner.stops import StopBook
 def test_all_attempts_of_a_stopped_run_are_stopped_and_no_others() -> None:
     book = StopBook()
     first, second, other = Attempt(1), Attempt(1), Attempt(1)
-    book.enter("a", first)
-    book.enter("a", second)
-    book.enter("b", other)
+    book.enter("a", "s", first)
+    book.enter("a", "s", second)
+    book.enter("b", "s", other)
     book.stop("a")
     assert (first.halt, second.halt, other.halt) == ("stopped", "stopped", None)
-    assert book.stopped("a")
-    assert not book.stopped("b")
+    assert book.stopped("a", "s")
+    assert not book.stopped("b", "s")
 
 
 def test_attempt_that_has_left_is_not_stopped() -> None:
     book = StopBook()
     first, second = Attempt(1), Attempt(1)
-    book.enter("a", first)
-    book.enter("a", second)
+    book.enter("a", "s", first)
+    book.enter("a", "s", second)
     book.leave("a", first)
     book.stop("a")
     assert (first.halt, second.halt) == (None, "stopped")
@@ -33,4 +33,4 @@ def test_only_so_many_runs_are_remembered_the_oldest_is_forgotten_first() -> Non
     book = StopBook(remembered=2)
     for run_id in ("a", "b", "a", "c"):
         book.stop(run_id)
-    assert [book.stopped(run_id) for run_id in "abc"] == [True, False, True]
+    assert [book.stopped(run_id, "s") for run_id in "abc"] == [True, False, True]

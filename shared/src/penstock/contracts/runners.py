@@ -44,6 +44,28 @@ class StopRequest(Record):
     """The steps to be stopped; none: everything that works for the run."""
 
 
+class LimitRecord(Record):
+    """The state of a rate limit that all runners share; instants in seconds since the epoch."""
+
+    name: str
+    """A queue such as ``tool.http``, a provider or a model."""
+    calls_at: float = 0.0
+    """When all calls so far would have been made at the allowed rate."""
+    tokens_at: float = 0.0
+    """The same for the tokens that they took."""
+    told_at: float = 0.0
+    """When the last one that was turned away is to come back."""
+    held: dict[str, float] = {}
+    """Who holds a place, and until when without renewing it."""
+
+
+class BlockRecord(Record):
+    """A provider that has asked to be left alone for a while."""
+
+    name: str
+    until: AwareDatetime
+
+
 class KeyRecord(Record):
     """Value of bucket ``keys``, whose keys are SHA-256 digests of API keys."""
 

@@ -84,6 +84,8 @@ OTHERS: Final = (
         "bucket `parked`, `{tenant}.by_key.{hash}.{run}`",
     ),
     Message("runner", runners.RunnerRecord, "bucket `runners`, `{kind}.{queue}.{runner}`"),
+    Message("limit", runners.LimitRecord, "bucket `limits`, `rate.{hash}`"),
+    Message("block", runners.BlockRecord, "bucket `limits`, `block.{hash}`"),
     Message("api_key", runners.KeyRecord, "bucket `keys`, under the SHA-256 of the key"),
     Message("webhook", runners.WebhookRecord, "bucket `webhooks`, `{tenant}.{name}`"),
     Message("client_event", events.ClientEvent, "server-sent events and pages of events"),

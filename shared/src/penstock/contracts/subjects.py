@@ -368,6 +368,11 @@ def schedule_key(tenant: str, name: str) -> str:
     return f"{tenant}.{name}"
 
 
+def schedule_part_key(tenant: str, name: str, part: Literal["progress", "control"]) -> str:
+    """Return the key of what is kept beside a schedule's own record, in bucket ``schedules``."""
+    return f"{tenant}.{name}.{part}"
+
+
 def parked_key(tenant: str, run_id: str, mark_id: str) -> str:
     """Return the key of what a run asks of the world outside, in bucket ``parked``."""
     return f"{tenant}.{run_id}.{mark_id}"

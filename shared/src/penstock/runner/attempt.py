@@ -7,6 +7,7 @@ from outside is told apart from being cancelled because the process ends.
 from __future__ import annotations
 
 import asyncio
+import time
 from types import TracebackType
 from typing import Final, Literal, Self
 
@@ -19,9 +20,11 @@ from penstock.contracts.errors import (
     PenstockError,
     RejectedError,
 )
+from penstock.contracts.json import Json
+from penstock.masks import Mask
 from penstock.telemetry.logs import EventLog
 
-Halt = Literal["deadline", "stopped"]
+Halt = Literal["deadline", "silent", "stopped"]
 
 MESSAGE_CHARACTERS: Final = 2000
 
@@ -35,15 +38,38 @@ class Attempt:
     was. A cancellation that came from elsewhere (the process ends) passes through.
     """
 
-    __slots__ = ("_cancelled", "_cancelling", "_task", "_timer", "failure", "halt", "seconds")
+    __slots__ = (
+        "_beat_at",
+        "_cancelled",
+        "_cancelling",
+        "_details",
+        "_heartbeat_seconds",
+        "_pulse",
+        "_task",
+        "_timer",
+        "begun",
+        "failure",
+        "halt",
+        "mask",
+        "seconds",
+    )
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, heartbeat_seconds: float | None = None) -> None:
         """Prepare the attempt.
 
         Args:
             seconds: Time until the deadline.
+            heartbeat_seconds: Longest time without a sign of progress; ``None``: any.
         """
         self.seconds = seconds
+        self.begun = False
+        """Whether the handler may have had effects."""
+        self.mask: Mask | None = None
+        """Hides the step's secrets, if it has any."""
+        self._heartbeat_seconds = heartbeat_seconds
+        self._beat_at = 0.0
+        self._details: Json = None
+        self._pulse: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[object] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._cancelling = 0
@@ -69,6 +95,45 @@ class Attempt:
             if self._task is not None:
                 self._task.cancel()
 
+    def beat(self, details: Json = None) -> None:
+        """Show progress; may be called from any thread.
+
+        Args:
+            details: How far the work is, for the error should this be the last sign.
+        """
+        if details is not None:
+            self._details = details
+        self._beat_at = time.monotonic()
+
+    @property
+    def watched(self) -> bool:
+        """Whether signs of progress are expected."""
+        return self._heartbeat_seconds is not None
+
+    def watch(self) -> None:
+        """Begin to expect signs of progress; on the event loop, inside the ``with`` block."""
+        if self._heartbeat_seconds is not None:
+            self.beat()
+            self._listen(self._heartbeat_seconds)
+
+    def _listen(self, seconds: float) -> None:
+        self._pulse = asyncio.get_running_loop().call_later(seconds, self._check, self._beat_at)
+
+    def _check(self, heard_at: float) -> None:
+        limit = self._heartbeat_seconds or 0.0
+        if self._beat_at == heard_at:
+            self.stop("silent")
+        else:
+            self._listen(max(0.0, self._beat_at + limit - time.monotonic()))
+
+    def _silence(self) -> ErrorInfo:
+        told = "" if self._details is None else f"; the last one said {self._details!r}"
+        return ErrorInfo(
+            code="heartbeat_timeout",
+            message=f"no heartbeat for {self._heartbeat_seconds:g} s{told}"[:MESSAGE_CHARACTERS],
+            family=ErrorFamily.TRANSIENT,
+        )
+
     def __enter__(self) -> Self:
         loop = asyncio.get_running_loop()
         self._task = task = asyncio.current_task(loop)
@@ -87,14 +152,20 @@ class Attempt:
         task, self._task = self._task, None
         if self._timer is not None:
             self._timer.cancel()
+        if self._pulse is not None:
+            self._pulse.cancel()
         if self.halt is not None and task is not None:
             from_outside = task.uncancel() > self._cancelling
             if from_outside and isinstance(error, asyncio.CancelledError):
                 return False
-            self.failure = _HALTED[self.halt]
+            if self.halt == "silent":
+                failure = self._silence()
+                self.failure = failure if self.mask is None else self.mask.info(failure)
+            else:
+                self.failure = _HALTED[self.halt]
             return error is None or isinstance(error, Exception | asyncio.CancelledError)
         if isinstance(error, Exception):
-            self.failure = failure_of(error)
+            self.failure = failure_of(error, self.mask)
             return True
         return False
 
@@ -119,12 +190,13 @@ EXPIRED: Final = ErrorInfo(
 )
 
 
-def failure_of(error: Exception) -> ErrorInfo:
+def failure_of(error: Exception, mask: Mask | None = None) -> ErrorInfo:
     """Return what a handler's exception means; one that is not ours is logged with its stack."""
     if isinstance(error, PenstockError):
-        return error.info()
+        return error.info() if mask is None else mask.info(error.info())
     events.error("runner.handler_failed", error)
-    text = str(error)[:MESSAGE_CHARACTERS]
+    # Masked before it is cut: half a secret would not be found any more.
+    text = (str(error) if mask is None else mask.text(str(error)))[:MESSAGE_CHARACTERS]
     name = type(error).__name__
     return ErrorInfo(
         code="handler_error",

@@ -13,6 +13,7 @@ from penstock.contracts.json import Json
 from penstock.contracts.subjects import FactSubject
 from penstock.runner.attempt import Attempt
 from penstock.runner.deltas import DeltaStream
+from penstock.runner.secrets import Filled
 
 if TYPE_CHECKING:
     from penstock.bus.connection import Bus
@@ -104,6 +105,38 @@ class StepContext:
         return self._step.config
 
     @property
+    def at_most_once(self) -> bool:
+        """Whether the step must not be repeated.
+
+        Where the handler cannot tell whether what it called was done, it raises
+        ``TransientError("outcome_unknown", ...)``: somebody decides then.
+        """
+        return self._step.at_most_once
+
+    @property
+    def secrets(self) -> bool:
+        """Whether the input or the config hold secrets."""
+        return self._attempt.mask is not None
+
+    def mask(self, text: str) -> str:
+        """Return ``text`` without the step's secrets, in full or as they are usually escaped.
+
+        What a handler returns, raises or emits is masked anyway; this is for text that it cuts.
+        """
+        mask = self._attempt.mask
+        return text if mask is None else mask.text(text)
+
+    def heartbeat(self, details: Json = None) -> None:
+        """Show that the step makes progress; may be called from any thread, as often as one likes.
+
+        A step with ``heartbeat_seconds`` fails if it shows none for so long. Text counts as well.
+
+        Args:
+            details: How far the work is; stands in the error should this be the last sign.
+        """
+        self._attempt.beat(details)
+
+    @property
     def idempotency_key(self) -> str:
         """Names the step's side effect: the same on every attempt and redelivery."""
         return idempotency_key(self._subject.run_id, self._subject.step_id)
@@ -140,8 +173,15 @@ class StepContext:
                     coordinates.step_id,
                     coordinates.attempt,
                 ),
+                mask=self._attempt.mask,
+                on_emit=self._attempt.beat,
             )
         return self._deltas
+
+    @property
+    def once_key(self) -> str:
+        """Where it is noted that this attempt begins, if it must not be repeated."""
+        return subjects.once_key(self._subject.run_id, self._subject.step_id, self._subject.attempt)
 
     @property
     def result_subject(self) -> str:
@@ -154,6 +194,11 @@ class StepContext:
     def emitted(self) -> DeltaStream | None:
         """The same, or ``None`` where no text was ever emitted."""
         return self._deltas
+
+    def fill(self, filled: Filled) -> None:
+        """Put the step's secrets in their places; done by the runner, before the handler."""
+        self._step = self._step.model_copy(update={"input": filled.input, "config": filled.config})
+        self._attempt.mask = filled.mask
 
     async def emit_delta(self, text: str) -> None:
         """Show a piece of text to whoever follows the run; pieces travel together.

@@ -7,10 +7,12 @@ acknowledged, and a step's result only when all of its batches are.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from penstock.contracts.errors import TransientError
 from penstock.contracts.facts import DeltaBatch
+from penstock.masks import Mask, MaskedStream
 
 if TYPE_CHECKING:
     from penstock.bus.connection import Bus
@@ -35,6 +37,8 @@ class DeltaStream:
         "_bus",
         "_failure",
         "_loop",
+        "_masked",
+        "_on_emit",
         "_sending",
         "_sent",
         "_sent_at",
@@ -44,13 +48,24 @@ class DeltaStream:
         "count",
     )
 
-    def __init__(self, bus: Bus, subject: str) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        subject: str,
+        *,
+        mask: Mask | None = None,
+        on_emit: Callable[[], None] | None = None,
+    ) -> None:
         """Prepare the stream.
 
         Args:
             bus: Takes the batches.
             subject: Theirs; a stream of the bus keeps it.
+            mask: Hides secrets in the text.
+            on_emit: Called for every piece that is given.
         """
+        self._masked = None if mask is None else MaskedStream(mask)
+        self._on_emit = on_emit
         self._bus = bus
         self._subject = subject
         self._loop = asyncio.get_running_loop()
@@ -72,6 +87,13 @@ class DeltaStream:
         """
         if not text:
             return
+        if self._on_emit is not None:
+            self._on_emit()
+        if self._masked is not None and not (text := self._masked.take(text)):
+            return
+        await self._add(text)
+
+    async def _add(self, text: str) -> None:
         if len(text) <= BATCH_CHARACTERS:
             self._buffer.append(text)
             self.count += 1
@@ -93,6 +115,8 @@ class DeltaStream:
         Raises:
             TransientError: It could not be delivered.
         """
+        if self._masked is not None and (text := self._masked.end()):
+            await self._add(text)
         while (self._buffer or self._sending is not None) and self._failure is None:
             await self._step()
         self._unschedule()

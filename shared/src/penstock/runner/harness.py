@@ -1,6 +1,9 @@
-"""What all runners of a process share: the bus, the log, and the book of stopped runs."""
+"""What all runners of a process share: the bus, the log, secrets, limits, what is to stop."""
 
 from __future__ import annotations
+
+import os
+from collections.abc import Mapping
 
 from penstock.bus.claims import Claims
 from penstock.bus.connection import Bus
@@ -9,19 +12,29 @@ from penstock.bus.restore import Restorer
 from penstock.bus.topology import ensure
 from penstock.bus.writer import LogWriter
 from penstock.contracts import subjects
+from penstock.runner.limit_stores import BucketStore, RedisStore
+from penstock.runner.limits import Limits
+from penstock.runner.rates import read_rules
+from penstock.runner.secrets import Secrets
+from penstock.runner.settings import RunnerSettings
 from penstock.runner.stops import StopBook
-from penstock.settings import CoreSettings
 
 
 class Harness:
     """Open it once per process; the bus belongs to whoever opened that."""
 
-    def __init__(self, bus: Bus, settings: CoreSettings) -> None:
+    def __init__(
+        self, bus: Bus, settings: RunnerSettings, environment: Mapping[str, str] = os.environ
+    ) -> None:
         """Prepare the harness; ``open`` it.
 
         Args:
             bus: An open connection.
             settings: Of the process.
+            environment: Where secrets are found.
+
+        Raises:
+            RejectedError: ``redis_not_installed`` or ``invalid_redis_url``.
         """
         self.bus = bus
         self.settings = settings
@@ -29,6 +42,10 @@ class Harness:
         self.reader = LogReader(bus, self.claims)
         self.writer = LogWriter(bus, settings, self.claims)
         self.stops = StopBook()
+        self.secrets = Secrets(environment)
+        url = settings.redis_url
+        store = BucketStore(bus) if url is None else RedisStore(url.get_secret_value())
+        self.limits = Limits(bus, read_rules(settings.rate_limits), store)
         self._restorer = Restorer(bus, settings)
 
     async def open(self) -> Harness:
@@ -41,10 +58,12 @@ class Harness:
         await ensure(self.bus, self.settings)
         self._restorer.start()
         await self.bus.subscribe(subjects.STOP_SPACE, self.stops.on_message)
+        await self.limits.open()
         await self.writer.start()
         return self
 
     async def close(self) -> None:
         """Wait until everything appended is acknowledged."""
         self._restorer.stop()
+        await self.limits.close()
         await self.writer.close()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import NoDecode
 
+from penstock.runner.rates import read_rules
 from penstock.settings import CoreSettings
 
 
@@ -19,6 +20,37 @@ class RunnerSettings(CoreSettings):
         description="Time for steps in work to end after SIGTERM; what is left is handed back. "
         "25: below the 30 seconds after which Kubernetes kills.",
     )
+    rate_limits: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="What all runners together may do, separated by commas: `openai=60/m` (calls "
+        "to a provider in a minute; `s`, `h`, `d` as well), `openai=60/m:10` (at most 10 of them "
+        "at once), `openai=90000t/m` (tokens), `openai=8` (at the same time). The name is a "
+        "provider (`openai`, or `openai@host:port` where agents name an `api_base`), a model "
+        "(`openai/gpt-5-mini`) or a queue (`tool.http`, `agent.default`). Empty: only you know "
+        "what your accounts allow. The same for all runners.",
+    )
+    redis_url: SecretStr | None = Field(
+        default=None,
+        description="Where rate limits are counted, such as `redis://127.0.0.1:6379/0`. None: in "
+        "a bucket of the bus, enough for hundreds of limited calls a second.",
+    )
+
+    @field_validator("rate_limits", mode="before")
+    @classmethod
+    def _split_limits(cls, value: object) -> object:
+        return _split(value)
+
+    @field_validator("rate_limits")
+    @classmethod
+    def _check_limits(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        read_rules(value)
+        return value
+
+
+def _split(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(item.strip() for item in value.split(",") if item.strip())
+    return value
 
 
 class EgressSettings(RunnerSettings):
@@ -33,7 +65,5 @@ class EgressSettings(RunnerSettings):
 
     @field_validator("http_allow", mode="before")
     @classmethod
-    def _split(cls, value: object) -> object:
-        if isinstance(value, str):
-            return tuple(item.strip() for item in value.split(",") if item.strip())
-        return value
+    def _split_hosts(cls, value: object) -> object:
+        return _split(value)

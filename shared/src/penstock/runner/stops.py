@@ -1,4 +1,4 @@
-"""Which runs are to stop: those told of lately, and the attempts that work for each run.
+"""What is to stop: runs and single steps told of lately, and the attempts that work for each run.
 
 One book per process, fed by one subscription, whatever the number of its runners.
 """
@@ -8,36 +8,42 @@ from __future__ import annotations
 from typing import Final
 
 from nats.aio.msg import Msg
+from pydantic import ValidationError
 
+from penstock.contracts.runners import StopRequest
 from penstock.contracts.subjects import parse_stop
 from penstock.runner.attempt import Attempt
+from penstock.telemetry.logs import EventLog
 
 REMEMBERED: Final = 10_000
 """A step may arrive shortly after its run was stopped; older ones are found in the log."""
 
+events = EventLog("penstock.runner")
+
 
 class StopBook:
-    """Knows what to stop when a run is stopped."""
+    """Knows what to stop when a run, or a step of it, is stopped."""
 
-    __slots__ = ("_remembered", "_running", "_stopped")
+    __slots__ = ("_remembered", "_running", "_runs", "_steps")
 
     def __init__(self, remembered: int = REMEMBERED) -> None:
-        """Create an empty book that remembers that many stopped runs."""
+        """Create an empty book that remembers so many stopped runs, and as many stopped steps."""
         self._remembered = remembered
-        self._stopped: dict[str, None] = {}
-        self._running: dict[str, list[Attempt]] = {}
+        self._runs: dict[str, None] = {}
+        self._steps: dict[tuple[str, str], None] = {}
+        self._running: dict[str, list[tuple[str, Attempt]]] = {}
 
-    def stopped(self, run_id: str) -> bool:
-        """Whether the run was stopped lately."""
-        return run_id in self._stopped
+    def stopped(self, run_id: str, step_id: str) -> bool:
+        """Whether the run, or this step of it, was stopped lately."""
+        return run_id in self._runs or (run_id, step_id) in self._steps
 
-    def enter(self, run_id: str, attempt: Attempt) -> None:
+    def enter(self, run_id: str, step_id: str, attempt: Attempt) -> None:
         """Note that an attempt works for the run."""
         attempts = self._running.get(run_id)
         if attempts is None:
-            self._running[run_id] = [attempt]
+            self._running[run_id] = [(step_id, attempt)]
         else:
-            attempts.append(attempt)
+            attempts.append((step_id, attempt))
 
     def leave(self, run_id: str, attempt: Attempt) -> None:
         """Note that it does not any more."""
@@ -45,17 +51,42 @@ class StopBook:
         if len(attempts) == 1:
             del self._running[run_id]
         else:
-            attempts.remove(attempt)
+            attempts[:] = [entry for entry in attempts if entry[1] is not attempt]
 
     def stop(self, run_id: str) -> None:
         """Stop everything that works for the run, now and a while from now."""
-        self._stopped.pop(run_id, None)
-        self._stopped[run_id] = None
-        if len(self._stopped) > self._remembered:
-            del self._stopped[next(iter(self._stopped))]
-        for attempt in tuple(self._running.get(run_id, ())):
+        self._runs.pop(run_id, None)
+        self._runs[run_id] = None
+        if len(self._runs) > self._remembered:
+            del self._runs[next(iter(self._runs))]
+        for _, attempt in tuple(self._running.get(run_id, ())):
             attempt.stop("stopped")
+
+    def stop_steps(self, run_id: str, steps: tuple[str, ...]) -> None:
+        """Stop some steps of the run, at whatever attempt; its others go on."""
+        for step_id in steps:
+            self._steps.pop((run_id, step_id), None)
+            self._steps[run_id, step_id] = None
+        while len(self._steps) > self._remembered:
+            del self._steps[next(iter(self._steps))]
+        wanted = frozenset(steps)
+        for step_id, attempt in tuple(self._running.get(run_id, ())):
+            if step_id in wanted:
+                attempt.stop("stopped")
 
     async def on_message(self, message: Msg) -> None:
         """Take a message of ``subjects.STOP_SPACE``."""
-        self.stop(parse_stop(message.subject))
+        run_id = parse_stop(message.subject)
+        if not message.data:
+            self.stop(run_id)
+            return
+        try:
+            request = StopRequest.model_validate_json(message.data)
+        except ValidationError as error:
+            # Stopping too much would lose work; what goes on too long is stopped by its deadline.
+            events.warning("runner.stop_unreadable", run_id=run_id, reason=str(error)[:500])
+            return
+        if request.steps:
+            self.stop_steps(run_id, request.steps)
+        else:
+            self.stop(run_id)

@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, TextIO
+
+from penstock.masks import Mask
 
 if TYPE_CHECKING:
     from penstock.settings import LogFormat, LogLevel
@@ -59,6 +61,19 @@ def bind_task(**fields: object) -> None:
 def bound() -> Mapping[str, object]:
     """Return the fields bound in the current task."""
     return _context.get()
+
+
+_LEAST_CONCEALED: Final = 4
+"""Characters of a value that is worth hiding: shorter ones stand in every line."""
+_concealed = Mask(())
+
+
+def conceal(values: Iterable[str]) -> None:
+    """Write ``[secret]`` instead of these values in all lines of this process, from now on."""
+    global _concealed  # noqa: PLW0603 - logging is of the whole process
+    longer = {value for value in values if len(value) >= _LEAST_CONCEALED}
+    if not longer <= _concealed.values:
+        _concealed = Mask(longer | _concealed.values)
 
 
 class EventLog:
@@ -118,7 +133,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info and record.exc_info[0] is not None:
             line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str, ensure_ascii=False)
+        return _concealed.text(json.dumps(line, default=str, ensure_ascii=False))
 
 
 class ConsoleFormatter(logging.Formatter):
@@ -142,7 +157,7 @@ class ConsoleFormatter(logging.Formatter):
         line = " ".join((time, level, f"{self._service:<12}", event, *shown))
         if record.exc_info and record.exc_info[0] is not None:
             line += "\n" + self.formatException(record.exc_info)
-        return line
+        return _concealed.text(line)
 
 
 def configure(

@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 from prometheus_client import Counter, Gauge, Histogram
 
-StepOutcome = Literal["succeeded", "failed", "refused", "late"]
+StepOutcome = Literal["succeeded", "failed", "unknown", "throttled", "refused", "late"]
 
 _FAST_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0)
 _WORK_SECONDS: Final = (0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0)
@@ -45,6 +45,8 @@ class StepMetrics:
 
     succeeded: Counter
     failed: Counter
+    unknown: Counter
+    throttled: Counter
     refused: Counter
     late: Counter
     seconds: Histogram
@@ -60,6 +62,8 @@ def step_metrics(kind: str, queue: str) -> StepMetrics:
     return StepMetrics(
         succeeded=outcome("succeeded"),
         failed=outcome("failed"),
+        unknown=outcome("unknown"),
+        throttled=outcome("throttled"),
         refused=outcome("refused"),
         late=outcome("late"),
         seconds=RUNNER_STEP_SECONDS.labels(kind, queue),
