@@ -124,7 +124,7 @@ def _broker(
         name=f"{service}-rpc-{settings.instance_id}",
         max_reconnect_attempts=-1,
         reconnect_time_wait=1,
-        ping_interval=3,
+        ping_interval=2,
         max_outstanding_pings=2,
         closed_cb=on_closed,
         security=security,

@@ -210,11 +210,12 @@ async def connect(settings: CoreSettings, *, name: str, patience_seconds: float 
         "name": name,
         "max_reconnect_attempts": -1,
         "reconnect_time_wait": 0.25,
-        # A server that is cut off says nothing: it is left after 6 to 9 seconds.
-        "ping_interval": 3,
+        # A server that is cut off says nothing: it is left after 4 to 6 seconds, and the attempt
+        # to come back to it must not take long either.
+        "ping_interval": 2,
         "max_outstanding_pings": 2,
         "pending_size": 64 * 2**20,
-        "connect_timeout": 5,
+        "connect_timeout": 2,
         "error_cb": on_error,
         "disconnected_cb": on_disconnected,
         "reconnected_cb": on_reconnected,

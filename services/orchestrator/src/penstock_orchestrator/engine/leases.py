@@ -45,7 +45,9 @@ class ShardLeases:
             on_won: Called once the lease on a shard is held.
             on_lost: Called when it is no longer held; must stop work on the shard.
         """
-        self._bucket = Bucket(bus, subjects.LEASES)
+        # Who waits for an answer as long as a lease lives loses it waiting.
+        timeout_seconds = min(5.0, ttl_seconds / 2)
+        self._bucket = Bucket(bus, subjects.LEASES, timeout_seconds=timeout_seconds)
         self._instance = instance_id
         self._shards = shards
         self._ttl = ttl_seconds
