@@ -41,6 +41,7 @@ from penstock.contracts.ids import child_run_id, shard_of
 from penstock.contracts.json import Json
 from penstock.contracts.parked import CorrelationRecord, ParkedRecord, correlation_hash
 from penstock.contracts.state import PARKED, RunState, StepState, fold, new_state
+from penstock.failpoints import reach
 from penstock_orchestrator.engine.runs import Slot
 
 _log = logging.getLogger(__name__)
@@ -128,6 +129,7 @@ class BusEffects:
         )
         prefix = self._prefix(slot.tenant, run_id)
         await self._state_once(subjects.invoke(prefix), child)
+        reach("engine.child_started")
 
     async def _send(
         self, slot: Slot, step_id: str, attempt: int, fact: StepScheduled, config: dict[str, Json]
@@ -148,6 +150,7 @@ class BusEffects:
                 from_run=slot.run_id,
             )
             await self._state_once(subjects.signal(prefix, f"m-{token}"), message)
+            reach("engine.message_sent")
             reached.append(run_id)
         error = None
         if not reached:
@@ -297,6 +300,7 @@ class BusEffects:
         )
         prefix = subjects.run_prefix(tenant, parent.shard, parent.run_id)
         await self._state_once(subjects.result(prefix, parent.step_id, parent.attempt), result)
+        reach("engine.parent_told")
 
     async def look_after(self, slot: Slot, state: RunState) -> None:
         """Make effects again that may be missing, for a run that was read anew."""

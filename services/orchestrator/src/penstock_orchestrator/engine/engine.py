@@ -35,6 +35,7 @@ from penstock.contracts.plan import Plan
 from penstock.contracts.state import Entry, RunState, evolve, fold, new_state
 from penstock.contracts.subjects import FactSubject
 from penstock.contracts.templates import render
+from penstock.failpoints import reach
 from penstock_orchestrator.core.decide import decide, expired, repair
 from penstock_orchestrator.core.decisions import Decided, Output, Timer
 from penstock_orchestrator.core.progress import Progress
@@ -101,8 +102,10 @@ class Engine:
         async with slot.lock:
             slot.touched_at = time.time()
             fresh = await self._take_in(slot, entry, first=delivery.deliveries == 1)
+            reach("engine.input_taken")
             # The engine's clock: a runner's may be wrong, and the input may have waited long.
             await self._advance(slot, datetime.now(UTC), entry.seq, fresh=fresh)
+        reach("engine.before_ack")
 
     async def on_timer(self, delivery: Delivery) -> None:
         """Handle a due timer: it only says that time has passed.
@@ -184,7 +187,8 @@ class Engine:
             else:
                 await self._reload(slot, at_least_seq=entry.seq)
                 return True
-        elif not first:
+        elif not first or (slot.state.invoked is None and subject.event != "invoke"):
+            # Without the run's beginning, perhaps given to a rival, this would change nothing.
             await self._reload(slot, at_least_seq=entry.seq)
             return True
         if slot.traceparent is None:
@@ -262,6 +266,7 @@ class Engine:
             decided = decide(plan, slot.state, now, cause_seq, progress)
             if decided is None:
                 return
+            reach("engine.decided")
             await self._publish(slot, slot.state, decided)
             if not progress.queue:
                 return
@@ -331,12 +336,15 @@ class Engine:
             ]
             seqs = await self._writer.append_all([first, *others])
         ENGINE_DECISIONS.inc()
+        reach("engine.decision_stored")
         for output, seq in zip(outputs, seqs, strict=True):
             self._apply(slot, number, output, seq)
         if decided.timers:
             await self._set_timers(slot, decided.timers)
+            reach("engine.timers_set")
         if decided.marks:
             await self._effects.parked(slot, state, decided.marks)
+            reach("engine.parked_indexed")
         if decided.stop or decided.stops:
             stop = subjects.stop(slot.tenant, slot.shard, slot.run_id)
             body = b"" if decided.stop else stop_body(decided.stops)
@@ -351,6 +359,7 @@ class Engine:
         if isinstance(output.fact, StepScheduled):
             _, _, step_id, attempt = subjects.parse_suffix(output.suffix)
             await self._effects.perform(slot, step_id, attempt, output.fact)
+            reach("engine.step_performed")
 
     def _apply(self, slot: Slot, number: int, output: Output, seq: int) -> None:
         state = slot.state or new_state(slot.tenant, slot.shard, slot.run_id)
@@ -395,6 +404,7 @@ class Engine:
             correlation = _correlation(plan, state)
         if state.request.parent is not None or state.open_steps or state.open_marks or correlation:
             await self._effects.ended(slot, state, correlation)
+            reach("engine.run_finished")
 
 
 def _correlation(plan: Plan, state: RunState) -> str:
