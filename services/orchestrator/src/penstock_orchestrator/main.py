@@ -28,6 +28,7 @@ from penstock_orchestrator.engine.leases import ShardLeases
 from penstock_orchestrator.engine.metrics import ENGINE_SHARDS
 from penstock_orchestrator.engine.plans import Plans
 from penstock_orchestrator.engine.reconciler import Reconciler
+from penstock_orchestrator.schedules.scheduler import Scheduler
 from penstock_orchestrator.settings import OrchestratorSettings
 
 _log = logging.getLogger(__name__)
@@ -56,14 +57,19 @@ class EngineProcess:
             on_won=self._won,
             on_lost=self._lost,
         )
+        self._scheduler = Scheduler(
+            bus, writer, shards=settings.shards, held=lambda: self.leases.held
+        )
 
     async def start(self) -> None:
         """Take shards and begin to work."""
         await self.leases.start()
         self._reconciler.start()
+        await self._scheduler.start()
 
     async def stop(self) -> None:
         """Stop taking work, finish what is under way, give the shards back."""
+        await self._scheduler.stop()
         await self._reconciler.stop()
         await self.leases.stop()
         await self._writer.close()

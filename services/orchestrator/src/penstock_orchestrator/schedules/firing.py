@@ -1,0 +1,111 @@
+"""Firing: one run in the log for each tick, under an id that the tick alone gives."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from typing import Final
+
+from pydantic import TypeAdapter, ValidationError
+
+from penstock.bus.connection import Bus
+from penstock.bus.kv import Bucket
+from penstock.bus.writer import LogWriter
+from penstock.contracts import subjects
+from penstock.contracts.errors import ConflictError, RejectedError
+from penstock.contracts.facts import RunInvoked, Trigger, fact_bytes
+from penstock.contracts.ids import shard_of
+from penstock.contracts.plan import PublishedVersion
+from penstock.contracts.schedules import (
+    SCHEDULE_TAG,
+    ScheduleFailure,
+    ScheduleRecord,
+    due_at,
+    schedule_run_id,
+    schedule_scope,
+)
+from penstock.contracts.templates import render
+from penstock_orchestrator.schedules.metrics import (
+    SCHEDULES_FAILED,
+    SCHEDULES_FIRED,
+    SCHEDULES_LATENESS,
+)
+
+_log = logging.getLogger(__name__)
+
+_VERSION: Final[TypeAdapter[PublishedVersion]] = TypeAdapter(PublishedVersion)
+
+
+class Firing:
+    """Starts runs; the same tick fired twice, by whomever, is one run."""
+
+    def __init__(self, bus: Bus, writer: LogWriter, *, shards: int) -> None:
+        """Use a connection and a writer.
+
+        Args:
+            bus: The connection.
+            writer: Appends the fact.
+            shards: Number of shards of the installation.
+        """
+        self._published = Bucket(bus, subjects.PUBLISHED)
+        self._writer = writer
+        self._shards = shards
+
+    async def fire(
+        self, tenant: str, record: ScheduleRecord, tick: datetime
+    ) -> str | ScheduleFailure:
+        """State that a tick's run is asked for; return its id, or why there can be none.
+
+        Raises:
+            TransientError: The bus did not answer; fire it again.
+        """
+        try:
+            invoked = await self._invoked(tenant, record, tick)
+        except RejectedError as error:
+            SCHEDULES_FAILED.labels(error.code).inc()
+            _log.warning(
+                "schedule.failed", extra={"tenant": tenant, "name": record.name, "code": error.code}
+            )
+            return ScheduleFailure(tick=tick, error=error.info())
+        run_id = schedule_run_id(tenant, record.name, tick)
+        prefix = subjects.run_prefix(tenant, shard_of(run_id, self._shards), run_id)
+        try:
+            await self._writer.append(subjects.invoke(prefix), fact_bytes(invoked))
+        except ConflictError:
+            _log.info("schedule.fired_already", extra={"tenant": tenant, "run_id": run_id})
+            return run_id
+        SCHEDULES_FIRED.inc()
+        late = (datetime.now(UTC) - due_at(tenant, record, tick)).total_seconds()
+        SCHEDULES_LATENESS.observe(max(0.0, late))
+        return run_id
+
+    async def _invoked(self, tenant: str, record: ScheduleRecord, tick: datetime) -> RunInvoked:
+        version = await self._version(tenant, record)
+        return RunInvoked(
+            occurred_at=datetime.now(UTC),
+            name=version.name,
+            kind=version.kind,
+            version=version.version,
+            plan_digest=version.plan_digest,
+            input=render(record.input, schedule_scope(record, tick)),
+            limits=record.limits,
+            trigger=Trigger.SCHEDULE,
+            requested_by=f"schedule:{record.name}",
+            tags={**record.tags, SCHEDULE_TAG: record.name},
+            priority=record.priority,
+        )
+
+    async def _version(self, tenant: str, record: ScheduleRecord) -> PublishedVersion:
+        if record.selector is None:
+            key, code = subjects.published_key(tenant, record.target), "unknown_name"
+            wanted = record.target
+        else:
+            key = subjects.published_version_key(tenant, record.target, record.selector)
+            code, wanted = "unknown_version", f"{record.target}@{record.selector}"
+        entry = await self._published.get(key)
+        if entry is None:
+            raise RejectedError(code, f"{wanted} is not published")
+        try:
+            return _VERSION.validate_json(entry.value)
+        except ValidationError as error:
+            raise RejectedError("unreadable_version", f"{wanted}: {error}") from error
