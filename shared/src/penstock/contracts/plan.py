@@ -273,6 +273,11 @@ class Node(Record):
     send: SendSpec | None = None
     end: EndSpec | None = None
 
+    @cached_property
+    def mentions_secrets(self) -> bool:
+        """Whether the input may hold references to secrets."""
+        return b"secrets" in to_json(self.input)
+
     @property
     def blocks(self) -> tuple[Block, ...]:
         """The blocks within the node."""
@@ -327,6 +332,8 @@ class Plan(Record):
     """Run if the run has failed, after compensation; ``error`` tells them why."""
     finally_: tuple[Node, ...] = ()
     """Run at last, whether the run has failed or not."""
+    input_schema: dict[str, Json] | None = None
+    """JSON Schema (2020-12) of the input; checked by whoever starts a run."""
 
     @cached_property
     def by_id(self) -> dict[str, Node]:
@@ -385,10 +392,23 @@ class Plan(Record):
 PLAN: Final[TypeAdapter[Plan]] = TypeAdapter(Plan)
 
 
+class CanaryVersion(Record):
+    """Another version, to which some of the runs go."""
+
+    version: int
+    plan_digest: str
+    weight: int = Field(ge=1, le=100)
+    """Of a hundred runs so many; which ones, their ids decide."""
+    input_schema: dict[str, Json] | None = None
+
+
 class PublishedVersion(Record):
-    """Value of bucket ``published``: which version of a definition is in force."""
+    """Value of bucket ``published``: the version that a name, a number or an alias stands for."""
 
     name: Token
     kind: DefinitionKind
     version: int
     plan_digest: str
+    input_schema: dict[str, Json] | None = None
+    """As in the plan, so that whoever starts a run need not read it."""
+    canary: CanaryVersion | None = None

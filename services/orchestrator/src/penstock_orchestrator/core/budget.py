@@ -32,6 +32,8 @@ Verdict = Literal["granted", "later", "exhausted"]
 def limits_of(plan: Plan, state: RunState) -> RunLimits:
     """Return what a run may take: the stricter of what its plan and its caller say."""
     asked, planned = state.request.limits, plan.limits
+    if not planned.model_fields_set:
+        return asked
     merged = {}
     for name in RunLimits.model_fields:
         values = [

@@ -55,15 +55,20 @@ def node_call(view: View, node: Node, path: Path) -> Call:
     tool = view.plan.tools[node.ref]
     if node.input is None:
         return Call(tool, {}, {})
-    rendered = render_with_secrets(node.input, view.scope(node.id, path))
-    given = rendered.value
+    scope = view.scope(node.id, path)
+    secrets: _Secrets = {}
+    if node.mentions_secrets:
+        rendered = render_with_secrets(node.input, scope)
+        given, secrets = rendered.value, _under("input", rendered.secrets)
+    else:
+        given = render(node.input, scope)
     if not isinstance(given, dict):
         raise RejectedError(
             "invalid_input",
             f"the input of step {node.id} must be an object",
             details=(ErrorDetail(path=f"{node.id}.input", message=f"got {given!r}"[:200]),),
         )
-    return Call(tool, given, _under("input", rendered.secrets))
+    return Call(tool, given, secrets)
 
 
 def tool_step(
