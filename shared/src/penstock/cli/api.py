@@ -68,7 +68,7 @@ class Api:
         method: str,
         path: str,
         *,
-        params: Mapping[str, str | int | bool] | None = None,
+        params: Mapping[str, Any] | None = None,
         body: Any = None,
         headers: Mapping[str, str] | None = None,
         timeout_seconds: float = REQUEST_SECONDS,
@@ -93,11 +93,11 @@ class Api:
         except ValueError as error:
             raise CommandError(f"what answers at {self._target.url} is no gateway") from error
 
-    def pages(self, path: str, params: Mapping[str, str | int], limit: int) -> Iterator[Any]:
+    def pages(self, path: str, params: Mapping[str, Any], limit: int) -> Iterator[Any]:
         """Yield up to ``limit`` items of a list that comes in pages."""
         cursor, left = None, limit
         while left > 0:
-            asked: dict[str, str | int] = {**params, "limit": min(left, 100)}
+            asked: dict[str, Any] = {**params, "limit": min(left, 100)}
             if cursor is not None:
                 asked["cursor"] = cursor
             answer = self.call("GET", path, params=asked)

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from penstock.cli import observability
 from penstock.cli.failure import CommandError, tell
 from penstock.cli.target import DEFAULT_DATA_DIR, Target, find_target
 
@@ -34,6 +35,7 @@ services = typer.Typer(
 app.add_typer(runs, name="runs")
 app.add_typer(keys, name="keys")
 app.add_typer(services, name="services")
+observability.add_groups(app)
 
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -143,17 +145,49 @@ def invoke(
 
 
 @runs.command("list")
-def list_runs(
+def list_runs(  # noqa: PLR0913, PLR0917 - one parameter for each filter
     context: typer.Context,
-    status: Annotated[str | None, typer.Option(help="Only runs in this status.")] = None,
+    status: Annotated[
+        list[str] | None, typer.Option(help="Only runs in this status; may be repeated.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Only of this agent or workflow.")] = None,
+    since: observability.Since = None,
+    until: observability.Until = None,
+    session: Annotated[str | None, typer.Option(help="Only of this session.")] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option(help="Only with NAME=VALUE; may be repeated.")
+    ] = None,
+    trigger: Annotated[
+        list[str] | None, typer.Option(help="Only started so: http, webhook, schedule, ...")
+    ] = None,
+    min_cost: Annotated[float | None, typer.Option(min=0, help="In USD.")] = None,
+    max_cost: Annotated[float | None, typer.Option(min=0, help="In USD.")] = None,
+    parent: Annotated[str | None, typer.Option(help="Only started by this run.")] = None,
+    root: Annotated[str | None, typer.Option(help="This run and all that came of it.")] = None,
+    error: Annotated[str | None, typer.Option(help="Part of the error's code.")] = None,
+    sort: Annotated[str, typer.Option(help="created, or ended (ended runs alone).")] = "created",
+    oldest_first: Annotated[bool, typer.Option("--oldest-first", help="Turn the order.")] = False,
     limit: Limit = 20,
     as_json: AsJson = False,
 ) -> None:
     """List runs, newest first."""
     from penstock.cli.runs import list_runs as run
 
-    run(context.obj, status=status, name=name, limit=limit, as_json=as_json)
+    wanted = {
+        "status": status,
+        "name": name,
+        "session_id": session,
+        "tag": tag,
+        "trigger": trigger,
+        "min_cost": min_cost,
+        "max_cost": max_cost,
+        "parent": parent,
+        "root": root,
+        "error": error,
+        "sort": sort,
+        "order": "asc" if oldest_first else None,
+    }
+    run(context.obj, wanted, since=since, until=until, limit=limit, as_json=as_json)
 
 
 @runs.command()

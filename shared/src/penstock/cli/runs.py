@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import typer
@@ -20,6 +21,7 @@ from penstock.cli.display import (
     table,
 )
 from penstock.cli.failure import FAILED, CommandError
+from penstock.cli.spans import instant
 from penstock.cli.target import Target
 
 _LIST_WIDTH: Final = 92
@@ -27,16 +29,24 @@ _LIST_WIDTH: Final = 92
 
 
 def list_runs(
-    target: Target, *, status: str | None, name: str | None, limit: int, as_json: bool
+    target: Target,
+    wanted: Mapping[str, Any],
+    *,
+    since: str | None,
+    until: str | None,
+    limit: int,
+    as_json: bool,
 ) -> None:
-    """Show runs, newest first."""
-    wanted: dict[str, str | int] = {}
-    if status is not None:
-        wanted["status"] = status
-    if name is not None:
-        wanted["name"] = name
+    """Show runs in order of time; ``wanted`` holds filters as the API names them."""
+    filters = {name: value for name, value in wanted.items() if value not in (None, [])}
+    for name, text, option in (
+        ("created_from", since, "--since"),
+        ("created_before", until, "--until"),
+    ):
+        if (at := instant(text, option=option)) is not None:
+            filters[name] = at
     with Api(target) as api:
-        found = list(api.pages("/v1/runs", wanted, limit))
+        found = list(api.pages("/v1/runs", filters, limit))
     if as_json:
         print_json(found)
         return

@@ -1,0 +1,1 @@
+"""Sinks: subscribers that tell other systems what became of runs."""

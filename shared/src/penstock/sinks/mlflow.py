@@ -1,0 +1,255 @@
+"""MLflow as a sink: each ended run becomes one MLflow run, over MLflow's REST API.
+
+Exactly once: a run of ours is looked up by its tag before it is made, and everything that is sent
+may be sent again: MLflow keeps one metric per name, time and value, and one parameter per name.
+See https://mlflow.org/docs/latest/api_reference/rest-api.html.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import httpx
+
+from penstock.contracts.errors import RejectedError, TransientError
+from penstock.contracts.facts import RunEnded, RunInvoked, RunStatus, Usage
+from penstock.contracts.profiles import RunProfile, micros, profile_of_entries
+from penstock.contracts.state import Entry
+
+RUN_TAG: Final = "penstock.run_id"
+STATUS: Final[Mapping[RunStatus, str]] = {
+    RunStatus.DONE: "FINISHED",
+    RunStatus.FAILED: "FAILED",
+    RunStatus.CANCELLED: "KILLED",
+}
+_ENDED: Final = frozenset(STATUS.values())
+_METRICS_AT_ONCE: Final = 1000
+_PARAMS_AT_ONCE: Final = 100
+_TEXT: Final = 5000
+_FOREIGN: Final = re.compile(r"[^A-Za-z0-9_\-. /:]")
+_MISSING: Final = "RESOURCE_DOES_NOT_EXIST"
+_EXISTS: Final = "RESOURCE_ALREADY_EXISTS"
+
+
+class MlflowRun:
+    """One ended run in MLflow's words."""
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        """Read a run's facts.
+
+        Raises:
+            RejectedError: ``run_incomplete``: its beginning or its end is not among them.
+        """
+        facts = [entry.fact for entry in entries]
+        invoked = next((fact for fact in facts if isinstance(fact, RunInvoked)), None)
+        ended = next((fact for fact in facts if isinstance(fact, RunEnded)), None)
+        profile = profile_of_entries(entries)
+        if invoked is None or ended is None or profile is None:
+            raise RejectedError("run_incomplete", "the log has lost a part of the run")
+        subject = entries[0].subject
+        self.run_id = subject.run_id
+        self.tenant = subject.tenant
+        self.name = f"{invoked.name}-{subject.run_id[-6:]}"
+        self.status = STATUS[ended.status]
+        self.start_ms = micros(invoked.occurred_at) // 1000
+        self.end_ms = micros(ended.occurred_at) // 1000
+        self.params = {
+            "name": invoked.name,
+            "kind": invoked.kind.value,
+            "version": str(invoked.version),
+            "trigger": invoked.trigger.value,
+            "plan_digest": invoked.plan_digest,
+        }
+        self.tags = {
+            RUN_TAG: self.run_id,
+            "penstock.tenant": self.tenant,
+            "penstock.status": ended.status.value,
+            "penstock.bottleneck_info": json.dumps(bottleneck_info(profile))[:_TEXT],
+            "mlflow.source.name": f"penstock/{invoked.name}",
+            "mlflow.source.type": "PROJECT",
+        }
+        if invoked.session_id is not None:
+            self.tags["penstock.session_id"] = invoked.session_id
+        if ended.error is not None:
+            self.tags["penstock.error"] = ended.error.code
+        unknown = [line.model for line in profile.models if line.usage.unknown_price]
+        if unknown:
+            self.tags["penstock.unknown_prices"] = ", ".join(unknown)[:_TEXT]
+        for key, value in invoked.tags.items():
+            self.tags[f"penstock.tag.{_name(key)}"] = value[:_TEXT]
+        self.metrics = metrics_of(profile, ended.usage)
+
+
+def bottleneck_info(profile: RunProfile) -> dict[str, Any]:
+    """Return what held a run up: the nodes above the threshold, and the slowest of all."""
+    return {
+        "threshold": profile.threshold,
+        "wall_ms": profile.wall_ms,
+        "bottlenecks": [
+            {"node_id": node.node_id, "duration_ms": node.duration_ms, "share": node.share}
+            for node in profile.nodes
+            if node.bottleneck
+        ],
+        "slowest": profile.nodes[0].node_id if profile.nodes else None,
+    }
+
+
+def metrics_of(profile: RunProfile, usage: Usage) -> dict[str, float]:
+    """Return a run's metrics by name."""
+    metrics = {
+        "wall_ms": profile.wall_ms,
+        "queue_wait_ms": profile.queue_wait_ms,
+        "cost_usd": usage.cost_usd,
+        "input_tokens": float(usage.input_tokens),
+        "output_tokens": float(usage.output_tokens),
+        "model_calls": float(usage.model_calls),
+        "bottlenecks": float(len(profile.bottlenecks)),
+    }
+    for line in profile.models:
+        key = f"provider_{_name(line.provider or 'unknown')}_cost_usd"
+        metrics[key] = metrics.get(key, 0.0) + line.usage.cost_usd
+    for node in profile.nodes:
+        name = _name(node.node_id)
+        metrics[f"node_{name}_duration_ms"] = node.duration_ms
+        metrics[f"node_{name}_queue_wait_ms"] = node.queue_wait_ms
+        metrics[f"node_{name}_cost_usd"] = node.cost_usd
+    return metrics
+
+
+def _name(text: str) -> str:
+    return _FOREIGN.sub("_", text)[:200]
+
+
+class Mlflow:
+    """A client of one MLflow server, writing into one experiment."""
+
+    def __init__(
+        self, url: str, experiment: str, *, token: str | None = None, timeout_seconds: float = 15.0
+    ) -> None:
+        """Prepare; nothing is sent yet.
+
+        Args:
+            url: Of the tracking server.
+            experiment: Name of the experiment; made where there is none.
+            token: Bearer token, where the server asks for one.
+            timeout_seconds: Of each request.
+        """
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._client = httpx.AsyncClient(
+            base_url=f"{url.rstrip('/')}/api/2.0/mlflow/", headers=headers, timeout=timeout_seconds
+        )
+        self._experiment = experiment
+        self._experiment_id: str | None = None
+
+    async def write(self, run: MlflowRun) -> bool:
+        """Write a run unless it is there; tell whether anything was to be done.
+
+        Raises:
+            TransientError: ``mlflow_unavailable``.
+            RejectedError: ``mlflow_refused``.
+        """
+        known = await self._find(run.run_id)
+        if known is not None and known["info"]["status"] in _ENDED:
+            return False
+        if known is None:
+            created = await self._post(
+                "runs/create",
+                {
+                    "experiment_id": await self._experiment_of(),
+                    "run_name": run.name,
+                    "start_time": run.start_ms,
+                    "tags": _pairs({RUN_TAG: run.run_id}),
+                },
+            )
+            known = created["run"]
+        run_id = known["info"]["run_id"]
+        metrics = [
+            {"key": key, "value": value, "timestamp": run.end_ms, "step": 0}
+            for key, value in run.metrics.items()
+        ]
+        tags, params = _pairs(run.tags), _pairs(run.params)
+        for begin in range(0, max(len(tags), len(params), 1), _PARAMS_AT_ONCE):
+            part = slice(begin, begin + _PARAMS_AT_ONCE)
+            batch = {"run_id": run_id, "tags": tags[part], "params": params[part]}
+            await self._post("runs/log-batch", batch)
+        for begin in range(0, len(metrics), _METRICS_AT_ONCE):
+            some = metrics[begin : begin + _METRICS_AT_ONCE]
+            await self._post("runs/log-batch", {"run_id": run_id, "metrics": some})
+        # Last: a run whose status is final needs nothing more.
+        await self._post(
+            "runs/update", {"run_id": run_id, "status": run.status, "end_time": run.end_ms}
+        )
+        return True
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def _find(self, run_id: str) -> dict[str, Any] | None:
+        found = await self._post(
+            "runs/search",
+            {
+                "experiment_ids": [await self._experiment_of()],
+                "filter": f"tags.`{RUN_TAG}` = '{run_id}'",
+                # One that somebody has deleted there is not to come back.
+                "run_view_type": "ALL",
+                "max_results": 1,
+            },
+        )
+        runs: list[dict[str, Any]] = found.get("runs") or []
+        return runs[0] if runs else None
+
+    async def _experiment_of(self) -> str:
+        if self._experiment_id is None:
+            try:
+                found = await self._call(
+                    "GET", "experiments/get-by-name", params={"experiment_name": self._experiment}
+                )
+                self._experiment_id = str(found["experiment"]["experiment_id"])
+            except RejectedError as error:
+                if _MISSING not in error.message:
+                    raise
+                self._experiment_id = await self._create_experiment()
+        return self._experiment_id
+
+    async def _create_experiment(self) -> str:
+        try:
+            made = await self._post("experiments/create", {"name": self._experiment})
+        except RejectedError as error:
+            if _EXISTS not in error.message:
+                raise
+            raise TransientError("mlflow_unavailable", error.message) from error
+        return str(made["experiment_id"])
+
+    async def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return await self._call("POST", path, body=body)
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: dict[str, Any] | None = None,
+        params: dict[str, str] | None = None,
+    ) -> dict[str, Any]:
+        try:
+            response = await self._client.request(method, path, json=body, params=params)
+        except httpx.TransportError as error:
+            raise TransientError("mlflow_unavailable", f"{path}: {error!r}") from error
+        if response.status_code == 429 or response.status_code >= 500:
+            raise TransientError(
+                "mlflow_unavailable", f"{path}: {response.status_code} {response.text[:300]}"
+            )
+        if response.is_error:
+            raise RejectedError(
+                "mlflow_refused", f"{path}: {response.status_code} {response.text[:1000]}"
+            )
+        answer: dict[str, Any] = response.json() if response.content else {}
+        return answer
+
+
+def _pairs(values: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"key": key, "value": value} for key, value in values.items()]
