@@ -146,7 +146,7 @@ def overview(api: Api, target: Target) -> None:
         if len(found) >= 3 and all(run["status"] == "done" for run in found):
             break
         time.sleep(0.05)
-    list_runs(target, status=None, name=None, limit=20, as_json=False)
+    list_runs(target, {}, since=None, until=None, limit=20, as_json=False)
     check(len(found) == 3, "there are three runs, none was started twice")
     check(all(run["status"] == "done" for run in found), "all of them are done")
     triggers = sorted(run["trigger"] for run in found)
