@@ -64,7 +64,8 @@ class Firing:
         except RejectedError as error:
             SCHEDULES_FAILED.labels(error.code).inc()
             _log.warning(
-                "schedule.failed", extra={"tenant": tenant, "name": record.name, "code": error.code}
+                "schedule.failed",
+                extra={"tenant": tenant, "schedule": record.name, "code": error.code},
             )
             return ScheduleFailure(tick=tick, error=error.info())
         run_id = schedule_run_id(tenant, record.name, tick)

@@ -200,11 +200,11 @@ class Scheduler:
             _log.warning("schedule.delayed", extra={"schedule": key, "error": str(error)})
         finally:
             self._busy.discard(key)
-        # What was arranged meanwhile was not begun, for the schedule was busy.
-        arranged = self._wake_at.pop(key, None)
-        at = min((one for one in (again, arranged) if one is not None), default=None)
-        if at is not None:
-            self._look_at(key, at)
+            # What was arranged meanwhile was not begun, for the schedule was busy.
+            arranged = self._wake_at.pop(key, None)
+            at = min((one for one in (again, arranged) if one is not None), default=None)
+            if at is not None:
+                self._look_at(key, at)
 
     async def _advance(self, key: str) -> float | None:
         """Record and fire what is due; return the Unix time of what comes next."""
