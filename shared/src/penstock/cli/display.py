@@ -23,6 +23,15 @@ STATUS_STYLE: Final = {
     "planned": "dim",
     "scheduled": "cyan",
     "waiting": "yellow",
+    "paused": "yellow",
+    "stopped": "dim",
+    "unknown": "bold red",
+    "open": "yellow",
+    "approved": "green",
+    "rejected": "bold red",
+    "expired": "red",
+    "closed": "dim",
+    "skipped": "dim",
     "live": "green",
     "suspect": "yellow",
     "draining": "yellow",
@@ -38,6 +47,29 @@ EVENT_STYLE: Final = {
     "tool_call_started": ("◇", "blue"),
     "tool_call_done": ("◆", "green"),
     "tool_call_failed": ("✗", "red"),
+    "tool_call_unknown": ("?", "bold red"),
+    "tool_call_created": ("◇", "magenta"),
+    "tool_result_received": ("→", "magenta"),
+    "approval_created": ("?", "yellow"),
+    "approval_decision": ("→", "magenta"),
+    "approval_expired": ("✗", "red"),
+    "resolution_created": ("?", "yellow"),
+    "resolution_decision": ("→", "magenta"),
+    "wait_started": ("…", "yellow"),
+    "wait_ended": ("…", "green"),
+    "branch_taken": ("⑂", "cyan"),
+    "map_started": ("○", "cyan"),
+    "node_done": ("●", "green"),
+    "node_failed": ("✗", "red"),
+    "node_skipped": ("·", "dim"),
+    "phase_ended": ("·", "dim"),
+    "child_run_started": ("▷", "cyan"),
+    "child_run_done": ("▶", "green"),
+    "child_run_failed": ("✗", "red"),
+    "message_sent": ("→", "blue"),
+    "run_admitted": ("→", "cyan"),
+    "run_paused": ("‖", "yellow"),
+    "run_resumed": ("▶", "cyan"),
     "policy_decision": ("!", "yellow"),
     "step_waiting": ("…", "yellow"),
     "signal_received": ("→", "magenta"),
@@ -156,7 +188,7 @@ def describe(kind: str, data: Mapping[str, Any]) -> str:
             return f"{name} v{data.get('version')} ({data.get('kind')})"
         case "user_input":
             return compact(data.get("input"))
-        case "tool_call_started":
+        case "tool_call_started" | "tool_call_created" | "approval_created":
             return f"{name}({_arguments(data.get('arguments'))})"
         case "agent_invoke_done":
             return f"{name} {_action(data.get('output'))}{_cost(data.get('usage'))}"
@@ -168,6 +200,29 @@ def describe(kind: str, data: Mapping[str, Any]) -> str:
             return str(data.get("reason") or "")
         case "signal_received":
             return f"{name} {compact(data.get('payload'))}"
+        case _:
+            return _describe_mark(kind, name, data)
+
+
+def _describe_mark(kind: str, name: str, data: Mapping[str, Any]) -> str:
+    """Say what the engine decided, or what it asks of the world outside."""
+    match kind:
+        case "wait_started":
+            return f"{name} until {moment(data.get('due_at'))}" if data.get("due_at") else name
+        case "approval_decision" | "resolution_decision" | "tool_result_received":
+            said = data.get("decision") or data.get("action") or data.get("status")
+            by = f"by {data['by']}" if data.get("by") else ""
+            return " ".join(str(part) for part in (name, said, by, data.get("reason")) if part)
+        case "branch_taken":
+            return str(data.get("choice") or "none of its cases")
+        case "map_started":
+            return f"{data.get('count', 0)} items"
+        case "child_run_started":
+            return f"{name} {data.get('child_run_id', '')}".strip()
+        case "run_paused" | "run_resumed":
+            return str(data.get("reason") or "")
+        case "phase_ended" | "node_skipped":
+            return str(data.get("status") or "")
         case _:
             output = data.get("output")
             return f"{name} {'→ ' + compact(output) if output is not None else ''}".strip()

@@ -12,6 +12,7 @@ import typer
 from penstock.cli.api import Api
 from penstock.cli.display import compact, console, print_json, status_text
 from penstock.cli.failure import FAILED, MISUSED, CommandError
+from penstock.cli.holding import read_pair
 from penstock.cli.runs import follow
 from penstock.cli.target import Target
 
@@ -27,6 +28,9 @@ class InvokeOptions(NamedTuple):
     session_id: str | None
     idempotency_key: str | None
     as_json: bool
+    priority: int | None = None
+    tags: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
 
 
 def invoke_name(target: Target, name: str, options: InvokeOptions) -> None:
@@ -38,6 +42,13 @@ def invoke_name(target: Target, name: str, options: InvokeOptions) -> None:
     body: dict[str, Any] = {"name": name, "input": read_input(options.input_text)}
     if options.session_id is not None:
         body["session_id"] = options.session_id
+    if options.priority is not None:
+        body["priority"] = options.priority
+    if options.tags:
+        body["tags"] = dict(read_pair(text, option="--tag") for text in options.tags)
+    if options.limits:
+        given = (read_pair(text, option="--limit") for text in options.limits)
+        body["limits"] = {field: read_input(value, option="--limit") for field, value in given}
     headers = {}
     if options.idempotency_key is not None:
         headers["Idempotency-Key"] = options.idempotency_key
@@ -76,8 +87,8 @@ def _code(status: str) -> int:
     return 0 if status == "done" else FAILED
 
 
-def read_input(text: str) -> Any:
-    """Read ``--input``: JSON if it looks like it, else plain text; ``@file`` and ``@-`` read one.
+def read_input(text: str, *, option: str = "--input") -> Any:
+    """Read a value: JSON if it looks like it, else plain text; ``@file`` and ``@-`` read one.
 
     Raises:
         CommandError: The file cannot be read, or it looks like JSON and is not.
@@ -92,5 +103,5 @@ def read_input(text: str) -> Any:
         return json.loads(text)
     except ValueError as error:
         if text.lstrip()[:1] in ("{", "["):
-            raise CommandError(f"--input is not JSON: {error}", exit_code=MISUSED) from error
+            raise CommandError(f"{option} is not JSON: {error}", exit_code=MISUSED) from error
         return text
