@@ -73,11 +73,12 @@ class Struck:
 def plan_blows(chance: random.Random, targets: Sequence[str], count: int) -> list[Blow]:
     """Draw blows: each target is hit once if there are enough, the others are drawn freely.
 
-    One of them stops a runner for longer than the bus waits, so that an effect is repeated.
+    Two are always among them: a runner is stopped for longer than the bus waits, so that effects
+    are repeated, and the gateway is killed, so that followers are cut off.
     """
     order = list(targets)
     chance.shuffle(order)
-    drawn = (order + [chance.choice(order) for _ in range(count)])[: count - 1]
+    drawn = (order + [chance.choice(order) for _ in range(count)])[: count - 2]
     blows: list[Blow] = []
     for target in drawn:
         kind: Kind = "kill" if chance.random() < 0.6 else "stop"
@@ -85,6 +86,7 @@ def plan_blows(chance: random.Random, targets: Sequence[str], count: int) -> lis
         pause = round(chance.uniform(0.2, 2.0), 1)
         blows.append(Blow(target, kind, seconds if kind == "stop" else 0.0, pause))
     blows.append(Blow("ledger-1", "stop", 1.5 * ACK_WAIT_SECONDS, 1.0))
+    blows.append(Blow("gateway", "kill", 0.0, 1.0))
     chance.shuffle(blows)
     return blows
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 import httpx
 
 from tests.chaos.witness import Witness
+from tests.support.waiting import eventually
 
 GONE = (httpx.TransportError, httpx.HTTPStatusError)
 RETRY_SECONDS = 0.1
+APPROVE_SECONDS = 0.5
 STARTERS = 12
 
 
@@ -52,11 +54,11 @@ async def client_of(url: str) -> AsyncIterator[httpx.AsyncClient]:
 class Crowd:
     """Keeps a number of runs in flight: as one ends, the next is started."""
 
-    def __init__(self, client: httpx.AsyncClient, witness: Witness, name: str) -> None:
-        """Prepare to start runs of ``name``; ``witness`` tells how many are open."""
+    def __init__(self, client: httpx.AsyncClient, witness: Witness, names: Sequence[str]) -> None:
+        """Prepare to start runs of ``names`` in turns; ``witness`` tells how many are open."""
         self._client = client
         self._witness = witness
-        self._name = name
+        self._names = names
         self._wanted = 0
         self._begun = 0
         self._tasks: list[asyncio.Task[None]] = []
@@ -70,21 +72,32 @@ class Crowd:
         """
         self._wanted = wanted
         self._tasks = [asyncio.create_task(self._start()) for _ in range(STARTERS)]
+        self._approver = asyncio.create_task(approve_all(self._client))
         async with asyncio.timeout(within):
-            while self._witness.open_runs < wanted:
+            while self._witness.open_runs < 0.95 * wanted:  # some are always on their way
                 await self.check()
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def check(self) -> None:
-        """Raise what a starter failed with, if one has."""
-        for task in self._tasks:
+        """Raise what a starter, or who approves, failed with, if one has."""
+        for task in (*self._tasks, self._approver):
             if task.done():
                 await task
 
-    async def close(self) -> None:
-        """Start no more; what was begun is started to its end."""
+    async def close(self, within: float) -> None:
+        """Start no more, and wait until all that were started have ended.
+
+        Raises:
+            TimeoutError: They have not in time.
+        """
         self._wanted = 0
         await asyncio.gather(*self._tasks)
+        async with asyncio.timeout(within):
+            while self._witness.open_runs:
+                await self.check()
+                await asyncio.sleep(RETRY_SECONDS)
+        self._approver.cancel()
+        await asyncio.gather(self._approver, return_exceptions=True)
 
     def answered_since(self, moment: float) -> float | None:
         """Return when the first run was accepted that was asked for after ``moment``."""
@@ -97,8 +110,8 @@ class Crowd:
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
             self._begun += 1
-            key = f"key-{self._begun}"
-            self.accepted.append(await start_run(self._client, self._name, key, within=180))
+            key, name = f"key-{self._begun}", self._names[self._begun % len(self._names)]
+            self.accepted.append(await start_run(self._client, name, key, within=180))
 
 
 async def start_run(client: httpx.AsyncClient, name: str, key: str, within: float) -> Accepted:
@@ -121,9 +134,54 @@ async def start_run(client: httpx.AsyncClient, name: str, key: str, within: floa
                 return Accepted(str(answer.json()["run_id"]), asked_at, time.time())
 
 
-async def follow(client: httpx.AsyncClient, run_id: str, within: float) -> Transcript:
+async def approve_all(client: httpx.AsyncClient) -> None:
+    """Say yes to all that is asked, again and again; a lost answer makes it be said twice."""
+    while True:
+        try:
+            page = await client.get("/v1/approvals", params={"limit": 200})
+            page.raise_for_status()
+            for asked in page.json()["items"]:
+                place = f"/v1/approvals/{asked['run_id']}/{asked['mark_id']}/approve"
+                answer = await client.post(place, json={"digest": asked["digest"]})
+                answer.raise_for_status()
+        except GONE as error:
+            if isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 500:
+                raise
+        await asyncio.sleep(APPROVE_SECONDS)
+
+
+class Followers:
+    """Clients that follow runs to their end, each with its transcript."""
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        """Prepare; nobody follows yet."""
+        self._client = client
+        self._tasks: list[asyncio.Task[None]] = []
+        self.transcripts: list[Transcript] = []
+
+    async def begin(self, accepted: Sequence[Accepted], within: float = 30) -> None:
+        """Follow further runs; return when the first of them has been told something.
+
+        Raises:
+            AssertionError: None was told anything in time.
+        """
+        begun = [Transcript(run.run_id) for run in accepted]
+        self.transcripts += begun
+        self._tasks += [
+            asyncio.create_task(follow(self._client, transcript, within=1200))
+            for transcript in begun
+        ]
+        await eventually(lambda: any(t.connections for t in begun), within=within)
+
+    async def end(self) -> list[Transcript]:
+        """Wait until all have seen the end of their runs."""
+        await asyncio.gather(*self._tasks)
+        return self.transcripts
+
+
+async def follow(client: httpx.AsyncClient, transcript: Transcript, within: float) -> None:
     """Follow a run's events to the end, resuming after the last id whenever it breaks off."""
-    transcript = Transcript(run_id)
+    run_id = transcript.run_id
     async with asyncio.timeout(within):
         while not transcript.ended:
             headers = {"Accept": "text/event-stream"}
@@ -137,7 +195,6 @@ async def follow(client: httpx.AsyncClient, run_id: str, within: float) -> Trans
                     await _read(answer, transcript)
             except GONE:
                 await asyncio.sleep(RETRY_SECONDS)
-    return transcript
 
 
 async def _read(answer: httpx.Response, transcript: Transcript) -> None:

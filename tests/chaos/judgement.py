@@ -10,7 +10,7 @@ from tests.chaos.archive import Archive, differences, folded, missing_facts
 from tests.chaos.blows import Struck, settle_hands
 from tests.chaos.crowd import Accepted, Transcript
 from tests.chaos.figures import Figures, spread, table
-from tests.chaos.rig import ACK_WAIT_SECONDS, EFFECTS, RECOVERY_GOAL_SECONDS, Rig
+from tests.chaos.rig import ACK_WAIT_SECONDS, CHILD, EFFECTS, PARENT, RECOVERY_GOAL_SECONDS, Rig
 from tests.chaos.verdict import (
     Havoc,
     Repetitions,
@@ -86,7 +86,9 @@ async def judge(
     found.lost = [run.run_id for run in accepted if run.run_id not in log]
     failed: set[tuple[str, int]] = set()
     succeeded: set[str] = set()
+    names: Counter[str] = Counter()
     async for run_id, entries in decoded(rig.settings, log):
+        names[folded(entries).request.name] += 1
         if faults := faults_of_run(entries):
             found.faults[run_id] = faults
             if "0 ends" in faults:
@@ -100,7 +102,8 @@ async def judge(
     ledger = read_ledger(rig.ledger)
     found.without_effect = sorted(succeeded - {effect.key for effect in ledger.effects})
     found.repetitions = explain(ledger, havoc, failed, ACK_WAIT_SECONDS)
-    assert len(succeeded) == EFFECTS * len(log), "not every step with an effect succeeded once"
+    assert len(succeeded) == sum(EFFECTS[name] * count for name, count in names.items())
+    assert names[CHILD] == names[PARENT], "not every parent has one child"
     return found
 
 
@@ -131,7 +134,11 @@ def report(
     recoveries = [blow.seconds for blow in struck]
     hands = [blow.in_hand_seconds for blow in struck if blow.in_hand]
     kinds = Counter(blow.blow.kind for blow in struck)
-    figures.add(test, "runs / facts in the log", f"{len(witness.ended)} / {found.facts}")
+    figures.add(
+        test,
+        "runs / child runs / facts in the log",
+        f"{len(witness.ended)} / {len(witness.children)} / {found.facts}",
+    )
     dealt = " / ".join(str(kinds[kind]) for kind in ("kill", "stop", "isolate"))
     figures.add(test, "blows: kill -9 / stop / isolate", dealt)
     figures.add(test, "lost / duplicated", f"{len(found.lost)} / {found.duplicated}")

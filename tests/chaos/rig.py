@@ -18,9 +18,13 @@ ACK_WAIT_SECONDS = 4.0
 LEASE_SECONDS = 4.0
 RECOVERY_GOAL_SECONDS = 15.0
 SHARDS = 8
-STEPS = 5
-EFFECTS = 3
-"""Steps of a run that have an effect in the ledger."""
+EFFECTS = {"chaos": 3, "winding": 3, "errand": 1}
+"""By workflow: steps of a run that have an effect in the ledger."""
+CROWD = ("chaos", "chaos", "chaos", "chaos", "winding")
+"""What the crowd starts, in turns: five steps in a row; and a run that waits for all sorts of
+things: a map, a timer, a person's approval, a child run (an errand)."""
+PARENT = "winding"
+CHILD = "errand"
 
 DEFINITIONS = """
 apiVersion: penstock/v1
@@ -65,6 +69,31 @@ spec:
     - {id: sum, tool: multiply, input: {a: 6, b: 7}}
     - {id: second, tool: effect, input: {seconds: 0.5}}
     - {id: third, tool: effect, input: {seconds: 0.5}}
+---
+apiVersion: penstock/v1
+kind: Workflow
+metadata: {name: errand}
+spec:
+  timeout_seconds: 1800
+  steps:
+    - {id: run, tool: effect, input: {seconds: 0.2}}
+---
+apiVersion: penstock/v1
+kind: Workflow
+metadata: {name: winding}
+spec:
+  timeout_seconds: 1800
+  steps:
+    - id: each
+      map:
+        over: "[1, 2, 3]"
+        concurrency: 2
+        steps:
+          - {id: part, tool: effect, input: {seconds: 0.2}}
+    - {id: rest, wait: {for: 1s}}
+    - {id: agreed, approval: {message: "Go on?", expires: 20m}}
+    - {id: child, workflow: {name: errand}}
+    - {id: last, agent: thinker, input: "{{ input.key }}"}
 """
 
 
@@ -96,7 +125,7 @@ FULL = Size(
 )
 SMALL = Size(
     runs=150,
-    blows=11,
+    blows=12,
     cluster_runs=60,
     cluster_rounds=1,
     postgres_down_seconds=8,

@@ -20,10 +20,10 @@ from tests.chaos.blows import (
     announce,
     plan_blows,
 )
-from tests.chaos.crowd import Crowd, client_of, follow
+from tests.chaos.crowd import Crowd, Followers, client_of
 from tests.chaos.figures import Figures, spread
 from tests.chaos.judgement import judge, report
-from tests.chaos.rig import RECOVERY_GOAL_SECONDS, Rig, Size, chosen_seed, define
+from tests.chaos.rig import CROWD, RECOVERY_GOAL_SECONDS, Rig, Size, chosen_seed, define
 from tests.chaos.verdict import Span
 from tests.chaos.witness import Witness
 from tests.support.cluster import Cluster, Node
@@ -133,14 +133,12 @@ async def test_runs_survive_a_cluster_losing_leaders_and_links(
     try:
         async with client_of(rig.stack.url) as client, Witness(rig.settings) as witness:
             await define(client)
-            crowd = Crowd(client, witness, "chaos")
+            crowd = Crowd(client, witness, CROWD)
             striker = Striker(rig, witness, crowd, client, archive.position)
             nodes = NodeStriker(cluster, striker)
             await crowd.fill(size.cluster_runs, within=120)
-            following = [
-                asyncio.create_task(follow(client, run.run_id, within=1200))
-                for run in crowd.accepted[: size.followed]
-            ]
+            followers = Followers(client)
+            await followers.begin(crowd.accepted[: size.followed])
             in_flight, began = witness.open_runs, time.time()
             services = [name for name in rig.names if name != "nats-server"]
             for _ in range(size.cluster_rounds):
@@ -150,9 +148,8 @@ async def test_runs_survive_a_cluster_losing_leaders_and_links(
                     else:
                         await nodes.strike(blow)
             over = time.time()
-            await crowd.close()
-            await eventually(lambda: not witness.open_runs, within=300, every=0.2)
-            transcripts = await asyncio.gather(*following)
+            await crowd.close(within=300)
+            transcripts = await followers.end()
             found = await judge(rig, crowd.accepted, transcripts, striker.havoc, archive)
     finally:
         await archive.close()

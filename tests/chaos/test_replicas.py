@@ -14,10 +14,10 @@ from penstock.child import http_get
 from penstock.stack import SERVICES
 from tests.chaos.archive import Archive
 from tests.chaos.blows import Blow, Striker
-from tests.chaos.crowd import Crowd, client_of, follow
+from tests.chaos.crowd import Crowd, Followers, client_of
 from tests.chaos.figures import Figures
 from tests.chaos.judgement import judge, report
-from tests.chaos.rig import RECOVERY_GOAL_SECONDS, SHARDS, Rig, Size, define
+from tests.chaos.rig import CROWD, RECOVERY_GOAL_SECONDS, SHARDS, Rig, Size, define
 from tests.chaos.witness import Witness
 from tests.support.postgres import create_database
 from tests.support.waiting import eventually
@@ -86,13 +86,11 @@ async def test_two_of_each_service_share_the_work_and_lose_nothing(
             counts = Counts(rig)
             counting = asyncio.create_task(counts.keep())
             await eventually(counts.halved, within=30)
-            crowd = Crowd(client, witness, "chaos")
+            crowd = Crowd(client, witness, CROWD)
             striker = Striker(rig, witness, crowd, client, archive.position)
             await crowd.fill(size.runs // 2, within=120)
-            following = [
-                asyncio.create_task(follow(client, run.run_id, within=600))
-                for run in crowd.accepted[: size.followed]
-            ]
+            followers = Followers(client)
+            await followers.begin(crowd.accepted[: size.followed])
             began = time.time()
             await _work(witness, size.replica_seconds / 2)
             peaceful = {name: counts.total(name, DECISIONS) for name in ENGINES}
@@ -100,11 +98,10 @@ async def test_two_of_each_service_share_the_work_and_lose_nothing(
                 await striker.strike(Blow(name, "kill"))
             await _work(witness, size.replica_seconds / 2)
             over = time.time()
-            await crowd.close()
-            await eventually(lambda: not witness.open_runs, within=300, every=0.2)
+            await crowd.close(within=300)
             await counts.ask()
             counting.cancel()
-            transcripts = await asyncio.gather(*following)
+            transcripts = await followers.end()
             found = await judge(rig, crowd.accepted, transcripts, striker.havoc, archive)
     await archive.close()
 

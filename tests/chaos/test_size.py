@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import httpx
 import pytest
 
 from tests.chaos.archive import Archive
 from tests.chaos.blows import Striker, plan_blows
-from tests.chaos.crowd import Crowd, Transcript, client_of, follow
+from tests.chaos.crowd import Crowd, Followers, client_of
 from tests.chaos.figures import Figures
 from tests.chaos.judgement import judge, report
-from tests.chaos.rig import RECOVERY_GOAL_SECONDS, Rig, Size, chosen_seed, define
+from tests.chaos.rig import CROWD, RECOVERY_GOAL_SECONDS, Rig, Size, chosen_seed, define
 from tests.chaos.witness import Witness
 from tests.support.postgres import StoppablePostgres, create_database, run_stoppable_postgres
 from tests.support.waiting import eventually
@@ -75,10 +74,11 @@ async def test_runs_survive_random_blows_and_postgres_away(
     with rig.stack:
         async with client_of(rig.stack.url) as client, Witness(rig.settings) as witness:
             await define(client)
-            crowd = Crowd(client, witness, "chaos")
+            crowd = Crowd(client, witness, CROWD)
             striker = Striker(rig, witness, crowd, client, archive.position)
             await crowd.fill(size.runs, within=120)
-            following = _follow_some(client, crowd, size.followed, 0)
+            followers = Followers(client)
+            await followers.begin(crowd.accepted[: size.followed])
             blows = plan_blows(chance, rig.names, size.blows)
             began = time.time()
             in_flight = witness.open_runs
@@ -88,17 +88,17 @@ async def test_runs_survive_random_blows_and_postgres_away(
                     outage = asyncio.create_task(
                         take_postgres_away(postgres, archive, witness, size.postgres_down_seconds)
                     )
-                    following += _follow_some(client, crowd, size.followed, -size.followed)
                 if blow.target in NEEDS_POSTGRES and outage is not None and not outage.done():
                     # What needs Postgres cannot move without it: that is measured by itself.
                     await outage
+                if blow.target == "gateway":
+                    await followers.begin(crowd.accepted[-size.followed // 4 :])
                 await striker.strike(blow)
             assert outage is not None
             away = await outage
             over = time.time()
-            await crowd.close()
-            await eventually(lambda: not witness.open_runs, within=300, every=0.2)
-            transcripts = await asyncio.gather(*following)
+            await crowd.close(within=300)
+            transcripts = await followers.end()
             found = await judge(rig, crowd.accepted, transcripts, striker.havoc, archive)
         await archive.close()
 
@@ -117,10 +117,3 @@ async def test_runs_survive_random_blows_and_postgres_away(
     assert found.repetitions.total > 0, "nothing was ever repeated: no proof"
     slow = [str(s.blow) for s in striker.struck if s.seconds > RECOVERY_GOAL_SECONDS]
     assert slow == [], "recovery took too long"
-
-
-def _follow_some(
-    client: httpx.AsyncClient, crowd: Crowd, count: int, first: int
-) -> list[asyncio.Task[Transcript]]:
-    chosen = crowd.accepted[first:][:count]
-    return [asyncio.create_task(follow(client, run.run_id, within=1200)) for run in chosen]

@@ -18,6 +18,7 @@ from penstock.settings import CoreSettings
 
 EVERY_SECONDS = 0.1
 _RUNNER = re.compile(rb'"runner_id":"[^"]*-(\d+)"')
+_CHILD = b'"parent":{'
 _FRACTION = re.compile(r"(\.\d{6})\d+")
 
 
@@ -54,6 +55,8 @@ class Witness:
         self._times: list[float] = []
         self.ended: dict[str, float] = {}
         self.invoked: dict[str, float] = {}
+        self.children: set[str] = set()
+        """Runs that another run has started; the crowd did not, and they are not in the others."""
 
     async def __aenter__(self) -> Self:
         self._bus = await connect(self._settings, name="witness")
@@ -104,7 +107,7 @@ class Witness:
         seq, at, run_id, shard = message.seq, stored_at(message), parts[3], int(parts[2])
         if parts[4] == "out":
             seen = Seen(seq, at, run_id, shard, "out")
-            if parts[6] == "end":
+            if parts[6] == "end" and run_id not in self.children:
                 self.ended[run_id] = at
         elif parts[5] == "result":
             found = _RUNNER.search(message.body)
@@ -113,7 +116,9 @@ class Witness:
             seen = Seen(seq, at, run_id, shard, "result", parts[6], kind, pid)
         else:
             seen = Seen(seq, at, run_id, shard, parts[5])
-            if parts[5] == "invoke":
+            if parts[5] == "invoke" and _CHILD in message.body:
+                self.children.add(run_id)
+            elif parts[5] == "invoke":
                 self.invoked[run_id] = at
         self.facts.append(seen)
         self._times.append(at)
