@@ -113,6 +113,7 @@ def _forms(value: str) -> set[str]:
         json.dumps(value)[1:-1],
         json.dumps(value, ensure_ascii=False)[1:-1],
         repr(value)[1:-1],
+        quote(raw),
         quote(raw, safe=""),
         quote(raw, safe=_LEFT_IN_QUERIES),
         quote_plus(raw),

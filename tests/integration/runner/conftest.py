@@ -51,6 +51,7 @@ class Bench:
         seconds: float = 30.0,
         config: Any = None,
         traceparent: str | None = None,
+        **fields: Any,
     ) -> str:
         """Publish a step as the engine would; return the stem of its run."""
         run_id = run_id or uuid.uuid4().hex[:26].upper()
@@ -63,6 +64,7 @@ class Bench:
             input=arguments,
             config=config,
             expires_at=now + timedelta(seconds=seconds),
+            **fields,
         )
         prefix = subjects.run_prefix(self.tenant, shard_of(run_id, self.settings.shards), run_id)
         suffix = subjects.step_suffix(runner.kind.value, runner.queue, step_id, attempt)

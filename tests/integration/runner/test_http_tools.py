@@ -19,6 +19,7 @@ from pydantic import JsonValue
 
 from penstock.contracts.errors import ErrorFamily, PenstockError, RejectedError, TransientError
 from penstock.egress import guarded_client
+from penstock.masks import Mask
 from penstock.runner import Runner
 from penstock_tool_runner.http import HttpTools
 from tests.integration.runner.conftest import Bench
@@ -45,9 +46,19 @@ class FakeContext:
     name = "call"
     idempotency_key = "R:a"
 
-    def __init__(self, http: dict[str, Any], parameters: JsonValue, seconds: float) -> None:
+    def __init__(
+        self,
+        http: dict[str, Any],
+        parameters: JsonValue,
+        seconds: float,
+        *,
+        hidden: str = "",
+        at_most_once: bool = False,
+    ) -> None:
         self.config = {"http": http, "parameters": parameters}
         self.remaining_seconds = seconds
+        self.at_most_once = at_most_once
+        self.mask = Mask([hidden]).text
 
 
 async def call(
@@ -58,9 +69,10 @@ async def call(
     allow: tuple[str, ...] = LOOPBACK,
     client: httpx.AsyncClient | None = None,
     seconds: float = 10.0,
+    **more: Any,
 ) -> JsonValue:
     tools = HttpTools(allow=allow, environment={"PENSTOCK_SECRET_KEY": CANARY}, client=client)
-    context: Any = FakeContext(http, parameters, seconds)
+    context: Any = FakeContext(http, parameters, seconds, **more)
     try:
         return await tools.call(context, arguments)
     finally:
@@ -171,6 +183,59 @@ async def test_redirect_within_the_origin_keeps_secrets_and_to_another_drops_the
     assert [item.headers.get("x-key") for item in server.calls] == [CANARY, CANARY]
     assert "x-key" not in other.calls[0].headers
     assert other.calls[0].headers["x-plain"] == "1"
+
+
+async def test_redirect_to_another_origin_takes_no_secret_of_the_step_along(serve: Serve) -> None:
+    other = serve(ok)
+    server = serve(lambda _: Answer(status=307, headers={"Location": f"{other.url}/end"}))
+
+    headers = {"x-key": f"Key {CANARY}", "x-plain": "1"}
+    await call({"url": server.url, "headers": headers}, hidden=CANARY)
+    error = await fails(
+        {"url": server.url, "method": "POST", "json": {"key": CANARY}}, hidden=CANARY
+    )
+
+    assert "x-key" not in other.calls[0].headers
+    assert other.calls[0].headers["x-plain"] == "1"
+    assert error.code == "address_refused"
+    assert len(other.calls) == 1
+
+
+async def test_secret_of_the_step_is_cut_out_of_a_refusal_before_it_is_shortened(
+    serve: Serve,
+) -> None:
+    server = serve(lambda _: Answer(status=400, raw=(" " + "x" * 490 + CANARY).encode()))
+    error = await fails({"url": server.url}, hidden=CANARY)
+
+    assert CANARY[:6] not in error.message
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(504, "outcome_unknown"), (500, "outcome_unknown"), (503, "http_503"), (422, "http_422")],
+)
+async def test_answer_that_does_not_say_what_was_done_is_unknown_at_most_once(
+    serve: Serve, status: int, code: str
+) -> None:
+    server = serve(lambda _: Answer(status=status))
+
+    assert (await fails({"url": server.url}, at_most_once=True)).code == code
+
+
+async def test_answer_that_does_not_come_is_unknown_at_most_once(serve: Serve) -> None:
+    released = threading.Event()
+    server = serve(lambda _: Answer(wait=released))
+    try:
+        error = await fails({"url": server.url}, at_most_once=True, seconds=0.2)
+    finally:
+        released.set()
+    assert (error.code, error.family) == ("outcome_unknown", ErrorFamily.TRANSIENT)
+
+
+async def test_server_that_is_not_reached_has_done_nothing(serve: Serve) -> None:
+    with HttpServer(ok) as server:
+        url = server.url
+    assert (await fails({"url": url}, at_most_once=True)).code == "http_unreachable"
 
 
 async def test_endless_redirect_is_rejected(serve: Serve) -> None:

@@ -195,7 +195,7 @@ async def test_stream_without_usage_is_counted_by_ourselves(
 @pytest.mark.parametrize(
     ("status", "headers", "code", "after"),
     [
-        (429, {"Retry-After": "7"}, "model_rate_limited", 7.0),
+        (429, {"Retry-After": "7"}, "rate_limited", 7.0),
         (429, {}, "model_rate_limited", None),
         (500, {}, "model_unavailable", None),
         (503, {"Retry-After": "2"}, "model_unavailable", 2.0),

@@ -36,6 +36,7 @@ class Agents:
             seconds=ctx.remaining_seconds,
             idempotency_key=ctx.idempotency_key,
             traceparent=ctx.traceparent,
+            mask=ctx.mask,
         )
         model = self._model(config)
         if exporting():

@@ -11,6 +11,11 @@ from penstock_agent_runner.core.turn import AgentConfig, Turn, TurnInput
 Emit = Callable[[str], Awaitable[None]]
 
 
+def unmasked(text: str) -> str:
+    """Return the text as it is: there is nothing to hide."""
+    return text
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One turn that is to be answered."""
@@ -23,6 +28,8 @@ class Request:
     """Time that is left."""
     idempotency_key: str
     traceparent: str | None = None
+    mask: Callable[[str], str] = unmasked
+    """Hides the step's secrets in text that is to be cut."""
 
 
 class Model(Protocol):

@@ -16,6 +16,7 @@ from typing import Any, Final
 from penstock.contracts.errors import ErrorFamily, PenstockError, RejectedError, TransientError
 from penstock.contracts.facts import Usage
 from penstock.contracts.json import Json
+from penstock.contracts.state import THROTTLED
 from penstock.telemetry.logs import EventLog
 from penstock_agent_runner.core.routes import instructions_of, route_tools, split_route
 from penstock_agent_runner.core.turn import CallCollector, Turn, chat_messages, chat_tools
@@ -98,7 +99,8 @@ class ProviderModel:
         try:
             return await _Conversation(litellm, request, emit).run(options)
         except litellm.exceptions.openai.OpenAIError as error:
-            raise _mapped(litellm, error, hidden=options.get("api_key")) from error
+            text = _shown(request.mask(str(error)), options.get("api_key"))
+            raise _mapped(litellm, error, text) from error
 
     async def _loaded(self) -> Any:
         async with self._loading:
@@ -254,18 +256,24 @@ class _Conversation:
         return float(sum(costs))
 
 
-def _mapped(litellm: Any, error: Exception, *, hidden: object) -> PenstockError:
-    """Return what a provider's error means, by the table, without the key that it may repeat."""
-    text = str(error)
-    if isinstance(hidden, str) and hidden != NO_KEY:
-        text = text.replace(hidden, REDACTED)
-    text = text[:MESSAGE_CHARACTERS]
+def _shown(text: str, key: object) -> str:
+    """Return a provider's words without the key that they may repeat."""
+    if isinstance(key, str) and key and key != NO_KEY:
+        text = text.replace(key, REDACTED)
+    return text[:MESSAGE_CHARACTERS]
+
+
+def _mapped(litellm: Any, error: Exception, text: str) -> PenstockError:
+    """Return what a provider's error means, by the table."""
     for name, family, code in _FAMILIES:
         kind = getattr(litellm.exceptions, name, None)
         if kind is not None and isinstance(error, kind):
             if family is ErrorFamily.REJECTED:
                 return RejectedError(code, text)
-            return TransientError(code, text, retry_after_seconds=_retry_after(error))
+            after = _retry_after(error)
+            # Where the provider says for how long, all runners leave it alone, and it is no try.
+            told = code == "model_rate_limited" and after is not None
+            return TransientError(THROTTLED if told else code, text, retry_after_seconds=after)
     return TransientError("model_error", text)
 
 

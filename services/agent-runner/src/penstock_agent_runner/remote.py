@@ -34,6 +34,8 @@ CONNECT_SECONDS: Final = 10.0
 SILENCE_SECONDS: Final = 300.0
 MAX_RESPONSE_BYTES: Final = 16 * 1024 * 1024
 SHOWN_CHARACTERS: Final = 500
+READ_BYTES: Final = 65_536
+"""What is read of a refusal: more than is shown, so that no secret is cut in half."""
 TRANSIENT_STATUS: Final = frozenset({408, 425, 429})
 
 
@@ -96,13 +98,14 @@ class RemoteAgent:
                 timeout=httpx.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS),
             ) as response:
                 if response.status_code >= 300:
-                    raise await _refusal(response)
-                return await _listen(response, emit)
+                    raise await _refusal(response, request)
+                return await _listen(response, emit, request)
         except httpx.TimeoutException as error:
             raise TransientError("agent_timeout", type(error).__name__) from error
         except httpx.TransportError as error:
             raise TransientError(
-                "agent_unreachable", f"{type(error).__name__}: {str(error)[:SHOWN_CHARACTERS]}"
+                "agent_unreachable",
+                f"{type(error).__name__}: {request.mask(str(error))[:SHOWN_CHARACTERS]}",
             ) from error
         except httpx.InvalidURL as error:
             raise RejectedError("invalid_agent", f"endpoint: {error}") from error
@@ -122,9 +125,9 @@ class RemoteAgent:
         return self._client
 
 
-async def _listen(response: httpx.Response, emit: Emit) -> Turn:
+async def _listen(response: httpx.Response, emit: Emit, request: Request) -> Turn:
     text: list[str] = []
-    async for name, data in _events(response):
+    async for name, data in _events(response, request):
         if name == "delta":
             piece = str(data.get("text", ""))
             text.append(piece)
@@ -143,7 +146,9 @@ async def _listen(response: httpx.Response, emit: Emit) -> Turn:
     raise TransientError("agent_stream_ended", "the agent's stream ended without 'done'")
 
 
-async def _events(response: httpx.Response) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+async def _events(
+    response: httpx.Response, request: Request
+) -> AsyncIterator[tuple[str, dict[str, Any]]]:
     parser = EventParser()
     size = 0
     async for line in response.aiter_lines():
@@ -160,23 +165,24 @@ async def _events(response: httpx.Response) -> AsyncIterator[tuple[str, dict[str
             value = json.loads(data)
         except ValueError as error:
             raise TransientError(
-                "agent_answer_invalid", f"event {name!r} holds no JSON: {data[:SHOWN_CHARACTERS]}"
+                "agent_answer_invalid",
+                f"event {name!r} holds no JSON: {request.mask(data)[:SHOWN_CHARACTERS]}",
             ) from error
         if not isinstance(value, dict):
             raise TransientError("agent_answer_invalid", f"event {name!r} holds no object")
         yield name, value
 
 
-async def _refusal(response: httpx.Response) -> Exception:
+async def _refusal(response: httpx.Response, request: Request) -> Exception:
     from penstock.egress import retry_after_seconds  # noqa: PLC0415 - see `RemoteAgent._ready`
 
     status = response.status_code
     shown = bytearray()
     async for piece in response.aiter_bytes():
         shown += piece
-        if len(shown) > SHOWN_CHARACTERS:
+        if len(shown) > READ_BYTES:
             break
-    text = shown[:SHOWN_CHARACTERS].decode("utf-8", "replace").strip()
+    text = request.mask(shown[:READ_BYTES].decode("utf-8", "replace"))[:SHOWN_CHARACTERS].strip()
     message = f"the agent answered {status}: {text}".rstrip(": ")
     if status in TRANSIENT_STATUS or status >= 500:
         after = retry_after_seconds(response.headers.get("retry-after"), datetime.now(UTC))

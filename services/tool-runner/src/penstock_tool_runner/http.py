@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,7 +32,10 @@ MAX_REDIRECTS: Final = 5
 SHOWN_CHARACTERS: Final = 500
 REDACTED: Final = "[redacted]"
 TRANSIENT_STATUS: Final = frozenset({408, 425, 429})
+UNCERTAIN_STATUS: Final = frozenset({408, 500, 502, 504})
+"""Answers that do not say whether the request was carried out."""
 
+_UNREACHABLE: Final = "http_unreachable"
 _HEAVY: Final = ("httpx", "penstock.egress", "penstock_tool_runner.core.arguments")
 
 
@@ -84,21 +87,21 @@ class HttpTools:
         }
         for name, value in secrets.items():
             headers[name.lower()] = request.secrets[name].prefix + value
-        hidden = sorted((value for value in secrets.values() if value), key=len, reverse=True)
+        hidden = _Hidden(ctx, secrets.values())
         seconds = min(tool.timeout_seconds, max(0.001, ctx.remaining_seconds))
         try:
             async with asyncio.timeout(seconds):
-                status, found, body = await self._exchange(client, tool, request, headers, secrets)
+                status, found, body = await self._exchange(client, tool, request, headers, hidden)
         except TimeoutError as error:
-            raise TransientError("http_timeout", f"no answer within {seconds:g} s") from error
-        text = _redact(body.decode("utf-8", "replace"), hidden)
+            raise _lost(ctx, "http_timeout", f"no answer within {seconds:g} s") from error
+        text = hidden.text(body.decode("utf-8", "replace"))
         if status >= 400:
-            raise _failure(status, found, text)
+            raise _failure(ctx, status, found, text)
         return map_response(
             tool,
             given,
             status=status,
-            headers={name: _redact(value, hidden) for name, value in found.items()},
+            headers={name: hidden.text(value) for name, value in found.items()},
             body=_parsed(found.get("content-type", ""), text),
         )
 
@@ -131,7 +134,7 @@ class HttpTools:
         tool: HttpTool,
         request: Request,
         headers: dict[str, str],
-        secrets: Mapping[str, str],
+        hidden: _Hidden,
     ) -> tuple[int, dict[str, str], bytes]:
         """Send the request and follow redirects, each of which is checked like the first."""
         import httpx  # noqa: PLC0415 - see `_ready`
@@ -152,18 +155,43 @@ class HttpTools:
                     if response.next_request is None:
                         body = await _read(response, tool.max_response_bytes)
                         return response.status_code, dict(response.headers), body
-                    outgoing = _redirected(outgoing, response.next_request, secrets)
+                    outgoing = _redirected(outgoing, response.next_request, hidden)
                 finally:
                     await response.aclose()
         except httpx.InvalidURL as error:
             raise RejectedError("invalid_url", f"{_shown(request.url)}: {error}") from error
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            # Nothing was sent.
+            code = "http_timeout" if isinstance(error, httpx.TimeoutException) else _UNREACHABLE
+            raise TransientError(code, hidden.shown(error)) from error
         except httpx.TimeoutException as error:
-            raise TransientError("http_timeout", f"{type(error).__name__}") from error
+            raise _lost(hidden.ctx, "http_timeout", f"{type(error).__name__}") from error
         except httpx.TransportError as error:
-            raise TransientError(
-                "http_unreachable", f"{type(error).__name__}: {str(error)[:SHOWN_CHARACTERS]}"
-            ) from error
+            raise _lost(hidden.ctx, _UNREACHABLE, hidden.shown(error)) from error
         raise RejectedError("too_many_redirects", f"more than {MAX_REDIRECTS} redirects")
+
+
+class _Hidden:
+    """What must not be seen: the definition's own secrets, and those of the step."""
+
+    def __init__(self, ctx: StepContext, own: Iterable[str]) -> None:
+        self.ctx = ctx
+        self._own = sorted((value for value in own if value), key=len, reverse=True)
+
+    def text(self, text: str) -> str:
+        for value in self._own:
+            text = text.replace(value, REDACTED)
+        return self.ctx.mask(text)
+
+    def shown(self, error: Exception) -> str:
+        return f"{type(error).__name__}: {self.text(str(error))[:SHOWN_CHARACTERS]}"
+
+
+def _lost(ctx: StepContext, code: str, message: str) -> TransientError:
+    """Return the failure of a request that was sent, and may have been carried out."""
+    if ctx.at_most_once:
+        return TransientError("outcome_unknown", f"{code}: {message}")
+    return TransientError(code, message)
 
 
 def _import_heavy() -> None:
@@ -197,14 +225,19 @@ def _require_http(url: httpx.URL) -> None:
         raise RejectedError("invalid_url", f"{_shown(str(url))}: not an http or https URL")
 
 
-def _redirected(
-    before: httpx.Request, after: httpx.Request, secrets: Mapping[str, str]
-) -> httpx.Request:
+def _redirected(before: httpx.Request, after: httpx.Request, hidden: _Hidden) -> httpx.Request:
     """Keep secrets from another origin."""
     old, new = before.url, after.url
     if (old.scheme, old.host, old.port) != (new.scheme, new.host, new.port):
-        for name in secrets:
-            after.headers.pop(name, None)
+        for name, value in list(after.headers.items()):
+            if hidden.text(value) != value:
+                after.headers.pop(name, None)
+        body = after.read().decode("utf-8", "replace")
+        if hidden.text(body) != body:
+            raise RejectedError(
+                "address_refused",
+                f"{_shown(str(new))}: a redirect to another origin would take a secret along",
+            )
     return after
 
 
@@ -217,10 +250,12 @@ async def _read(response: httpx.Response, limit: int) -> bytes:
     return bytes(body)
 
 
-def _failure(status: int, headers: Mapping[str, str], text: str) -> Exception:
+def _failure(ctx: StepContext, status: int, headers: Mapping[str, str], text: str) -> Exception:
     from penstock.egress import retry_after_seconds  # noqa: PLC0415 - see `HttpTools._ready`
 
     message = f"the server answered {status}: {text[:SHOWN_CHARACTERS].strip()}".rstrip(": ")
+    if status in UNCERTAIN_STATUS and ctx.at_most_once:
+        return _lost(ctx, f"http_{status}", message)
     if status in TRANSIENT_STATUS or status >= 500:
         return TransientError(
             f"http_{status}",
@@ -239,12 +274,6 @@ def _parsed(content_type: str, text: str) -> Json:
         except ValueError:
             return text
         return parsed
-    return text
-
-
-def _redact(text: str, hidden: Sequence[str]) -> str:
-    for value in hidden:
-        text = text.replace(value, REDACTED)
     return text
 
 
