@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from penstock.cli import observability
+from penstock.cli import control, observability
 from penstock.cli.failure import CommandError, tell
 from penstock.cli.target import DEFAULT_DATA_DIR, Target, find_target
 
@@ -36,6 +36,7 @@ app.add_typer(runs, name="runs")
 app.add_typer(keys, name="keys")
 app.add_typer(services, name="services")
 observability.add_groups(app)
+control.add_control(app, runs)
 
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -113,7 +114,7 @@ def apply(
 
 
 @app.command()
-def invoke(
+def invoke(  # noqa: PLR0913, PLR0917 - one parameter for each option
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="Agent or workflow.")],
     input_text: Annotated[
@@ -128,9 +129,16 @@ def invoke(
     idempotency_key: Annotated[
         str | None, typer.Option(help="The same key starts the same run only once.")
     ] = None,
+    priority: Annotated[
+        int | None, typer.Option(min=-100, max=100, help="Higher goes first in queues.")
+    ] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="NAME=VALUE; may be repeated.")] = None,
+    limit: Annotated[
+        list[str] | None, typer.Option(help="Such as max_tokens=1000; may be repeated.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Start a run of an agent or a workflow."""
+    """Start a run of an agent, a workflow or a network: NAME, NAME@VERSION or NAME@ALIAS."""
     from penstock.cli.invoke import InvokeOptions, invoke_name
 
     chosen = InvokeOptions(
@@ -140,6 +148,9 @@ def invoke(
         session_id=session,
         idempotency_key=idempotency_key,
         as_json=as_json,
+        priority=priority,
+        tags=tuple(tag or ()),
+        limits=tuple(limit or ()),
     )
     invoke_name(context.obj, name, chosen)
 
@@ -191,11 +202,21 @@ def list_runs(  # noqa: PLR0913, PLR0917 - one parameter for each filter
 
 
 @runs.command()
-def show(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> None:
-    """Show one run with its steps."""
+def show(
+    context: typer.Context,
+    run_id: RunId,
+    at: Annotated[
+        int | None, typer.Option(min=1, help="As it was at this sequence of the log.")
+    ] = None,
+    marks: Annotated[
+        bool, typer.Option("--marks", help="All that the engine decided as well.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show one run with its steps, and what it waits for."""
     from penstock.cli.runs import show_run
 
-    show_run(context.obj, run_id, as_json=as_json)
+    show_run(context.obj, run_id, at_seq=at, marks=marks, as_json=as_json)
 
 
 @runs.command()

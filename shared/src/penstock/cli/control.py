@@ -123,7 +123,7 @@ def cancel_step(
 
 
 @control.command("cancel-many")
-def cancel_many(
+def cancel_many(  # noqa: PLR0913, PLR0917 - one parameter for each filter
     context: typer.Context,
     status: Annotated[
         list[str] | None, typer.Option(help="created, running, waiting or paused.")

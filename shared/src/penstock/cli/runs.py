@@ -73,10 +73,20 @@ def _outcome(run: dict[str, Any]) -> Any:
     return f"{error['code']}: {error['message']}" if error else run.get("output")
 
 
-def show_run(target: Target, run_id: str, *, as_json: bool) -> None:
-    """Show one run with its steps."""
+def show_run(
+    target: Target,
+    run_id: str,
+    *,
+    as_json: bool,
+    at_seq: int | None = None,
+    marks: bool = False,
+) -> None:
+    """Show one run with its steps, now or as it was at a sequence of the log."""
+    params: dict[str, str | int] = {} if at_seq is None else {"at_seq": at_seq}
+    if marks:
+        params["marks"] = "true"
     with Api(target) as api:
-        run = api.call("GET", f"/v1/runs/{run_id}")
+        run = api.call("GET", f"/v1/runs/{run_id}", params=params)
     if as_json:
         print_json(run)
         return
@@ -93,6 +103,10 @@ def show_run(target: Target, run_id: str, *, as_json: bool) -> None:
         "output": compact(run.get("output")),
         "error": compact(run.get("error")),
         "cost": _cost(usage),
+        "left": _left(run.get("budget") or {}),
+        "parent": (run.get("parent") or {}).get("run_id"),
+        "from": _forked(run.get("forked_from") or {}),
+        "children": ", ".join(child["run_id"] for child in run.get("children") or ()),
     }
     for label, value in facts.items():
         if value:
@@ -112,6 +126,34 @@ def show_run(target: Target, run_id: str, *, as_json: bool) -> None:
     ]
     if rows:
         screen.print(table(("step", "kind", "name", "status", "attempt", "took", "outcome"), rows))
+    if waits := [_mark_row(mark) for mark in run.get("waiting_for") or ()]:
+        screen.print(table(("waits for", "kind", "status", "until", "what"), waits))
+    if shown := [_mark_row(mark) for mark in run.get("marks") or ()]:
+        screen.print(table(("mark", "kind", "status", "until", "what"), shown))
+
+
+def _mark_row(mark: dict[str, Any]) -> tuple[str, str, Any, str, str]:
+    request = mark.get("request") or {}
+    said = (
+        request.get("name"),
+        compact(request.get("arguments"), 80),
+        mark.get("choice"),
+        compact(_outcome(mark), 80),
+    )
+    what = " ".join(str(part) for part in said if part)
+    status = status_text(mark["status"])
+    return mark["mark_id"], mark["kind"], status, moment(mark.get("due_at")), what
+
+
+def _left(budget: dict[str, Any]) -> str:
+    said = ((name, part) for name, part in budget.items() if part)
+    return ", ".join(f"{part['left']:g} of {part['limit']:g} {name}" for name, part in said)
+
+
+def _forked(origin: dict[str, Any]) -> str:
+    if not origin:
+        return ""
+    return f"{origin['run_id']} at {origin['at_seq']} ({origin['mode']})"
 
 
 def _cost(usage: dict[str, Any]) -> str:
