@@ -44,7 +44,19 @@ def test_app_asked_for_help_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["dev", "apply", "invoke", "runs", "keys", "runners", "doctor", "version"]
+    "command",
+    [
+        "dev",
+        "apply",
+        "invoke",
+        "runs",
+        "keys",
+        "runners",
+        "doctor",
+        "version",
+        "signal",
+        "approvals",
+    ],
 )
 def test_app_help_names_command(run: Callable[..., Result], command: str) -> None:
     result = run("--help")
@@ -52,7 +64,21 @@ def test_app_help_names_command(run: Callable[..., Result], command: str) -> Non
     assert f"  {command}" in result.stdout
 
 
-@pytest.mark.parametrize("command", ["list", "show", "tail", "replay", "cancel"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "list",
+        "show",
+        "tail",
+        "replay",
+        "cancel",
+        "pause",
+        "resume",
+        "cancel-many",
+        "tool-result",
+        "resolve",
+    ],
+)
 def test_runs_help_names_command(run: Callable[..., Result], command: str) -> None:
     assert f"  {command}" in run("runs", "--help").stdout
 

@@ -1,0 +1,250 @@
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from typer.testing import Result
+
+RUN_ID = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+AT = "2026-11-20T12:00:00Z"
+RUN = {"run_id": RUN_ID, "status": "waiting", "steps": [{"step_id": "a", "status": "failed"}]}
+SIGNAL = {"run_id": RUN_ID, "signal_id": "s", "seq": 7, "name": "paid", "at": AT}
+APPROVAL = {
+    "run_id": RUN_ID,
+    "mark_id": "pay-a",
+    "step_id": "pay",
+    "run_name": "shop",
+    "status": "approved",
+    "tool": "pay",
+    "arguments": {"amount": 250},
+    "digest": "d" * 64,
+    "role": "finance",
+    "message": "more than 100",
+    "asked_at": AT,
+    "expires_at": AT,
+    "decided": {"decision": "approve", "by": "ada", "reason": "fine", "at": AT},
+}
+CALL = {"step_id": "ask", "tool": "screen", "digest": "d" * 64, "asked_at": AT, "arguments": {}}
+
+
+def sent(request: httpx.Request) -> tuple[str, str, Any]:
+    body = json.loads(request.content) if request.content else None
+    return request.method, request.url.path, body
+
+
+@pytest.mark.parametrize(
+    ("arguments", "method", "path", "body", "answer"),
+    [
+        (
+            ("signal", RUN_ID, "paid", "--payload", '{"amount": 3}'),
+            "POST",
+            f"/v1/runs/{RUN_ID}/signals",
+            {"name": "paid", "payload": {"amount": 3}},
+            SIGNAL,
+        ),
+        (
+            ("signal", "paid", "--correlation", "order 17"),
+            "POST",
+            "/v1/signals",
+            {"name": "paid", "payload": None, "correlation": "order 17"},
+            {"items": [SIGNAL]},
+        ),
+        (
+            ("runs", "message", RUN_ID, "hi", "--from", RUN_ID, "-p", "text"),
+            "POST",
+            f"/v1/runs/{RUN_ID}/messages",
+            {"name": "hi", "payload": "text", "from_run": RUN_ID},
+            SIGNAL,
+        ),
+        (
+            ("runs", "message", "hi", "--session", "s1"),
+            "POST",
+            "/v1/sessions/s1/messages",
+            {"name": "hi", "payload": None},
+            SIGNAL,
+        ),
+        (
+            ("runs", "pause", RUN_ID, "--reason", "lunch"),
+            "POST",
+            f"/v1/runs/{RUN_ID}/pause",
+            {"reason": "lunch"},
+            RUN,
+        ),
+        (("runs", "resume", RUN_ID), "POST", f"/v1/runs/{RUN_ID}/resume", {"reason": ""}, RUN),
+        (
+            ("runs", "cancel-step", RUN_ID, "a"),
+            "POST",
+            f"/v1/runs/{RUN_ID}/steps/a/cancel",
+            {"reason": ""},
+            RUN,
+        ),
+        (
+            ("runs", "cancel-many", "--tag", "team=a", "--status", "waiting", "--dry-run"),
+            "POST",
+            "/v1/runs/cancel",
+            {
+                "tag": {"team": "a"},
+                "status": ["waiting"],
+                "limit": 1000,
+                "dry_run": True,
+                "reason": "",
+            },
+            {"matched": 3, "asked": ["x"], "asked_before": ["y"], "ended": ["z"], "more": True},
+        ),
+        (
+            ("runs", "tool-calls", RUN_ID),
+            "GET",
+            f"/v1/runs/{RUN_ID}/tool_calls",
+            None,
+            {"items": [CALL]},
+        ),
+        (
+            ("runs", "tool-result", RUN_ID, "ask", "--output", "[1]"),
+            "POST",
+            f"/v1/runs/{RUN_ID}/tool_results",
+            {"results": [{"step_id": "ask", "output": [1]}]},
+            RUN,
+        ),
+        (
+            ("runs", "tool-result", RUN_ID, "ask", "--error", "no screen"),
+            "POST",
+            f"/v1/runs/{RUN_ID}/tool_results",
+            {
+                "results": [
+                    {"step_id": "ask", "status": "failed", "error": {"message": "no screen"}}
+                ]
+            },
+            RUN,
+        ),
+        (("runs", "unknown", RUN_ID), "GET", f"/v1/runs/{RUN_ID}/unknown", None, {"items": [CALL]}),
+        (
+            ("runs", "resolve", RUN_ID, "pay", "succeed", "-o", "7", "--digest", "attempt-1"),
+            "POST",
+            f"/v1/runs/{RUN_ID}/steps/pay/resolve",
+            {"action": "succeed", "reason": "", "output": 7, "digest": "attempt-1"},
+            RUN,
+        ),
+        (("approvals", "list"), "GET", "/v1/approvals", None, {"items": [APPROVAL]}),
+        (
+            ("approvals", "show", RUN_ID, "pay-a"),
+            "GET",
+            f"/v1/approvals/{RUN_ID}/pay-a",
+            None,
+            APPROVAL,
+        ),
+        (
+            ("approvals", "approve", RUN_ID, "pay-a", "--reason", "fine"),
+            "POST",
+            f"/v1/approvals/{RUN_ID}/pay-a/approve",
+            {"reason": "fine"},
+            APPROVAL,
+        ),
+        (
+            ("approvals", "reject", RUN_ID, "pay-a", "--digest", "d"),
+            "POST",
+            f"/v1/approvals/{RUN_ID}/pay-a/reject",
+            {"reason": "", "digest": "d"},
+            APPROVAL,
+        ),
+    ],
+)
+def test_command_asks_the_gateway_and_shows_the_answer(
+    run: Callable[..., Result],
+    gateway: Callable[..., None],
+    requests: list[httpx.Request],
+    arguments: tuple[str, ...],
+    method: str,
+    path: str,
+    body: Any,
+    answer: Any,
+) -> None:
+    gateway(lambda _: httpx.Response(200, json=answer))
+    shown = run(*arguments)
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout.strip()
+    assert sent(requests[0]) == (method, path, body)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("signal", RUN_ID), "give RUN and NAME, or NAME and --correlation"),
+        (("signal", RUN_ID, "paid", "--correlation", "k"), "give RUN and NAME"),
+        (("signal", RUN_ID, "paid", "--payload", "{"), "--payload is not JSON"),
+        (("runs", "message", "hi"), "give RUN and NAME, or NAME and --session"),
+        (("runs", "cancel-many"), "give a filter, or --all"),
+        (("runs", "cancel-many", "--tag", "team"), "--tag takes NAME=VALUE"),
+        (("invoke", "x", "--limit", "max_tokens"), "--limit takes NAME=VALUE"),
+    ],
+)
+def test_command_that_is_misused_says_so_and_asks_nobody(
+    run: Callable[..., Result],
+    gateway: Callable[..., None],
+    requests: list[httpx.Request],
+    arguments: tuple[str, ...],
+    words: str,
+) -> None:
+    gateway(lambda _: httpx.Response(500))
+    result = run(*arguments)
+    assert result.exit_code != 0
+    assert words in result.stderr or words in str(result.exception)
+    assert requests == []
+
+
+def test_decision_that_was_taken_is_told_with_what_was_decided(
+    run: Callable[..., Result], gateway: Callable[..., None]
+) -> None:
+    problem = {
+        "code": "already_decided",
+        "detail": "ada has answered already: reject",
+        "errors": [{"path": "decision", "message": "decided by ada", "allowed": "reject"}],
+    }
+    gateway(lambda _: httpx.Response(409, json=problem))
+    result = run("approvals", "approve", RUN_ID, "pay-a")
+    assert result.exit_code == 1
+    assert "ada has answered already: reject [already_decided]" in str(result.exception)
+
+
+def test_invoke_sends_priority_tags_and_limits(
+    run: Callable[..., Result], gateway: Callable[..., None], requests: list[httpx.Request]
+) -> None:
+    gateway(lambda _: httpx.Response(202, json=RUN))
+    options = ["--priority", "5", "--tag", "team=a", "--limit", "max_tokens=100"]
+    shown = run("invoke", "helper@2", *options, "--limit", "max_cost_usd=0.5")
+    assert shown.exit_code == 0, shown.output
+    assert json.loads(requests[0].content) == {
+        "name": "helper@2",
+        "input": None,
+        "priority": 5,
+        "tags": {"team": "a"},
+        "limits": {"max_tokens": 100, "max_cost_usd": 0.5},
+    }
+
+
+def test_show_at_a_sequence_asks_for_it_and_tells_what_the_run_waits_for(
+    run: Callable[..., Result], gateway: Callable[..., None], requests: list[httpx.Request]
+) -> None:
+    mark = {"mark_id": "pay-a", "kind": "approval", "status": "open", "due_at": AT}
+    shop = {
+        "run_id": RUN_ID,
+        "status": "waiting",
+        "name": "shop",
+        "version": 1,
+        "kind": "workflow",
+        "trigger": "http",
+        "created_at": AT,
+        "waiting_for": [{**mark, "request": {"name": "pay", "arguments": {"amount": 250}}}],
+        "marks": [{**mark, "kind": "branch", "choice": "large"}],
+        "budget": {"tokens": {"limit": 100, "spent": 30, "reserved": 0, "left": 70}},
+        "parent": {"run_id": "PARENT"},
+        "forked_from": {"run_id": "ORIGIN", "at_seq": 9, "mode": "fork"},
+        "children": [{"run_id": "CHILD"}],
+    }
+    gateway(lambda _: httpx.Response(200, json=shop))
+    shown = run("runs", "show", RUN_ID, "--at", "17", "--marks")
+    assert shown.exit_code == 0, shown.output
+    assert dict(requests[0].url.params) == {"at_seq": "17", "marks": "true"}
+    for words in ("pay-a", '{"amount": 250}', "large", "70 of 100 tokens", "PARENT", "CHILD"):
+        assert words in shown.stdout
+    assert "ORIGIN at 9 (fork)" in shown.stdout
