@@ -17,6 +17,7 @@ from penstock_gateway.api.definitions import agent_deletion, application, defini
 from penstock_gateway.api.failures import add_error_handlers, failed
 from penstock_gateway.api.health import health_routes
 from penstock_gateway.api.hot import HotRoute
+from penstock_gateway.api.network_routes import network_routes
 from penstock_gateway.api.participants import participants
 from penstock_gateway.api.routes import add_hot_routes
 from penstock_gateway.api.signalling import signalling
@@ -100,6 +101,10 @@ def _add_routes(app: FastAPI, gateway: Gateway) -> None:
     older = (
         definition_routes(DocumentKind.WORKFLOW, prefix="/v1/workflows/workflows"),
         definition_routes(DocumentKind.AGENT, prefix="/agents"),
+        definition_routes(DocumentKind.AGENT, prefix="/config/agents"),
+        definition_routes(DocumentKind.TOOL, prefix="/config/tools"),
+        definition_routes(DocumentKind.NETWORK, prefix="/config/networks"),
+        network_routes,
     )
     for router in (*older, *(definition_routes(kind) for kind in DocumentKind)):
         app.include_router(router)

@@ -50,6 +50,10 @@ class Registry:
         elif kind is not DocumentKind.TOOL:
             await self._published.refresh(subjects.published_key(tenant, name))
 
+    async def refresh_selector(self, tenant: str, name: str, selector: str) -> None:
+        """Read what a version or an alias stands for now."""
+        await self._published.refresh(subjects.published_version_key(tenant, name, selector))
+
     async def refresh_key(self, digest: str) -> None:
         """Read a key that was just made, so that it can be used at once."""
         await self._keys.refresh(digest)

@@ -29,6 +29,7 @@ from penstock.contracts.ids import shard_of
 from penstock.contracts.plan import PublishedVersion
 from penstock.runids import new_run_id
 from penstock_gateway.core.conversation import continued
+from penstock_gateway.core.versions import check_input, routed
 from penstock_gateway.metrics import RUNS_REPLAYED, RUNS_STARTED
 from penstock_gateway.mirrors import Mirror
 from penstock_gateway.runs import NOT_FOUND, Runs
@@ -168,14 +169,18 @@ class Starter:
             run_id: Its id where the caller has made one already.
 
         Raises:
-            RejectedError: ``unknown_name``, or ``idempotency_key_reused`` where the same key
-                came with another request.
+            RejectedError: ``unknown_name``, ``unknown_version``, ``invalid_input``, or
+                ``idempotency_key_reused`` where the same key came with another request.
             TransientError: ``bus_unavailable``, or the log did not answer.
         """
         version = self._published.values.get(subjects.published_key(ask.tenant, ask.name))
         if version is None or ask.kind is not None or ask.selector is not None:
             version = await self.version_of(ask)
         run_id = run_id or ask.run_id or new_run_id()
+        version = routed(version, run_id)
+        if version.input_schema is not None:
+            # In a thread: the first check imports its library, and a schema may take its time.
+            await asyncio.to_thread(check_input, version, ask.input)
         subject = subjects.invoke(
             subjects.run_prefix(ask.tenant, shard_of(run_id, self._shards), run_id)
         )

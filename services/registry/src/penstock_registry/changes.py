@@ -33,6 +33,7 @@ from penstock_registry.core.reading import Placed, parse_document
 from penstock_registry.publisher import Publisher
 from penstock_registry.store import Stored, namespace_of
 from penstock_registry.tables import DefinitionRow, VersionRow
+from penstock_registry.versions import published_version, select_version
 
 log = EventLog("penstock.registry")
 
@@ -172,6 +173,8 @@ class Changes:
         """Return the version that a definition will have once an artifact of it is published."""
         stored = known.rows.get(key) or await store.find_named(session, tenant, *key)
         version = stored[1] if stored is not None else None
+        if stored is not None and stored[0].archived_at is not None:
+            version = await self._latest(session, stored[0])
         if version is not None and _same_plan(version, artifact):
             return published_version(version, key[1])
         last = await store.last_version(session, stored[0]) if stored is not None else 0
@@ -231,7 +234,10 @@ class Changes:
         old = await store.find_named(session, tenant, kind, name)
         if old is not None:
             row = old[0]
-            _set(row, {**fields, "deleted_at": None, "published_version": None})
+            _set(
+                row,
+                {**fields, "deleted_at": None, "published_version": None, "archived_at": None},
+            )
             row.revision += 1
         else:
             row = DefinitionRow(
@@ -242,6 +248,7 @@ class Changes:
                 created_at=now,
                 deleted_at=None,
                 published_version=None,
+                archived_at=None,
                 **fields,
             )
             session.add(row)
@@ -258,7 +265,14 @@ class Changes:
     ) -> AppliedDefinition:
         """Make a new version out of an artifact, unless just this one is in force."""
         row, version = stored
-        if version is not None and _same_plan(version, artifact):
+        if row.archived_at is not None:
+            row.archived_at = None
+            version = await self._latest(session, row)
+            if version is not None and _same_plan(version, artifact):
+                row.published_version = version.version
+                row.updated_at = self._now()
+                return _result(row, version, "updated" if change == "unchanged" else change)
+        elif version is not None and _same_plan(version, artifact):
             return _result(row, version, change)
         if DocumentKind(row.kind) in RUNNABLE:
             await self._publisher.put_plan(artifact.digest, artifact.body)
@@ -280,6 +294,11 @@ class Changes:
         row.updated_at = now
         return _result(row, fresh, "updated" if change == "unchanged" else change)
 
+    async def _latest(self, session: AsyncSession, row: DefinitionRow) -> VersionRow | None:
+        last = await store.last_version(session, row)
+        version = await store.find_version(session, row, last)
+        return version if version is not None and version.kind == row.kind else None
+
     async def return_to(
         self, session: AsyncSession, known: Known, stored: Stored, number: int
     ) -> list[AppliedDefinition]:
@@ -293,6 +312,7 @@ class Changes:
         also = dependants(catalog, [key_of(document)])
         same = current is not None and current.version == version.version
         row.published_version = version.version
+        row.archived_at = None
         row.updated_at = self._now()
         known.rows[key_of(document)] = (row, version)
         artifacts = await self._compile(session, row.tenant_id, known, also, catalog, {})
@@ -392,25 +412,6 @@ def _refuse_taken_names(known: Known, placed: Iterable[Placed]) -> None:
 def _same(one: JsonValue, other: JsonValue) -> bool:
     """Compare documents as they are written: the order of keys counts, it is in the plan."""
     return json.dumps(one) == json.dumps(other)
-
-
-def published_version(version: VersionRow, name: str) -> PublishedVersion:
-    """Return a version as the bus knows it."""
-    return PublishedVersion(
-        name=name,
-        kind=DefinitionKind(version.kind),
-        version=version.version,
-        plan_digest=version.digest,
-    )
-
-
-async def select_version(
-    session: AsyncSession, row: DefinitionRow, selector: int | str
-) -> VersionRow | None:
-    """Return the version of a definition that a number or an alias stands for."""
-    if isinstance(selector, int):
-        return await store.find_version(session, row, selector)
-    return None
 
 
 def _set(row: DefinitionRow, fields: dict[str, Any]) -> None:

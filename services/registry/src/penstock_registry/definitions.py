@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from penstock.contracts.errors import ConflictError, ErrorDetail, RejectedError
 from penstock.contracts.rpc import (
     Applied,
     AppliedDefinition,
     ApplyDocuments,
+    ArchiveDefinition,
     Definition,
     DefinitionPage,
     Deleted,
@@ -32,8 +33,8 @@ from penstock.contracts.rpc import (
 )
 from penstock.telemetry.logs import EventLog
 from penstock_registry import store
-from penstock_registry.changes import Changes, Known, Origin, load, origin_of
-from penstock_registry.core.catalog import Key, key_of, uses
+from penstock_registry.changes import Changes, Origin, load, origin_of
+from penstock_registry.core.catalog import Catalog, Key, key_of, uses
 from penstock_registry.core.checks import all_faults
 from penstock_registry.core.places import invalid_document
 from penstock_registry.core.reading import merge_patch, parse_documents, place_document
@@ -189,22 +190,45 @@ class Definitions:
             stored = known.rows.get((request.kind, request.name))
             if stored is None or origin not in (None, stored[0].origin):
                 raise _unknown(request.kind, request.name)
-            users = _users(known, (request.kind, request.name))
-            if users:
-                raise ConflictError(
-                    "in_use",
-                    f"{request.kind} {request.name!r} is used by {', '.join(users)}",
-                    details=tuple(
-                        ErrorDetail(path=user, message=f"names {request.name!r}") for user in users
-                    ),
-                )
+            users = _users((known.drafts, known.in_force), (request.kind, request.name))
+            _require_unused(request.kind, request.name, users)
             row = stored[0]
             row.deleted_at = row.updated_at = self._now()
             row.revision += 1
             row.published_version = None
-        await self._publisher.assert_definition(request.tenant, request.kind, request.name)
+        await self._withdraw(request.tenant, request.kind, request.name)
         log.info("definition.deleted", tenant=request.tenant, kind=request.kind, name=request.name)
         return Deleted(kind=request.kind, name=request.name)
+
+    async def archive(self, request: ArchiveDefinition) -> Definition:
+        """Take a definition and all of its versions out of force, and keep it.
+
+        Raises:
+            ConflictError: ``in_use`` with those in force that name it.
+            RejectedError: ``unknown_definition``.
+            TransientError: Database or bus did not answer.
+        """
+        async with self._store.changing(request.tenant) as session:
+            known = await load(session, request.tenant)
+            key = (request.kind, request.name)
+            stored = known.rows.get(key)
+            if stored is None:
+                raise _unknown(request.kind, request.name)
+            _require_unused(request.kind, request.name, _users((known.in_force,), key))
+            row = stored[0]
+            if row.archived_at is None:
+                row.archived_at = row.updated_at = self._now()
+                row.published_version = None
+        await self._withdraw(request.tenant, request.kind, request.name)
+        log.info("definition.archived", tenant=request.tenant, kind=request.kind, name=request.name)
+        return await self.get(
+            GetDefinition(tenant=request.tenant, kind=request.kind, name=request.name)
+        )
+
+    async def _withdraw(self, tenant: str, kind: DocumentKind, name: str) -> None:
+        """Make the bus forget what is no longer in force."""
+        await self._publisher.assert_definition(tenant, kind, name)
+        await self._publisher.assert_selectors(tenant, kind, name)
 
     # Reading
 
@@ -270,6 +294,9 @@ class Definitions:
             if result.version is None:
                 continue
             await self._publisher.assert_definition(tenant, result.kind, result.name)
+            # A name that was out of force has all of its versions again.
+            only = result.version if result.change == "unchanged" else None
+            await self._publisher.assert_selectors(tenant, result.kind, result.name, version=only)
             if result.change != "unchanged":
                 log.info(
                     "definition.published",
@@ -281,11 +308,20 @@ class Definitions:
                 )
 
 
-def _users(known: Known, key: Key) -> list[str]:
-    """Return those that name a definition, as stored or as in force."""
+def _require_unused(kind: DocumentKind, name: str, users: list[str]) -> None:
+    if users:
+        raise ConflictError(
+            "in_use",
+            f"{kind} {name!r} is used by {', '.join(users)}",
+            details=tuple(ErrorDetail(path=user, message=f"names {name!r}") for user in users),
+        )
+
+
+def _users(catalogs: Iterable[Catalog], key: Key) -> list[str]:
+    """Return those that name a definition in some catalogs."""
     found = {
         "/".join(key_of(document))
-        for catalog in (known.drafts, known.in_force)
+        for catalog in catalogs
         for document in catalog.documents()
         if key in uses(document)
     }
@@ -326,6 +362,13 @@ def _shown(row: DefinitionRow, version: VersionRow | None) -> Definition:
         origin=origin_of(row),
         published_version=version.version if version is not None else None,
         plan_digest=version.digest if version is not None else None,
+        status=_status(row),
         created_at=row.created_at,
         updated_at=row.updated_at,
     )
+
+
+def _status(row: DefinitionRow) -> Literal["draft", "published", "archived"]:
+    if row.archived_at is not None:
+        return "archived"
+    return "published" if row.published_version is not None else "draft"

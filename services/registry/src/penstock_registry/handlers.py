@@ -8,6 +8,7 @@ from typing import NamedTuple
 from penstock.contracts import rpc
 from penstock.endpoint import Verb
 from penstock_registry.agents import HttpAgents
+from penstock_registry.aliases import VersionAliases
 from penstock_registry.board import Board
 from penstock_registry.definitions import Definitions
 from penstock_registry.keys import ApiKeys
@@ -17,6 +18,7 @@ class Parts(NamedTuple):
     """Who does the work."""
 
     definitions: Definitions
+    aliases: VersionAliases
     agents: HttpAgents
     keys: ApiKeys
     board: Board
@@ -24,7 +26,7 @@ class Parts(NamedTuple):
 
 def verbs(parts: Parts) -> Mapping[str, Verb]:
     """Return all verbs by name."""
-    definitions, agents, keys, board = parts
+    definitions, aliases, agents, keys, board = parts
 
     async def list_runners(request: rpc.ListRunners) -> rpc.Runners:
         return await agents.runners(request, board)
@@ -37,6 +39,10 @@ def verbs(parts: Parts) -> Mapping[str, Verb]:
         "patch_definition": Verb(rpc.PatchDefinition, definitions.patch),
         "delete_definition": Verb(rpc.DeleteDefinition, definitions.delete),
         "publish_definition": Verb(rpc.PublishDefinition, definitions.publish),
+        "archive_definition": Verb(rpc.ArchiveDefinition, definitions.archive),
+        "set_alias": Verb(rpc.SetAlias, aliases.set),
+        "delete_alias": Verb(rpc.DeleteAlias, aliases.delete),
+        "list_aliases": Verb(rpc.ListAliases, aliases.all, reads=True),
         "list_versions": Verb(rpc.ListVersions, definitions.versions, reads=True),
         "list_runners": Verb(rpc.ListRunners, list_runners, reads=True),
         "register_agent": Verb(rpc.RegisterAgent, agents.register),

@@ -20,6 +20,7 @@ from penstock.memory import settle
 from penstock.telemetry import logs, tracing
 from penstock.telemetry.health import HealthServer
 from penstock_registry.agents import HttpAgents
+from penstock_registry.aliases import VersionAliases
 from penstock_registry.board import Board
 from penstock_registry.definitions import Definitions
 from penstock_registry.handlers import Parts, verbs
@@ -106,10 +107,11 @@ async def _serve(
 ) -> None:
     publisher = Publisher(bus, database, _now)
     definitions = Definitions(database, publisher, _now)
+    aliases = VersionAliases(database, publisher, _now)
     board = Board(bus, lost_kept_seconds=settings.registry_lost_kept_seconds)
     agents = HttpAgents(bus, database, definitions, _now, ttl_seconds=settings.runner_ttl_seconds)
     keys = ApiKeys(database, publisher, _now)
-    endpoint = Endpoint(settings, SERVICE, verbs(Parts(definitions, agents, keys, board)))
+    endpoint = Endpoint(settings, SERVICE, verbs(Parts(definitions, aliases, agents, keys, board)))
 
     async def canary() -> None:
         await bus.request(subjects.canary(settings.instance_id), b"{}")

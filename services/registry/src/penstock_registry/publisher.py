@@ -15,14 +15,14 @@ from penstock.bus.connection import Bus
 from penstock.bus.kv import Bucket
 from penstock.contracts import subjects
 from penstock.contracts.errors import ConflictError, TransientError
-from penstock.contracts.facts import DefinitionKind
-from penstock.contracts.plan import PublishedVersion
 from penstock.contracts.rpc import DocumentKind
 from penstock.contracts.runners import KeyRecord
 from penstock.telemetry.logs import EventLog
 from penstock_registry import store
+from penstock_registry.core.catalog import RUNNABLE
 from penstock_registry.store import Store
 from penstock_registry.tables import DefinitionRow, KeyRow, VersionRow
+from penstock_registry.versions import aliased, published_version
 
 log = EventLog("penstock.registry")
 
@@ -75,6 +75,84 @@ class Publisher:
 
         return await self._assert(bucket, key, wanted)
 
+    async def assert_selectors(
+        self, tenant: str, kind: DocumentKind, name: str, *, version: int | None = None
+    ) -> int:
+        """Make the bucket say what versions and aliases of a name stand for.
+
+        Args:
+            tenant: Whose name.
+            kind: Of the definition.
+            name: Of the definition.
+            version: Only this version and the aliases; all versions where not given.
+
+        Returns:
+            How many keys had to change.
+
+        Raises:
+            TransientError: Bus or database did not answer, or others change a key all the time.
+        """
+        if kind not in RUNNABLE:
+            return 0
+        wanted: dict[str, bytes | None] = {
+            selector: value
+            for selector, value in (await self._selectors(tenant, kind, name)).items()
+            if version is None or selector == str(version) or not selector.isdigit()
+        }
+        if version is None:
+            there = await self._published.keys(subjects.published_version_key(tenant, name, "*"))
+            for key in there:
+                wanted.setdefault(key.rsplit(".", 1)[1], None)
+        changed = 0
+        for selector, value in wanted.items():
+            key = subjects.published_version_key(tenant, name, selector)
+            entry = await self._published.get(key)
+            if (entry.value if entry is not None else None) != value:
+                changed += await self._assert_selector(tenant, kind, name, selector)
+        return changed
+
+    async def _assert_selector(
+        self, tenant: str, kind: DocumentKind, name: str, selector: str
+    ) -> bool:
+        async def wanted() -> bytes | None:
+            value = (await self._selectors(tenant, kind, name)).get(selector)
+            if value is not None:
+                await self._put_plans(tenant, kind, name, selector)
+            return value
+
+        key = subjects.published_version_key(tenant, name, selector)
+        return await self._assert(self._published, key, wanted)
+
+    async def _selectors(self, tenant: str, kind: DocumentKind, name: str) -> dict[str, bytes]:
+        """Return what the database says of every version and alias of a name."""
+        async with self._store.reading() as session:
+            found = await store.find_named(session, tenant, kind, name)
+            if found is None or found[0].deleted_at or found[0].archived_at:
+                return {}
+            versions = await store.all_versions(session, found[0])
+            aliases = await store.list_aliases(session, found[0])
+        by_number = {row.version: published_version(row, name) for row in versions}
+        selected = {str(number): version for number, version in by_number.items()}
+        for alias in aliases:
+            if (version := aliased(alias, by_number)) is not None:
+                selected[alias.alias] = version
+        return {
+            selector: version.model_dump_json(exclude_defaults=True).encode()
+            for selector, version in selected.items()
+        }
+
+    async def _put_plans(self, tenant: str, kind: DocumentKind, name: str, selector: str) -> None:
+        """Make the plan of a version readable before its key names it."""
+        if not selector.isdigit():
+            return
+        async with self._store.reading() as session:
+            found = await store.find_named(session, tenant, kind, name)
+            if found is None:
+                return
+            version = await store.find_version(session, found[0], int(selector))
+        if version is not None:
+            await self.put_plan(version.digest, version.compiled)
+
     async def assert_key(self, tenant: str, key_id: str) -> bool:
         """Make the bucket say of an API key what the database says.
 
@@ -115,6 +193,9 @@ class Publisher:
                 corrected += await self.assert_definition(
                     definition.tenant_id, kind, definition.name
                 )
+                corrected += await self.assert_selectors(
+                    definition.tenant_id, kind, definition.name
+                )
             if len(rows) < _PAGE:
                 break
         after = 0
@@ -138,13 +219,8 @@ class Publisher:
         if definition.kind == DocumentKind.WEBHOOK:
             return version.compiled
         await self.put_plan(version.digest, version.compiled)
-        alias = PublishedVersion(
-            name=definition.name,
-            kind=DefinitionKind(definition.kind),
-            version=version.version,
-            plan_digest=version.digest,
-        )
-        return alias.model_dump_json().encode()
+        in_force = published_version(version, definition.name)
+        return in_force.model_dump_json(exclude_defaults=True).encode()
 
     def _record_of(self, row: KeyRow) -> bytes | None:
         gone = row.deleted_at is not None

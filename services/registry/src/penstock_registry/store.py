@@ -9,12 +9,12 @@ from typing import Final
 
 from sqlalchemy import Row, Select, String, and_, column, func, inspect, select, table, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from penstock import db
 from penstock.contracts.rpc import DocumentKind
 from penstock_registry.core.catalog import RUNNABLE
-from penstock_registry.tables import PACKAGE, AgentRow, DefinitionRow, KeyRow, VersionRow
+from penstock_registry.tables import PACKAGE, AgentRow, AliasRow, DefinitionRow, KeyRow, VersionRow
 
 _RUNNABLE: Final = "runnable"
 _VERSION_TABLE: Final = f"alembic_version_{PACKAGE}"
@@ -160,6 +160,20 @@ async def find_version(
     return (await session.execute(query)).scalar_one_or_none()
 
 
+async def all_versions(session: AsyncSession, definition: DefinitionRow) -> list[VersionRow]:
+    """Return the versions of a definition's kind without what they compiled to."""
+    query = (
+        select(VersionRow)
+        .options(defer(VersionRow.compiled))
+        .where(
+            VersionRow.tenant_id == definition.tenant_id,
+            VersionRow.definition_id == definition.id,
+            VersionRow.kind == definition.kind,
+        )
+    )
+    return list((await session.execute(query.order_by(VersionRow.version))).scalars())
+
+
 async def list_versions(
     session: AsyncSession, definition: DefinitionRow, *, before: int | None, limit: int
 ) -> list[VersionRow]:
@@ -179,6 +193,28 @@ async def last_version(session: AsyncSession, definition: DefinitionRow) -> int:
         VersionRow.tenant_id == definition.tenant_id, VersionRow.definition_id == definition.id
     )
     return (await session.execute(query)).scalar_one_or_none() or 0
+
+
+async def find_alias(
+    session: AsyncSession, definition: DefinitionRow, alias: str
+) -> AliasRow | None:
+    """Return the row of an alias, removed or not."""
+    query = select(AliasRow).where(
+        AliasRow.tenant_id == definition.tenant_id,
+        AliasRow.definition_id == definition.id,
+        AliasRow.alias == alias,
+    )
+    return (await session.execute(query)).scalar_one_or_none()
+
+
+async def list_aliases(session: AsyncSession, definition: DefinitionRow) -> list[AliasRow]:
+    """Return the aliases of a definition by name."""
+    query = select(AliasRow).where(
+        AliasRow.tenant_id == definition.tenant_id,
+        AliasRow.definition_id == definition.id,
+        AliasRow.deleted_at.is_(None),
+    )
+    return list((await session.execute(query.order_by(AliasRow.alias))).scalars())
 
 
 async def find_agent(session: AsyncSession, tenant: str, agent_id: str) -> AgentRow | None:

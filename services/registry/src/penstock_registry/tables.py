@@ -31,7 +31,7 @@ from penstock.db import NAMING_CONVENTION
 
 PACKAGE: Final = "penstock_registry"
 """Whose ``migrations`` make the tables."""
-REVISION: Final = "0001"
+REVISION: Final = "0002"
 """The migration that these tables are; a test holds it to the latest."""
 ROW_ID: Final = BigInteger().with_variant(Integer, "sqlite")
 
@@ -88,6 +88,8 @@ class DefinitionRow(Table):
     origin: Mapped[str] = mapped_column(String(16))
     revision: Mapped[int]
     published_version: Mapped[int | None]
+    archived_at: Mapped[datetime | None]
+    """When it was taken out of force for good; ``None`` once it is published again."""
 
 
 class VersionRow(Table):
@@ -102,6 +104,20 @@ class VersionRow(Table):
     digest: Mapped[str] = mapped_column(String(64))
     compiled: Mapped[bytes] = mapped_column(LargeBinary)
     document: Mapped[dict[str, Any]]
+
+
+class AliasRow(Table):
+    """A name for a version, and for some of its runs for another one."""
+
+    __tablename__ = "aliases"
+    __table_args__ = (UniqueConstraint("definition_id", "alias"),)
+
+    definition_id: Mapped[int] = mapped_column(ROW_ID, ForeignKey("definitions.id"))
+    alias: Mapped[str] = mapped_column(String(64))
+    version: Mapped[int]
+    canary_version: Mapped[int | None]
+    canary_weight: Mapped[int | None]
+    """Of a hundred runs so many go to ``canary_version``."""
 
 
 class KeyRow(Table):

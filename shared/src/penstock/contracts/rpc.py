@@ -93,6 +93,8 @@ class Definition(Record):
     """``registration``: an agent that registered itself by HTTP."""
     published_version: int | None = None
     plan_digest: str | None = None
+    status: Literal["draft", "published", "archived"] = "draft"
+    """``archived``: it was taken out of force; nothing of it can be started."""
     created_at: AwareDatetime
     updated_at: AwareDatetime
 
@@ -161,6 +163,66 @@ class PublishDefinition(Record):
     kind: DocumentKind
     name: Token
     version: int | None = Field(default=None, ge=1)
+
+
+class ArchiveDefinition(Record):
+    """Take a definition and all of its versions out of force; publishing brings it back."""
+
+    tenant: Token
+    kind: DocumentKind
+    name: Token
+
+
+class Canary(Record):
+    """Another version, to which some of the runs go."""
+
+    version: int = Field(ge=1)
+    weight: int = Field(ge=1, le=100)
+    """Of a hundred runs so many; which ones, their ids decide."""
+
+
+class SetAlias(Record):
+    """Let an alias stand for a version, and for some runs for another one."""
+
+    tenant: Token
+    kind: DocumentKind
+    name: Token
+    alias: Token
+    version: int = Field(ge=1)
+    canary: Canary | None = None
+
+
+class DeleteAlias(Record):
+    """Remove an alias."""
+
+    tenant: Token
+    kind: DocumentKind
+    name: Token
+    alias: Token
+
+
+class ListAliases(Record):
+    """Read the aliases of a definition, by name."""
+
+    tenant: Token
+    kind: DocumentKind
+    name: Token
+
+
+class Alias(Record):
+    """A name for a version; runs are started by ``name@alias``."""
+
+    name: Token
+    alias: Token
+    version: int
+    canary: Canary | None = None
+    updated_at: AwareDatetime
+
+
+class Aliases(Record):
+    """All aliases of a definition."""
+
+    items: tuple[Alias, ...]
 
 
 class ListVersions(Record):

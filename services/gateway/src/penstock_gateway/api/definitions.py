@@ -1,4 +1,4 @@
-"""Agents, tools, workflows and webhooks: their documents, versions and publishing."""
+"""Agents, tools, workflows, networks, webhooks: their documents, versions and publishing."""
 
 from __future__ import annotations
 
@@ -12,27 +12,37 @@ from penstock.contracts.errors import ErrorDetail, RejectedError
 from penstock.contracts.facts import Record
 from penstock.contracts.ids import TOKEN_PATTERN
 from penstock.contracts.rpc import (
+    Alias,
+    Aliases,
     Applied,
     AppliedDefinition,
     ApplyDocuments,
+    ArchiveDefinition,
+    Canary,
     Definition,
     DefinitionPage,
+    DeleteAlias,
     Deleted,
     DeleteDefinition,
     DeregisterAgent,
     DocumentKind,
     GetDefinition,
+    ListAliases,
     ListDefinitions,
     ListVersions,
     PatchDefinition,
     PublishDefinition,
     PutDefinition,
+    SetAlias,
     Version,
     VersionPage,
 )
 from penstock_gateway.api.context import Admin, AnyCaller, GatewayParts, Viewer
 from penstock_gateway.api.hot import refused
 from penstock_gateway.core.requests import Input
+
+RUNNABLE: Final = (DocumentKind.AGENT, DocumentKind.WORKFLOW, DocumentKind.NETWORK)
+"""Kinds that are started by name, and may have aliases."""
 
 Name = Annotated[str, Path(pattern=TOKEN_PATTERN)]
 Limit = Annotated[int, Query(ge=1, le=1000)]
@@ -60,6 +70,21 @@ class PublishVersion(Input):
     """What to bring into force: what is stored, or an older version."""
 
     version: int | None = Field(default=None, ge=1)
+
+
+class CanaryBody(Input):
+    """Another version, to which some of the runs go."""
+
+    version: int = Field(ge=1)
+    weight: int = Field(ge=1, le=100)
+    """Of a hundred runs so many."""
+
+
+class AliasBody(Input):
+    """What an alias stands for."""
+
+    version: int = Field(ge=1)
+    canary: CanaryBody | None = None
 
 
 class ApplyBody(Input):
@@ -192,7 +217,52 @@ def definition_routes(kind: DocumentKind, prefix: str | None = None) -> APIRoute
         following = None if page.next_before is None else str(page.next_before)
         return VersionItems(items=page.items, next_cursor=following)
 
+    @router.post("/{name}/archive", name=f"archive_{kind.value}")
+    async def archive(gateway: GatewayParts, caller: Admin, name: Name) -> Definition:
+        """Take a definition and its versions out of force; publishing brings it back."""
+        request = ArchiveDefinition(tenant=caller.tenant, kind=kind, name=name)
+        archived = await gateway.registry.ask("archive_definition", request, Definition)
+        await gateway.registry.refresh(caller.tenant, kind, name)
+        return archived
+
+    if kind in RUNNABLE and prefix is None:
+        _add_aliases(router, kind)
     return router
+
+
+def _add_aliases(router: APIRouter, kind: DocumentKind) -> None:
+    """Add the routes of the aliases of what is started by name."""
+
+    @router.get("/{name}/aliases", name=f"list_{kind.value}_aliases")
+    async def aliases(gateway: GatewayParts, caller: Viewer, name: Name) -> Aliases:
+        """List the aliases of a definition."""
+        request = ListAliases(tenant=caller.tenant, kind=kind, name=name)
+        return await gateway.registry.ask("list_aliases", request, Aliases)
+
+    @router.put("/{name}/aliases/{alias}", name=f"set_{kind.value}_alias")
+    async def set_alias(
+        gateway: GatewayParts, caller: Admin, name: Name, alias: Name, body: AliasBody
+    ) -> Alias:
+        """Let an alias stand for a version; runs are started by `name@alias`."""
+        canary = Canary(**body.canary.model_dump()) if body.canary is not None else None
+        request = SetAlias(
+            tenant=caller.tenant,
+            kind=kind,
+            name=name,
+            alias=alias,
+            version=body.version,
+            canary=canary,
+        )
+        made = await gateway.registry.ask("set_alias", request, Alias)
+        await gateway.registry.refresh_selector(caller.tenant, name, alias)
+        return made
+
+    @router.delete("/{name}/aliases/{alias}", status_code=204, name=f"delete_{kind.value}_alias")
+    async def delete_alias(gateway: GatewayParts, caller: Admin, name: Name, alias: Name) -> None:
+        """Remove an alias."""
+        request = DeleteAlias(tenant=caller.tenant, kind=kind, name=name, alias=alias)
+        await gateway.registry.ask("delete_alias", request, Deleted)
+        await gateway.registry.refresh_selector(caller.tenant, name, alias)
 
 
 agent_deletion: Final = APIRouter(tags=["agents"])
@@ -200,6 +270,7 @@ agent_deletion: Final = APIRouter(tags=["agents"])
 
 @agent_deletion.delete("/v1/agents/{name}", status_code=204)
 @agent_deletion.delete("/agents/{name}", status_code=204, tags=["older paths"])
+@agent_deletion.delete("/config/agents/{name}", status_code=204, tags=["older paths"])
 async def delete_agent(gateway: GatewayParts, caller: AnyCaller, name: Name) -> None:
     """Delete an agent; one that registered itself may also do so with the role `runner`."""
     registry, tenant = gateway.registry, caller.tenant

@@ -96,6 +96,7 @@ def add_hot_routes(app: FastAPI, gateway: Gateway) -> None:
         ("/v1/runs", starting.start_run, json_body(StartRun), "runs"),
         ("/v1/agents/{name}/execute", starting.execute_agent, execution, "agents"),
         ("/v1/workflows/{name}/execute", starting.execute_workflow, execution, "workflows"),
+        ("/v1/networks/{name}/execute", starting.execute_network, execution, "networks"),
         ("/v1/workflows/workflows/execute", starting.start_run, json_body(StartRun), _OLDER),
     ):
         add(

@@ -83,6 +83,10 @@ class Starting:
         """Start a run of a published workflow; otherwise as `POST /v1/runs`."""
         return await self._execute(request, DefinitionKind.WORKFLOW)
 
+    async def execute_network(self, request: Request) -> Response:
+        """Start a run of a published network; otherwise as `POST /v1/runs`."""
+        return await self._execute(request, DefinitionKind.NETWORK)
+
     async def _execute(self, request: Request, kind: DefinitionKind) -> Response:
         headers, caller, body = await self.enter(request)
         named_so = request.path_params["name"]

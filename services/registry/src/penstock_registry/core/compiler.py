@@ -191,6 +191,7 @@ def workflow_plan(document: WorkflowDocument, catalog: Catalog, pins: Pins | Non
         correlation=spec.correlation,
         on_error=on_error,
         finally_=after,
+        input_schema=spec.input,
     )
 
 
@@ -227,6 +228,7 @@ def network_plan(document: NetworkDocument, catalog: Catalog) -> Plan:
         agents=dict(sorted(agents.items())),
         tools=_tools(names, catalog),
         timeout_seconds=spec.timeout_seconds,
+        input_schema=spec.input,
         limits=limits.model_copy(
             update={
                 "max_steps": _least(limits.max_steps, policy.max_steps),

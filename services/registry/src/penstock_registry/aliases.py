@@ -1,0 +1,173 @@
+"""Aliases: names for versions, by which runs are started as ``name@alias``.
+
+An alias may send some of the runs to another version. What it stands for is written to the bus
+after it is committed; a registry that dies in between finds the difference when it repairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from penstock.contracts.errors import ErrorDetail, RejectedError
+from penstock.contracts.rpc import (
+    Alias,
+    Aliases,
+    Canary,
+    DeleteAlias,
+    Deleted,
+    DocumentKind,
+    ListAliases,
+    SetAlias,
+)
+from penstock.telemetry.logs import EventLog
+from penstock_registry import store
+from penstock_registry.core.catalog import RUNNABLE
+from penstock_registry.publisher import Publisher
+from penstock_registry.store import Store
+from penstock_registry.tables import AliasRow, DefinitionRow
+
+log = EventLog("penstock.registry")
+
+
+class VersionAliases:
+    """The registry's verbs on aliases."""
+
+    def __init__(self, database: Store, publisher: Publisher, now: Callable[[], datetime]) -> None:
+        """Use a database, a publisher and a clock."""
+        self._store = database
+        self._publisher = publisher
+        self._now = now
+
+    async def set(self, request: SetAlias) -> Alias:
+        """Let an alias stand for a version; the same once more changes nothing.
+
+        Raises:
+            RejectedError: ``unknown_definition``, ``unknown_version``, ``invalid_alias``.
+            TransientError: Database or bus did not answer.
+        """
+        _require_alias(request.kind, request.alias)
+        async with self._store.changing(request.tenant) as session:
+            row = await _definition(session, request.tenant, request.kind, request.name)
+            await _require_version(session, row, request.version, "version")
+            if request.canary is not None:
+                await _require_version(session, row, request.canary.version, "canary.version")
+            alias = await store.find_alias(session, row, request.alias)
+            wanted = (
+                request.version,
+                request.canary.version if request.canary is not None else None,
+                request.canary.weight if request.canary is not None else None,
+            )
+            now = self._now()
+            if alias is None:
+                alias = AliasRow(
+                    tenant_id=row.tenant_id,
+                    definition_id=row.id,
+                    alias=request.alias,
+                    created_at=now,
+                    updated_at=now,
+                    deleted_at=None,
+                )
+                session.add(alias)
+            elif alias.deleted_at is not None or wanted != _aim(alias):
+                alias.updated_at = now
+            alias.deleted_at = None
+            alias.version, alias.canary_version, alias.canary_weight = wanted
+            shown = _shown(row, alias)
+        await self._announce(request.tenant, request.kind, request.name)
+        log.info(
+            "alias.set",
+            tenant=request.tenant,
+            kind=request.kind,
+            name=request.name,
+            alias=request.alias,
+            version=request.version,
+        )
+        return shown
+
+    async def delete(self, request: DeleteAlias) -> Deleted:
+        """Remove an alias.
+
+        Raises:
+            RejectedError: ``unknown_definition``, ``unknown_version``.
+            TransientError: Database or bus did not answer.
+        """
+        async with self._store.changing(request.tenant) as session:
+            row = await _definition(session, request.tenant, request.kind, request.name)
+            alias = await store.find_alias(session, row, request.alias)
+            if alias is None or alias.deleted_at is not None:
+                raise RejectedError(
+                    "unknown_version", f"{request.name} has no alias {request.alias!r}"
+                )
+            alias.deleted_at = alias.updated_at = self._now()
+        await self._announce(request.tenant, request.kind, request.name)
+        return Deleted(kind=request.kind, name=request.name)
+
+    async def all(self, request: ListAliases) -> Aliases:
+        """Return the aliases of a definition by name.
+
+        Raises:
+            RejectedError: ``unknown_definition``.
+            TransientError: The database did not answer.
+        """
+        async with self._store.reading() as session:
+            row = await _definition(session, request.tenant, request.kind, request.name)
+            aliases = await store.list_aliases(session, row)
+        return Aliases(items=tuple(_shown(row, alias) for alias in aliases))
+
+    async def _announce(self, tenant: str, kind: DocumentKind, name: str) -> None:
+        await self._publisher.assert_selectors(tenant, kind, name)
+
+
+def _require_alias(kind: DocumentKind, alias: str) -> None:
+    """Refuse what could be mistaken for a version, or stands for nothing that is started."""
+    if kind not in RUNNABLE:
+        allowed = ", ".join(one.value for one in RUNNABLE)
+        message = f"a {kind} is not started by name"
+        detail = ErrorDetail(path="kind", message=message, allowed=allowed)
+        raise RejectedError("invalid_alias", message, details=(detail,))
+    if alias.isdigit():
+        message = f"{alias!r} is the number of a version"
+        detail = ErrorDetail(path="alias", message=message, allowed="a name, such as stable")
+        raise RejectedError("invalid_alias", message, details=(detail,))
+
+
+async def _definition(
+    session: AsyncSession, tenant: str, kind: DocumentKind, name: str
+) -> DefinitionRow:
+    found = await store.find_definition(session, tenant, kind, name)
+    if found is None:
+        raise RejectedError("unknown_definition", f"there is no {kind} {name!r}")
+    return found[0]
+
+
+async def _require_version(
+    session: AsyncSession, row: DefinitionRow, number: int, path: str
+) -> None:
+    version = await store.find_version(session, row, number)
+    if version is None or version.kind != row.kind:
+        last = await store.last_version(session, row)
+        allowed = f"1 to {last}" if last else "no version yet"
+        detail = ErrorDetail(path=path, message=f"there is no version {number}", allowed=allowed)
+        raise RejectedError(
+            "unknown_version", f"{row.name} has no version {number}", details=(detail,)
+        )
+
+
+def _aim(alias: AliasRow) -> tuple[int, int | None, int | None]:
+    return alias.version, alias.canary_version, alias.canary_weight
+
+
+def _shown(row: DefinitionRow, alias: AliasRow) -> Alias:
+    canary = None
+    if alias.canary_version is not None and alias.canary_weight is not None:
+        canary = Canary(version=alias.canary_version, weight=alias.canary_weight)
+    return Alias(
+        name=row.name,
+        alias=alias.alias,
+        version=alias.version,
+        canary=canary,
+        updated_at=alias.updated_at,
+    )
