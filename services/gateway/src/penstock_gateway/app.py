@@ -22,7 +22,6 @@ from penstock_gateway.api.participants import participants
 from penstock_gateway.api.routes import add_hot_routes
 from penstock_gateway.api.signalling import signalling
 from penstock_gateway.api.tool_calls import tool_calls
-from penstock_gateway.api.workflow_lists import workflow_lists
 from penstock_gateway.core.problems import MEDIA_TYPE, Problem
 from penstock_gateway.entrance import Entrance
 from penstock_gateway.gateway import Gateway
@@ -88,7 +87,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
 def _add_routes(app: FastAPI, gateway: Gateway) -> None:
     """Add all routes; the first that fits answers, so the more exact paths come first."""
     add_hot_routes(app, gateway)
-    of_runs = (controlling, signalling, approvals, tool_calls, workflow_lists)
+    of_runs = (controlling, signalling, approvals, tool_calls)
     for router in (
         *of_runs,
         participants,

@@ -32,6 +32,7 @@ from penstock_gateway.core.requests import (
     named,
 )
 from penstock_gateway.core.run_views import begun_view, ended_view
+from penstock_gateway.core.versions import routed
 from penstock_gateway.ends import LiveFact
 from penstock_gateway.entrance import Headers, read_body
 from penstock_gateway.gateway import Gateway
@@ -145,7 +146,7 @@ class Starting:
         run_id = ask.run_id or new_run_id()
         applied = [(b"preference-applied", b"wait=%d" % seconds)]
         gateway = self._gateway
-        version = await gateway.starter.version_of(ask)
+        version = routed(await gateway.starter.version_of(ask), run_id)
         watch = await gateway.attention.watch(ask.tenant, run_id, version.plan_digest)
         # Waited for before it is begun: a run may end before its beginning is acknowledged.
         begun_at = monotonic()
