@@ -16,12 +16,13 @@ import uvloop
 
 from bench.figures import Results
 from bench.flat import measure_flat
+from bench.language import measure_language
 from bench.options import ROOT, Options, read_options
 from bench.profiler import find_py_spy
 from bench.raw import measure_raw
 from bench.session import open_session
 from bench.table import render
-from bench.workloads import WORKLOADS
+from bench.workloads import LANGUAGE, WORKLOADS
 from penstock.stack import SERVICES, StackError
 
 RUN: Final = ROOT / "bench/run"
@@ -35,13 +36,16 @@ async def measure_all(options: Options, results: Results) -> None:
                 with _folder() as folder:
                     await measure_raw(options, sync, results, folder)
             chosen = [WORKLOADS[name] for name in options.workloads if name in WORKLOADS]
-            if chosen or "idle" in options.workloads:
+            language = tuple(name for name in LANGUAGE if name in options.workloads)
+            if chosen or language or "idle" in options.workloads:
                 with _folder() as folder:
                     async with open_session(options, sync, results, folder) as session:
                         if "idle" in options.workloads:
                             await session.idle()
                         for workload in chosen:
                             await session.measure(workload.scaled(options.scale))
+                        if language:
+                            await measure_language(session, language, options.scale)
             if "flat" in options.workloads:
                 with _folder() as folder:
                     await measure_flat(options, sync, results, folder)

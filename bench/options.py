@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Final
 
 from bench.figures import VARIANTS
-from bench.workloads import WORKLOADS
+from bench.workloads import LANGUAGE, WORKLOADS
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-ALL: Final = ("raw", "idle", *WORKLOADS, "flat")
+ALL: Final = ("raw", "idle", *WORKLOADS, *LANGUAGE, "flat")
 _EPILOG: Final = """\
 workloads:
   raw      the same hops with bare nats-py, for those of W1, W2, W2@256 that are measured (or all)
@@ -21,6 +21,10 @@ workloads:
   W2       a run of three steps in sequence, 64 in flight; W2@256: 256
   W3       a run of 100 steps side by side and a join, 4 in flight
   W4       a run of 200 pieces of text by SSE, 20 in flight
+  map      maps over 1,000 to 10,000 items, one at a time; memory of the engine
+  timers   50,000 waits in 5 runs come due at one moment; timers-apart: in 5,000 runs
+  archive  W2 with the projector at work and stopped, in turns; its lag
+  replicas W2 with one engine and with two, in turns; decisions of each
   flat     W2 on an empty log, then again after it was filled
 """
 

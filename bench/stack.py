@@ -52,6 +52,10 @@ class PenstockStack:
         """How often any process had to be started again."""
         return sum(int(process["restarts"]) for process in self._state["processes"].values())
 
+    def metrics_port(self, name: str) -> int:
+        """Return the port at which a process shows its metrics."""
+        return int(self._state["processes"][name]["metrics_port"])
+
     def processes(self) -> dict[str, int]:
         """Return all process ids by name, those that live."""
         state = self._state

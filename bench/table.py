@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from bench.figures import PEER, RAW_PEER, VARIANTS, Row
+from bench.language import show
 from bench.raw import PUBLISHES
+from bench.workloads import LANGUAGE
 
 
 class Shown(NamedTuple):
@@ -27,6 +29,7 @@ SHOWN: Final = {
     "flat-empty": Shown("runs_s", "runs/s"),
     "flat-full": Shown("runs_s", "runs/s"),
 }
+_OWN: Final = (*LANGUAGE, "map-linear")
 _HEAD: Final = (
     "workload",
     "sync",
@@ -105,6 +108,7 @@ def _notes(rows: Sequence[Row], variant: str, sync: str) -> list[str]:
             f"{_plain(_median(flat, 'full_cpu_s_per_1k_runs'))} instead of "
             f"{_plain(_median(flat, 'empty_cpu_s_per_1k_runs'))}"
         )
+    notes += [show(row) for row in rows if row["variant"] == variant and row["workload"] in _OWN]
     notes += [
         f"WARNING: {row['workload']}, {sync}: {row['restarts']} restarts"
         for row in rows

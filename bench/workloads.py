@@ -16,6 +16,10 @@ from bench.load import RunFailedError, quantile
 
 FAN_OUT: Final = 100
 DELTAS: Final = 200
+TIMER_SHAPES: Final = {"timers": 5, "timers-apart": 5000}
+"""Among how many runs the timers are spread."""
+LANGUAGE: Final = ("map", *TIMER_SHAPES, "archive", "replicas")
+"""What ``bench.language`` measures."""
 _TOOL: Final = "noop"
 _VERSION: Final = "penstock/v1"
 _INDEX: Final = re.compile(rb'"index":(\d+)')
