@@ -107,3 +107,52 @@ async def test_stranger_s_error_is_told_without_its_stack(
     assert attempt.failure.message.startswith("LookupError: xxx")
     assert len(attempt.failure.message) < MESSAGE_CHARACTERS + 20
     assert "Traceback" in caplog.text
+
+
+async def test_attempt_that_shows_no_progress_is_stopped() -> None:
+    with Attempt(5, heartbeat_seconds=0.02) as attempt:
+        attempt.watch()
+        await forever()
+    assert attempt.halt == "silent"
+    assert attempt.failure is not None
+    assert (attempt.failure.code, attempt.failure.family) == (
+        "heartbeat_timeout",
+        ErrorFamily.TRANSIENT,
+    )
+
+
+async def test_attempt_that_goes_silent_tells_what_it_said_last() -> None:
+    with Attempt(5, heartbeat_seconds=0.02) as attempt:
+        attempt.watch()
+        attempt.beat({"page": 7})
+        attempt.beat()
+        await forever()
+    assert attempt.failure is not None
+    assert "{'page': 7}" in attempt.failure.message
+
+
+async def test_attempt_that_beats_goes_on_until_it_stops_beating() -> None:
+    loop = asyncio.get_running_loop()
+    with Attempt(5, heartbeat_seconds=0.1) as attempt:
+        attempt.watch()
+        began = loop.time()
+        for number in range(1, 11):
+            loop.call_later(number * 0.03, attempt.beat)
+        await forever()
+    assert attempt.halt == "silent"
+    assert loop.time() - began >= 0.3
+
+
+async def test_attempt_that_ends_is_watched_no_more() -> None:
+    with Attempt(5, heartbeat_seconds=0.01) as attempt:
+        attempt.watch()
+    await asyncio.sleep(0.03)
+    assert (attempt.halt, attempt.failure) == (None, None)
+
+
+async def test_attempt_without_a_limit_is_not_watched() -> None:
+    with Attempt(5) as attempt:
+        attempt.watch()
+        assert not attempt.watched
+        await asyncio.sleep(0.01)
+    assert attempt.failure is None

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+from nats.aio.msg import Msg
+
+from penstock.contracts import subjects
 from penstock.runner.attempt import Attempt
 from penstock.runner.stops import StopBook
 
@@ -34,3 +38,55 @@ def test_only_so_many_runs_are_remembered_the_oldest_is_forgotten_first() -> Non
     for run_id in ("a", "b", "a", "c"):
         book.stop(run_id)
     assert [book.stopped(run_id, "s") for run_id in "abc"] == [True, False, True]
+
+
+def test_single_steps_are_stopped_and_the_others_of_the_run_go_on() -> None:
+    book = StopBook()
+    first, second, other = Attempt(1), Attempt(1), Attempt(1)
+    book.enter("a", "m-x0", first)
+    book.enter("a", "m-x1", second)
+    book.enter("b", "m-x0", other)
+    book.stop_steps("a", ("m-x0", "m-x7"))
+
+    assert (first.halt, second.halt, other.halt) == ("stopped", None, None)
+    assert book.stopped("a", "m-x0")
+    assert book.stopped("a", "m-x7")
+    assert not book.stopped("a", "later")
+    assert not book.stopped("b", "m-x0")
+
+
+def test_stop_of_a_thousand_steps_does_not_forget_stopped_runs() -> None:
+    book = StopBook(remembered=10)
+    book.stop("b")
+    book.stop_steps("a", tuple(f"m-x{index}" for index in range(1000)))
+
+    assert book.stopped("b", "s")
+    assert [book.stopped("a", f"m-x{index}") for index in (0, 989, 990, 999)] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("body", "stopped"),
+    [
+        (b"", ["a", "b"]),
+        (b"{}", ["a", "b"]),
+        (b'{"steps": []}', ["a", "b"]),
+        (b'{"steps": ["a"], "later": 1}', ["a"]),
+        (b"gibberish", []),
+        (b'{"steps": "a"}', []),
+    ],
+)
+async def test_message_stops_what_it_names(body: bytes, stopped: list[str]) -> None:
+    book = StopBook()
+    attempts = {"a": Attempt(1), "b": Attempt(1)}
+    for step_id, attempt in attempts.items():
+        book.enter("R", step_id, attempt)
+    message = Msg(_client=None, subject=subjects.stop("acme", 3, "R"), data=body)  # type: ignore[arg-type]
+
+    await book.on_message(message)
+
+    assert [step_id for step_id, attempt in attempts.items() if attempt.halt] == stopped
