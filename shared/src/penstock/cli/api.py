@@ -162,7 +162,7 @@ def refusal(response: httpx.Response) -> CommandError:
         return CommandError(f"{status} {response.reason_phrase}", exit_code=exit_code)
     if status == 401:
         detail += " (give a key by PENSTOCK_API_KEY or --api-key)"
-    return CommandError(f"{detail} [{code}]", findings=findings, exit_code=exit_code)
+    return CommandError(f"{detail} [{code}]", findings=findings, exit_code=exit_code, code=code)
 
 
 def parse_events(lines: Iterator[str]) -> Iterator[Event]:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from penstock.cli import control, observability
+from penstock.cli import control, definitions, observability
 from penstock.cli.failure import CommandError, tell
 from penstock.cli.target import DEFAULT_DATA_DIR, Target, find_target
 
@@ -37,6 +37,7 @@ app.add_typer(keys, name="keys")
 app.add_typer(services, name="services")
 observability.add_groups(app)
 control.add_control(app, runs)
+definitions.add_definitions(app)
 
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -101,16 +102,20 @@ def dev(
 @app.command()
 def apply(
     context: typer.Context,
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FILE]...", help="The same as --file.", show_default=False),
+    ] = None,
     files: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option("--file", "-f", help="YAML file, folder of them, or - for standard input."),
-    ],
+    ] = None,
     publish: Annotated[bool, typer.Option(help="Bring them into force as well.")] = True,
 ) -> None:
-    """Store agents, tools, workflows and webhooks, all or none."""
+    """Store agents, tools, workflows, networks, webhooks and schedules, all or none."""
     from penstock.cli.apply import apply_files
 
-    apply_files(context.obj, files, publish=publish)
+    apply_files(context.obj, [*(sources or ()), *(files or ())], publish=publish)
 
 
 @app.command()

@@ -27,6 +27,8 @@ def apply_files(target: Target, files: list[str], *, publish: bool) -> None:
     Raises:
         CommandError: A file cannot be read, or the registry refused (nothing was stored then).
     """
+    if not files:
+        raise CommandError("give files or folders of documents", exit_code=MISUSED)
     texts = read_texts(files)
     if not any(text.strip() for _, text in texts):
         raise CommandError(f"no documents in {', '.join(files)}", exit_code=MISUSED)

@@ -22,13 +22,19 @@ class CommandError(Exception):
     """The command failed; ``exit_code`` is 2 where the caller should ask differently."""
 
     def __init__(
-        self, message: str, *, findings: tuple[Finding, ...] = (), exit_code: int = FAILED
+        self,
+        message: str,
+        *,
+        findings: tuple[Finding, ...] = (),
+        exit_code: int = FAILED,
+        code: str = "",
     ) -> None:
-        """Create the error; ``message`` is one line for people."""
+        """Create the error; ``message`` is one line for people, ``code`` the gateway's."""
         super().__init__(message)
         self.message = message
         self.findings = findings
         self.exit_code = exit_code
+        self.code = code
 
 
 def tell(error: CommandError, output: TextIO | None = None) -> None:
