@@ -14,7 +14,7 @@ export UV_PROJECT_ENVIRONMENT := $(VENV)
 export UV_COMPILE_BYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test test-unit test-integration test-e2e test-chaos test-simulation test-chaos-small \
+.PHONY: help setup demo dev test test-unit test-integration test-e2e test-chaos test-mlflow test-simulation test-chaos-small \
 	check format lint types imports bench docs docs-check clean
 
 help: ## Show this list
@@ -59,6 +59,11 @@ test-chaos-small: setup ## The same with fewer runs and blows
 
 test-simulation: setup ## Run 10,000 simulated installations, each from one seed
 	PYTHONHASHSEED=0 $(BIN)/python -m tests.simulation $(ARGS)
+
+test-mlflow: setup ## The MLflow sink against a real MLflow, in a venv of its own (.mlflow)
+	@test -x .mlflow/bin/mlflow || { $(PYTHON) -m venv .mlflow && \
+		.mlflow/bin/python -m pip install --quiet --disable-pip-version-check mlflow; }
+	PENSTOCK_TEST_MLFLOW=$(CURDIR)/.mlflow/bin/mlflow $(BIN)/pytest tests/integration/archive/test_mlflow.py $(ARGS)
 
 check: lint types imports docs-check ## Run all static checks
 

@@ -189,7 +189,7 @@ async def forget(bus: Bus, name: str) -> None:
 async def archive(bus: Bus, settings: ArchiveSettings) -> AsyncIterator[None]:
     """Run the projector; what was published is projected when the block begins."""
     async with projecting(settings):
-        await eventually(lambda: settled(bus), within=20)
+        await eventually(lambda: settled(bus), within=40)
         yield
 
 
@@ -241,7 +241,7 @@ async def test_rebuild_killed_half_way_goes_on_and_keeps_what_the_log_has_lost(
     await bus.api(f"STREAM.PURGE.{subjects.RUNS}", {"filter": gone})
     small = settings.model_copy(update={"projector_batch_size": 7})
     async with projecting(small):
-        await eventually(lambda: settled(bus), within=20)
+        await eventually(lambda: settled(bus), within=40)
         await ask(bus, "rebuild", Rebuild(), ArchiveStatus)
 
         async def half_way() -> bool:
@@ -279,10 +279,10 @@ async def test_restored_run_has_its_facts_again_and_the_archive_stays_as_it_was(
         assert shown is not None
         assert known is not None
         assert shown == known.model_copy(update={"last_seq": shown.last_seq})
-        await eventually(lambda: settled(bus), within=20)
+        await eventually(lambda: settled(bus), within=40)
         assert await contents(engine) == before
         await ask(bus, "rebuild", Rebuild(), ArchiveStatus)
-        await eventually(lambda: settled(bus), within=20)
+        await eventually(lambda: settled(bus), within=40)
         after = await contents(engine)
         assert {name: after[name] for name in after if name != "claims"} == {
             name: before[name] for name in before if name != "claims"
@@ -408,7 +408,7 @@ async def test_deleted_run_stays_deleted_whatever_is_said_of_it_later(
         # A runner that was away for long, and a rebuild.
         await publish(bus, [(subjects.result(prefix, "late-1", 1), log[2][1])])
         await ask(bus, "rebuild", Rebuild(), ArchiveStatus)
-        await eventually(lambda: settled(bus), within=20)
+        await eventually(lambda: settled(bus), within=40)
 
         async def nothing() -> bool:
             return await places_with(bus, engine, CANARY) == set()
@@ -417,7 +417,7 @@ async def test_deleted_run_stays_deleted_whatever_is_said_of_it_later(
         assert await rows_of(engine, tables.runs) == []
         # The same id asked for again, as the same idempotency key does, is another run.
         await publish(bus, create_run("A", said="anew"))
-        await eventually(lambda: settled(bus), within=20)
+        await eventually(lambda: settled(bus), within=40)
 
         async def there() -> bool:
             return [row["run_id"] for row in await rows_of(engine, tables.runs)] == [run_id]
@@ -474,7 +474,7 @@ async def test_deletion_of_one_run_leaves_its_session_with_the_others(
         assert session["last_seq"] == 1
         before = await contents(engine)
         await ask(bus, "rebuild", Rebuild(), ArchiveStatus)
-        await eventually(lambda: settled(bus), within=20)
+        await eventually(lambda: settled(bus), within=40)
         assert await contents(engine) == before
 
 

@@ -1,0 +1,113 @@
+"""Lives of a projector, each killed at another of its effects, in one process that forks.
+
+Effects are every statement that goes to the database, every acknowledgement and every dead
+letter: life N is killed by SIGKILL right before its effect N. The last life is spared.
+Prints one line of JSON: how many lives there were, and what each was about to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sqlite3
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import asyncpg
+
+from penstock_orchestrator.archive import sqlite
+from penstock_orchestrator.archive.feed import Feed
+from penstock_orchestrator.archive.process import run_projector
+from penstock_orchestrator.archive.projector import Projector
+from penstock_orchestrator.archive.settings import ArchiveSettings
+from penstock_orchestrator.archive.store import open_store
+
+LIVES = 28
+
+
+class Fate:
+    """Counts effects, and kills the process before the one that was named."""
+
+    def __init__(self, at: int, out: int) -> None:
+        self.left = at
+        self.out = out
+
+    def meets(self, effect: str) -> None:
+        self.left -= 1
+        if self.left == 0:
+            os.write(self.out, effect.encode())
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def watch(fate: Fate) -> None:
+    """Put fate in front of every effect of a projector."""
+
+    def before(owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        def doomed(*args: Any, **given: Any) -> Any:
+            fate.meets(args[1][:20] if name == "execute" else name)
+            return original(*args, **given)
+
+        setattr(owner, name, doomed)
+
+    before(Feed, "acknowledge")
+    before(Projector, "_bury")
+    before(asyncpg.Connection, "execute")
+    opened: Callable[..., sqlite3.Connection] = sqlite._open
+
+    def traced(path: Any) -> sqlite3.Connection:
+        connection = opened(path)
+        connection.set_trace_callback(
+            lambda statement: (
+                fate.meets(statement.partition("(")[0][:40])
+                if statement.startswith(("BEGIN", "INSERT", "UPDATE", "DELETE", "COMMIT"))
+                else None
+            )
+        )
+        return connection
+
+    sqlite._open = traced
+
+
+async def live(settings: ArchiveSettings, until_seq: int) -> None:
+    """Project until everything is there."""
+    until = asyncio.Event()
+    running = asyncio.create_task(run_projector(settings, until=until))
+    store = open_store(settings.resolved_database_url)
+    while not running.done():
+        position = await store.position("RUNS") if await store.revision() else None
+        if position is not None and position.last_seq >= until_seq:
+            break
+        await asyncio.sleep(0.01)
+    until.set()
+    await running
+    await store.close()
+
+
+def main() -> None:
+    settings = ArchiveSettings.model_validate_json(sys.argv[1])
+    until_seq = int(sys.argv[2])
+    deaths: list[str] = []
+    for life in (*range(1, LIVES + 1), 0):
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(reading)
+            watch(Fate(life, writing))
+            asyncio.run(live(settings, until_seq))
+            os._exit(0)
+        os.close(writing)
+        _, status = os.waitpid(child, 0)
+        deaths.append(os.read(reading, 100).decode())
+        os.close(reading)
+        if (status == 0) is not (life == 0):
+            sys.exit(f"life {life} ended with {status} before {deaths[-1]!r}")
+    sys.stdout.write(json.dumps(deaths[:-1]) + "\n")
+
+
+if __name__ == "__main__":
+    main()
