@@ -27,6 +27,7 @@ from penstock.contracts.ids import content_digest
 from penstock.contracts.plan import PLAN, Plan
 from penstock.contracts.state import Entry, RunState, evolve, fold, new_state
 from penstock_orchestrator.core.decide import decide, repair
+from tests.contracts.record import STORIES, summary
 
 LOGS = Path(__file__).parent / "golden" / "logs"
 FILES = sorted(LOGS.glob("*/*.ndjson"))
@@ -79,24 +80,6 @@ def decision_of(entry: Entry) -> Any:
     return getattr(entry.fact, "decision", None)
 
 
-def summary(state: RunState) -> dict[str, Any]:
-    ended = state.ended
-    return {
-        "status": state.status.value,
-        "decisions": state.decisions,
-        "last_seq": state.last_seq,
-        "output": ended.output if ended is not None else None,
-        "error": ended.error.code if ended is not None and ended.error is not None else None,
-        "input_tokens": state.usage.input_tokens,
-        "cost_usd": state.usage.cost_usd,
-        "steps": {
-            step_id: f"{step.status} at attempt {step.attempt}"
-            for step_id, step in sorted(state.steps.items())
-        },
-        "marks": {mark_id: made.mark.status for mark_id, made in sorted(state.marks.items())},
-    }
-
-
 def essence(fact: RunFact) -> dict[str, Any]:
     """Return what a message of a decision says, in the form that all writers have in common."""
     if isinstance(fact, StepScheduled):
@@ -104,9 +87,17 @@ def essence(fact: RunFact) -> dict[str, Any]:
         return fact.model_dump(mode="json", include=kept)
     if isinstance(fact, StateChanged):
         waits = (*fact.waits, *fact.decision.waits)
-        return {"waits": [wait.model_dump(mode="json") for wait in waits]}
+        return {
+            "waits": [wait.model_dump(mode="json") for wait in waits],
+            "marks": marked(fact),
+            "stops": fact.decision.stops,
+        }
     assert isinstance(fact, RunEnded)
     return fact.model_dump(mode="json", include={"status", "output", "error"})
+
+
+def marked(fact: StateChanged) -> list[dict[str, Any]]:
+    return [mark.model_dump(mode="json") for mark in fact.decision.marks]
 
 
 def is_part(recorded: Any, decided: Any) -> bool:
@@ -119,13 +110,7 @@ def is_part(recorded: Any, decided: Any) -> bool:
 
 
 def test_golden_logs_exist_of_every_kind() -> None:
-    assert {file.stem for file in FILES} >= {
-        "agent_with_tools",
-        "cancelled",
-        "failed",
-        "timer_wait",
-        "tool_with_a_retry",
-    }
+    assert {file.stem for file in FILES} >= {story.__name__ for story in STORIES}
 
 
 def test_golden_log_folds_to_what_its_writer_knew(run: Recording) -> None:
