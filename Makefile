@@ -52,7 +52,7 @@ test-e2e: setup ## Run all services as processes
 	$(BIN)/pytest tests/e2e $(ARGS)
 
 test-chaos: setup ## Kill, stop and cut off everything under full load; ends with figures
-	PENSTOCK_CHAOS=full $(BIN)/pytest tests/chaos $(ARGS)
+	CHAOS_SIZE=full $(BIN)/pytest tests/chaos $(ARGS)
 
 test-chaos-small: setup ## The same with fewer runs and blows
 	$(BIN)/pytest tests/chaos $(ARGS)

@@ -136,14 +136,14 @@ SMALL = Size(
 
 
 def chosen_size() -> Size:
-    """Return the size that ``PENSTOCK_CHAOS`` names: ``full``, or the small one."""
-    return FULL if os.environ.get("PENSTOCK_CHAOS") == "full" else SMALL
+    """Return the size that ``CHAOS_SIZE`` names: ``full``, or the small one."""
+    return FULL if os.environ.get("CHAOS_SIZE") == "full" else SMALL
 
 
 def chosen_seed() -> int:
-    """Return the seed that ``PENSTOCK_CHAOS_SEED`` names, else a new one; it is printed."""
-    seed = int(os.environ.get("PENSTOCK_CHAOS_SEED") or secrets.randbelow(1_000_000))
-    print(f"\nseed {seed}: replay with PENSTOCK_CHAOS_SEED={seed}")  # noqa: T201 - to replay it
+    """Return the seed that ``CHAOS_SEED`` names, else a new one; it is printed."""
+    seed = int(os.environ.get("CHAOS_SEED") or secrets.randbelow(1_000_000))
+    print(f"\nseed {seed}: replay with CHAOS_SEED={seed}")  # noqa: T201 - to replay it
     return seed
 
 
