@@ -14,7 +14,7 @@ import uvloop
 from penstock.bus.claims import Claims
 from penstock.bus.connection import Bus, connect
 from penstock.bus.consumer import Consumer
-from penstock.bus.reader import LogReader
+from penstock.bus.history import HistoryReader
 from penstock.bus.restore import Restorer
 from penstock.bus.topology import ensure
 from penstock.bus.writer import LogWriter
@@ -44,7 +44,7 @@ class EngineProcess:
         self._settings = settings
         self._bus = bus
         self._writer = writer
-        reader = LogReader(bus, Claims(bus, settings.claim_threshold_bytes))
+        reader = HistoryReader(bus, Claims(bus, settings.claim_threshold_bytes))
         self.engine = Engine(bus, writer, reader, Plans(bus), shards=settings.shards)
         self._reconciler = Reconciler(bus, self.engine, idle_seconds=settings.reconcile_seconds)
         self._consumers: dict[int, list[Consumer]] = {}

@@ -76,6 +76,14 @@ def run_id_from_key(tenant: str, key: str) -> str:
     return _base32(int.from_bytes(digest[:16], "big"))
 
 
+def run_id_millis(run_id: str) -> int:
+    """Return the time in a run id, in milliseconds since 1970; derived ids hold none."""
+    number = 0
+    for letter in run_id:
+        number = number << 5 | max(0, _CROCKFORD.find(letter))
+    return number >> 80 & (2**48 - 1)
+
+
 def is_run_id(value: str) -> bool:
     """Tell whether ``value`` has the form of a run id (26 characters of Crockford base 32)."""
     return _RUN_ID.fullmatch(value) is not None

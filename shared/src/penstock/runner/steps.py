@@ -22,6 +22,7 @@ from penstock.bus.claims import is_claim
 from penstock.bus.consumer import Delivery
 from penstock.bus.kv import Bucket
 from penstock.contracts import subjects
+from penstock.contracts.archive import RESTORED_HEADER
 from penstock.contracts.errors import (
     ConflictError,
     ErrorFamily,
@@ -54,6 +55,7 @@ _UNCERTAIN: Final = frozenset(
 
 _STEP: Final[TypeAdapter[StepScheduled]] = TypeAdapter(StepScheduled)
 _TRACE_HEADER: Final = f"{TRACEPARENT}:".encode()
+_RESTORED: Final = f"{RESTORED_HEADER}:".encode()
 _OPERATION: Final = {StepKind.AGENT: "invoke_agent", StepKind.TOOL: "execute_tool"}
 
 
@@ -107,7 +109,12 @@ class StepWorker:
             self._metrics.refused.inc()
             return
         now = datetime.now(UTC)
-        stale = delivery.deliveries > 1 or now - delivery.stored_at > STALE_AFTER
+        stale = (
+            delivery.deliveries > 1
+            or now - delivery.stored_at > STALE_AFTER
+            # Put back into the log with a run that ended long ago.
+            or (delivery.raw_headers is not None and _RESTORED in delivery.raw_headers)
+        )
         if stale and await self._over(subject):
             self._metrics.refused.inc()
             return
