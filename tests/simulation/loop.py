@@ -15,6 +15,8 @@ from contextvars import Context, ContextVar, copy_context
 from random import Random
 from typing import Any, TypeVar
 
+from penstock.contracts.errors import PenstockError
+
 _T = TypeVar("_T")
 
 PROCESS: ContextVar[Process] = ContextVar("process")
@@ -158,7 +160,10 @@ class SimLoop(asyncio.AbstractEventLoop):
         return task
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        self.errors.append(f"{context.get('message')}: {context.get('exception')!r}")
+        error = context.get("exception")
+        if isinstance(error, PenstockError) and isinstance(context.get("future"), asyncio.Future):
+            return  # an answer that came after whoever wanted it was cancelled
+        self.errors.append(f"{context.get('message')}: {error!r}")
 
     # -- processes -----------------------------------------------------------------------------
 
