@@ -12,7 +12,7 @@ from tests.simulation.__main__ import HASH_SEED, main
 from tests.simulation.report import failure_text, replay_command
 from tests.simulation.world import simulate
 
-SEEDS = os.environ.get("PENSTOCK_SIMULATION_SEEDS", "300")
+SEEDS = os.environ.get("SIMULATION_SEEDS", "300")
 COMPARED = 25
 
 
