@@ -10,7 +10,7 @@ import importlib.metadata
 import inspect
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast, get_type_hints
 
 import yaml
 from pydantic import BaseModel
@@ -23,10 +23,6 @@ from penstock_orchestrator.archive.keeping import Keeper
 from penstock_orchestrator.archive.queries import Queries
 from penstock_orchestrator.archive.reports import Reports
 from penstock_registry import handlers as registry
-from penstock_registry.agents import HttpAgents
-from penstock_registry.board import Board
-from penstock_registry.definitions import Definitions
-from penstock_registry.keys import ApiKeys
 
 _SHARD: Final = cast("int", "{shard}")
 _NUMBER: Final = cast("int", "{decision}")
@@ -257,7 +253,7 @@ def requests() -> Iterator[Request]:
     def bare(kind: type[Any]) -> Any:
         return object.__new__(kind)
 
-    parts = registry.Parts(bare(Definitions), bare(HttpAgents), bare(ApiKeys), bare(Board))
+    parts = registry.Parts(*(bare(kind) for kind in get_type_hints(registry.Parts).values()))
     for verb, entry in registry.verbs(parts).items():
         yield Request("registry", verb, entry.request, _reply_of(entry.perform))
     for verb, asked in archive.verbs(bare(archive.LazyParts)).items():
