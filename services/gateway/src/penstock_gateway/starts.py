@@ -27,9 +27,9 @@ from penstock.contracts.facts import (
 )
 from penstock.contracts.ids import shard_of
 from penstock.contracts.plan import PublishedVersion
+from penstock.contracts.versions import check_input, routed
 from penstock.runids import new_run_id
 from penstock_gateway.core.conversation import continued
-from penstock_gateway.core.versions import check_input, routed
 from penstock_gateway.metrics import RUNS_REPLAYED, RUNS_STARTED
 from penstock_gateway.mirrors import Mirror
 from penstock_gateway.runs import NOT_FOUND, Runs

@@ -16,6 +16,7 @@ from penstock.contracts import subjects
 from penstock.contracts.facts import DefinitionKind, RunEnded, RunLimits
 from penstock.contracts.ids import run_id_from_key
 from penstock.contracts.state import Entry, RunState
+from penstock.contracts.versions import routed
 from penstock.contracts.views import RUN_VIEW, RunView
 from penstock.runids import new_run_id
 from penstock.telemetry import tracing
@@ -32,7 +33,6 @@ from penstock_gateway.core.requests import (
     named,
 )
 from penstock_gateway.core.run_views import begun_view, ended_view
-from penstock_gateway.core.versions import routed
 from penstock_gateway.ends import LiveFact
 from penstock_gateway.entrance import Headers, read_body
 from penstock_gateway.gateway import Gateway
