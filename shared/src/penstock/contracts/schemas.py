@@ -28,6 +28,8 @@ from penstock.contracts import (
     plan,
     rpc,
     runners,
+    schedules,
+    turns,
     views,
 )
 
@@ -84,6 +86,14 @@ OTHERS: Final = (
         "bucket `parked`, `{tenant}.by_key.{hash}.{run}`",
     ),
     Message("runner", runners.RunnerRecord, "bucket `runners`, `{kind}.{queue}.{runner}`"),
+    Message("schedule", schedules.ScheduleRecord, "bucket `schedules`, `{tenant}.{name}`"),
+    Message(
+        "schedule_control", schedules.ScheduleControl, "bucket `schedules`, beside its schedule"
+    ),
+    Message(
+        "schedule_progress", schedules.ScheduleProgress, "bucket `schedules`, beside its schedule"
+    ),
+    Message("turn", turns.TurnRecord, "bucket `turns`, `{tenant}.{hash}`"),
     Message("limit", runners.LimitRecord, "bucket `limits`, `rate.{hash}`"),
     Message("block", runners.BlockRecord, "bucket `limits`, `block.{hash}`"),
     Message("api_key", runners.KeyRecord, "bucket `keys`, under the SHA-256 of the key"),
