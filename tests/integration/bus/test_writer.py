@@ -44,6 +44,32 @@ def decision(bench: Bench, number: int, *suffixes: str, body: bytes | None = Non
     ]
 
 
+# -- other streams -------------------------------------------------------------------------------
+
+
+@MODES
+async def test_timers_and_facts_appended_together_are_all_stored(
+    bench: Bench, batches: bool
+) -> None:
+    choose(bench, batches)
+    timers = [
+        subjects.timer_set(bench.tenant, bench.shard, bench.run_id, f"t{n}") for n in range(3)
+    ]
+    schedule = {
+        "Nats-Schedule": "@at 2099-01-01T00:00:00Z",
+        "Nats-Schedule-Target": subjects.timer_due(bench.tenant, bench.shard, bench.run_id, "t"),
+    }
+    alone = bench.writer.append(timers[0], b"{}", headers=schedule)
+    await asyncio.wait_for(alone, 4)
+    facts = [bench.writer.append(bench.signal(f"s{n}"), fact()) for n in range(20)]
+    waits = [bench.writer.append(timer, b"{}", headers=schedule) for timer in timers[1:]]
+    await asyncio.wait_for(asyncio.gather(*facts, *waits), 4)
+
+    assert len(await bench.stored()) == 20
+    for timer in timers:
+        assert await bench.reader.read_message(subjects.TIMERS, timer) is not None
+
+
 # -- single messages -----------------------------------------------------------------------------
 
 

@@ -40,6 +40,9 @@ _EXPIRES_SECONDS: Final = 30
 _HEARTBEAT_SECONDS: Final = 2
 _SILENCE_SECONDS: Final = 5.0
 _AGAIN_SECONDS: Final = 0.25
+_ELSEWHERE_SECONDS: Final = 0.5
+"""What is handed back at once while servers still know of our pull comes back here: again and
+again, until its deliveries are exhausted."""
 _NANO: Final = 1_000_000_000
 _ACK: Final = b"+ACK"
 _PROGRESS: Final = b"+WPI"
@@ -170,12 +173,12 @@ class Consumer:
             # First the subscription: a pull without interest is dropped by the server.
             await self._bus.nc.unsubscribe_direct(self._subscription)
         while self._backlog:
-            self._hand_back(self._backlog.popleft())
+            self._hand_back(self._backlog.popleft(), _ELSEWHERE_SECONDS)
         if self._running:
             await asyncio.wait(list(self._running.values()), timeout=grace_seconds)
         for delivery, task in list(self._running.items()):
             task.cancel()
-            self._hand_back(delivery)
+            self._hand_back(delivery, _ELSEWHERE_SECONDS)
         if self._keeper is not None:
             self._keeper.cancel()
         if not self._bus.nc.is_closed and self._bus.nc.is_connected:
@@ -211,7 +214,7 @@ class Consumer:
         self._credit = max(0, self._credit - 1)
         delivery = Delivery(subject, body, reply, headers, self._heard_at)
         if self._draining:
-            self._hand_back(delivery)
+            self._hand_back(delivery, _ELSEWHERE_SECONDS)
         elif len(self._running) < self._concurrency:
             self._begin(delivery)
         else:
@@ -249,11 +252,10 @@ class Consumer:
 
     # -- handling ----------------------------------------------------------------------------
 
-    def _hand_back(self, delivery: Delivery, delay_seconds: float = 0.0) -> None:
-        """Let the server deliver it again, after a delay or at once."""
+    def _hand_back(self, delivery: Delivery, delay_seconds: float) -> None:
+        """Let the server deliver it again after a delay."""
         self._tally.nacked += 1
-        delay = b' {"delay": %d}' % int(delay_seconds * _NANO) if delay_seconds else b""
-        self._reply(delivery, _NAK + delay)
+        self._reply(delivery, _NAK + b' {"delay": %d}' % int(delay_seconds * _NANO))
 
     def _begin(self, delivery: Delivery) -> None:
         task = self._loop.create_task(self._run(delivery))

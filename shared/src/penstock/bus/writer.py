@@ -47,6 +47,7 @@ _log = logging.getLogger(__name__)
 _TAKEN_TEXT: Final = "maximum messages per subject exceeded"
 """The server gives a full stream or disk the same code as a taken subject."""
 _UNAVAILABLE_SECONDS: Final = 0.25
+_LOG: Final = subjects.RUN_SPACE.removesuffix(">")
 
 _ACK_TIMEOUT_SECONDS: Final = 5.0
 _GIVE_UP_SECONDS: Final = 30.0
@@ -219,6 +220,10 @@ class LogWriter:
         return _Item(record, self._loop.create_future(), self._loop.time() + _GIVE_UP_SECONDS)
 
     def _enqueue(self, item: _Item) -> None:
+        if self.cost.slow and not item.record.subject.startswith(_LOG):
+            # Only the log takes batches, and a batch belongs to one stream.
+            self._send_single(item, None)
+            return
         self._queue.append(item)
         if not self._flush_due:
             self._flush_due = True
