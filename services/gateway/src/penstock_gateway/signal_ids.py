@@ -11,7 +11,7 @@ from penstock.contracts.ids import TOKEN_PATTERN
 from penstock.runids import new_run_id
 
 _TOKEN: Final = re.compile(TOKEN_PATTERN)
-_RESERVED: Final = tuple(f"{kind}-" for kind in (*get_args(SignalKind), "key"))
+_RESERVED: Final = tuple(f"{kind}-" for kind in (*get_args(SignalKind), "key", "m"))
 """Ids of answers begin so: a sender that chose one of these would answer for somebody else."""
 
 

@@ -67,6 +67,8 @@ EVENT_STYLE: Final = {
     "child_run_done": ("▶", "green"),
     "child_run_failed": ("✗", "red"),
     "message_sent": ("→", "blue"),
+    "message_delivered": ("→", "green"),
+    "message_failed": ("✗", "red"),
     "run_admitted": ("→", "cyan"),
     "run_paused": ("‖", "yellow"),
     "run_resumed": ("▶", "cyan"),

@@ -64,6 +64,8 @@ class EventType(StrEnum):
     CHILD_RUN_DONE = "child_run_done"
     CHILD_RUN_FAILED = "child_run_failed"
     MESSAGE_SENT = "message_sent"
+    MESSAGE_DELIVERED = "message_delivered"
+    MESSAGE_FAILED = "message_failed"
     POLICY_DECISION = "policy_decision"
     STEP_WAITING = "step_waiting"
     SIGNAL_RECEIVED = "signal_received"
@@ -305,9 +307,19 @@ def _of_result(entry: Entry, fact: StepResult) -> ClientEvent:
         data["usage"] = fact.usage.model_dump(mode="json")
     if fact.status == "unknown":
         kind = EventType.TOOL_CALL_UNKNOWN
+    elif fact.kind is StepKind.RUN and _is_delivery(fact):
+        failed = fact.status == "failed"
+        kind = EventType.MESSAGE_FAILED if failed else EventType.MESSAGE_DELIVERED
     else:
         kind = (_FAILED if fact.status == "failed" else _DONE)[fact.kind]
     return _event(entry, kind, data, entry.subject.step_id, entry.subject.attempt)
+
+
+def _is_delivery(fact: StepResult) -> bool:
+    """Tell a message's outcome from that of a child run, which always says what it cost."""
+    if fact.error is not None:
+        return fact.error.code == "nobody_to_tell"
+    return fact.usage is None
 
 
 def _of_signal(entry: Entry, fact: SignalReceived) -> ClientEvent:
