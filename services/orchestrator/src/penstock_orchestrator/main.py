@@ -120,7 +120,7 @@ class EngineProcess:
     async def _lost(self, shard: int) -> None:
         for consumer in self._consumers.pop(shard, []):
             await consumer.drain(grace_seconds=5)
-        self.engine.runs.forget_shard(shard)
+        self.engine.forget_shard(shard)
         ENGINE_SHARDS.set(len(self._consumers))
 
 

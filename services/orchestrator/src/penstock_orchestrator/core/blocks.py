@@ -114,7 +114,11 @@ def _begin_items(walk: Walk, node: Node, path: Path, spec: MapSpec, run: MapRun)
     most = spec.concurrency or len(run.items)
     while run.begun < len(run.items) and run.running < most:
         if walk.full:
+            # The next item begins when this decision is stored.
             walk.progress.queue.add(node, path)
+            return
+        if walk.full_queues:
+            walk.hold(node, path)
             return
         inner = (*path, run.begun)
         run.begun += 1

@@ -20,14 +20,19 @@ from penstock_orchestrator.core import phases, stepping
 from penstock_orchestrator.core.decisions import Decided, Expired, Output, Repair
 from penstock_orchestrator.core.progress import Progress
 from penstock_orchestrator.core.view import View
-from penstock_orchestrator.core.walk import Walk
+from penstock_orchestrator.core.walk import Turn, Walk
 
 EXPIRY_GRACE: Final = timedelta(seconds=2)
 """How long after a step's expiry its runner may still report; then it is stated as failed."""
 
 
 def decide(
-    plan: Plan, state: RunState, now: datetime, cause_seq: int, progress: Progress | None = None
+    plan: Plan,
+    state: RunState,
+    now: datetime,
+    cause_seq: int,
+    progress: Progress | None = None,
+    turn: Turn | None = None,
 ) -> Decided | None:
     """Return the run's next decision, or ``None`` if there is nothing to decide.
 
@@ -39,6 +44,8 @@ def decide(
         progress: What was remembered of earlier decisions of the same run, and told of what has
             changed since; it is brought up to date, on the understanding that the decision is
             published and folded in. The answer is the same without it, found later.
+        turn: Tells whether a runner pool (``{kind}.{queue}``) takes one more step of this run;
+            what it does not take is decided later.
     """
     if state.ended is not None or state.invoked is None:
         return None
@@ -51,7 +58,7 @@ def decide(
         return _end(state, now, cause_seq, RunStatus.FAILED, error=error)
     if state.paused or (plan.concurrency is not None and not state.admitted):
         return None
-    walk = Walk(plan, state, now, progress if progress is not None else Progress())
+    walk = Walk(plan, state, now, progress if progress is not None else Progress(), turn)
     try:
         ended = phases.advance(walk)
     except RejectedError as rejected:

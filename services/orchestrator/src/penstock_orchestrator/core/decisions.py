@@ -42,6 +42,12 @@ class Planned:
     at_most_once: bool = False
     heartbeat_seconds: float | None = None
 
+    @property
+    def pool(self) -> str:
+        """The runner pool that takes it: ``{kind}.{queue}``."""
+        _, kind, queue, _ = self.suffix.split(".", 3)
+        return f"{kind}.{queue}"
+
     def output(self, decision: Decision | None = None) -> Output:
         """Return the message; the first one of a decision carries it."""
         return Output(

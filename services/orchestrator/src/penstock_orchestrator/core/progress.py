@@ -125,6 +125,7 @@ class Progress:
         "compensations",
         "consumed",
         "due",
+        "held",
         "limits",
         "maps",
         "opened",
@@ -152,6 +153,9 @@ class Progress:
         self.waits: dict[str, dict[str, Visit]] = {}
         self.consumed: set[str] = set()
         self.starved: deque[Visit] = deque()
+        """Nodes that wait for the budget."""
+        self.held: deque[Visit] = deque()
+        """Nodes that wait for their turn at a runner pool."""
         self.compensations: deque[Visit] | None = None
 
     def touch_step(self, plan: Plan, step_id: str) -> None:

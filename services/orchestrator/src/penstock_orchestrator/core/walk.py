@@ -25,6 +25,9 @@ MOST_AT_ONCE: Final = 250
 """Steps and marks of one decision; what is left follows in the next one."""
 
 _STARVED_AT_ONCE: Final = 8
+_HELD_AT_ONCE: Final = 256
+
+Turn = Callable[[str], bool]
 
 Handler = Callable[["Walk", Node, Path, str], Outcome | None]
 
@@ -32,17 +35,34 @@ Handler = Callable[["Walk", Node, Path, str], Outcome | None]
 class Walk:
     """One look at a run: what is to be scheduled, marked, waited for, stopped."""
 
-    def __init__(self, plan: Plan, state: RunState, now: datetime, progress: Progress) -> None:
-        """Prepare a look at ``now``; ``progress`` is changed by it."""
+    def __init__(
+        self,
+        plan: Plan,
+        state: RunState,
+        now: datetime,
+        progress: Progress,
+        turn: Turn | None = None,
+    ) -> None:
+        """Prepare a look.
+
+        Args:
+            plan: What the run executes.
+            state: All that is known of it.
+            now: The time.
+            progress: What is remembered; it is changed.
+            turn: Tells whether a queue has room for one more step of this run.
+        """
         self.plan = plan
         self.state = state
         self.now = now
         self.progress = progress
+        self._turn = turn
         self.view = View(plan, state, progress)
         if progress.limits is None:
             progress.limits = limits_of(plan, state)
         self.budget = Budget(progress.limits, state)
         self.steps: list[Planned] = []
+        self.full_queues: set[str] = set()
         self.waits: list[Wait] = []
         self.timers: list[Timer] = []
         self.blocked: list[BlockedCall] = []
@@ -82,6 +102,8 @@ class Walk:
         progress.take_due(self.plan, self.now)
         for _ in range(min(len(progress.starved), _STARVED_AT_ONCE)):
             progress.queue.add(*progress.starved.popleft())
+        for _ in range(min(len(progress.held), _HELD_AT_ONCE)):
+            progress.queue.add(*progress.held.popleft())
         queue = progress.queue
         while queue and not self.full and not self.over:
             self._visit(*queue.take())
@@ -256,6 +278,19 @@ class Walk:
     def plan_step(self, planned: Planned) -> None:
         """Add a step to the decision."""
         self.steps.append(planned)
+
+    def has_turn(self, queue: str) -> bool:
+        """Tell whether a queue takes one more step of this run; if not, the run waits for it."""
+        if self._turn is None:
+            return True
+        if queue in self.full_queues or not self._turn(queue):
+            self.full_queues.add(queue)
+            return False
+        return True
+
+    def hold(self, node: Node, path: Path) -> None:
+        """Look again at a node when its queue has room."""
+        self.progress.held.append(Visit(node, path))
 
     def starve(self, node: Node, path: Path) -> None:
         """Look again at a node when the budget has something left for it."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
@@ -21,7 +21,12 @@ from penstock.bus.reader import TRACE_HEADER, LogReader, decode_entry
 from penstock.bus.records import Record
 from penstock.bus.writer import LogWriter
 from penstock.contracts import subjects
-from penstock.contracts.errors import ConflictError, ErrorInfo, InvariantError
+from penstock.contracts.errors import (
+    ConflictError,
+    ErrorInfo,
+    InvariantError,
+    PenstockError,
+)
 from penstock.contracts.facts import (
     Decision,
     RunEnded,
@@ -40,8 +45,10 @@ from penstock_orchestrator.core.decide import decide, expired, repair
 from penstock_orchestrator.core.decisions import Decided, Output, Timer
 from penstock_orchestrator.core.progress import Progress
 from penstock_orchestrator.core.view import View
+from penstock_orchestrator.engine.admission import Admission
 from penstock_orchestrator.engine.effects import BusEffects, Effects, stop_body
 from penstock_orchestrator.engine.metrics import ENGINE_CONFLICTS, ENGINE_DECISIONS, ENGINE_ENDED
+from penstock_orchestrator.engine.places import Places
 from penstock_orchestrator.engine.plans import Plans
 from penstock_orchestrator.engine.runs import RunTable, Slot
 
@@ -65,6 +72,7 @@ class Engine:
         *,
         shards: int = 8,
         effects: Effects | None = None,
+        places: Places | None = None,
     ) -> None:
         """Work on the given log.
 
@@ -75,12 +83,15 @@ class Engine:
             plans: What runs execute.
             shards: Into how many shards runs are divided.
             effects: What is done outside a run's log, if not on the bus.
+            places: Which runs and steps may go ahead; all steps if not given.
         """
         self._bus = bus
         self._writer = writer
         self._reader = reader
         self._plans = plans
         self._effects = effects or BusEffects(bus, writer, reader, shards=shards)
+        self._places = places or Places(Admission(bus, writer, reader, shards=shards), None)
+        self._waking: set[asyncio.Task[None]] = set()
         self.runs = RunTable()
 
     # -- what wakes a run up -----------------------------------------------------------------
@@ -105,6 +116,7 @@ class Engine:
             reach("engine.input_taken")
             # The engine's clock: a runner's may be wrong, and the input may have waited long.
             await self._advance(slot, datetime.now(UTC), entry.seq, fresh=fresh)
+        self._wake_held()
         reach("engine.before_ack")
 
     async def on_timer(self, delivery: Delivery) -> None:
@@ -200,6 +212,7 @@ class Engine:
                 # The outcome of something that another engine scheduled: this state is stale.
                 await self._reload(slot, at_least_seq=entry.seq)
                 return True
+            self._places.came_out(slot, step)
             if slot.progress is not None and slot.plan is not None:
                 slot.progress.touch_step(slot.plan, subject.step_id)
         elif subject.event == "signal" and slot.progress is not None and slot.plan is not None:
@@ -216,6 +229,7 @@ class Engine:
                 break
         slot.state = fold(new_state(slot.tenant, slot.shard, slot.run_id), entries)
         slot.progress = None
+        self._places.read_anew(slot)
 
     # -- decisions ---------------------------------------------------------------------------
 
@@ -261,15 +275,52 @@ class Engine:
             slot.progress = Progress()
         if plan.correlation is not None and (fresh or not state.decisions):
             await self._effects.begun(slot, _correlation(plan, state))
+        if plan.concurrency is not None:
+            place = await self._places.admit(slot, plan, state, now)
+            if isinstance(place, ErrorInfo):
+                await self._publish(slot, state, _unplanned(state, now, cause_seq, place))
+            if place is not True:
+                return
         progress = slot.progress
         while slot.state is not None:
-            decided = decide(plan, slot.state, now, cause_seq, progress)
+            decided = decide(plan, slot.state, now, cause_seq, progress, self._places.turn_of(slot))
             if decided is None:
                 return
             reach("engine.decided")
             await self._publish(slot, slot.state, decided)
             if not progress.queue:
                 return
+
+    def _wake_held(self) -> None:
+        """Go on with the runs whose turn has come at a runner pool."""
+        for slot in self._places.next():
+            task = asyncio.create_task(self._wake_one(slot))
+            self._waking.add(task)
+            task.add_done_callback(self._waking.discard)
+
+    async def _wake_one(self, slot: Slot) -> None:
+        try:
+            await self.wake(slot, datetime.now(UTC), expire=False)
+        except PenstockError as error:
+            _log.warning("engine.wake_failed", extra={"run_id": slot.run_id, "code": error.code})
+
+    def resize_pool(self, pool: str, slots: int) -> None:
+        """Take note of how many steps the live runners of a pool can work at."""
+        self._places.resize(pool, slots)
+        self._wake_held()
+
+    def forget_shard(self, shard: int) -> None:
+        """Drop what may go stale: another engine has the shard now."""
+        for slot in self.runs.forget_shard(shard):
+            self._places.drop(slot)
+
+    async def sweep(self, shards: Collection[int]) -> None:
+        """Repair the turns of runs with concurrency keys.
+
+        Raises:
+            PenstockError: The bus does not answer.
+        """
+        await self._places.sweep(shards)
 
     async def _plan(
         self, slot: Slot, state: RunState, now: datetime, cause_seq: int
@@ -281,12 +332,12 @@ class Engine:
             try:
                 plan = await self._plans.get(digest)
             except InvariantError as error:
-                await self._publish(slot, state, _no_plan(state, now, cause_seq, error.info()))
+                await self._publish(slot, state, _unplanned(state, now, cause_seq, error.info()))
                 return None
             if plan is None:
                 reason = f"no plan has the digest {digest}"
                 missing = ErrorInfo(code="plan_missing", message=reason)
-                await self._publish(slot, state, _no_plan(state, now, cause_seq, missing))
+                await self._publish(slot, state, _unplanned(state, now, cause_seq, missing))
                 return None
         slot.plan = plan
         return plan
@@ -391,6 +442,7 @@ class Engine:
         if state.ended is not None:
             if not self.runs.has_ended(slot.run_id):
                 await self._finish(slot, state)
+            self._places.drop(slot)
             if self.runs.end(slot):
                 ENGINE_ENDED.labels(state.ended.status.value).inc()
             return
@@ -404,7 +456,9 @@ class Engine:
             correlation = _correlation(plan, state)
         if state.request.parent is not None or state.open_steps or state.open_marks or correlation:
             await self._effects.ended(slot, state, correlation)
-            reach("engine.run_finished")
+        if plan is not None:
+            await self._places.leave(slot, plan, state)
+        reach("engine.run_finished")
 
 
 def _correlation(plan: Plan, state: RunState) -> str:
@@ -441,7 +495,7 @@ def _subject_of(slot: Slot, number: int, output: Output) -> FactSubject:
     )
 
 
-def _no_plan(state: RunState, now: datetime, cause_seq: int, error: ErrorInfo) -> Decided:
+def _unplanned(state: RunState, now: datetime, cause_seq: int, error: ErrorInfo) -> Decided:
     fact = RunEnded(
         occurred_at=now,
         decision=Decision(cause_seq=cause_seq),

@@ -71,10 +71,12 @@ class RunTable:
         """Drop a run of which nothing is to be kept."""
         self._slots.pop(slot.run_id, None)
 
-    def forget_shard(self, shard: int) -> None:
-        """Drop what may go stale: another engine has the shard now."""
-        for slot in [slot for slot in self._slots.values() if slot.shard == shard]:
+    def forget_shard(self, shard: int) -> list[Slot]:
+        """Drop what may go stale, for another engine has the shard now; return what it was."""
+        dropped = [slot for slot in self._slots.values() if slot.shard == shard]
+        for slot in dropped:
             del self._slots[slot.run_id]
+        return dropped
 
     def due(self, now: float, idle_seconds: float) -> list[Slot]:
         """Return the runs that time has moved, or that have not moved for long."""
