@@ -71,7 +71,7 @@ class StepState:
     throttled: int = 0
     """Attempts that were turned away by a rate limit; they do not count as tries."""
     outcome_seq: int = 0
-    """Stream sequence of the outcome; 0 while there is none, or if it was taken over."""
+    """Stream sequence of the outcome; 0 while there is none, below it if it was taken over."""
     seeded: bool = False
     """Its outcome was taken over from another run."""
 
@@ -272,7 +272,7 @@ def _with_signal(state: RunState, entry: Entry, fact: SignalReceived, seq: int) 
 def _with_seed(state: RunState, seed: Seed, at: datetime) -> RunState:
     """Take over what another run had recorded; what is known by now stays."""
     steps, marks, signals = state.steps, state.marks, state.signals
-    for seeded in seed.steps:
+    for place, seeded in enumerate(seed.steps, start=-len(seed.steps)):
         if seeded.step_id not in steps:
             step = StepState(
                 step_id=seeded.step_id,
@@ -288,16 +288,17 @@ def _with_seed(state: RunState, seed: Seed, at: datetime) -> RunState:
                 ended_at=seeded.ended_at,
                 output=seeded.output,
                 error=seeded.error,
+                outcome_seq=place,
                 seeded=True,
             )
             steps = steps.set(seeded.step_id, step)
     for mark in seed.marks:
         if mark.mark_id not in marks:
             marks = marks.set(mark.mark_id, MarkState(mark, 0, at))
-    for given in seed.signals:
+    for place, given in enumerate(seed.signals, start=-len(seed.signals)):
         if given.signal_id not in signals:
             fact = SignalReceived(occurred_at=at, name=given.name, payload=given.payload)
-            signals = signals.set(given.signal_id, Signal(0, fact))
+            signals = signals.set(given.signal_id, Signal(place, fact))
     return _changed(state, steps=steps, marks=marks, signals=signals)
 
 

@@ -65,7 +65,9 @@ class View:
         mark = self.mark(iid)
         if mark is not None:
             outcome = outcomes.of_mark(node, mark)
-            if outcome is not None and node.map is not None and outcome.status == "succeeded":
+            if outcome is None or node.map is None or outcome.status != "succeeded":
+                return outcome
+            if outcome.output is None:  # given otherwise only by an override of a fork
                 return outcome._replace(output=self._map_output(node, path, mark.count or 0))
             return outcome
         if node.kind == "agent":
