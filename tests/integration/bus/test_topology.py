@@ -18,7 +18,7 @@ from penstock.bus.topology import (
     stream_table,
 )
 from penstock.contracts import subjects
-from penstock.contracts.errors import InvariantError
+from penstock.contracts.errors import InvariantError, TransientError
 from penstock.embedded import NatsServer
 from penstock.settings import CoreSettings
 
@@ -109,6 +109,28 @@ async def test_ensure_makes_what_is_missing_again(open_bus: Open) -> None:
     await ensure(bus, settings)
 
     assert {"RUNS/engine_3", "DELTAS"} <= set(await picture(bus, settings))
+
+
+async def test_ensure_tries_again_while_streams_have_no_leader(
+    open_bus: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus, settings = await open_bus()
+    refused: set[str] = set()
+    api = Bus.api
+
+    async def api_without_leader_at_first(bus: Bus, verb: str, *args: Any, **options: Any) -> Any:
+        if verb not in refused:
+            refused.add(verb)
+            raise TransientError("bus_unavailable", "no leader yet")
+        return await api(bus, verb, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bus, "api", api_without_leader_at_first)
+        with pytest.raises(TransientError):
+            await ensure(bus, settings, patience_seconds=0)
+        await ensure(bus, settings)
+
+    assert (await picture(bus, settings)).keys() >= {subjects.RUNS, subjects.TIMERS}
 
 
 async def test_ensure_with_another_number_of_shards_is_refused(open_bus: Open) -> None:

@@ -7,13 +7,19 @@ would destroy or reinterpret stored facts. It may run in every process at every 
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Awaitable, Iterable
 from typing import Any, Final
 
 from penstock.bus.connection import Bus, JetStreamError
 from penstock.contracts import subjects
-from penstock.contracts.errors import ErrorDetail, InvariantError
+from penstock.contracts.errors import ErrorDetail, InvariantError, TransientError
 from penstock.settings import CoreSettings
 
+_log = logging.getLogger(__name__)
+
+PATIENCE_SECONDS: Final = 20.0
+_AGAIN_SECONDS: Final = 0.5
 _SECOND: Final = 1_000_000_000
 _DAY: Final = 86_400 * _SECOND
 _NOT_FOUND: Final = 404
@@ -171,17 +177,44 @@ def _durable(settings: CoreSettings, name: str, subject_filter: str) -> dict[str
     }
 
 
-async def ensure(bus: Bus, settings: CoreSettings) -> None:
+async def ensure(
+    bus: Bus, settings: CoreSettings, *, patience_seconds: float = PATIENCE_SECONDS
+) -> None:
     """Bring streams, buckets and durables to what the table says.
+
+    Args:
+        bus: An open connection.
+        settings: What the table depends on.
+        patience_seconds: How long to try again while streams or durables have no leader, as
+            after the loss of a server of a cluster.
 
     Raises:
         InvariantError: ``topology_differs`` if something stored would have to be destroyed or
             reinterpreted; the details name each field with what is there and what is wanted.
+        TransientError: The bus does not answer.
     """
-    await asyncio.gather(*(_ensure_stream(bus, want) for want in stream_table(settings)))
-    await asyncio.gather(
-        *(ensure_consumer(bus, stream, want) for stream, want in consumer_table(settings))
-    )
+    loop = asyncio.get_running_loop()
+    give_up_at = loop.time() + patience_seconds
+    while True:
+        try:
+            await _all(_ensure_stream(bus, want) for want in stream_table(settings))
+            await _all(
+                ensure_consumer(bus, stream, want) for stream, want in consumer_table(settings)
+            )
+        except TransientError as error:
+            if loop.time() >= give_up_at:
+                raise
+            _log.warning("bus.topology_delayed", extra={"reason": error.message})
+            await asyncio.sleep(_AGAIN_SECONDS)
+        else:
+            return
+
+
+async def _all(works: Iterable[Awaitable[None]]) -> None:
+    """Wait for all, then raise what the first one that failed raised."""
+    for outcome in await asyncio.gather(*works, return_exceptions=True):
+        if outcome is not None:
+            raise outcome
 
 
 async def ensure_runner_consumer(bus: Bus, settings: CoreSettings, kind: str, queue: str) -> str:
