@@ -18,6 +18,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 WEBHOOK_KEY = secrets.token_bytes(24)
 ENV = {
     "PENSTOCK_SECRET_EXAMPLE_WEBHOOK": "whsec_" + base64.b64encode(WEBHOOK_KEY).decode(),
+    "PENSTOCK_SECRET_QUOTES_KEY": "quotes-" + secrets.token_hex(8),
+    "PENSTOCK_HTTP_ALLOW": "127.0.0.1",
     # Whatever the tests' own environment says of the bus or of databases is not for these.
     "PENSTOCK_URL": "",
     "DATABASE_URL": "",

@@ -1,0 +1,239 @@
+"""The examples of docs/workflows.md and docs/networks.md: each is applied and run."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+
+from tests.support.http_server import Answer, Call, HttpServer
+from tests.support.installation import ENV, Installation
+from tests.support.waiting import eventually
+
+DOCS = Path(__file__).parents[2] / "docs"
+SECRET: Final = ENV["PENSTOCK_SECRET_QUOTES_KEY"]
+OVER: Final = ("done", "failed", "cancelled")
+
+
+def blocks(page: str) -> dict[str, list[dict[str, Any]]]:
+    """Return the documents of each YAML block of a page by the name of the last of them."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    found = [
+        list(yaml.safe_load_all(block))
+        for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    ]
+    return {documents[-1]["metadata"]["name"]: documents for documents in found}
+
+
+EXAMPLES: Final = {**blocks("workflows.md"), **blocks("networks.md")}
+
+
+@pytest.fixture(scope="module")
+def pages(installation: Installation) -> Installation:
+    """Apply everything that the pages show."""
+    installation.apply(*(document for documents in EXAMPLES.values() for document in documents))
+    return installation
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "output"),
+    [
+        ("doc-hello", {"name": "you"}, {"greeting": "Hello you!"}),
+        ("doc-order", None, 3),
+        ("doc-errors", {"by": 4}, {"value": 0.25, "why": None}),
+        ("doc-errors", {"by": 0}, {"value": 0, "why": "could not: division_by_zero"}),
+        (
+            "doc-transform",
+            {"lines": [{"title": "a"}, {"title": "b"}]},
+            {"count": 2, "titles": ["a", "b"]},
+        ),
+        ("doc-branch", {"amount": 500}, "a large order"),
+        ("doc-branch", {"amount": 50}, "a medium order"),
+        ("doc-branch", {"amount": 5}, "a small order"),
+        ("doc-parallel", {"n": 5}, 35),
+        ("doc-map", {"numbers": [3, 1, 2]}, [9, 1, 4]),
+        ("doc-map", {"numbers": []}, []),
+        ("doc-loop", {"from": 3}, 192),
+        ("doc-parent", {"n": 3}, 12),
+        ("doc-end", {"lines": []}, {"count": 0}),
+        ("doc-end", {"lines": [1, 2]}, {"count": 2}),
+        ("doc-limits", {"customer": "c", "numbers": [1, 2]}, [2, 4]),
+        ("doc-desk", "How much is it?", {"text": "They say: [arithmetic] 480"}),
+    ],
+)
+def test_example_of_the_page_gives(pages: Installation, name: str, given: Any, output: Any) -> None:
+    run = pages.start(name, given, wait=20)
+
+    assert run["status"] == "done", run
+    assert run["output"] == output
+
+
+def test_every_example_of_the_pages_is_run_here() -> None:
+    text = Path(__file__).read_text(encoding="utf-8")
+
+    assert [name for name in EXAMPLES if f'"{name}"' not in text and name != "doc-child"] == []
+
+
+def test_agent_and_tool_example_hands_the_product_on(pages: Installation) -> None:
+    run = pages.start("doc-agent-and-tool", {"a": 6}, wait=20)
+
+    assert run["status"] == "done", run
+    assert "42" in run["output"]["text"]
+
+
+def test_http_example_sends_what_it_says(installation: Installation) -> None:
+    def respond(call: Call) -> Answer:
+        return Answer(body={"quote": 12.5})
+
+    (document,) = EXAMPLES["doc-http"]
+    with HttpServer(respond) as server:
+        installation.apply(yaml.safe_dump(document).replace("https://api.example.com", server.url))
+        given = {"city": "Århus/C", "unit": "m²", "amount": 3}
+        run = installation.start("doc-http", given, wait=20)
+
+    assert run["status"] == "done", run
+    assert run["output"] == {"status": 200, "quote": 12.5}
+    call = server.calls[0]
+    assert (call.method, call.path) == ("POST", "/quotes/%C3%85rhus%2FC?unit=m%C2%B2")
+    assert json.loads(call.body) == {"amount": 3}
+    assert call.headers["authorization"] == f"Bearer {SECRET}"
+    assert call.headers["x-run"] == run["run_id"]
+    assert SECRET not in str(installation.log(run["run_id"]))
+
+
+async def test_wait_example_goes_on_with_the_event_that_matches(pages: Installation) -> None:
+    order = uuid.uuid4().hex
+    run = pages.start("doc-wait", {"amount": 5, "order": order})
+
+    for amount in (1, 7):
+        signal = {"name": "payment", "payload": {"amount": amount}}
+        answer = pages.client.post(f"/v1/runs/{run['run_id']}/signals", json=signal)
+        assert answer.is_success, answer.text
+
+    ended = await over(pages, run["run_id"])
+    assert (ended["status"], ended["output"]) == (
+        "done",
+        {"name": "payment", "payload": {"amount": 7}},
+    )
+
+
+@pytest.mark.parametrize(("decision", "approved"), [("approve", True), ("reject", False)])
+async def test_approval_example_says_what_was_decided(
+    pages: Installation, decision: str, approved: bool
+) -> None:
+    run = pages.start("doc-approval", {"amount": 5})
+
+    def asked() -> str:
+        answer = pages.client.get("/v1/approvals", params={"run_id": run["run_id"]}).json()
+        assert answer["items"], answer
+        return str(answer["items"][0]["mark_id"])
+
+    mark_id = await eventually(asked, within=20)
+    answer = pages.client.post(f"/v1/approvals/{run['run_id']}/{mark_id}/{decision}", json={})
+    assert answer.status_code == 202, answer.text
+
+    ended = await over(pages, run["run_id"])
+    assert ended["status"] == "done", ended
+    assert ended["output"]["approved"] is approved
+
+
+async def test_send_example_reaches_the_run_that_waits(pages: Installation) -> None:
+    room = uuid.uuid4().hex
+    receiver = pages.start("doc-receiver", {"room": room})
+
+    async def sent() -> dict[str, Any]:
+        sender = pages.start("doc-sender", {"room": room}, wait=20)
+        assert sender["status"] == "done", sender
+        view = pages.get(receiver["run_id"])
+        assert view["status"] in OVER, view
+        return view
+
+    ended = await eventually(sent, within=30)
+    assert (ended["status"], ended["output"]) == (
+        "done",
+        {"name": "word", "payload": {"text": "hello"}},
+    )
+
+
+def test_end_example_fails_the_run_with_its_message(pages: Installation) -> None:
+    run = pages.start("doc-end", {"lines": [1, 2, 3, 4]}, wait=20)
+
+    assert run["status"] == "failed"
+    assert "4 are too many" in run["error"]["message"]
+
+
+def test_saga_example_undoes_tells_and_closes(pages: Installation) -> None:
+    run = pages.start("doc-saga", {"item": "a bench", "broke": True}, wait=20)
+
+    assert run["status"] == "failed"
+    steps = pages.get(run["run_id"])["steps"]
+    done = [step["node_id"] for step in steps if step["status"] == "succeeded"]
+    assert done == ["reserve", "reserve_undo", "tell", "close"]
+
+
+def test_child_that_changes_publishes_its_parent_again(installation: Installation) -> None:
+    suffix = uuid.uuid4().hex[:8]
+
+    def document(name: str, *steps: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "apiVersion": "penstock/v1",
+            "kind": "Workflow",
+            "metadata": {"name": f"{name}-{suffix}"},
+            "spec": {"steps": list(steps)},
+        }
+
+    parent = document("parent", {"id": "run", "workflow": {"name": f"child-{suffix}"}})
+    installation.apply(document("child", {"id": "one", "transform": 1}), parent)
+    assert installation.start(f"parent-{suffix}", wait=20)["output"] == 1
+
+    results = installation.apply(document("child", {"id": "one", "transform": 2}))
+
+    assert [(one["name"], one["version"], one["dependant"]) for one in results] == [
+        (f"child-{suffix}", 2, False),
+        (f"parent-{suffix}", 2, True),
+    ]
+    assert installation.start(f"parent-{suffix}", wait=20)["output"] == 2
+    assert installation.start(f"parent-{suffix}@1", wait=20)["output"] == 1
+
+
+def test_alias_with_a_canary_sends_some_runs_to_the_other_version(
+    installation: Installation,
+) -> None:
+    name = f"versions-{uuid.uuid4().hex[:8]}"
+    for number in (1, 2):
+        installation.apply(
+            {
+                "apiVersion": "penstock/v1",
+                "kind": "Workflow",
+                "metadata": {"name": name},
+                "spec": {"steps": [{"id": "one", "transform": number}]},
+            }
+        )
+    path = f"/v1/workflows/{name}/aliases/stable"
+    body = {"version": 1, "canary": {"version": 2, "weight": 50}}
+    assert installation.client.put(path, json=body).status_code == 200
+
+    runs = [installation.start(f"{name}@stable", wait=20) for _ in range(20)]
+
+    outputs = [run["output"] for run in runs]
+    assert set(outputs) == {1, 2}
+    assert outputs == [run["version"] for run in runs]
+    archived = installation.client.post(f"/v1/workflows/{name}/archive")
+    assert archived.json()["status"] == "archived"
+    for selected in (name, f"{name}@1", f"{name}@stable"):
+        refused = installation.client.post("/v1/runs", json={"name": selected})
+        assert refused.status_code == 404
+
+
+async def over(installation: Installation, run_id: str) -> dict[str, Any]:
+    def probe() -> dict[str, Any]:
+        view = installation.get(run_id)
+        assert view["status"] in OVER, view
+        return view
+
+    return await eventually(probe, within=20)
