@@ -12,7 +12,7 @@ from typing import Final
 import uvloop
 
 from penstock.bus.claims import Claims
-from penstock.bus.connection import Bus, connect
+from penstock.bus.connection import Bus, JetStreamError, connect
 from penstock.bus.consumer import Consumer
 from penstock.bus.history import HistoryReader
 from penstock.bus.restore import Restorer
@@ -23,17 +23,22 @@ from penstock.contracts.errors import PenstockError
 from penstock.memory import settle
 from penstock.telemetry import logs, tracing
 from penstock.telemetry.health import HealthServer
+from penstock_orchestrator.engine.admission import Admission
 from penstock_orchestrator.engine.engine import Engine
 from penstock_orchestrator.engine.leases import ShardLeases
 from penstock_orchestrator.engine.metrics import ENGINE_SHARDS
+from penstock_orchestrator.engine.places import Places
 from penstock_orchestrator.engine.plans import Plans
+from penstock_orchestrator.engine.pools import PoolWatch, least_of
 from penstock_orchestrator.engine.reconciler import Reconciler
+from penstock_orchestrator.engine.windows import Windows
 from penstock_orchestrator.schedules.scheduler import Scheduler
 from penstock_orchestrator.settings import OrchestratorSettings
 
 _log = logging.getLogger(__name__)
 
 _SCAN_AGAIN_SECONDS: Final = 1.0
+_SWEEP_SECONDS: Final = 20.0
 
 
 class EngineProcess:
@@ -45,7 +50,11 @@ class EngineProcess:
         self._bus = bus
         self._writer = writer
         reader = HistoryReader(bus, Claims(bus, settings.claim_threshold_bytes))
-        self.engine = Engine(bus, writer, reader, Plans(bus), shards=settings.shards)
+        admission = Admission(bus, writer, reader, shards=settings.shards)
+        places = Places(admission, Windows(least=least_of, factor=settings.window_factor))
+        self.engine = Engine(bus, writer, reader, Plans(bus), shards=settings.shards, places=places)
+        self._pools = PoolWatch(bus, self.engine.resize_pool)
+        self._sweeper: asyncio.Task[None] | None = None
         self._reconciler = Reconciler(bus, self.engine, idle_seconds=settings.reconcile_seconds)
         self._consumers: dict[int, list[Consumer]] = {}
         self._scans: set[asyncio.Task[None]] = set()
@@ -63,16 +72,30 @@ class EngineProcess:
 
     async def start(self) -> None:
         """Take shards and begin to work."""
+        await self._pools.start()
         await self.leases.start()
         self._reconciler.start()
         await self._scheduler.start()
+        self._sweeper = asyncio.create_task(self._sweep(), name="turns-sweeper")
 
     async def stop(self) -> None:
         """Stop taking work, finish what is under way, give the shards back."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        await self._pools.stop()
         await self._scheduler.stop()
         await self._reconciler.stop()
         await self.leases.stop()
         await self._writer.close()
+
+    async def _sweep(self) -> None:
+        """Now and then look whether every place is held by a run that lives."""
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            try:
+                await self.engine.sweep(self.leases.held)
+            except (PenstockError, JetStreamError) as error:
+                _log.warning("engine.sweep_failed", extra={"error": str(error)})
 
     async def _won(self, shard: int) -> None:
         bus, settings = self._bus, self._settings

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
@@ -54,15 +54,15 @@ class _Window(Generic[SlotT]):
 class Windows(Generic[SlotT]):
     """The windows of all queues of one engine."""
 
-    def __init__(self, *, least: int = 256, factor: float = 2.0) -> None:
+    def __init__(self, *, least: int | Callable[[str], int] = 256, factor: float = 2.0) -> None:
         """Begin with nothing out.
 
         Args:
-            least: Size of the window of a queue with few runners or none.
+            least: Size of the window of a queue with few runners or none, or what tells it.
             factor: Size of a window in slots of the queue's live runners; more than 1, so that
                 runners find their next step in the stream when they have finished one.
         """
-        self._least = least
+        self._least_of = least if callable(least) else lambda _queue: least
         self._factor = factor
         self._windows: dict[str, _Window[SlotT]] = {}
         self._woken: dict[SlotT, None] = {}
@@ -70,7 +70,7 @@ class Windows(Generic[SlotT]):
     def resize(self, queue: str, slots: int) -> None:
         """Take note of how many steps the live runners of a queue can work at."""
         window = self._window(queue)
-        window.size = max(self._least, math.ceil(self._factor * slots))
+        window.size = max(self._least_of(queue), math.ceil(self._factor * slots))
         self._give(window)
 
     def take(self, tenant: str, queue: str, priority: int, slot: SlotT, wanted: int) -> int:
@@ -150,7 +150,7 @@ class Windows(Generic[SlotT]):
     def _window(self, queue: str) -> _Window[SlotT]:
         window = self._windows.get(queue)
         if window is None:
-            window = self._windows[queue] = _Window(self._least)
+            window = self._windows[queue] = _Window(self._least_of(queue))
         return window
 
     def _take_turns(self, window: _Window[SlotT], wish: _Wish[SlotT]) -> int:

@@ -1,0 +1,71 @@
+"""Runner pools as their heartbeats tell them: how many steps each can work at."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Final
+
+from pydantic import ValidationError
+
+from penstock.bus.connection import Bus
+from penstock.bus.kv import Bucket, KvChange, Watch
+from penstock.contracts import subjects
+from penstock.contracts.runners import RunnerRecord
+
+_log = logging.getLogger(__name__)
+
+LEAST: Final = {"agent": 64, "run": 1_000_000}
+"""Steps that may wait for a pool of a kind, however few its runners are; an agent's take long, and
+what the engine does itself waits for nobody."""
+LEAST_OTHERS: Final = 512
+
+
+def least_of(pool: str) -> int:
+    """Return how many steps may be out for a pool of which no runner is known."""
+    return LEAST.get(pool.partition(".")[0], LEAST_OTHERS)
+
+
+class PoolWatch:
+    """Follows the bucket of live runners."""
+
+    def __init__(self, bus: Bus, resize: Callable[[str, int], None]) -> None:
+        """Call ``resize`` with a pool and its slots whenever they change."""
+        self._bucket = Bucket(bus, subjects.RUNNERS)
+        self._resize = resize
+        self._runners: dict[str, tuple[str, int]] = {}
+        self._watch: Watch | None = None
+
+    async def start(self) -> None:
+        """Begin to follow.
+
+        Raises:
+            TransientError: The server did not answer.
+            JetStreamError: There is no such bucket.
+        """
+        self._watch = await self._bucket.watch(">", self._on_change)
+
+    async def stop(self) -> None:
+        """Follow no longer."""
+        if self._watch is not None:
+            await self._watch.stop()
+
+    def _on_change(self, change: KvChange) -> None:
+        before = self._runners.pop(change.key, None)
+        if change.value is not None:
+            try:
+                runner = RunnerRecord.model_validate_json(change.value)
+            except ValidationError:
+                _log.warning("pools.unreadable_runner", extra={"key": change.key})
+                return
+            slots = 0 if runner.draining else runner.concurrency
+            self._runners[change.key] = (f"{runner.kind}.{runner.queue}", slots)
+        after = self._runners.get(change.key)
+        if before == after:
+            return
+        sizes: defaultdict[str, int] = defaultdict(int)
+        for pool, slots in self._runners.values():
+            sizes[pool] += slots
+        for changed in {entry[0] for entry in (before, after) if entry is not None}:
+            self._resize(changed, sizes[changed])
