@@ -111,7 +111,9 @@ def test_fault_says_what_would_be_allowed(
     ],
 )
 def test_document_without_known_kind_names_the_kinds(raw: JsonValue, message: str) -> None:
-    assert faults_of(raw) == {"kind": (message, "Agent, Network, Tool, Webhook, Workflow")}
+    assert faults_of(raw) == {
+        "kind": (message, "Agent, Network, Schedule, Tool, Webhook, Workflow")
+    }
 
 
 def test_document_of_another_kind_than_expected_is_refused() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Final
+from typing import Final, Literal
 
 from penstock.bus.connection import Bus
 from penstock.bus.kv import Bucket
@@ -30,10 +30,11 @@ Wanted = Callable[[], Awaitable[bytes | None]]
 
 _ATTEMPTS: Final = 20
 _PAGE: Final = 200
+_SCHEDULE_PARTS: Final[tuple[Literal["control", "progress"], ...]] = ("control", "progress")
 
 
 class Publisher:
-    """Writes the buckets ``plans``, ``published``, ``webhooks`` and ``keys``."""
+    """Writes the buckets ``plans``, ``published``, ``webhooks``, ``schedules`` and ``keys``."""
 
     def __init__(self, bus: Bus, database: Store, now: Callable[[], datetime]) -> None:
         """Use a connection and a database; nothing is written yet."""
@@ -42,6 +43,7 @@ class Publisher:
         self._plans = Bucket(bus, subjects.PLANS)
         self._published = Bucket(bus, subjects.PUBLISHED)
         self._webhooks = Bucket(bus, subjects.WEBHOOKS)
+        self._schedules = Bucket(bus, subjects.SCHEDULES)
         self._keys = Bucket(bus, subjects.KEYS)
 
     async def put_plan(self, digest: str, body: bytes) -> None:
@@ -65,6 +67,8 @@ class Publisher:
             return False
         if kind is DocumentKind.WEBHOOK:
             bucket, key = self._webhooks, subjects.webhook_key(tenant, name)
+        elif kind is DocumentKind.SCHEDULE:
+            bucket, key = self._schedules, subjects.schedule_key(tenant, name)
         else:
             bucket, key = self._published, subjects.published_key(tenant, name)
 
@@ -73,7 +77,19 @@ class Publisher:
                 found = await store.find_named(session, tenant, kind, name)
             return await self._value_of(*found) if found is not None else None
 
-        return await self._assert(bucket, key, wanted)
+        changed = await self._assert(bucket, key, wanted)
+        if changed and kind is DocumentKind.SCHEDULE:
+            await self._forget_progress(tenant, name)
+        return changed
+
+    async def _forget_progress(self, tenant: str, name: str) -> None:
+        """Remove what was kept beside a schedule, if that is gone: a later namesake begins anew."""
+        if await self._schedules.get(subjects.schedule_key(tenant, name)) is not None:
+            return
+        for part in _SCHEDULE_PARTS:
+            key = subjects.schedule_part_key(tenant, name, part)
+            if await self._schedules.get(key) is not None:
+                await self._schedules.delete(key)
 
     async def assert_selectors(
         self, tenant: str, kind: DocumentKind, name: str, *, version: int | None = None
@@ -216,7 +232,7 @@ class Publisher:
         """Return what a bucket must hold for a definition; its plan is there before."""
         if definition.deleted_at is not None or version is None:
             return None
-        if definition.kind == DocumentKind.WEBHOOK:
+        if definition.kind in (DocumentKind.WEBHOOK, DocumentKind.SCHEDULE):
             return version.compiled
         await self.put_plan(version.digest, version.compiled)
         in_force = published_version(version, definition.name)

@@ -36,6 +36,7 @@ class DocumentKind(StrEnum):
     WORKFLOW = "workflow"
     NETWORK = "network"
     WEBHOOK = "webhook"
+    SCHEDULE = "schedule"
 
 
 # Definitions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from datetime import UTC, datetime
 from typing import Final
@@ -25,6 +26,7 @@ from penstock.contracts.schedules import (
     schedule_scope,
 )
 from penstock.contracts.templates import render
+from penstock.contracts.versions import check_input, routed
 from penstock_orchestrator.schedules.metrics import (
     SCHEDULES_FAILED,
     SCHEDULES_FIRED,
@@ -59,8 +61,9 @@ class Firing:
         Raises:
             TransientError: The bus did not answer; fire it again.
         """
+        run_id = schedule_run_id(tenant, record.name, tick)
         try:
-            invoked = await self._invoked(tenant, record, tick)
+            invoked = await self._invoked(tenant, record, tick, run_id)
         except RejectedError as error:
             SCHEDULES_FAILED.labels(error.code).inc()
             _log.warning(
@@ -68,7 +71,6 @@ class Firing:
                 extra={"tenant": tenant, "schedule": record.name, "code": error.code},
             )
             return ScheduleFailure(tick=tick, error=error.info())
-        run_id = schedule_run_id(tenant, record.name, tick)
         prefix = subjects.run_prefix(tenant, shard_of(run_id, self._shards), run_id)
         try:
             await self._writer.append(subjects.invoke(prefix), fact_bytes(invoked))
@@ -80,15 +82,21 @@ class Firing:
         SCHEDULES_LATENESS.observe(max(0.0, late))
         return run_id
 
-    async def _invoked(self, tenant: str, record: ScheduleRecord, tick: datetime) -> RunInvoked:
-        version = await self._version(tenant, record)
+    async def _invoked(
+        self, tenant: str, record: ScheduleRecord, tick: datetime, run_id: str
+    ) -> RunInvoked:
+        version = routed(await self._version(tenant, record), run_id)
+        given = render(record.input, schedule_scope(record, tick))
+        if version.input_schema is not None:
+            # In a thread: the first check imports its library, and a schema may take its time.
+            await asyncio.to_thread(check_input, version, given)
         return RunInvoked(
             occurred_at=datetime.now(UTC),
             name=version.name,
             kind=version.kind,
             version=version.version,
             plan_digest=version.plan_digest,
-            input=render(record.input, schedule_scope(record, tick)),
+            input=given,
             limits=record.limits,
             trigger=Trigger.SCHEDULE,
             requested_by=f"schedule:{record.name}",

@@ -13,6 +13,7 @@ from penstock_registry.core.documents import (
     Document,
     NetworkDocument,
     Runnable,
+    ScheduleDocument,
     ToolDocument,
     WebhookDocument,
     WorkflowDocument,
@@ -27,6 +28,7 @@ PUBLISHING_ORDER: Final = (
     DocumentKind.NETWORK,
     DocumentKind.WORKFLOW,
     DocumentKind.WEBHOOK,
+    DocumentKind.SCHEDULE,
 )
 """Those that are named come before those that name them; workflows among themselves as well."""
 RUNNABLE: Final = (DocumentKind.AGENT, DocumentKind.NETWORK, DocumentKind.WORKFLOW)
@@ -45,6 +47,7 @@ class Catalog:
     workflows: Mapping[str, WorkflowDocument] = field(default_factory=dict)
     networks: Mapping[str, NetworkDocument] = field(default_factory=dict)
     webhooks: Mapping[str, WebhookDocument] = field(default_factory=dict)
+    schedules: Mapping[str, ScheduleDocument] = field(default_factory=dict)
     unreadable: frozenset[str] = frozenset()
     """Names of documents that are there but cannot be read; naming them is no fault."""
 
@@ -56,6 +59,7 @@ class Catalog:
         workflows: dict[str, WorkflowDocument] = {}
         networks: dict[str, NetworkDocument] = {}
         webhooks: dict[str, WebhookDocument] = {}
+        schedules: dict[str, ScheduleDocument] = {}
         for document in documents:
             match document:
                 case AgentDocument():
@@ -68,7 +72,9 @@ class Catalog:
                     networks[document.metadata.name] = document
                 case WebhookDocument():
                     webhooks[document.metadata.name] = document
-        return cls(agents, tools, workflows, networks, webhooks)
+                case ScheduleDocument():
+                    schedules[document.metadata.name] = document
+        return cls(agents, tools, workflows, networks, webhooks, schedules)
 
     def names(self, kind: NameKind) -> set[str]:
         """Return the names that a document may use for a kind."""
@@ -99,6 +105,7 @@ class Catalog:
         yield from self.networks.values()
         yield from in_order(self.workflows.values())
         yield from self.webhooks.values()
+        yield from self.schedules.values()
 
     def plus(self, documents: Iterable[Document]) -> Catalog:
         """Return a catalog in which ``documents`` replace their namesakes."""
@@ -187,6 +194,8 @@ def uses(document: Document) -> set[Key]:
             return _network_uses(document)
         case WebhookDocument():
             return {(kind, document.spec.target) for kind in RUNNABLE}
+        case ScheduleDocument():
+            return {(kind, document.spec.target_name) for kind in RUNNABLE}
 
 
 def _workflow_uses(spec: WorkflowSpec) -> set[Key]:
@@ -216,13 +225,13 @@ def _network_uses(document: NetworkDocument) -> set[Key]:
 def dependants(catalog: Catalog, changed: Iterable[Key]) -> list[Document]:
     """Return what must be compiled anew when ``changed`` are, in the order of publishing.
 
-    Webhooks only point at a name, so nothing of theirs changes.
+    Webhooks and schedules only point at a name, so nothing of theirs changes.
     """
     touched = set(changed)
     given = set(touched)
     found: list[Document] = []
     for document in catalog.documents():
-        if isinstance(document, WebhookDocument) or key_of(document) in given:
+        if isinstance(document, WebhookDocument | ScheduleDocument) or key_of(document) in given:
             continue
         if uses(document) & touched:
             touched.add(key_of(document))

@@ -16,6 +16,7 @@ from penstock_registry.core.documents import (
     Document,
     HttpSpec,
     NetworkDocument,
+    ScheduleDocument,
     ToolDocument,
     WebhookDocument,
     WorkflowDocument,
@@ -24,6 +25,7 @@ from penstock_registry.core.faults import known_faults, one_of, repeated_faults,
 from penstock_registry.core.networks import network_faults
 from penstock_registry.core.places import at
 from penstock_registry.core.reading import Parsed
+from penstock_registry.core.schedules import schedule_faults
 from penstock_registry.core.sight import RUN_ROOTS, Sight, template_faults
 from penstock_registry.core.workflows import workflow_faults
 
@@ -70,6 +72,8 @@ def faults_of(document: Document, catalog: Catalog, path: str) -> Iterator[Error
                     yield from _agent_faults(member.spec, catalog, place)
         case WebhookDocument():
             yield from _webhook_faults(document, catalog, spec_path)
+        case ScheduleDocument():
+            yield from schedule_faults(document.spec, catalog.runnables(), spec_path)
 
 
 def _name_taken(document: Document, catalog: Catalog, path: str) -> Iterator[ErrorDetail]:

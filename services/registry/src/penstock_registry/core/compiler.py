@@ -38,6 +38,7 @@ from penstock_registry.core.documents import (
     EquippedTool,
     MemberSpec,
     NetworkDocument,
+    ScheduleDocument,
     ToolDocument,
     WebhookDocument,
     WorkflowDocument,
@@ -47,6 +48,7 @@ from penstock_registry.core.documents import (
 from penstock_registry.core.networks import agent_of
 from penstock_registry.core.nodes import RUN_INPUT, Builder
 from penstock_registry.core.places import at, invalid_document
+from penstock_registry.core.schedules import schedule_record
 from penstock_registry.core.steps import ChildStep
 
 AGENT_NODE: Final = "agent"
@@ -134,6 +136,9 @@ def _body(document: Document, catalog: Catalog, pins: Pins | None) -> bytes:
             return network_plan(document, catalog).to_bytes()
         case WebhookDocument():
             return webhook_record(document).model_dump_json().encode()
+        case ScheduleDocument():
+            record = schedule_record(document.metadata.name, document.spec)
+            return record.model_dump_json(exclude_defaults=True).encode()
 
 
 def agent_plan(document: AgentDocument, catalog: Catalog) -> Plan:

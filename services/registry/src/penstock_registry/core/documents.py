@@ -22,6 +22,7 @@ from penstock_registry.core.parts import (
     SecretHeader,
     SecretName,
 )
+from penstock_registry.core.schedules import ScheduleSpec
 from penstock_registry.core.steps import Expression, Steps, StepSpec
 
 API_VERSION: Final = "penstock/v1"
@@ -348,7 +349,21 @@ class WebhookDocument(_Head):
     spec: WebhookSpec
 
 
-Document = AgentDocument | ToolDocument | WorkflowDocument | NetworkDocument | WebhookDocument
+class ScheduleDocument(_Head):
+    """Defines a schedule."""
+
+    kind: Literal["Schedule"]
+    spec: ScheduleSpec
+
+
+Document = (
+    AgentDocument
+    | ToolDocument
+    | WorkflowDocument
+    | NetworkDocument
+    | WebhookDocument
+    | ScheduleDocument
+)
 Runnable = AgentDocument | WorkflowDocument | NetworkDocument
 """What is started by name; these share their names."""
 
@@ -358,6 +373,7 @@ MODELS: Final[dict[DocumentKind, type[Document]]] = {
     DocumentKind.WORKFLOW: WorkflowDocument,
     DocumentKind.NETWORK: NetworkDocument,
     DocumentKind.WEBHOOK: WebhookDocument,
+    DocumentKind.SCHEDULE: ScheduleDocument,
 }
 BY_WRITTEN: Final = {kind.value.capitalize(): kind for kind in DocumentKind}
 
