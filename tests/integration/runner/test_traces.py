@@ -12,6 +12,7 @@ from opentelemetry.trace import StatusCode
 
 from penstock.contracts import subjects
 from penstock.contracts.errors import RejectedError
+from penstock.contracts.facts import SecretRef
 from penstock.runner import Runner, StepContext
 from penstock.telemetry import tracing
 from penstock_agent_runner.agents import Agents
@@ -108,3 +109,26 @@ async def test_without_an_exporter_the_trace_is_passed_on_unchanged(
     assert entry.traceparent == TRACEPARENT
     bare = await bench.schedule(runner, "pass")
     assert (await bench.result(bare)).output is None
+
+
+async def test_secret_of_a_step_is_in_no_span(
+    bench: Bench, queue: str, exporter: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PENSTOCK_SECRET_KEY", "c4n4ry-of-spans")
+    runner = Runner(kind="tool", queue=queue)
+
+    @runner.tool("break")
+    async def break_(key: str) -> None:
+        with tracing.span("inner") as inner:
+            inner.set(response=f"got {key}")
+            raise KeyError(f"no such thing: {key}")
+
+    await bench.start(runner)
+    secrets = {"/input/key": (SecretRef(secret="KEY"),)}
+    result = await bench.done(runner, "break", {"key": "[secret]"}, secrets=secrets)
+    assert result.error is not None
+    assert "[secret]" in result.error.message
+    spans = [span.to_json() for span in exporter.get_finished_spans()]
+    assert len(spans) == 2
+    assert not any("c4n4ry" in span for span in spans)
+    assert all("[secret]" in span for span in spans)

@@ -76,6 +76,11 @@ def conceal(values: Iterable[str]) -> None:
         _concealed = Mask(longer | _concealed.values)
 
 
+def without_secrets(text: str) -> str:
+    """Return ``text`` as it may be shown: with ``[secret]`` for what is concealed."""
+    return _concealed.text(text)
+
+
 class EventLog:
     """A logger whose methods take an event's dotted name and its fields."""
 

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Self
 
 from penstock.contracts.errors import RejectedError
+from penstock.telemetry.logs import without_secrets
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -138,7 +139,8 @@ class Span:
         """Add attributes; ``__`` in a name stands for a dot (``gen_ai__request__model``)."""
         if self._recorded is not None:
             for name, value in attributes.items():
-                self._recorded.set_attribute(name.replace("__", "."), value)
+                shown = without_secrets(value) if isinstance(value, str) else value
+                self._recorded.set_attribute(name.replace("__", "."), shown)
 
     def fail(self, code: str, message: str = "") -> None:
         """Mark the span as failed without raising."""
@@ -146,7 +148,7 @@ class Span:
             from opentelemetry.trace import StatusCode  # noqa: PLC0415 - only when recording
 
             self._recorded.set_attribute("error.type", code)
-            self._recorded.set_status(StatusCode.ERROR, message or code)
+            self._recorded.set_status(StatusCode.ERROR, without_secrets(message or code))
 
 
 def span(
