@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from penstock.contracts import subjects
+from penstock.contracts.errors import ErrorInfo
 from penstock.contracts.events import FINAL_EVENTS, EventType, delta_events, events_of
-from penstock.contracts.facts import CancelRequested, DeltaBatch, SignalReceived, StateChanged
+from penstock.contracts.facts import (
+    CancelRequested,
+    Decision,
+    DeltaBatch,
+    Mark,
+    ParkedRequest,
+    SignalReceived,
+    StateChanged,
+    StepKind,
+    StepResult,
+    StepScheduled,
+    Usage,
+)
 from penstock.contracts.state import Entry
 from tests.support.simulation import (
     PREFIX,
@@ -153,10 +167,161 @@ def test_events_of_signals_and_cancellations_carry_what_was_said() -> None:
 def test_events_of_several_waits_are_one_each() -> None:
     entry = next(e for e in retry_story().log.entries if isinstance(e.fact, StateChanged))
     assert isinstance(entry.fact, StateChanged)
-    waits = (entry.fact.waits[0], entry.fact.waits[0])
-    several = Entry(entry.seq, entry.subject, entry.fact.model_copy(update={"waits": waits}))
+    (wait,) = entry.fact.decision.waits
+    decision = entry.fact.decision.model_copy(update={"waits": (wait, wait)})
+    for changes in ({"decision": decision}, {"waits": (wait,)}):
+        several = Entry(entry.seq, entry.subject, entry.fact.model_copy(update=changes))
+        assert [event.id for event in events_of(several)] == [None, entry.seq]
 
-    assert [event.id for event in events_of(several)] == [None, entry.seq]
+
+def decided(*marks: Mark) -> Entry:
+    fact = StateChanged(occurred_at=at(1), decision=Decision(cause_seq=1, marks=marks))
+    return Entry(7, subjects.parse_fact(subjects.out(PREFIX, 1, subjects.STATE_SUFFIX)), fact)
+
+
+EXPIRED = ErrorInfo(code="approval_expired", message="nobody decided in time")
+REQUEST = ParkedRequest(name="pay", arguments={"amount": 3}, digest="d", role="boss")
+
+
+@pytest.mark.parametrize(
+    ("mark", "kind", "step_id"),
+    [
+        (Mark(mark_id="p-a", kind="approval", status="open"), "approval_created", "p"),
+        (Mark(mark_id="p-a", kind="approval", status="succeeded"), None, ""),
+        (Mark(mark_id="p-a", kind="approval", status="failed"), None, ""),
+        (
+            Mark(mark_id="p-a", kind="approval", status="failed", error=EXPIRED),
+            "approval_expired",
+            "p",
+        ),
+        (
+            Mark(mark_id="p", kind="approval", status="succeeded", output={"expired": True}),
+            "approval_expired",
+            "p",
+        ),
+        (Mark(mark_id="c-1-0", kind="client_tool", status="open"), "tool_call_created", "c-1-0"),
+        (Mark(mark_id="c", kind="client_tool", status="succeeded"), "tool_call_done", "c"),
+        (Mark(mark_id="c", kind="client_tool", status="failed"), "tool_call_failed", "c"),
+        (Mark(mark_id="t-r", kind="resolution", status="open"), "resolution_created", "t"),
+        (Mark(mark_id="t-r", kind="resolution", status="succeeded"), None, ""),
+        (Mark(mark_id="w", kind="wait", status="open"), "wait_started", "w"),
+        (Mark(mark_id="w", kind="wait", status="failed"), "wait_ended", "w"),
+        (Mark(mark_id="b", kind="branch", status="open", choice="large"), None, ""),
+        (Mark(mark_id="b", kind="branch", status="succeeded", choice="x"), "branch_taken", "b"),
+        (Mark(mark_id="m", kind="map", status="open", count=3), "map_started", "m"),
+        (Mark(mark_id="m", kind="map", status="succeeded"), "node_done", "m"),
+        (Mark(mark_id="l-x1", kind="loop", status="open", count=1), None, ""),
+        (Mark(mark_id="t-x1", kind="transform", status="failed"), "node_failed", "t-x1"),
+        (Mark(mark_id="t", kind="agent", status="skipped"), "node_skipped", "t"),
+        (Mark(mark_id="-main", kind="phase", status="failed"), "phase_ended", "-main"),
+    ],
+)
+def test_event_of_a_mark_is_told_by_its_kind_and_status(
+    mark: Mark, kind: str | None, step_id: str
+) -> None:
+    found = [(event.type.value, event.step_id, event.id) for event in events_of(decided(mark))]
+
+    assert found == ([] if kind is None else [(kind, step_id, 7)])
+
+
+def test_event_of_a_question_says_what_exactly_is_asked() -> None:
+    mark = Mark(mark_id="p-a", kind="approval", status="open", due_at=at(60), request=REQUEST)
+    branch = Mark(mark_id="b", kind="branch", status="succeeded", choice="else")
+    first, second = events_of(decided(mark, branch))
+
+    assert (first.id, second.id) == (None, 7)
+    assert first.data == {
+        "mark_id": "p-a",
+        "kind": "approval",
+        "status": "open",
+        "name": "pay",
+        "arguments": {"amount": 3},
+        "digest": "d",
+        "role": "boss",
+        "due_at": at(60).isoformat(),
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "data"),
+    [
+        (
+            {
+                "kind": "approval",
+                "name": "pay",
+                "target": "p-a",
+                "payload": {"decision": "approve", "by": "ada"},
+                "sent_by": "key-1",
+            },
+            "approval_decision",
+            {"name": "pay", "mark_id": "p-a", "decision": "approve", "by": "ada"},
+        ),
+        (
+            {"kind": "resolution", "name": "pay", "target": "p-r", "payload": {"action": "fail"}},
+            "resolution_decision",
+            {"name": "pay", "mark_id": "p-r", "action": "fail"},
+        ),
+        (
+            {"kind": "pause", "name": "pause", "sent_by": "ada"},
+            "run_paused",
+            {"name": "pause", "by": "ada"},
+        ),
+        ({"kind": "admitted", "name": ""}, "run_admitted", {}),
+        (
+            {"kind": "message", "name": "hi", "from_run": "R", "payload": 1},
+            "signal_received",
+            {"name": "hi", "payload": 1, "from_run": "R"},
+        ),
+    ],
+)
+def test_event_of_a_signal_is_told_by_its_kind(
+    given: dict[str, Any], kind: str, data: dict[str, Any]
+) -> None:
+    fact = SignalReceived.model_validate({"occurred_at": at(1), **given})
+    entry = Entry(5, subjects.parse_fact(subjects.signal(PREFIX, "s")), fact)
+    (event,) = events_of(entry)
+
+    assert (event.type.value, event.data, event.id) == (kind, data, 5)
+
+
+@pytest.mark.parametrize(
+    ("queue", "result", "kinds"),
+    [
+        ("workflow", {"usage": Usage()}, ["child_run_started", "child_run_done"]),
+        (
+            "workflow",
+            {"status": "failed", "error": ErrorInfo(code="cancelled", message="")},
+            ["child_run_started", "child_run_failed"],
+        ),
+        ("send", {}, ["message_sent", "message_delivered"]),
+        (
+            "send",
+            {"status": "failed", "error": ErrorInfo(code="nobody_to_tell", message="")},
+            ["message_sent", "message_failed"],
+        ),
+    ],
+)
+def test_events_of_steps_of_the_engine_tell_runs_and_messages_apart(
+    queue: str, result: dict[str, Any], kinds: list[str]
+) -> None:
+    suffix = subjects.step_suffix("run", queue, "sub", 1)
+    scheduled = StepScheduled(occurred_at=at(1), node_id="sub", name="x", expires_at=at(9))
+    outcome = StepResult(
+        **{
+            "occurred_at": at(2),
+            "started_at": at(1),
+            "kind": StepKind.RUN,
+            "name": "x",
+            "status": "succeeded",
+            **result,
+        }
+    )
+    entries = (
+        Entry(5, subjects.parse_fact(subjects.out(PREFIX, 1, suffix)), scheduled),
+        Entry(6, subjects.parse_fact(subjects.result(PREFIX, "sub", 1)), outcome),
+    )
+
+    assert [event.type.value for entry in entries for event in events_of(entry)] == kinds
 
 
 def test_delta_events_count_on_from_the_first_index_and_have_no_id() -> None:
