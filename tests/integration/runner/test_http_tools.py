@@ -18,6 +18,7 @@ import pytest
 from pydantic import JsonValue
 
 from penstock.contracts.errors import ErrorFamily, PenstockError, RejectedError, TransientError
+from penstock.contracts.facts import SecretRef
 from penstock.egress import guarded_client
 from penstock.masks import Mask
 from penstock.runner import Runner
@@ -420,3 +421,36 @@ async def test_many_calls_at_once_share_the_client(serve: Serve) -> None:
     outputs = await asyncio.gather(*(tools.call(context, None) for _ in range(40)))
     assert len(outputs) == len(server.calls) == 40
     await tools.close()
+
+
+async def test_secret_among_the_arguments_reaches_the_server_and_comes_back_masked(
+    bench: Bench, queue: str, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PENSTOCK_SECRET_KEY", f"{CANARY}/&?")
+
+    def echo(call: Call) -> Answer:
+        return Answer(body={"path": call.path, "key": call.headers["x-key"]})
+
+    server = serve(echo)
+    tools = HttpTools(allow=LOOPBACK, environment={})
+    runner = Runner(kind="tool", queue=queue)
+    runner.step()(tools.call)
+    await bench.start(runner)
+    http = {
+        "url": f"{server.url}/of/{{{{ arguments.key }}}}",
+        "query": {"q": "{{ arguments.key }}"},
+        "headers": {"x-key": "Key {{ arguments.key }}"},
+    }
+    result = await bench.done(
+        runner,
+        "call",
+        {"key": "[secret]"},
+        config={"http": http},
+        secrets={"/input/key": (SecretRef(secret="KEY"),)},
+    )
+    await tools.close()
+    assert server.calls[0].headers["x-key"] == f"Key {CANARY}/&?"
+    assert server.calls[0].path.startswith("/of/canary-4711-secret%2F%26%3F?q=canary")
+    assert result.status == "succeeded"
+    assert "canary" not in result.model_dump_json()
+    assert result.output == {"path": "/of/[secret]?q=[secret]", "key": "Key [secret]"}
