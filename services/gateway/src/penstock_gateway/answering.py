@@ -93,6 +93,9 @@ class Answering:
             TransientError: The log did not answer.
         """
         state = await self._runs.state(caller.tenant, run_id)
+        if any(answer.mark_id not in state.marks for answer in answers):
+            # A replica may lag behind the one that told of the question.
+            state = await self._runs.fresh_state(caller.tenant, run_id)
         checked = [self._check(caller, state, question, answer) for answer in answers]
         return [one.recorded or await self._state(caller, run_id, question, one) for one in checked]
 

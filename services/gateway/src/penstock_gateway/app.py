@@ -20,6 +20,7 @@ from penstock_gateway.api.hot import HotRoute
 from penstock_gateway.api.network_routes import network_routes
 from penstock_gateway.api.participants import participants
 from penstock_gateway.api.routes import add_hot_routes
+from penstock_gateway.api.schedules import schedules
 from penstock_gateway.api.signalling import signalling
 from penstock_gateway.api.tool_calls import tool_calls
 from penstock_gateway.core.problems import MEDIA_TYPE, Problem
@@ -93,6 +94,7 @@ def _add_routes(app: FastAPI, gateway: Gateway) -> None:
         participants,
         agent_deletion,
         archives,
+        schedules,
         application,
         health_routes,
     ):

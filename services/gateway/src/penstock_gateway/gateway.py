@@ -28,6 +28,7 @@ from penstock_gateway.parked import ParkedIndex
 from penstock_gateway.plans import Plans
 from penstock_gateway.registry import Registry
 from penstock_gateway.runs import Runs
+from penstock_gateway.schedules import Schedules
 from penstock_gateway.settings import GatewaySettings
 from penstock_gateway.signals import Signals
 from penstock_gateway.starts import Starter
@@ -61,6 +62,7 @@ class Gateway:
     signals: Signals
     answering: Answering
     controls: Controls
+    schedules: Schedules
     starter: Starter
     streams: Streams
     door: Doorkeeper
@@ -102,6 +104,7 @@ class Gateway:
         self.signals = Signals(self.writer, self.reader, self.runs, self.parked, sessions)
         self.answering = Answering(self.runs, self.signals)
         self.controls = Controls(self.writer, self.reader, self.archive, self.runs, self.signals)
+        self.schedules = Schedules(bus)
         self.starter = Starter(
             bus,
             self.writer,

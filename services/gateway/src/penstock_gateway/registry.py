@@ -47,7 +47,7 @@ class Registry:
         """Read what is in force now, so that whoever changed it here need not wait for it."""
         if kind is DocumentKind.WEBHOOK:
             await self._webhooks.refresh(subjects.webhook_key(tenant, name))
-        elif kind is not DocumentKind.TOOL:
+        elif kind not in (DocumentKind.TOOL, DocumentKind.SCHEDULE):
             await self._published.refresh(subjects.published_key(tenant, name))
 
     async def refresh_selector(self, tenant: str, name: str, selector: str) -> None:

@@ -131,6 +131,12 @@ class Runs:
             entries = until
         return fold(new_state(tenant, shard_of(run_id, self._shards), run_id), entries)
 
+    async def fresh_state(self, tenant: str, run_id: str) -> RunState:
+        """Return a run with all that the stream's leader has of it; errors as for ``entries``."""
+        wanted = subjects.run_filter(tenant, shard_of(run_id, self._shards), run_id)
+        last = await self._reader.read_message(subjects.RUNS, wanted)
+        return await self.state(tenant, run_id, at_least_seq=last.seq if last is not None else 0)
+
     async def view(
         self, tenant: str, run_id: str, *, at_seq: int | None = None, marks: bool = False
     ) -> RunView:

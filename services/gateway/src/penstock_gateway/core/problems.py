@@ -48,6 +48,7 @@ STATUS_OF_CODE: Final[Mapping[str, int]] = {
     "already_decided": 409,
     "digest_mismatch": 409,
     "not_waiting": 409,
+    "paused_by_document": 409,
     "run_ended": 409,
     "session_idle": 409,
     "step_not_cancellable": 409,
