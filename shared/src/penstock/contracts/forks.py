@@ -17,6 +17,7 @@ from penstock.contracts.actions import ACTION, UseTools
 from penstock.contracts.errors import ErrorDetail, RejectedError
 from penstock.contracts.facts import Mark, Seed, SeededSignal, SeededStep, StepKind
 from penstock.contracts.ids import (
+    call_step_id,
     instance_id,
     parse_step_id,
     resolution_mark_id,
@@ -128,6 +129,8 @@ class _Harvest:
         self.replaced: set[str] = set()
         """Instances and steps whose outcomes are given by overrides."""
         self.handlers_hold = False
+        self.clean = False
+        """Whether nothing is done again: the run ends as it did."""
 
     def seed(
         self, overrides: Mapping[str, Json], drop: Collection[str], reshaped: Collection[str]
@@ -144,10 +147,9 @@ class _Harvest:
             self._leave_out_undone()
         self.handlers_hold = self._main_holds()
         self._check_turns()
-        unchanged = not (overrides or drop or reshaped) and self.decided_by is None
-        marks = {
-            mark.mark_id: mark for mark in self._node_marks(clean=unchanged and self.as_recorded)
-        }
+        self.clean = self.as_recorded and not (overrides or drop or reshaped)
+        self.clean &= self.decided_by is None
+        marks = {mark.mark_id: mark for mark in self._node_marks()}
         steps = {step.step_id: step for step in self._steps(marks)}
         marks |= {mark.mark_id: mark for mark in self._call_marks(steps, marks)}
         for outcome in given:
@@ -252,7 +254,7 @@ class _Harvest:
 
     # -- what is kept ------------------------------------------------------------------------
 
-    def _node_marks(self, *, clean: bool) -> Iterator[Mark]:
+    def _node_marks(self) -> Iterator[Mark]:
         """Yield the settled outcomes of nodes."""
         for mark_id, known in self.state.marks.items():
             mark = known.mark
@@ -261,7 +263,7 @@ class _Harvest:
                 continue
             if mark.kind == "end" and mark.status == "succeeded":
                 continue  # it ends the new run by being reached
-            if mark.status == "skipped" and mark_id in self.opened and not clean:
+            if mark.status == "skipped" and mark_id in self.opened and not self.clean:
                 continue  # nobody waited for it any more
             if mark_id in self.replaced or self.stale.outcome(found.node.id, found.path):
                 continue
@@ -317,7 +319,7 @@ class _Harvest:
     def _require_known(self, step: StepState) -> None:
         """Refuse to do again, in silence, what must not be repeated."""
         latest = self.all.steps.get(step.step_id, step)
-        if not step.at_most_once or latest.status in ("succeeded", "failed"):
+        if self.clean or not step.at_most_once or latest.status in ("succeeded", "failed"):
             return
         if latest.status == "unknown" and self._resolved(latest) is not None:
             return
@@ -405,6 +407,8 @@ class _Harvest:
             first = cut.turn <= 1 and cut.index is None
             if found is not None and not first and self.stale.whole(found.node.id, found.path):
                 step_id = turn_step_id(iid, cut.turn)
+                if cut.index is not None:
+                    step_id = call_step_id(iid, cut.turn, cut.index)
                 raise _invalid(
                     step_id,
                     f"agent {iid} begins anew, for something that it depends on changes",

@@ -387,9 +387,10 @@ def _resolved(walk: Walk, node: Node, path: Path, step: StepState, mark: Mark) -
     if mark.error is None:
         if node.kind != "agent":
             return walk.done(node, step.step_id, mark.output)
-        walk.view.note(
-            Mark(mark_id=step.step_id, kind="tool", status="succeeded", output=mark.output)
-        )
+        if walk.view.mark(step.step_id) is None:
+            walk.view.note(
+                Mark(mark_id=step.step_id, kind="tool", status="succeeded", output=mark.output)
+            )
         return Outcome("succeeded", mark.output)
     if node.kind != "agent":
         return walk.fail(node, path, step.step_id, mark.error)
