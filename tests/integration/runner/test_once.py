@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -86,6 +87,35 @@ async def test_step_of_a_runner_that_dies_has_its_effect_once_at_most(
     await eventually(lambda: settled(quick, asked), within=10)
     done = tmp_path / "effects"
     assert (done.read_text().count("\n") if done.exists() else 0) == effects
+
+
+@pytest.mark.parametrize(
+    ("crash_at", "status", "code"),
+    [
+        ("before it is noted", "failed", "step_expired"),
+        ("after the effect", "unknown", "outcome_unknown"),
+    ],
+)
+async def test_step_that_comes_again_past_its_deadline_is_unknown_if_it_had_begun(
+    quick: Bench, queue: str, start: Start, crash_at: str, status: str, code: str
+) -> None:
+    asked = Runner(kind="tool", queue=queue)
+    dying = start(crash_at)
+    await eventually(lambda: listed(quick, asked), within=15)
+    ends_at = time.monotonic() + 3
+    prefix = await quick.schedule(asked, "pay", seconds=3, at_most_once=True)
+    await eventually(lambda: dying.poll() is not None, within=15)
+    await eventually(lambda: time.monotonic() > ends_at, within=5)
+    start("")
+    result = await quick.result(prefix, within=20)
+
+    assert result.error is not None
+    assert (result.status, result.error.code) == (status, code)
+
+
+async def listed(bench: Bench, runner: Runner) -> bool:
+    keys = await Bucket(bench.bus, subjects.RUNNERS).keys(f"tool.{runner.queue}.*")
+    return bool(keys)
 
 
 async def settled(bench: Bench, runner: Runner) -> bool:
