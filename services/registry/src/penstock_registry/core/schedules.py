@@ -22,6 +22,8 @@ from penstock_registry.core.sight import Sight, template_faults
 
 MAX_JITTER_SECONDS: Final = 3600.0
 MIN_EVERY_SECONDS: Final = 1.0
+YEARS: Final = range(1971, 2200)
+"""In which a schedule may start and end."""
 _INPUT: Final = Sight.of("schedule", schedule=("name", "tick", "scheduled_at"))
 
 Target = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}(@[A-Za-z0-9_-]{1,64})?$")]
@@ -95,6 +97,11 @@ def schedule_faults(spec: ScheduleSpec, targets: Iterable[str], path: str) -> It
         if spec.jitter > longest:
             message, allowed = f"got {spec.jitter:g} s", f"<= {longest:g} s"
             yield ErrorDetail(path=at(path, "jitter"), message=message, allowed=allowed)
+    for field in ("starts_at", "ends_at"):
+        instant = getattr(spec, field)
+        if instant is not None and instant.year not in YEARS:
+            message, allowed = f"got the year {instant.year}", f"{YEARS[0]} to {YEARS[-1]}"
+            yield ErrorDetail(path=at(path, field), message=message, allowed=allowed)
     if spec.starts_at is not None and spec.ends_at is not None and spec.ends_at <= spec.starts_at:
         message = "it ends before it starts"
         yield ErrorDetail(path=at(path, "ends_at"), message=message, allowed="after starts_at")
