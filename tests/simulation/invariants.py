@@ -56,6 +56,7 @@ class RunLedger:
     decisions: int = 0
     marks: dict[str, Mark] = field(default_factory=dict)
     paused: bool = False
+    admitted: bool = False
     promised: set[str] = field(default_factory=set)
     outcomes: dict[tuple[str, int], StepResult] = field(default_factory=dict)
     succeeded: dict[str, StepResult] = field(default_factory=dict)
@@ -123,6 +124,8 @@ class Invariants:
                 ledger.end = fact
             case SignalReceived():
                 ledger.paused |= fact.kind == "pause"
+                if fact.kind == "admitted":
+                    self._admitted(ledger)
             case StateChanged():
                 pass
         ledger.entries.append(Entry(message.seq, subject, fact))
@@ -143,6 +146,20 @@ class Invariants:
         ledger.promised |= {stem + suffix for suffix in decision.manifest}
         if ledger.end is not None:
             self._require(subject.event == "end", f"decision {number} after the end", ledger)
+
+    def _admitted(self, ledger: RunLedger) -> None:
+        """Check that no more runs of one key are under way than may be."""
+        ledger.admitted = True
+        if ledger.plan is None or ledger.plan.concurrency is None:
+            return
+        name, most = ledger.plan.name, ledger.plan.concurrency.max
+        beside = [
+            run.run_id
+            for run in self.runs.values()
+            if run.admitted and run.end is None and run.tenant == ledger.tenant
+            if run.plan is not None and run.plan.name == name
+        ]
+        self._require(len(beside) <= most, f"under way with one key: {beside}, not {most}", ledger)
 
     def _marked(self, ledger: RunLedger, mark: Mark) -> None:
         known = ledger.marks.get(mark.mark_id)
@@ -211,7 +228,8 @@ class Invariants:
         """Check that an input is acknowledged only after its effects are stored."""
         subject = subjects.parse_fact(message.subject)
         ledger = self.runs[subject.run_id]
-        if subject.event == "invoke" and not ledger.paused:
+        held_back = ledger.paused or (ledger.plan is not None and ledger.plan.concurrency)
+        if subject.event == "invoke" and not held_back:
             self._require(ledger.decisions, "acknowledged before anything was decided", ledger)
             ledger.begun = True
         elif subject.event == "cancel" and ledger.begun:

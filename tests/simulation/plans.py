@@ -19,6 +19,7 @@ from penstock.contracts.plan import (
     ChildSpec,
     CompiledAgent,
     CompiledTool,
+    ConcurrencySpec,
     EndSpec,
     LoopSpec,
     MapSpec,
@@ -56,6 +57,8 @@ FEATURES = (
     "limits",
     "routes",
     "correlation",
+    "concurrency",
+    "one_at_a_time",
 )
 
 
@@ -109,6 +112,12 @@ class PlanMaker:
             handlers["limits"] = self._limits()
         if self.uses("correlation", 0.5):
             handlers["correlation"] = KEY
+        if self.uses("concurrency", 0.7):
+            handlers["concurrency"] = ConcurrencySpec(
+                key="'here'",
+                max=1 if "one_at_a_time" in self.features else 2,
+                policy=random.choice(["queue", "queue", "reject", "cancel_oldest"]),
+            )
         return Plan(
             name=name,
             kind=DefinitionKind.WORKFLOW,

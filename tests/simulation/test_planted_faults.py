@@ -23,6 +23,8 @@ from tests.simulation.world import Verdict, simulate
 
 SEEDS = 150
 
+pytestmark = pytest.mark.timeout(600)  # a busy machine takes its time
+
 
 def first_failure() -> Verdict:
     """Return the first of the seeds that fails."""

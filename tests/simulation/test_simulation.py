@@ -15,6 +15,8 @@ from tests.simulation.world import simulate
 SEEDS = os.environ.get("SIMULATION_SEEDS", "300")
 COMPARED = 25
 
+pytestmark = pytest.mark.timeout(600)  # a busy machine takes its time
+
 
 def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run Python as the make target does: what depends on hashes must not depend on luck."""
