@@ -19,11 +19,16 @@ from penstock.bus import topology
 from penstock.bus.connection import connect
 from penstock.contracts import subjects
 from penstock.contracts.archive import (
+    CostReport,
     DeleteSession,
+    GetProfile,
     GetRun,
     GetSession,
     ListRuns,
     ListSessions,
+    ListSignals,
+    ListSteps,
+    ProfileReport,
     RunFacts,
     RunPage,
     SessionMessages,
@@ -38,6 +43,8 @@ from penstock.contracts.facts import (
     RunFact,
     RunInvoked,
     RunStatus,
+    SignalKind,
+    SignalReceived,
     StepKind,
     StepResult,
     StepScheduled,
@@ -51,6 +58,7 @@ from penstock_orchestrator.archive import migrations, tables
 from penstock_orchestrator.archive.migrate import migrate
 from penstock_orchestrator.archive.projection import Projection, address, read_fact
 from penstock_orchestrator.archive.queries import PAGE_BYTES, Queries
+from penstock_orchestrator.archive.reports import Reports
 from penstock_orchestrator.archive.settings import ArchiveSettings
 from penstock_orchestrator.archive.store import REVISION, VERSION_TABLE, Store, open_store
 from tests.integration.archive.test_projector import assert_eventually_archived, projecting, publish
@@ -81,6 +89,11 @@ async def pack(body: bytes) -> bytes:
 @pytest.fixture
 def queries(engine: AsyncEngine) -> Queries:
     return Queries(engine, pack)
+
+
+@pytest.fixture
+def reports(engine: AsyncEngine) -> Reports:
+    return Reports(engine)
 
 
 async def archive(store: Store, log: Sequence[Message]) -> None:
@@ -228,6 +241,19 @@ async def test_list_runs_pages_through_all_newest_first(store: Store, queries: Q
         ({"tags": {"team": "x", 'odd ".$ name': "ü"}}, ["C"]),
         ({"tags": {"nobody": "x"}}, []),
         ({"tags": {"team": "%"}}, []),
+        ({"trigger": ("http",)}, ["C", "B", "A"]),
+        ({"trigger": ("webhook", "cli")}, []),
+        ({"min_cost_usd": 0.5}, ["B", "A"]),
+        ({"min_cost_usd": 0.5, "max_cost_usd": 0.4}, []),
+        ({"max_cost_usd": 0.0}, ["C"]),
+        ({"parent_run_id": "A"}, []),
+        ({"root_run_id": "A"}, ["A"]),
+        ({"error": "o"}, []),
+        ({"sort": "ended"}, ["B", "A"]),
+        ({"sort": "ended", "order": "asc"}, ["A", "B"]),
+        ({"order": "asc"}, ["A", "B", "C"]),
+        ({"ended_from": START + timedelta(minutes=10)}, ["B"]),
+        ({"ended_before": START + timedelta(minutes=10)}, ["A"]),
     ],
 )
 async def test_list_runs_with_a_filter_finds_what_matches(
@@ -259,6 +285,132 @@ async def test_list_runs_shows_what_the_fold_shows_but_steps(
         expected = view.model_copy(update={"steps": (), "usage": run.usage, "tags": run.tags})
         assert run == expected
         assert run.usage.cost_usd == pytest.approx(view.usage.cost_usd)
+
+
+@pytest.mark.parametrize("sort", ["created", "ended"])
+@pytest.mark.parametrize("order", ["desc", "asc"])
+async def test_list_runs_pages_hold_still_while_runs_are_added(
+    store: Store, queries: Queries, sort: str, order: str
+) -> None:
+    # Some end at the same instant: the order is total all the same.
+    await archive(store, [item for n in range(9) for item in create_run(f"RUN{n}", minute=n // 3)])
+    asked = ListRuns.model_validate({"tenant": "acme", "sort": sort, "order": order, "limit": 2})
+    seen: list[str] = []
+    cursor: str | None = None
+    for added in range(20):
+        page = await queries.list_runs(asked.model_copy(update={"cursor": cursor}))
+        seen += [run.run_id for run in page.items]
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+        if added < 4:
+            await archive(store, create_run(f"NEW{added}", minute=100 + added))
+    old = [run_id for run_id in seen if run_id.startswith("RUN")]
+    assert sorted(seen) == sorted(set(seen)), "none twice"
+    assert old == sorted(old, reverse=order == "desc")
+    assert len(old) == 9, "none left out"
+    if cursor is None and order == "desc":
+        assert seen == old, "what comes anew is before the first page"
+    other = "asc" if order == "desc" else "desc"
+    first = await queries.list_runs(asked)
+    with pytest.raises(RejectedError, match="invalid_cursor"):
+        await queries.list_runs(
+            asked.model_copy(update={"order": other, "cursor": first.next_cursor})
+        )
+
+
+async def test_list_steps_filters_and_pages_with_waits_and_durations(
+    store: Store, reports: Reports
+) -> None:
+    log = [item for n in range(5) for item in create_run(f"R{n}", minute=n)]
+    await archive(store, [*log, *create_run("OPEN", minute=9, answer=None)])
+    first = await reports.list_steps(ListSteps(tenant="acme", limit=4))
+    assert [step.run_id for step in first.items] == ["OPEN", "R4", "R3", "R2"]
+    rest = await reports.list_steps(ListSteps(tenant="acme", limit=4, cursor=first.next_cursor))
+    assert [step.run_id for step in rest.items] == ["R1", "R0"]
+    assert rest.next_cursor is None
+    assert rest.items[0].queue_wait_ms == 0.0
+    assert rest.items[0].duration_ms == 0.0
+    assert rest.items[0].model == "openai/gpt-5-mini"
+    assert first.items[0].queue_wait_ms is None
+    for wanted, found in (
+        ({"status": ("scheduled",)}, ["OPEN"]),
+        ({"run_id": "R1"}, ["R1"]),
+        ({"kind": (StepKind.TOOL, StepKind.RUN)}, []),
+        ({"node_id": "main", "scheduled_before": START + timedelta(minutes=1)}, ["R0"]),
+        ({"name": "nobody"}, []),
+    ):
+        page = await reports.list_steps(ListSteps.model_validate({"tenant": "acme", **wanted}))
+        assert [step.run_id for step in page.items] == found, wanted
+    with pytest.raises(RejectedError, match="invalid_cursor"):
+        await reports.list_steps(ListSteps(tenant="acme", cursor="WyJydW5zIiwxXQ"))
+
+
+async def test_list_signals_finds_messages_between_runs(store: Store, reports: Reports) -> None:
+    prefix = subjects.run_prefix("acme", 1, "R0")
+    kinds: tuple[SignalKind, ...] = ("message", "event", "message")
+    signals: list[Message] = [
+        message(
+            subjects.signal(prefix, f"m{n}"),
+            SignalReceived(
+                occurred_at=START,
+                name="news",
+                kind=kind,
+                from_run="OTHER" if kind == "message" else None,
+                payload={"n": n},
+            ),
+        )
+        for n, kind in enumerate(kinds)
+    ]
+    await archive(store, [*create_run("R0"), *signals])
+    page = await reports.list_signals(ListSignals(tenant="acme", kind=("message",), limit=1))
+    assert [item.signal_id for item in page.items] == ["m2"]
+    assert page.items[0].payload == {"n": 2}
+    rest = await reports.list_signals(
+        ListSignals(tenant="acme", kind=("message",), cursor=page.next_cursor, from_run="OTHER")
+    )
+    assert [item.signal_id for item in rest.items] == ["m0"]
+
+
+async def test_reports_of_cost_and_time_name_what_stands_out(
+    store: Store, reports: Reports
+) -> None:
+    unpriced = Usage(input_tokens=5, output_tokens=5, unknown_price=True, model_calls=1)
+    await archive(
+        store,
+        [
+            *create_run("A"),
+            *create_run("B", minute=24 * 60),
+            *create_run("C", model="claude-x", usage=Usage(cost_usd=0.25, model_calls=1)),
+            *create_run("D", model="mystery/one", usage=unpriced, name="report"),
+            *create_run("E", model="ollama/llama", usage=unpriced),
+            *create_run("F", tenant="beta"),
+        ],
+    )
+    cost = await reports.cost_report(CostReport(tenant="acme"))
+    assert cost.runs == 5
+    assert cost.total.cost_usd == 1.25
+    assert [(line.key, line.share) for line in cost.providers] == [
+        ("openai", 0.8),
+        ("anthropic", 0.2),
+        ("mystery", 0.0),
+        ("ollama", 0.0),
+    ]
+    assert cost.most_expensive_provider == "openai"
+    assert cost.unknown_prices == ("mystery/one",)
+    assert [line.key for line in cost.days] == ["2026-03-02", "2026-03-01"]
+    only = await reports.cost_report(CostReport(tenant="acme", name="research", until=START))
+    assert (only.runs, only.providers, only.most_expensive_provider) == (0, (), None)
+    times = await reports.profile_report(ProfileReport(tenant="acme", name="research"))
+    assert times.runs == 4
+    assert [(node.name, node.node_id, node.runs) for node in times.nodes] == [
+        ("research", "main", 4)
+    ]
+    assert times.slowest == "research/main"
+    stored = await reports.get_profile(GetProfile(tenant="acme", run_id="A"))
+    assert [line.provider for line in stored.profile.models] == ["openai"]
+    with pytest.raises(RejectedError, match="run_not_found"):
+        await reports.get_profile(GetProfile(tenant="beta", run_id="A"))
 
 
 @pytest.mark.parametrize("cursor", ["", "x", "-1", "1e9", "9" * 40])
@@ -406,14 +558,14 @@ async def test_usage_summary_adds_up_by_model_and_marks_unknown_prices(
         [
             *create_run("A"),
             *create_run("B", minute=10),
-            *create_run("C", model="ollama_chat/llama", usage=unpriced, name="report"),
+            *create_run("C", model="mystery/llama", usage=unpriced, name="report"),
             *create_run("D", tenant="beta"),
         ],
     )
     report = await queries.usage_summary(UsageSummary(tenant="acme"))
     assert [(line.provider, line.model) for line in report.items] == [
         ("openai", "openai/gpt-5-mini"),
-        ("ollama", "ollama_chat/llama"),
+        ("mystery", "mystery/llama"),
     ]
     assert report.items[0].usage == Usage(
         input_tokens=20, output_tokens=4, cost_usd=1.0, model_calls=2

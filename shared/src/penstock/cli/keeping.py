@@ -1,4 +1,4 @@
-"""``penstock archive``: rebuild, restore, delete."""
+"""``penstock history``: rebuild, restore, delete."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class Format(enum.StrEnum):
 observability = typer.Typer(
     help="Where time and money go.", no_args_is_help=True, rich_markup_mode=None
 )
-archive = typer.Typer(
+history = typer.Typer(
     help="Keep, restore and delete what the archive holds.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -48,7 +48,7 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask whether that 
 def add_groups(app: typer.Typer) -> None:
     """Add the groups of commands to the command line."""
     app.add_typer(observability, name="observability")
-    app.add_typer(archive, name="archive")
+    app.add_typer(history, name="history")
     app.add_typer(sink, name="sink")
 
 
@@ -103,13 +103,13 @@ def profile_report(
     reports.show_profile(context.obj, wanted, threshold=threshold, runs=runs, as_json=as_json)
 
 
-@archive.command("status")
-def archive_status(context: typer.Context, format: AsFormat = Format.TABLE) -> None:
+@history.command("status")
+def history_status(context: typer.Context, format: AsFormat = Format.TABLE) -> None:
     """Show how far the archive is behind the log."""
     _work("keeping").show_status(context.obj, as_json=format is Format.JSON)
 
 
-@archive.command()
+@history.command()
 def rebuild(
     context: typer.Context,
     wait: Annotated[bool, typer.Option(help="Wait until it is done.")] = True,
@@ -118,19 +118,19 @@ def rebuild(
     _work("keeping").rebuild(context.obj, wait=wait)
 
 
-@archive.command()
+@history.command()
 def restore(context: typer.Context, run_id: RunId) -> None:
     """Put the facts of an ended run back into the log that has lost them."""
     _work("keeping").restore(context.obj, run_id)
 
 
-@archive.command("delete-run")
+@history.command("delete-run")
 def delete_run(context: typer.Context, run_id: RunId, yes: Yes = False) -> None:
     """Delete an ended run and its child runs for good."""
     _work("keeping").delete(context.obj, f"/v1/runs/{run_id}", f"run {run_id}", sure=yes)
 
 
-@archive.command("delete-session")
+@history.command("delete-session")
 def delete_session(
     context: typer.Context,
     session_id: Annotated[str, typer.Argument(metavar="SESSION", help="Id of the session.")],
@@ -141,7 +141,7 @@ def delete_session(
     _work("keeping").delete(context.obj, path, f"session {session_id} and its runs", sure=yes)
 
 
-@archive.command("delete-tenant")
+@history.command("delete-tenant")
 def delete_tenant(
     context: typer.Context,
     tenant: Annotated[str, typer.Argument(metavar="TENANT", help="The tenant.")],
