@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from penstock.cli import control, definitions, observability
+from penstock.cli import control, definitions, observability, schedules
 from penstock.cli.failure import CommandError, tell
 from penstock.cli.target import DEFAULT_DATA_DIR, Target, find_target
 
@@ -38,6 +38,7 @@ app.add_typer(services, name="services")
 observability.add_groups(app)
 control.add_control(app, runs)
 definitions.add_definitions(app)
+schedules.add_schedules(app)
 
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

@@ -14,7 +14,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="Agent, network or wor
 AliasName = Annotated[str, typer.Argument(metavar="ALIAS", help="Such as stable.")]
 Kind = Annotated[
     str | None,
-    typer.Option(help="agent, network, workflow, tool or webhook; else it is looked up."),
+    typer.Option(help="agent, network, workflow, tool, webhook or schedule; else it is looked up."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 

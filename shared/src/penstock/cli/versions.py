@@ -10,7 +10,7 @@ from penstock.cli.display import console, moment, print_json, table
 from penstock.cli.failure import MISUSED, CommandError
 from penstock.cli.target import Target
 
-KINDS: Final = ("workflow", "network", "agent", "tool", "webhook")
+KINDS: Final = ("workflow", "network", "agent", "tool", "webhook", "schedule")
 """In the order in which a name is looked up."""
 
 
