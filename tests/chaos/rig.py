@@ -111,6 +111,8 @@ class Size:
     replica_seconds: float
     followed: int
     ledger_concurrency: int
+    kills_at_a_failpoint: int
+    matrix_seconds: float
 
 
 FULL = Size(
@@ -122,6 +124,8 @@ FULL = Size(
     replica_seconds=60,
     followed=60,
     ledger_concurrency=32,
+    kills_at_a_failpoint=20,
+    matrix_seconds=2400,
 )
 SMALL = Size(
     runs=150,
@@ -132,6 +136,8 @@ SMALL = Size(
     replica_seconds=8,
     followed=20,
     ledger_concurrency=24,
+    kills_at_a_failpoint=1,
+    matrix_seconds=240,
 )
 
 

@@ -15,6 +15,7 @@ from penstock.contracts.errors import ConflictError, ErrorDetail, RejectedError,
 from penstock.contracts.facts import RunEnded, RunInvoked, SignalReceived, fact_bytes
 from penstock.contracts.ids import is_run_id
 from penstock.contracts.state import Entry
+from penstock.failpoints import reach
 from penstock_gateway.parked import ParkedIndex
 from penstock_gateway.runs import NOT_FOUND, Runs, available, not_found
 from penstock_gateway.starts import SESSION_POINTER
@@ -123,6 +124,7 @@ class Signals:
         subject = subjects.signal(self._runs.prefix(tenant, run_id), signal_id)
         try:
             seq = await self._writer.append(subject, fact_bytes(fact))
+            reach("gateway.signal_stored")
         except ConflictError:
             entry = await self._reader.read_fact(subject)
             if entry is None:

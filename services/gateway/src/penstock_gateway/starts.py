@@ -28,6 +28,7 @@ from penstock.contracts.facts import (
 from penstock.contracts.ids import shard_of
 from penstock.contracts.plan import PublishedVersion
 from penstock.contracts.versions import check_input, routed
+from penstock.failpoints import reach
 from penstock.runids import new_run_id
 from penstock_gateway.core.conversation import continued
 from penstock_gateway.metrics import RUNS_REPLAYED, RUNS_STARTED
@@ -204,8 +205,10 @@ class Starter:
         if not self._bus.nc.is_connected:
             await self._reconnected()
         headers = None if ask.traceparent is None else {"traceparent": ask.traceparent}
+        reach("gateway.before_invoke")
         try:
             seq = await self._writer.append(subject, fact_bytes(invoked), headers=headers)
+            reach("gateway.invoke_stored")
         except ConflictError:
             return await self._earlier(ask, run_id, subject)
         if ask.session_id is not None:

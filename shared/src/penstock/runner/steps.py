@@ -33,6 +33,7 @@ from penstock.contracts.errors import (
 from penstock.contracts.facts import StepKind, StepScheduled
 from penstock.contracts.state import THROTTLED
 from penstock.contracts.subjects import FactSubject
+from penstock.failpoints import reach
 from penstock.runner.attempt import EXPIRED, Attempt
 from penstock.runner.context import StepContext
 from penstock.runner.handlers import Handler
@@ -131,6 +132,7 @@ class StepWorker:
         ctx = StepContext(subject, step, attempt, self._harness.bus, traceparent)
         if step.at_most_once and attempt.seconds <= 0 and delivery.deliveries > 1:
             attempt.begun = await self._once.get(ctx.once_key) is not None
+        reach("runner.step_taken")
         stops.enter(run_id, subject.step_id, attempt)
         try:
             if exporting():
@@ -182,10 +184,12 @@ class StepWorker:
                 await deltas.close()
         if step.at_most_once and attempt.begun and attempt.failure is not None:
             attempt.failure = _uncertain(attempt.failure)
+        reach("runner.handler_done")
         body = self._body(ctx, now, output, attempt)
         headers = None if ctx.traceparent is None else {TRACEPARENT: ctx.traceparent}
         try:
             await self._harness.writer.append(ctx.result_subject, body, headers=headers)
+            reach("runner.result_stored")
         except ConflictError as error:
             if error.code != "duplicate_fact":
                 raise

@@ -28,6 +28,7 @@ from penstock.contracts.errors import (
     TransientError,
 )
 from penstock.contracts.facts import Claim, DeadLetter
+from penstock.failpoints import reach
 from penstock.telemetry.logs import EventLog
 from penstock_orchestrator.archive.feed import BATCH_BYTES, Feed, LogMessage
 from penstock_orchestrator.archive.projection import Projection, address
@@ -327,8 +328,10 @@ class Projector:
         for item, reason in batch.unreadable:
             await self._bury(item.seq, item.subject_text, item.body, reason)
         began_at = time.perf_counter()
+        reach("projector.batch_read")
         try:
             await self._store.commit(subjects.RUNS, batch, after=self._position)
+            reach("projector.batch_stored")
         except RejectedError as error:
             projection.forget()
             if len(messages) > 1:

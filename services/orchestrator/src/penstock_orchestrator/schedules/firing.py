@@ -27,6 +27,7 @@ from penstock.contracts.schedules import (
 )
 from penstock.contracts.templates import render
 from penstock.contracts.versions import check_input, routed
+from penstock.failpoints import reach
 from penstock_orchestrator.schedules.metrics import (
     SCHEDULES_FAILED,
     SCHEDULES_FIRED,
@@ -74,6 +75,7 @@ class Firing:
         prefix = subjects.run_prefix(tenant, shard_of(run_id, self._shards), run_id)
         try:
             await self._writer.append(subjects.invoke(prefix), fact_bytes(invoked))
+            reach("schedule.run_fired")
         except ConflictError:
             _log.info("schedule.fired_already", extra={"tenant": tenant, "run_id": run_id})
             return run_id
