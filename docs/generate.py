@@ -63,7 +63,7 @@ def asyncapi_page() -> str:
 
 def document_pages() -> dict[str, Callable[[], str]]:
     """A JSON Schema for each kind of document that users write."""
-    documents = importlib.import_module("penstock_registry.core.documents")
+    documents = importlib.import_module("penstock_registry.core.schemas")
     return {
         f"documents/{kind}.schema.json": functools.partial(str, json.dumps(schema, indent=2) + "\n")
         for kind, schema in documents.json_schemas().items()

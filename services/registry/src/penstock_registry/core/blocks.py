@@ -109,9 +109,14 @@ def needs_of(steps: Sequence[StepSpec]) -> list[tuple[str, ...]]:
 def ancestors(needs: Mapping[str, Iterable[str]]) -> dict[str, set[str]]:
     """Return for each step all those that are done before it starts (itself, in a circle)."""
     found: dict[str, set[str]] = {}
-    for step_id in needs:
+    for step_id, direct in needs.items():
+        known = [needed for needed in direct if needed in needs]
+        if all(needed in found for needed in known):
+            found[step_id] = set(known).union(*(found[needed] for needed in known))
+            continue
+        # Something further down is waited for: a free order, or a circle.
         seen: set[str] = set()
-        waiting = [needed for needed in needs[step_id] if needed in needs]
+        waiting = known
         while waiting:
             needed = waiting.pop()
             if needed not in seen:

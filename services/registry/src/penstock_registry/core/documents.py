@@ -5,7 +5,7 @@ What can be said of one field by itself is said here, in types; the rest is in `
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import AnyHttpUrl, Field, JsonValue, TypeAdapter, UrlConstraints
 
@@ -381,22 +381,6 @@ BY_WRITTEN: Final = {kind.value.capitalize(): kind for kind in DocumentKind}
 def kind_of(document: Document) -> DocumentKind:
     """Return what a document defines."""
     return BY_WRITTEN[document.kind]
-
-
-def json_schemas() -> dict[DocumentKind, dict[str, Any]]:
-    """Return the JSON Schema (2020-12) of each kind of document, for editors and for docs."""
-    return {
-        kind: {
-            "$schema": "https://json-schema.org/draft/2020-12/schema",
-            "title": f"Penstock {kind.value}",
-            **{
-                key: value
-                for key, value in model.model_json_schema(by_alias=True).items()
-                if key != "title"
-            },
-        }
-        for kind, model in MODELS.items()
-    }
 
 
 def show_endpoint(url: AnyHttpUrl) -> str:

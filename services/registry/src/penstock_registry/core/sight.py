@@ -16,8 +16,9 @@ from penstock.contracts.conditions import (
 )
 from penstock.contracts.errors import ErrorDetail, RejectedError
 from penstock.contracts.expressions import references as reads
+from penstock.contracts.inference import kind_at
 from penstock.contracts.samples import Sample
-from penstock.contracts.templates import references
+from penstock.contracts.templates import references, show_path
 from penstock_registry.core.places import at
 
 RUN_ROOTS: Final = ("input", "run", "session", "steps")
@@ -103,8 +104,19 @@ def template_faults(template: JsonValue, path: str, sight: Sight) -> Iterator[Er
         except RejectedError as error:
             yield from error.details
             continue
-        yield from path_faults(found, sight)
-        yield from check_template(text, place, sight.samples)
+        wrong = [*path_faults(found, sight), *check_template(text, place, sight.samples)]
+        yield from wrong or _kind_faults(found, sight)
+
+
+def _kind_faults(found: Paths, sight: Sight) -> Iterator[ErrorDetail]:
+    """Yield the paths that ask a number, a text or the like for a member."""
+    for place, parts in found:
+        for depth in range(1, len(parts)):
+            kind = kind_at(parts[:depth], sight.samples)
+            if kind not in ("any", "map" if isinstance(parts[depth], str) else "list"):
+                message = f"{show_path(parts[:depth])} is a {kind} and has no {parts[depth]!r}"
+                yield ErrorDetail(path=place, message=message)
+                break
 
 
 def expression_faults(expression: str, path: str, sight: Sight) -> Iterator[ErrorDetail]:

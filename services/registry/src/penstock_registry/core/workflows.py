@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeGuard
 
 from pydantic import JsonValue
 
@@ -24,7 +24,7 @@ from penstock_registry.core.blocks import (
     undo_id,
 )
 from penstock_registry.core.catalog import Catalog
-from penstock_registry.core.documents import ToolDocument, WorkflowDocument
+from penstock_registry.core.documents import NetworkDocument, Runnable, WorkflowDocument
 from penstock_registry.core.faults import known_faults, one_of, schema_faults
 from penstock_registry.core.places import at
 from penstock_registry.core.requests import request_faults
@@ -193,7 +193,10 @@ class _Walk:
             yield from known_faults(step.tool, catalog.names("tools"), "tool", f"{path}.tool")
             tool = catalog.tools.get(step.tool)
             if tool is not None:
-                yield from _argument_faults(step.input, tool, f"{path}.input")
+                sources = tool.spec.sources.items()
+                provided = {name for name, source in sources if source.source != "agent"}
+                place = f"{path}.input"
+                yield from _given_faults(step.input, tool.spec.parameters, place, provided)
         if step.http is not None:
             yield from request_faults(step.http, f"{path}.http", sight.with_secrets)
 
@@ -364,6 +367,10 @@ class _Walk:
         names = self._catalog.runnables()
         yield from known_faults(child.name, names, "workflow, network or agent", f"{path}.name")
         if child.version is None:
+            called = self._catalog.runnable(child.name)
+            schema = called.spec.input if _takes_input(called) else None
+            if schema is not None and child.input is not None:
+                yield from _given_faults(child.input, schema, f"{path}.input")
             way = self._catalog.calls_back(self._name, child.name)
             if way is not None:
                 by_way = f", by way of {', '.join(way)}" if way else ""
@@ -390,24 +397,38 @@ def _is_moment(text: str) -> bool:
         return False
 
 
-def _argument_faults(given: JsonValue, tool: ToolDocument, path: str) -> Iterator[ErrorDetail]:
-    """Check which arguments a step gives, as far as that can be seen before it runs."""
-    parameters = tool.spec.parameters
-    if isinstance(given, str) and "{{" in given:
+def _takes_input(
+    document: Runnable | None,
+) -> TypeGuard[WorkflowDocument | NetworkDocument]:
+    return isinstance(document, WorkflowDocument | NetworkDocument)
+
+
+def _given_faults(
+    given: JsonValue,
+    schema: Mapping[str, JsonValue],
+    path: str,
+    provided: Container[str] = (),
+) -> Iterator[ErrorDetail]:
+    """Check which members an object has, as far as that can be seen before it is made.
+
+    Args:
+        given: Template of the object.
+        schema: What it must be.
+        path: Where it stands.
+        provided: Members that need not be given.
+    """
+    if schema.get("type") != "object" or (isinstance(given, str) and "{{" in given):
         return
     if given is not None and not isinstance(given, dict):
         yield ErrorDetail(path=path, message=f"got {given!r}"[:200], allowed="an object")
         return
-    properties = parameters.get("properties")
+    properties = schema.get("properties")
     known = list(properties) if isinstance(properties, dict) else []
     names = list(given or ())
-    if parameters.get("additionalProperties") is False:
+    if schema.get("additionalProperties") is False:
         for name in names:
             yield from known_faults(name, known, "parameter", at(path, name))
-    required = parameters.get("required")
-    sources: Mapping[str, object] = {
-        name: source for name, source in tool.spec.sources.items() if source.source != "agent"
-    }
+    required = schema.get("required")
     for needed in required if isinstance(required, list) else []:
-        if needed not in names and needed not in sources:
+        if needed not in names and needed not in provided:
             yield ErrorDetail(path=at(path, str(needed)), message="is missing")

@@ -1,0 +1,99 @@
+"""JSON Schemas of the documents, by which editors complete and check what users write.
+
+Texts come from the models' sources: what stands below a field describes it. No process of a
+running installation imports this module; ``make docs`` does.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any, Final
+
+from penstock.contracts.rpc import DocumentKind
+from penstock_registry.core.documents import MODELS
+from penstock_registry.core.steps import WORK
+
+EXACTLY_ONE: Final[dict[str, Sequence[str]]] = {
+    "StepSpec": WORK,
+    "UndoSpec": ("agent", "tool", "http"),
+    "ToolSpec": ("builtin", "http", "runner", "client"),
+    "AgentSpec": ("model", "endpoint"),
+    "CaseSpec": ("if", "else"),
+    "WaitStep": ("for", "until", "signal"),
+    "RecipientSpec": ("run", "correlation", "session"),
+    "ScheduleSpec": ("cron", "every"),
+}
+"""Fields of which a part has exactly one."""
+
+
+def json_schemas() -> dict[DocumentKind, dict[str, Any]]:
+    """Return the JSON Schema (2020-12) of each kind of document."""
+    return {kind: _schema(kind) for kind in MODELS}
+
+
+def _schema(kind: DocumentKind) -> dict[str, Any]:
+    model = MODELS[kind]
+    made = model.model_json_schema(by_alias=True)
+    definitions = made.get("$defs", {})
+    for name, definition in definitions.items():
+        _describe(name, definition)
+    _describe(model.__name__, made)
+    made.pop("title", None)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"Penstock {kind.value}",
+        **made,
+    }
+
+
+def _describe(name: str, definition: dict[str, Any]) -> None:
+    texts = _texts().get(name, {})
+    for field, schema in definition.get("properties", {}).items():
+        schema.pop("title", None)
+        if field in texts:
+            schema["description"] = texts[field]
+    if name in EXACTLY_ONE:
+        definition["oneOf"] = [{"required": [field]} for field in EXACTLY_ONE[name]]
+
+
+@lru_cache(maxsize=1)
+def _texts() -> dict[str, dict[str, str]]:
+    """Read the texts below the fields of every model from its source, by model and field."""
+    package = __name__.rpartition(".")[0]
+    own = [name for name in sys.modules if name.startswith(f"{package}.")]
+    found: dict[str, dict[str, str]] = {}
+    for module in ("penstock.contracts.plan", *sorted(own)):
+        tree = ast.parse(inspect.getsource(sys.modules[module]))
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef):
+                inherited: dict[str, str] = {}
+                for base in node.bases:
+                    if isinstance(base, ast.Name):
+                        inherited |= found.get(base.id, {})
+                found[node.name] = {**inherited, **dict(_field_texts(node))}
+    return found
+
+
+def _field_texts(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
+    for field, text in zip(node.body, node.body[1:], strict=False):
+        if (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(text, ast.Expr)
+            and isinstance(text.value, ast.Constant)
+            and isinstance(text.value.value, str)
+        ):
+            yield _alias(field) or field.target.id, inspect.cleandoc(text.value.value)
+
+
+def _alias(field: ast.AnnAssign) -> str | None:
+    """Return the name that users write, where it is not the field's own."""
+    if isinstance(field.value, ast.Call):
+        for keyword in field.value.keywords:
+            if keyword.arg == "alias" and isinstance(keyword.value, ast.Constant):
+                return str(keyword.value.value)
+    return None
