@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from examples.client_tools import run_with_tools
 from tests.support.installation import Installation
 from tests.support.waiting import eventually
 
-WAIT = {"Prefer": "wait=20"}
+ROOT = Path(__file__).parents[2]
 
 Apply = Callable[..., str]
 
@@ -168,19 +171,49 @@ def test_client_tools_are_a_loop_over_plain_http(
     )
     calls = [{"name": tool, "arguments": {"part": part}} for part in ("top", "bottom")]
     agent = create_agent({"tool_calls": calls}, {"text": "a cat on a mat"}, tools=[tool])
-    with httpx.Client(base_url=installation.url, timeout=40) as client:
-        answer = client.post("/v1/runs", json={"name": agent, "input": "?"}, headers=WAIT)
-        seen = []
-        while answer.json()["status"] not in ("done", "failed"):
-            run = answer.json()
-            results = []
-            for one in run["waiting_for"]:
-                seen.append(one["request"]["arguments"]["part"])
-                results.append({"step_id": one["mark_id"], "output": "fur"})
-            path = f"/v1/runs/{run['run_id']}/tool_results"
-            answer = client.post(path, json={"results": results}, headers=WAIT)
+    seen = []
+
+    def look(part: str) -> str:
+        seen.append(part)
+        return "fur"
+
+    with httpx.Client(base_url=installation.url, timeout=70) as client:
+        run = run_with_tools(client, agent, "?", {tool: look})
     assert sorted(seen) == ["bottom", "top"]
-    assert (answer.status_code, answer.json()["output"]["text"]) == (200, "a cat on a mat")
+    assert (run["status"], run["output"]["text"]) == ("done", "a cat on a mat")
+
+
+async def test_workflow_of_the_page_is_led_to_its_end_by_commands(
+    installation: Installation,
+) -> None:
+    page = (ROOT / "docs/control.md").read_text(encoding="utf-8")
+    (documents,) = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    installation.apply(documents)
+    order = uuid.uuid4().hex
+    given = {"order": order, "article": "a lamp"}
+    run_id = installation.start("shop-order", given)["run_id"]
+    await waiting(installation, run_id)
+
+    async def asked(kind: str) -> dict[str, Any] | None:
+        marks = installation.get(run_id)["waiting_for"]
+        return next((mark for mark in marks if mark["kind"] == kind), None)
+
+    def pay() -> bool:
+        body = {"name": "paid", "correlation": f"order {order}"}
+        return installation.client.post("/v1/signals", json=body).is_success
+
+    await eventually(pay, within=10)
+    call = await eventually(lambda: asked("client_tool"), within=10)
+    assert call is not None
+    assert "inspect-goods" in penstock(installation, "runs", "tool-calls", run_id)
+    penstock(installation, "runs", "tool-result", run_id, "look", "-o", '{"state": "new"}')
+    question = await eventually(lambda: asked("approval"), within=10)
+    assert question is not None
+    assert question["request"]["message"] == "Send a lamp, which is new?"
+    assert "Send a lamp" in penstock(installation, "approvals", "show", run_id, "release")
+    penstock(installation, "approvals", "approve", run_id, "release")
+    run = await ended(installation, run_id)
+    assert (run["status"], run["output"]) == ("done", "a lamp, released by development")
 
 
 async def test_paused_run_begins_nothing_until_it_is_resumed(
