@@ -50,6 +50,24 @@ def test_repetition_is_not_explained_by(twice: Ledger, pid: int, at: float) -> N
 
 
 @pytest.mark.parametrize(
+    ("stopped", "explained"),
+    [
+        (Span(3.0, 14.0), 1),
+        (Span(3.0, 6.0), 1),
+        (Span(3.0, 5.9), 0),
+        (Span(10.1, 14.0), 0),
+    ],
+)
+def test_repetition_by_who_was_sent_it_first_and_was_stopped_then_is_explained(
+    twice: Ledger, stopped: Span, explained: int
+) -> None:
+    havoc = Havoc()
+    havoc.runners[2].append(stopped)
+    found = explain(twice, havoc, set(), ACK_WAIT)
+    assert (found.by_blow, len(found.unexplained)) == (explained, 1 - explained)
+
+
+@pytest.mark.parametrize(
     ("span", "explained"),
     [
         (Span(9.0, 10.0), 1),

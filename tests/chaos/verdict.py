@@ -229,7 +229,7 @@ def explain(
                     found.unexplained.append(f"{key}: attempt {attempt} without a failed one")
             same = [effect for effect in effects if effect.attempt == attempt]
             for before, after in pairwise(sorted(same, key=lambda effect: effect.began_at)):
-                _explain_redelivery(before, after, ledger, havoc, found, ack_wait_seconds / 2)
+                _explain_redelivery(before, after, ledger, havoc, found, ack_wait_seconds)
     return found
 
 
@@ -239,20 +239,24 @@ def _explain_redelivery(
     ledger: Ledger,
     havoc: Havoc,
     found: Repetitions,
-    stall_seconds: float,
+    ack_wait_seconds: float,
 ) -> None:
     since, until = before.began_at, after.began_at
+    # Who began second may have been sent it first: then it did nothing for the whole ack_wait
+    # that ended when it was sent to the other one, and found it in its socket afterwards.
+    waited = (since - ack_wait_seconds, since)
 
     def met(spans: Iterable[Span]) -> bool:
         return any(span.meets(since, until) for span in spans)
 
-    if met(havoc.runners.get(before.pid, ())):
+    sent_first = any(span.meets(*waited) for span in havoc.runners.get(after.pid, ()))
+    if met(havoc.runners.get(before.pid, ())) or sent_first:
         found.by_blow += 1
     elif met(havoc.bus):
         found.by_bus += 1
     elif (
         sum(span.overlap(since, until) for span in ledger.stalls.get(before.pid, ()))
-        >= stall_seconds
+        >= ack_wait_seconds / 2
     ):
         found.by_stall += 1
     else:
