@@ -27,7 +27,7 @@ from tests.support.simulation import (
     uses,
 )
 
-USED = frozenset(FEATURES) - {"limits", "correlation", "concurrency", "one_at_a_time", "workflow"}
+USED = sorted(set(FEATURES) - {"limits", "correlation", "concurrency", "one_at_a_time", "workflow"})
 MOST_ROUNDS = 200
 ANSWERS: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "approval": ("approval", [{"decision": "approve"}, {"decision": "reject"}]),
@@ -53,13 +53,15 @@ class Player:
     def _move(self, driver: Driver) -> None:
         self.now += 1
         state = driver.state
-        running = [step for step in state.steps.values() if step.status == "scheduled"]
+        steps = sorted(state.steps.values(), key=lambda step: step.step_id)
+        marks = [state.marks[mark_id] for mark_id in sorted(state.marks)]
+        running = [step for step in steps if step.status == "scheduled"]
         opened = [
             m.mark
-            for m in state.marks.values()
+            for m in marks
             if m.open and m.mark.kind in ANSWERS and self._unanswered(driver, m.mark)
         ]
-        waiting = [m.mark for m in state.marks.values() if m.open and m.mark.kind == "wait"]
+        waiting = [m.mark for m in marks if m.open and m.mark.kind == "wait"]
         if running:
             step = self.random.choice(running)
             subject = subjects.result(PREFIX, step.step_id, step.attempt)

@@ -149,7 +149,7 @@ class _Harvest:
         self._check_turns()
         self.clean = self.as_recorded and not (overrides or drop or reshaped)
         self.clean &= self.decided_by is None
-        marks = {mark.mark_id: mark for mark in self._node_marks()}
+        marks = {mark.mark_id: mark for mark in (*self._node_marks(), *self._phase_marks())}
         steps = {step.step_id: step for step in self._steps(marks)}
         marks |= {mark.mark_id: mark for mark in self._call_marks(steps, marks)}
         for outcome in given:
@@ -263,12 +263,21 @@ class _Harvest:
                 continue
             if mark.kind == "end" and mark.status == "succeeded":
                 continue  # it ends the new run by being reached
-            if mark.status == "skipped" and mark_id in self.opened and not self.clean:
+            if mark.status == "skipped" and mark_id in self.opened:
                 continue  # nobody waited for it any more
             if mark_id in self.replaced or self.stale.outcome(found.node.id, found.path):
                 continue
             if found.iid not in self.cuts and self._holds(found, known.decision):
                 yield mark
+
+    def _phase_marks(self) -> Iterator[Mark]:
+        """Yield how phases of the run ended, where nothing of the main one is done again."""
+        if self.handlers_hold:
+            for known in self.state.marks.values():
+                decided = self.decided.get(known.decision, 0)
+                late = self.decided_by is not None and decided > self.decided_by
+                if known.mark.kind == "phase" and not late:
+                    yield known.mark
 
     def _steps(self, marks: Mapping[str, Mark]) -> Iterator[SeededStep]:
         """Yield the outcomes of steps in the order in which they came."""
