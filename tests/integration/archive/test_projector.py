@@ -24,7 +24,7 @@ from penstock.embedded import NatsServer
 from penstock_orchestrator.archive import tables
 from penstock_orchestrator.archive.feed import BATCH_BYTES
 from penstock_orchestrator.archive.process import run_projector
-from penstock_orchestrator.archive.projector import LAG_MESSAGES
+from penstock_orchestrator.archive.projector import LAG_MESSAGES, LAG_SECONDS
 from penstock_orchestrator.archive.settings import ArchiveSettings
 from tests.support.archived import assert_archived, rows_of
 from tests.support.histories import START, Message, random_log
@@ -231,9 +231,13 @@ async def test_projector_with_postgres_away_waits_and_catches_up(
             )
             await publish(bus, log[half:])
             await eventually(lambda: _unacknowledged(bus, len(log) - half))
+            await eventually(lambda: LAG_MESSAGES._value.get() == len(log) - half, within=15)
+            await eventually(lambda: lag_seconds() > 1, within=15)
             assert not running.done()
             await admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
             await assert_eventually_archived(engine, log, within=30)
+            await eventually(lambda: LAG_MESSAGES._value.get() == 0, within=15)
+            await eventually(lambda: lag_seconds() == 0, within=15)
     finally:
         await admin.close()
         await engine.dispose()
@@ -264,6 +268,11 @@ async def test_projector_without_a_database_stays_and_ends_when_told(
         async with projecting(settings) as running:
             await eventually(refused, within=10)
             assert not running.done()
+
+
+def lag_seconds() -> float:
+    (metric,) = LAG_SECONDS.collect()
+    return metric.samples[0].value
 
 
 def free_port() -> int:
