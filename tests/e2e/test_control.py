@@ -216,6 +216,31 @@ async def test_workflow_of_the_page_is_led_to_its_end_by_commands(
     assert (run["status"], run["output"]) == ("done", "a lamp, released by development")
 
 
+async def test_message_of_a_run_reaches_the_latest_run_of_a_session(
+    installation: Installation, create_workflow: Apply
+) -> None:
+    session = uuid.uuid4().hex
+    listener = create_workflow(
+        {"id": "heard", "wait": {"signal": {"name": "news"}}},
+        {"id": "more", "wait": {"signal": {"name": "more"}}},
+    )
+    to = {"session": "{{ input }}"}
+    sender = create_workflow({"id": "tell", "send": {"name": "news", "to": to, "payload": "hi"}})
+    run_id = installation.start(listener, session_id=session)["run_id"]
+    await waiting(installation, run_id)
+    sent = installation.start(sender, session, wait=20)
+    assert (sent["status"], sent["output"]) == ("done", {"run_ids": [run_id]})
+    told = [event for event in installation.log(run_id) if event["type"] == "signal_received"]
+    assert [event["data"]["from_run"] for event in told] == [sent["run_id"]]
+    penstock(installation, "runs", "message", "more", "--session", session)
+    assert (await ended(installation, run_id))["status"] == "done"
+    kinds = [event["type"] for event in installation.log(sent["run_id"])]
+    assert [kind for kind in kinds if kind.startswith("message_")] == [
+        "message_sent",
+        "message_delivered",
+    ]
+
+
 async def test_paused_run_begins_nothing_until_it_is_resumed(
     installation: Installation, create_workflow: Apply
 ) -> None:

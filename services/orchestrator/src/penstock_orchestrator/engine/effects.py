@@ -14,7 +14,7 @@ from collections.abc import Coroutine, Iterable
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from penstock.bus.connection import Bus
 from penstock.bus.kv import Bucket
@@ -177,7 +177,7 @@ class BusEffects:
             return sorted({name.rsplit(".", 1)[1] for name in found})
         if session is not None:
             entry = await self._sessions.get(subjects.session_key(tenant, str(session)))
-            return [entry.value.decode().strip('"')] if entry is not None else []
+            return [str(from_json(entry.value)["run_id"])] if entry is not None else []
         return []
 
     async def _open(self, tenant: str, run_id: str) -> bool:
