@@ -1,4 +1,7 @@
-"""What a decision is made of, before it is published."""
+"""What a decision is made of, before it is published.
+
+Nobody changes these once they are made; they are not frozen because that costs at each field.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from penstock.contracts.facts import (
 from penstock.contracts.json import Json
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Output:
     """One message of a decision: what follows ``out.{n}.`` in its subject, and its fact."""
 
@@ -26,7 +29,7 @@ class Output:
     fact: StepScheduled | StateChanged | RunEnded
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Planned:
     """A step to schedule, before it is known what place it has in a decision."""
 
@@ -68,7 +71,7 @@ class Planned:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Timer:
     """A moment at which the run is to be looked at again."""
 
@@ -76,7 +79,7 @@ class Timer:
     due_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Decided:
     """Decision ``number``: its messages in order, the first of which carries fence and manifest.
 

@@ -57,7 +57,10 @@ def begun(node: Node, iid: str, state: RunState) -> bool:
     steps = state.steps
     if node.kind == "agent":
         return turn_step_id(iid, 1) in steps or iid in state.marks
-    return iid in steps or iid in state.marks or f"{iid}-a" in state.marks
+    if iid in steps:
+        return True
+    marks = state.marks
+    return len(marks) > 0 and (iid in marks or f"{iid}-a" in marks)
 
 
 def instances(block: Block, path: Path) -> list[tuple[Node, str]]:
