@@ -55,6 +55,7 @@ class RunLedger:
     cancel_seq: int = 0
     decisions: int = 0
     marks: dict[str, Mark] = field(default_factory=dict)
+    stopped: set[str] = field(default_factory=set)
     paused: bool = False
     admitted: bool = False
     promised: set[str] = field(default_factory=set)
@@ -108,7 +109,7 @@ class Invariants:
         self._require(message.subject not in ledger.subjects, f"{message.subject} twice", ledger)
         decision = getattr(fact, "decision", None)
         if decision is not None:
-            self._decision(ledger, subject, decision)
+            self._decision(ledger, subject, decision, message)
         match fact:
             case RunInvoked():
                 ledger.invoked = fact
@@ -132,7 +133,9 @@ class Invariants:
         ledger.subjects.append(message.subject)
         ledger.bodies.append(message.body)
 
-    def _decision(self, ledger: RunLedger, subject: FactSubject, decision: Decision) -> None:
+    def _decision(
+        self, ledger: RunLedger, subject: FactSubject, decision: Decision, message: StoredMessage
+    ) -> None:
         number = subject.decision
         self._require(
             number == ledger.decisions + 1,
@@ -140,10 +143,19 @@ class Invariants:
             ledger,
         )
         ledger.decisions = number
-        stem = f"{ledger.prefix}.out.{number}."
+        promised = [f"{ledger.prefix}.out.{number}.{suffix}" for suffix in decision.manifest]
+        self._require(
+            len({*promised, message.subject}) == len(promised) + 1,
+            f"decision {number} states something twice: {decision.manifest}",
+            ledger,
+        )
         for mark in decision.marks:
             self._marked(ledger, mark)
-        ledger.promised |= {stem + suffix for suffix in decision.manifest}
+        for wait in decision.waits:
+            again = wait.step_id in ledger.stopped
+            self._require(not again, f"{wait.step_id} was stopped and is waited for", ledger)
+        ledger.stopped |= {*decision.stops}
+        ledger.promised |= {*promised}
         if ledger.end is not None:
             self._require(subject.event == "end", f"decision {number} after the end", ledger)
 
@@ -192,6 +204,7 @@ class Invariants:
             self._require(
                 message.subject in ledger.promised, f"{message.subject} not promised", ledger
             )
+        self._require(subject.step_id not in ledger.stopped, f"{key} was stopped", ledger)
         if subject.attempt > 1:
             before = ledger.outcomes.get((subject.step_id, subject.attempt - 1))
             self._require(
@@ -251,7 +264,8 @@ class Invariants:
             return
         self.duplicates += 1
         subject = message.subject
-        if ".out." in subject and b'"decision":{' not in message.body:
+        first = b'"decision":{' in self._read(held.body)
+        if ".out." in subject and not first and b'"decision":{' not in self._read(message.body):
             self._require(held.body == message.body, f"{subject} was repaired differently")
 
     # -- at the end ------------------------------------------------------------------------------

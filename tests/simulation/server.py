@@ -66,12 +66,15 @@ class Server:
         self._subs: dict[str, list[SimSubscription]] = {}
         self._wild: list[tuple[list[str], SimSubscription]] = []
         self._listening: set[SimSubscription] = set()
+        self._projector: dict[str, Any] = {}
         self.consumers = Consumers(self)
         for config in stream_table(settings):
             self._add_stream(config)
         for stream, config in consumer_table(settings):
             if config["ack_policy"] == "explicit":
                 self.add_consumer(stream, config)
+            else:
+                self._projector = config
 
     def _add_stream(self, config: dict[str, Any]) -> Stream:
         stream = self.streams[config["name"]] = Stream(config, self.loop.time)
@@ -395,7 +398,7 @@ class Server:
             if consumer is None and name != subjects.PROJECTOR:
                 self._answer(reply, {"error": _NOT_FOUND})
             else:
-                config = consumer.config if consumer is not None else {}
+                config = consumer.config if consumer is not None else self._projector
                 self._answer(reply, {"name": name, "config": config})
         elif verb == "DELETE":
             self.consumers.delete(name)
