@@ -36,7 +36,7 @@ PAGES = sorted(
 FAMILIES = {"RejectedError", "TransientError", "ConflictError", "InvariantError"}
 RESERVED = {"not_acceptable", "run_ended", "already_exists", "rate_limited", "host_refused"}
 """Codes that have a status before anything raises them."""
-KINDS = r"/v1/(tools|workflows|networks|webhooks)(?=/|$)"
+KINDS = r"/v1/(tools|workflows|networks|webhooks|schedules)(?=/|$)"
 
 
 def blocks(page: Path, language: str) -> list[str]:
