@@ -50,7 +50,7 @@ from penstock_orchestrator.archive.feed import Feed
 from penstock_orchestrator.archive.projection import Projection, address
 from penstock_orchestrator.archive.projector import Projector
 from penstock_orchestrator.archive.rows import Addressed, Batch
-from penstock_orchestrator.archive.store import open_store
+from penstock_orchestrator.archive.store import Loaded, Position, open_store
 
 FACTS_A_RUN = 8
 OPEN_RUNS = 64
@@ -188,7 +188,7 @@ def batches_of(received: list[Addressed], instant: Callable[[datetime], Any]) ->
     batches = []
     for begin in range(0, len(received), 2_000):
         part = received[begin : begin + 2_000]
-        projection.load(projection.missing(part), [], [])
+        projection.load(projection.missing(part), Loaded([], [], []))
         batches.append(projection.build(part, part[-1].seq))
         projection.committed(batches[-1])
     return batches
@@ -211,7 +211,7 @@ async def compare(facts: int, folder: Path) -> None:
     await store.begin(subjects.RUNS, "now")
     reached, wall, cpu = 0, time.perf_counter(), time.process_time()
     for batch in batches:
-        await store.commit(subjects.RUNS, batch, after_seq=reached)
+        await store.commit(subjects.RUNS, batch, after=Position(reached, "now"))
         reached = batch.last_seq
     show("  sqlite3", facts, time.perf_counter() - wall, time.process_time() - cpu)
     await store.close()
