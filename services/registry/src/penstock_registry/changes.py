@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from penstock.contracts.errors import ErrorDetail, RejectedError
 from penstock.contracts.facts import DefinitionKind
-from penstock.contracts.plan import PLAN, PublishedVersion
+from penstock.contracts.plan import PLAN, CompiledTool, Plan, PublishedVersion
 from penstock.contracts.rpc import AppliedDefinition, DocumentKind
 from penstock.telemetry.logs import EventLog
 from penstock_registry import store
@@ -349,14 +349,24 @@ def _same_plan(version: VersionRow, artifact: Artifact) -> bool:
     """Tell whether a version is what was compiled, if only written by an older release."""
     if version.digest == artifact.digest:
         return True
-    if DocumentKind(version.kind) not in RUNNABLE or not artifact.body:
-        return False
-    fresh = PLAN.validate_json(artifact.body)
+    kind = DocumentKind(version.kind)
     try:
-        old = PLAN.validate_json(version.compiled)
-    except ValidationError:
-        return False
-    return old.format != fresh.format and old.model_copy(update={"format": fresh.format}) == fresh
+        if kind in RUNNABLE:
+            plan = PLAN.validate_json(version.compiled)
+            current = Plan.model_fields["format"].default
+            return plan.model_copy(update={"format": current}).to_bytes() == artifact.body
+        if kind is DocumentKind.TOOL:
+            tool = CompiledTool.model_validate_json(version.compiled)
+            return tool.model_dump_json().encode() == artifact.body
+    except ValidationError as error:
+        log.warning(
+            "version.unreadable",
+            tenant=version.tenant_id,
+            kind=version.kind,
+            digest=version.digest,
+            reason=str(error),
+        )
+    return False
 
 
 def origin_of(row: DefinitionRow) -> Origin:
