@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 import uuid
 from pathlib import Path
 from typing import Any, Final
@@ -237,3 +240,82 @@ async def over(installation: Installation, run_id: str) -> dict[str, Any]:
         return view
 
     return await eventually(probe, within=20)
+
+
+def test_routes_of_a_network_are_changed_one_by_one(installation: Installation) -> None:
+    name = f"net-{uuid.uuid4().hex[:8]}"
+    spec = {"model": "scripted/echo"}
+    installation.apply(
+        {
+            "apiVersion": "penstock/v1",
+            "kind": "Network",
+            "metadata": {"name": name},
+            "spec": {
+                "entry": "a",
+                "agents": [
+                    {"name": "a", "spec": spec, "routes": ["b"]},
+                    {"name": "b", "spec": spec, "routes": ["c"]},
+                    {"name": "c", "spec": spec},
+                ],
+            },
+        }
+    )
+    client = installation.client
+
+    def routes() -> list[tuple[str, str]]:
+        items = client.get("/config/routes", params={"network": name}).json()["items"]
+        return [(one["source"], one["target"]) for one in items]
+
+    added = client.post("/config/routes", json={"network": name, "source": "a", "target": "c"})
+    assert added.status_code == 201, added.text
+    assert routes() == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert client.delete(f"/config/routes/{name}/b/c").status_code == 204
+    assert routes() == [("a", "b"), ("a", "c")]
+    assert client.get(f"/v1/networks/{name}").json()["published_version"] == 3
+
+    circle = client.post("/config/routes", json={"network": name, "source": "b", "target": "a"})
+    assert circle.status_code == 422
+    assert circle.json()["errors"][0]["path"] == "spec.policy.cycles"
+    stranger = client.post("/config/routes", json={"network": name, "source": "x", "target": "a"})
+    assert (stranger.status_code, stranger.json()["errors"][0]["allowed"]) == (422, "a, b, c")
+    assert client.delete(f"/config/routes/{name}/b/c").status_code == 404
+    assert client.get("/config/networks").json()["items"]
+    assert client.get("/config/agents").status_code == 200
+    answer = client.post(
+        f"/v1/networks/{name}/execute", json={"input": "hi"}, headers={"Prefer": "wait=20"}
+    )
+    assert answer.json()["output"]["text"] == "hi", answer.text
+
+
+def test_alias_is_set_shown_and_removed_by_the_command_line(installation: Installation) -> None:
+    name = f"cli-{uuid.uuid4().hex[:8]}"
+    for number in (1, 2):
+        installation.apply(
+            {
+                "apiVersion": "penstock/v1",
+                "kind": "Workflow",
+                "metadata": {"name": name},
+                "spec": {"steps": [{"id": "one", "transform": number}]},
+            }
+        )
+
+    def penstock(*words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "penstock.cli.app", *words],
+            env={**os.environ, "PENSTOCK_URL": installation.url},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    made = penstock("alias", "set", name, "stable", "1", "--canary", "2", "--weight", "25")
+    assert made.strip() == f"{name}@stable is v1, 25% v2"
+    assert "25% v2" in penstock("alias", "list", name)
+    assert "in force" in penstock("versions", name)
+    assert "v1 is in force" in penstock("publish", name, "--version", "1")
+    penstock("alias", "delete", name, "stable")
+    assert "stable" not in penstock("alias", "list", name)
+    assert "archived" in penstock("archive", name, "--kind", "workflow")
