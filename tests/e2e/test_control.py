@@ -119,6 +119,36 @@ async def test_event_finds_its_run_by_a_correlation_key(
     assert (late.status_code, late.json()["code"]) == (404, "nobody_waits")
 
 
+async def test_waits_for_the_same_key_are_each_found_by_it(
+    installation: Installation, create_workflow: Apply
+) -> None:
+    signals = [{"name": name, "correlation": "{{ input }}"} for name in ("paid", "sent", "got")]
+    name = create_workflow(
+        {"id": "paid", "wait": {"signal": signals[0]}},
+        {"id": "sent", "wait": {"signal": signals[1]}},
+        {"id": "got", "wait": {"signal": signals[2]}, "depends_on": ["paid"]},
+    )
+    order = uuid.uuid4().hex
+    run_id = installation.start(name, order)["run_id"]
+
+    def tell(event: str) -> bool:
+        body = {"name": event, "correlation": order}
+        key = {"Idempotency-Key": event}
+        return installation.client.post("/v1/signals", json=body, headers=key).is_success
+
+    def waits() -> set[str]:
+        return {mark["mark_id"] for mark in installation.get(run_id)["waiting_for"]}
+
+    await eventually(lambda: tell("paid"), within=10)
+    await eventually(lambda: waits() == {"sent", "got"}, within=10)
+    await eventually(lambda: tell("sent"), within=10)
+    await eventually(lambda: waits() == {"got"}, within=10)
+    # What the engine writes into the index comes a moment after the log has it.
+    await eventually(lambda: tell("got"), within=10)
+    assert (await ended(installation, run_id))["status"] == "done"
+    assert not tell("more")
+
+
 @pytest.mark.parametrize("verb", ["approve", "reject"])
 async def test_call_is_made_only_when_somebody_agrees_to_exactly_it(
     installation: Installation, create_workflow: Apply, verb: str

@@ -41,7 +41,9 @@ from penstock.contracts.ids import child_run_id, shard_of
 from penstock.contracts.json import Json
 from penstock.contracts.parked import CorrelationRecord, ParkedRecord, correlation_hash
 from penstock.contracts.state import PARKED, RunState, StepState, fold, new_state
+from penstock.contracts.templates import render
 from penstock.failpoints import reach
+from penstock_orchestrator.core.view import View
 from penstock_orchestrator.engine.runs import Slot
 
 _log = logging.getLogger(__name__)
@@ -218,10 +220,11 @@ class BusEffects:
         if mark.request is not None and mark.request.correlation is not None:
             await self._correlate(slot, mark.request.correlation, mark.mark_id)
 
-    async def _unpark(self, slot: Slot, mark: Mark) -> None:
+    async def _unpark(self, slot: Slot, mark: Mark, *, over: bool = False) -> None:
         await self._parked.delete(subjects.parked_key(slot.tenant, slot.run_id, mark.mark_id))
-        if mark.request is not None and mark.request.correlation is not None:
-            await self._forget(slot, mark.request.correlation)
+        correlation = mark.request.correlation if mark.request is not None else None
+        if correlation is not None and (over or correlation not in _needed(slot)):
+            await self._forget(slot, correlation)
 
     async def _correlate(self, slot: Slot, correlation: str, mark_id: str | None) -> None:
         record = CorrelationRecord(run_id=slot.run_id, shard=slot.shard, mark_id=mark_id)
@@ -275,7 +278,8 @@ class BusEffects:
             await self._cancel_children(slot, left)
         if state.open_marks:
             asked = [known.mark for known in state.marks.values() if known.open]
-            await _all([self._unpark(slot, mark) for mark in asked if mark.request is not None])
+            open_marks = [mark for mark in asked if mark.request is not None]
+            await _all([self._unpark(slot, mark, over=True) for mark in open_marks])
         if correlation is not None:
             await self._forget(slot, correlation)
 
@@ -350,3 +354,18 @@ async def _all(work: list[Coroutine[Any, Any, object]]) -> None:
 def stop_body(step_ids: tuple[str, ...]) -> bytes:
     """Return the body of the message that stops single steps of a run."""
     return to_json({"steps": list(step_ids)})
+
+
+def _needed(slot: Slot) -> set[str]:
+    """Return the keys by which events find a run: those of its waits, and its own."""
+    state, plan = slot.state, slot.plan
+    if state is None:
+        return set()
+    needed = {
+        known.mark.request.correlation
+        for known in state.marks.values()
+        if known.open and known.mark.request is not None and known.mark.request.correlation
+    }
+    if plan is not None and plan.correlation is not None:
+        needed.add(str(render(plan.correlation, View(plan, state).run_scope())))
+    return needed
