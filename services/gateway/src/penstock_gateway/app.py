@@ -15,6 +15,7 @@ from penstock_gateway.api.archives import archives
 from penstock_gateway.api.controlling import controlling
 from penstock_gateway.api.definitions import agent_deletion, application, definition_routes
 from penstock_gateway.api.failures import add_error_handlers, failed
+from penstock_gateway.api.forks import forks
 from penstock_gateway.api.health import health_routes
 from penstock_gateway.api.hot import HotRoute
 from penstock_gateway.api.network_routes import network_routes
@@ -88,7 +89,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
 def _add_routes(app: FastAPI, gateway: Gateway) -> None:
     """Add all routes; the first that fits answers, so the more exact paths come first."""
     add_hot_routes(app, gateway)
-    of_runs = (controlling, signalling, approvals, tool_calls)
+    of_runs = (controlling, signalling, approvals, tool_calls, forks)
     for router in (
         *of_runs,
         participants,
