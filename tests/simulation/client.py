@@ -111,6 +111,7 @@ class SimClient:
             if process.sends_left < 0:
                 self.loop.kill(process, f"before it sent {subject}")
                 return
+        server.on_sent(subject, body, headers)
         if server.faults.lost("lost_request"):
             server.trace("lost", process.name, subject)
             return

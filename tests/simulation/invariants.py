@@ -89,6 +89,7 @@ class Invariants:
         self.broken: list[str] = []
         self.on_asked: Callable[[RunLedger, Mark], None] = lambda _run, _mark: None
         self.duplicates = 0
+        self._meant: dict[str, bytes] = {}
 
     def _require(self, holds: object, what: str, ledger: RunLedger | None = None) -> None:
         if not holds:
@@ -256,6 +257,17 @@ class Invariants:
                 suffixes == {subjects.END_SUFFIX},
                 f"{state.run_id}: {suffixes} is decided after a cancellation",
             )
+
+    def on_sent(self, subject: str, body: bytes, headers: dict[str, str]) -> None:
+        """Check that every try to state a promised message means the same, also if it gets lost.
+
+        A batch may belong to a decision that somebody else made first.
+        """
+        if not subject.startswith("run.") or ".out." not in subject or "Nats-Batch-Id" in headers:
+            return
+        if b'"decision":{' not in self._read(body):
+            same = self._meant.setdefault(subject, body) == body
+            self._require(same, f"{subject} was repaired differently")
 
     def on_refused(self, message: Publish, refused: Refused) -> None:
         """Check that whoever states a promised message again states the same."""

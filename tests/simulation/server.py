@@ -63,6 +63,7 @@ class Server:
         self.multi_last_limit = 1024
         """Messages that one direct get of many subjects gives at most."""
         self.on_refused: Callable[[Publish, Refused], None] = lambda _message, _refused: None
+        self.on_sent: Callable[[str, bytes, Headers], None] = lambda _subject, _body, _headers: None
         self._subs: dict[str, list[SimSubscription]] = {}
         self._wild: list[tuple[list[str], SimSubscription]] = []
         self._listening: set[SimSubscription] = set()

@@ -100,6 +100,7 @@ class World:
         self.server.runs.on_stored.insert(0, self.invariants.on_stored)
         self.invariants.on_asked = self._asked
         self.server.on_refused = self.invariants.on_refused
+        self.server.on_sent = self.invariants.on_sent
         self.server.consumers.on_acknowledged = self._acknowledged
         self.engines = [EngineActor(self, f"engine{n}") for n in range(random.choice([1, 2, 2, 3]))]
         self.runners = [RunnerActor(self, f"runner{n}") for n in range(random.choice([1, 1, 2]))]
