@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import json
 import secrets
+import subprocess
+import sys
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import httpx
 from penstock.cli.api import Api, Event
 from penstock.cli.target import Target, find_target
 from penstock.stack import Stack
+from tests.support.waiting import eventually
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 WEBHOOK_KEY = secrets.token_bytes(24)
@@ -75,6 +79,38 @@ class Installation:
         answer = self.client.get(f"/v1/runs/{run_id}/events", params={"limit": 1000})
         items: list[dict[str, Any]] = answer.json()["items"]
         return items
+
+    def penstock(self, *arguments: str, given: str | None = None, code: int = 0) -> str:
+        """Run a command against the stack, with `given` typed in; return what it prints.
+
+        Where another exit code is expected, what is said on standard error is returned.
+        """
+        command = [sys.executable, "-m", "penstock.cli.app", "--data-dir", str(self.data_dir)]
+        done = subprocess.run(
+            [*command, *arguments],
+            input=given,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout if code == 0 else done.stderr
+
+    def said(self, *arguments: str) -> Any:
+        """Run a command with ``--json``; return what it says."""
+        return json.loads(self.penstock(*arguments, "--json"))
+
+    async def until(self, run_id: str, *statuses: str, within: float = 20) -> dict[str, Any]:
+        """Wait until a run has one of the statuses, else one of an end; return it."""
+        wanted = statuses or ("done", "failed", "cancelled")
+
+        def probe() -> dict[str, Any]:
+            run = self.get(run_id)
+            assert run["status"] in wanted, run
+            return run
+
+        return await eventually(probe, within=within)
 
     def stream(self, run_id: str, *, url: str | None = None, after: str = "0") -> Generator[Event]:
         """Yield a run's events as Server-Sent Events, from this gateway or another."""
