@@ -330,6 +330,20 @@ def test_concurrency_and_correlation_see_no_steps() -> None:
     assert [path for path, _ in faults] == ["spec.concurrency.key", "spec.correlation"]
 
 
+@pytest.mark.parametrize(
+    ("schema", "path"),
+    [
+        ({"type": "objekt"}, "spec.input.type"),
+        ({"properties": {"a": {"$ref": "https://example.com/a"}}}, "spec.input.properties.a.$ref"),
+        ({"description": "x" * 70_000}, "spec.input"),
+    ],
+)
+def test_wrong_schema_of_the_input_is_refused(schema: dict[str, Any], path: str) -> None:
+    ((place, _),) = found({"id": "a", "transform": 1}, input=schema)
+
+    assert place == path
+
+
 # Child runs
 
 

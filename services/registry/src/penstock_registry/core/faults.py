@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final
 
 from pydantic import JsonValue
 
 from penstock.contracts.errors import ErrorDetail
 from penstock_registry.core.places import at, show_location
+
+MAX_INPUT_SCHEMA_BYTES: Final = 64 * 1024
+"""It stands beside the version in force, in the memory of every gateway."""
 
 
 def one_of(names: Sequence[str], given: Iterable[str], path: str) -> Iterator[ErrorDetail]:
@@ -35,6 +40,30 @@ def repeated_faults(names: Iterable[str], path: str) -> Iterator[ErrorDetail]:
         if name in seen:
             yield ErrorDetail(path=f"{path}[{index}]", message=f"{name!r} is named twice")
         seen.add(name)
+
+
+def input_faults(schema: Mapping[str, JsonValue], path: str) -> Iterator[ErrorDetail]:
+    """Yield what is wrong with the schema of an input, which every process that starts runs has."""
+    size = len(json.dumps(schema))
+    if size > MAX_INPUT_SCHEMA_BYTES:
+        yield ErrorDetail(
+            path=path, message=f"has {size} bytes", allowed=f"<= {MAX_INPUT_SCHEMA_BYTES} bytes"
+        )
+    yield from schema_faults(schema, path)
+    yield from _reference_faults(dict(schema), path)
+
+
+def _reference_faults(schema: JsonValue, path: str) -> Iterator[ErrorDetail]:
+    if isinstance(schema, dict):
+        for key, value in schema.items():
+            if key == "$ref" and isinstance(value, str) and not value.startswith("#"):
+                message = f"refers to {value!r}, which is not in it"[:300]
+                yield ErrorDetail(path=at(path, key), message=message, allowed="#/...")
+            else:
+                yield from _reference_faults(value, at(path, key))
+    elif isinstance(schema, list):
+        for index, value in enumerate(schema):
+            yield from _reference_faults(value, f"{path}[{index}]")
 
 
 def schema_faults(schema: Mapping[str, JsonValue], path: str) -> Iterator[ErrorDetail]:

@@ -8,7 +8,7 @@ from typing import Final
 from penstock.contracts.errors import ErrorDetail
 from penstock_registry.core.catalog import Catalog
 from penstock_registry.core.documents import AgentSpec, MemberSpec, NetworkDocument, NetworkSpec
-from penstock_registry.core.faults import known_faults, repeated_faults, schema_faults
+from penstock_registry.core.faults import input_faults, known_faults, repeated_faults
 from penstock_registry.core.places import at
 from penstock_registry.core.sight import Sight, template_faults
 
@@ -22,7 +22,7 @@ def network_faults(document: NetworkDocument, catalog: Catalog, path: str) -> It
     """
     spec = document.spec
     if spec.input is not None:
-        yield from schema_faults(spec.input, at(path, "input"))
+        yield from input_faults(spec.input, at(path, "input"))
     names = [member.name for member in spec.agents]
     yield from known_faults(spec.entry, names, "agent", at(path, "entry"))
     seen: dict[str, str] = {}

@@ -25,7 +25,7 @@ from penstock_registry.core.blocks import (
 )
 from penstock_registry.core.catalog import Catalog
 from penstock_registry.core.documents import NetworkDocument, Runnable, WorkflowDocument
-from penstock_registry.core.faults import known_faults, one_of, schema_faults
+from penstock_registry.core.faults import input_faults, known_faults, one_of
 from penstock_registry.core.places import at
 from penstock_registry.core.requests import request_faults
 from penstock_registry.core.sight import (
@@ -72,7 +72,7 @@ class _Walk:
         spec = self._spec
         samples = {}
         if spec.input is not None:
-            broken = list(schema_faults(spec.input, at(path, "input")))
+            broken = list(input_faults(spec.input, at(path, "input")))
             yield from broken
             if not broken:
                 samples["input"] = sample_of(spec.input)
