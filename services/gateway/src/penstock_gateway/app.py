@@ -13,6 +13,7 @@ from penstock.contracts.rpc import DocumentKind
 from penstock_gateway.api.approvals import approvals
 from penstock_gateway.api.archives import archives
 from penstock_gateway.api.controlling import controlling
+from penstock_gateway.api.dead import dead_letters
 from penstock_gateway.api.definitions import agent_deletion, application, definition_routes
 from penstock_gateway.api.failures import add_error_handlers, failed
 from penstock_gateway.api.forks import forks
@@ -89,7 +90,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
 def _add_routes(app: FastAPI, gateway: Gateway) -> None:
     """Add all routes; the first that fits answers, so the more exact paths come first."""
     add_hot_routes(app, gateway)
-    of_runs = (controlling, signalling, approvals, tool_calls, forks)
+    of_runs = (controlling, signalling, approvals, tool_calls, forks, dead_letters)
     for router in (
         *of_runs,
         participants,
