@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -175,6 +179,30 @@ class World:
         state = await self.until(run_id, lambda s: s.ended is not None, within)
         assert state.ended is not None
         return state.ended
+
+
+@asynccontextmanager
+async def engine_process(world: World, name: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """An engine as a process of its own, to be killed."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "penstock_orchestrator",
+        env={
+            **os.environ,
+            "PENSTOCK_NATS_URL": world.settings.nats_url,
+            "PENSTOCK_SHARDS": str(world.settings.shards),
+            "PENSTOCK_LEASE_TTL_SECONDS": "1",
+            "PENSTOCK_INSTANCE_ID": name,
+        },
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            process.send_signal(signal.SIGKILL)
+        await process.wait()
 
 
 CreateWorld = Callable[..., Awaitable[World]]

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import os
-import signal
-import sys
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise, takewhile
 from typing import Any
@@ -29,7 +23,13 @@ from penstock.contracts.schedules import (
 )
 from penstock.contracts.state import Entry
 from penstock_orchestrator.schedules.scheduler import Scheduler
-from tests.integration.orchestrator.conftest import TENANT, CreateWorld, World, chain
+from tests.integration.orchestrator.conftest import (
+    TENANT,
+    CreateWorld,
+    World,
+    chain,
+    engine_process,
+)
 from tests.support.waiting import eventually
 
 INPUT: Json = {"at": "{{ schedule.tick }}", "local": "{{ schedule.scheduled_at }}"}
@@ -105,29 +105,6 @@ async def fired(world: World, count: int, within: float = 10) -> list[datetime]:
 
 def gaps(ticks: list[datetime]) -> set[float]:
     return {(later - earlier).total_seconds() for earlier, later in pairwise(ticks)}
-
-
-@contextlib.asynccontextmanager
-async def engine_process(world: World, name: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "penstock_orchestrator",
-        env={
-            **os.environ,
-            "PENSTOCK_NATS_URL": world.settings.nats_url,
-            "PENSTOCK_SHARDS": str(world.settings.shards),
-            "PENSTOCK_LEASE_TTL_SECONDS": "1",
-            "PENSTOCK_INSTANCE_ID": name,
-        },
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGKILL)
-        await process.wait()
 
 
 async def test_tick_starts_the_published_version_soon_after_its_time(world: World) -> None:

@@ -101,6 +101,21 @@ def test_run_that_wants_less_than_before_gives_places_back() -> None:
     assert pool.out(QUEUE) == 1
 
 
+def test_place_that_nobody_wants_any_more_goes_to_the_next() -> None:
+    pool = windows(1)
+    pool.take("a", QUEUE, 0, "a/1", 1)
+    pool.take("b", QUEUE, 0, "b/1", 1)
+    pool.take("c", QUEUE, 0, "c/1", 1)
+    pool.release(QUEUE, "a/1")
+    pool.settle("b/1")
+    assert pool.next() == ["b/1"]
+    pool.settle("b/1")
+    assert pool.next() == ["c/1"]
+    assert pool.take("c", QUEUE, 0, "c/1", 1) == 1
+    pool.settle("c/1")
+    assert pool.out(QUEUE) == 1
+
+
 def test_outcomes_of_steps_that_were_never_counted_free_nothing() -> None:
     pool = windows(1)
     pool.take("a", QUEUE, 0, "a/1", 1)

@@ -161,6 +161,7 @@ class Engine:
             state = slot.state
             if state is None or state.invoked is None or state.ended is not None:
                 await self._settle(slot)
+                self._wake_held()
                 return
             known = True
             for attempt in expired(state, now) if expire else ():
@@ -177,6 +178,7 @@ class Engine:
                 await self._reload(slot)
                 fresh = True
             await self._advance(slot, now, 0, fresh=fresh)
+        self._wake_held()
 
     # -- state -------------------------------------------------------------------------------
 
@@ -303,6 +305,10 @@ class Engine:
             await self.wake(slot, datetime.now(UTC), expire=False)
         except PenstockError as error:
             _log.warning("engine.wake_failed", extra={"run_id": slot.run_id, "code": error.code})
+        finally:
+            # A run that is paused or cancelled by now must not keep places from others.
+            self._places.settle(slot)
+            self._wake_held()
 
     def resize_pool(self, pool: str, slots: int) -> None:
         """Take note of how many steps the live runners of a pool can work at."""

@@ -114,6 +114,11 @@ class Places:
         if self._windows is not None:
             self._windows.drop(slot)
 
+    def settle(self, slot: Slot) -> None:
+        """Take back places that a run whose turn had come did not want any more."""
+        if self._windows is not None:
+            self._windows.settle(slot)
+
     def resize(self, pool: str, slots: int) -> None:
         """Take note of how many steps the live runners of a pool can work at."""
         if self._windows is not None:

@@ -129,6 +129,18 @@ class Windows(Generic[SlotT]):
             if slot in window.held:
                 self.release(queue, slot, window.held[slot])
 
+    def settle(self, slot: SlotT) -> None:
+        """Take back the places that a run was named for and has not taken: it wants them no more.
+
+        To be called once a run that ``next`` has named has been gone on with.
+        """
+        if slot in self._woken:
+            return  # named again meanwhile
+        for window in self._windows.values():
+            unused = window.given.pop(slot, 0)
+            if unused:
+                self._return(window, slot, unused)
+
     def next(self) -> list[SlotT]:
         """Return the runs for which places have become free, in the order of their turns."""
         if not self._woken:
