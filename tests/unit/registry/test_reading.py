@@ -89,7 +89,7 @@ def test_document_with_many_faults_names_each_with_its_place() -> None:
             "delay_seconds, deltas, ",
         ),
         ({"max_turns": 0}, "spec.max_turns", ">= 1"),
-        ({"script": {"turns": []}}, "spec.script.turns", "at least 1 long"),
+        ({"script": {"turns": []}}, "spec.script.turns", "at least 1"),
     ],
 )
 def test_fault_says_what_would_be_allowed(

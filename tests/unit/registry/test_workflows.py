@@ -167,6 +167,21 @@ def test_faults_of_all_steps_are_said_at_once() -> None:
     assert faults[4][1] == "step 'x' is hidden in 'c'; read steps.c.output"
 
 
+def test_faults_of_one_string_and_of_a_circle_are_said_at_once() -> None:
+    faults = found(
+        {
+            "id": "a",
+            "transform": "{{ a..b }} {{ steps.z.output }} {{ input.n.x }}",
+            "depends_on": ["a"],
+        }
+    )
+
+    assert [path for path, _ in faults] == [
+        "spec.steps[0].depends_on",
+        *["spec.steps[0].transform"] * 3,
+    ]
+
+
 @pytest.mark.parametrize(
     ("step", "place"),
     [

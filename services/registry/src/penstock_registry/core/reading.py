@@ -42,7 +42,7 @@ def load_yaml(text: str, *, path: str = "") -> list[JsonValue]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads YAML as JSON values: dates stay text, repeated keys are refused."""
+    """Reads YAML as JSON values: dates and keys stay text, repeated keys are refused."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -56,6 +56,8 @@ class _Loader(yaml.SafeLoader):
                     None, None, f"{key.value!r} is written twice", key.start_mark
                 )
             seen.add(key.value)
+            if key.tag != "tag:yaml.org,2002:merge":
+                key.tag = "tag:yaml.org,2002:str"  # else a branch called `yes` becomes `True`
         return {str(key): value for key, value in super().construct_mapping(node, deep).items()}
 
 
@@ -216,6 +218,9 @@ def _detail(found: ErrorDetails, schema: dict[str, Any], prefix: str) -> ErrorDe
             allowed = str(context["expected"]).replace("'", "").replace(" or ", ", ")
         case "missing":
             message = "is missing"
+        case "too_short":
+            message = f"has {context['actual_length']} entries"
+            allowed = f"at least {context['min_length']}"
         case "string_pattern_mismatch":
             message = f"got {_shown(found['input'])}"
             allowed = str(context["pattern"])

@@ -18,7 +18,7 @@ from penstock.contracts.errors import ErrorDetail, RejectedError
 from penstock.contracts.expressions import references as reads
 from penstock.contracts.inference import kind_at
 from penstock.contracts.samples import Sample
-from penstock.contracts.templates import references, show_path
+from penstock.contracts.templates import references, show_path, split
 from penstock_registry.core.places import at
 
 RUN_ROOTS: Final = ("input", "run", "session", "steps")
@@ -98,7 +98,7 @@ _KINDS: Final = {"arguments": "parameter", STEPS: "step"}
 
 def template_faults(template: JsonValue, path: str, sight: Sight) -> Iterator[ErrorDetail]:
     """Yield what is wrong with every ``{{ expression }}`` of a template."""
-    for place, text in _texts(template, path):
+    for place, text in _expressions(template, path):
         try:
             found = list(references(text, place))
         except RejectedError as error:
@@ -134,16 +134,18 @@ def condition_faults(condition: JsonValue, path: str, sight: Sight) -> Iterator[
         yield from path_faults(((path, read) for read in condition_references(condition)), sight)
 
 
-def _texts(template: JsonValue, path: str) -> Iterator[tuple[str, str]]:
-    """Yield every string of a JSON value with its place."""
+def _expressions(template: JsonValue, path: str) -> Iterator[tuple[str, str]]:
+    """Yield every single template in the strings of a JSON value with its place."""
     if isinstance(template, str):
-        yield path, template
+        for part, is_template in split(template):
+            if is_template:
+                yield path, f"{{{{ {part} }}}}"
     elif isinstance(template, dict):
         for key, value in template.items():
-            yield from _texts(value, at(path, key))
+            yield from _expressions(value, at(path, key))
     elif isinstance(template, list):
         for index, value in enumerate(template):
-            yield from _texts(value, f"{path}[{index}]")
+            yield from _expressions(value, f"{path}[{index}]")
 
 
 def path_faults(found: Paths, sight: Sight) -> Iterator[ErrorDetail]:

@@ -122,8 +122,7 @@ class _Walk:
                 circle = sorted(one for one in above[step.id] if step.id in above.get(one, ()))
                 by_way = f", by way of {', '.join(circle)}" if circle != [step.id] else ""
                 yield ErrorDetail(path=f"{place}.depends_on", message=f"waits for itself{by_way}")
-                continue
-            sight = spot.sight.seeing(above[step.id], ids)
+            sight = spot.sight.seeing(above[step.id] - {step.id}, ids)
             yield from self._step(step, place, spot._replace(sight=sight.inside(step.id)))
 
     def _unknown_step(self, name: str, ids: Iterable[str], path: str, spot: _Spot) -> ErrorDetail:
