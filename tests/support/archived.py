@@ -13,9 +13,16 @@ from pydantic_core import to_json
 from sqlalchemy import Table, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from penstock.contracts.facts import FACT, RunEnded, RunInvoked, StepResult
+from penstock.contracts.facts import (
+    FACT,
+    RunEnded,
+    RunInvoked,
+    SignalReceived,
+    StepKind,
+    StepResult,
+)
 from penstock.contracts.profiles import RunProfile, profile_of_entries, provider_of
-from penstock.contracts.state import Entry, RunState, fold, new_state
+from penstock.contracts.state import PARKED, Entry, RunState, fold, new_state
 from penstock.contracts.subjects import parse_fact
 from penstock.contracts.views import RunView, run_view
 from penstock_orchestrator.archive import tables
@@ -23,7 +30,7 @@ from penstock_orchestrator.archive.projection import (
     INLINE_BYTES,
     PREVIEW_CHARACTERS,
 )
-from penstock_orchestrator.archive.texts import user_text
+from penstock_orchestrator.core.conversation import user_text
 from tests.support.histories import Message
 
 Key = tuple[str, str]
@@ -77,6 +84,7 @@ async def assert_archived(engine: AsyncEngine, log: Sequence[Message]) -> None:
     for row in steps:
         _assert_step(row, states[row["tenant"], row["run_id"]])
     await _assert_usage(engine, entries, states)
+    await _assert_signals(engine, entries)
     await _assert_sessions(engine, entries)
 
 
@@ -84,6 +92,15 @@ def _assert_run(row: dict[str, Any], state: RunState) -> None:
     assert row["last_seq"] == state.last_seq
     assert row["updated_at"] == state.updated_at
     assert row["status"] == state.status
+    assert row["decisions"] == state.decisions
+    assert row["paused"] == state.paused
+    open_marks = {
+        mark_id
+        for mark_id, known in state.marks.items()
+        if known.open and known.mark.kind in PARKED
+    }
+    assert set(_parsed(row["parked"]) or ()) == open_marks
+    assert (not state.open_marks) == (not open_marks)
     view = run_view(state)
     if view is None:
         assert row["seq"] is None
@@ -98,6 +115,12 @@ def _assert_run(row: dict[str, Any], state: RunState) -> None:
     assert _parsed(row["input"]) == _inline(view.input)
     assert _parsed(row["output"]) == _inline(view.output)
     assert _parsed(row["error"]) == _dumped(view.error)
+    code = view.error.code if view.error is not None else None
+    assert row["error_code"] == code
+    assert row["parent_run_id"] == (view.parent.run_id if view.parent is not None else None)
+    assert row["root_run_id"] == (view.parent.root_run_id if view.parent is not None else None)
+    forked_from = view.forked_from
+    assert row["forked_from"] == (forked_from.run_id if forked_from is not None else None)
     _assert_cost(row, view)
 
 
@@ -120,6 +143,7 @@ def _assert_cost(row: dict[str, Any], view: RunView) -> None:
     assert row["cost_usd"] == pytest.approx(usage.cost_usd)
     assert row["unknown_price"] == usage.unknown_price
     assert row["model_calls"] == usage.model_calls
+    assert row["steps"] == usage.steps
 
 
 def _assert_step(row: dict[str, Any], state: RunState) -> None:
@@ -140,10 +164,12 @@ def _assert_step(row: dict[str, Any], state: RunState) -> None:
 async def _assert_usage(
     engine: AsyncEngine, entries: Sequence[Entry], states: dict[Key, RunState]
 ) -> None:
+    """Assert that each cost stands where it arose: that of a child run in the child's rows."""
     spent = {
         (*key, attempt): usage
         for key, state in states.items()
         for attempt, usage in state.usages.items()
+        if state.steps[attempt.rpartition(".")[0]].kind is not StepKind.RUN
     }
     rows = await rows_of(engine, tables.usage)
     assert len(rows) == len(spent)
@@ -155,9 +181,27 @@ async def _assert_usage(
         assert fact.usage == usage
         assert row["input_tokens"] == usage.input_tokens
         assert row["cost_usd"] == usage.cost_usd
-        assert row["model"] == fact.model
+        assert row["model"] == (fact.model or "")
         assert row["provider"] == provider_of(fact.model)
         assert row["occurred_at"] == fact.occurred_at
+
+
+async def _assert_signals(engine: AsyncEngine, entries: Sequence[Entry]) -> None:
+    sent = []
+    for entry in entries:
+        subject, fact = entry.subject, entry.fact
+        if isinstance(fact, SignalReceived):
+            said = (fact.kind, fact.name, fact.target, fact.from_run, fact.sent_by)
+            keys = (entry.seq, subject.tenant, subject.run_id, subject.step_id)
+            sent.append((*keys, *said, _inline(fact.payload), fact.occurred_at))
+    names = (
+        *("seq", "tenant", "run_id", "signal_id"),
+        *("kind", "name", "target", "from_run", "sent_by"),
+    )
+    assert [
+        (*(row[name] for name in names), _parsed(row["payload"]), row["occurred_at"])
+        for row in await rows_of(engine, tables.signals)
+    ] == sent
 
 
 async def _assert_sessions(engine: AsyncEngine, entries: Sequence[Entry]) -> None:

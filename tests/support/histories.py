@@ -17,10 +17,18 @@ from penstock.contracts.facts import (
     CancelRequested,
     Decision,
     DefinitionKind,
+    ForkedFrom,
+    Mark,
+    MarkKind,
+    ParentRef,
     RunEnded,
     RunFact,
     RunInvoked,
     RunStatus,
+    Seed,
+    SeededSignal,
+    SeededStep,
+    SignalKind,
     SignalReceived,
     StateChanged,
     StepKind,
@@ -47,8 +55,40 @@ ODD_VALUES: tuple[JsonValue, ...] = (
     False,
 )
 
+MARK_KINDS: tuple[MarkKind, ...] = (
+    "wait",
+    "approval",
+    "client_tool",
+    "resolution",
+    "map",
+    "branch",
+    "transform",
+    "phase",
+)
+MARK_STATUSES: tuple[Literal["open", "succeeded", "failed", "skipped"], ...] = (
+    *("open", "open"),
+    *("succeeded", "failed", "skipped"),
+)
+SIGNAL_KINDS: tuple[SignalKind, ...] = (
+    "event",
+    "message",
+    "approval",
+    "tool_result",
+    "resolution",
+    "pause",
+    "pause",
+    "resume",
+    "admitted",
+)
+
 End = Literal[RunStatus.DONE, RunStatus.FAILED, RunStatus.CANCELLED]
 ENDS: tuple[End, ...] = (RunStatus.DONE, RunStatus.DONE, RunStatus.FAILED, RunStatus.CANCELLED)
+
+OUTCOMES: tuple[Literal["succeeded", "failed", "unknown"], ...] = (
+    *("succeeded",) * 6,
+    *("failed",) * 3,
+    "unknown",
+)
 
 Message = tuple[str, bytes]
 """Subject and body."""
@@ -73,6 +113,7 @@ def random_usage(rng: random.Random) -> Usage:
         cost_usd=rng.randint(0, 1_000) / 1_024,
         unknown_price=rng.random() < 0.2,
         model_calls=1,
+        steps=rng.randint(0, 3),
     )
 
 
@@ -81,18 +122,52 @@ def random_error(rng: random.Random) -> ErrorInfo:
 
 
 def random_run(rng: random.Random, number: int) -> list[tuple[str, RunFact]]:
-    """One run: decisions, attempts, waits, late outcomes, signals, cancellation, its end."""
-    clock = Clock(rng)
+    """One run: its parent and seed, decisions with marks, attempts, waits and stops, outcomes
+    late and unknown, signals, cancellation, its end.
+    """
     run_id = run_id_from(1_700_000_000_000 + number, rng.randbytes(10))
-    prefix = subjects.run_prefix(rng.choice(TENANTS), 3, run_id)
-    return list(_facts(rng, clock, prefix))
+    return list(Story(rng, subjects.run_prefix(rng.choice(TENANTS), 3, run_id)).facts())
 
 
-def _facts(rng: random.Random, clock: Clock, prefix: str) -> Iterator[tuple[str, RunFact]]:
-    yield (
-        subjects.invoke(prefix),
-        RunInvoked(
-            occurred_at=clock(),
+class Story:
+    """What a run has come to while its facts are made up."""
+
+    def __init__(self, rng: random.Random, prefix: str) -> None:
+        self.rng = rng
+        self.clock = Clock(rng)
+        self.prefix = prefix
+        self.number = 0
+        """Of the latest decision."""
+        self.attempts: dict[str, int] = {}
+        self.kinds: dict[str, StepKind] = {}
+
+    def facts(self) -> Iterator[tuple[str, RunFact]]:
+        rng, clock, prefix = self.rng, self.clock, self.prefix
+        yield subjects.invoke(prefix), self._invoked()
+        if rng.random() < 0.1:
+            yield subjects.cancel(prefix), CancelRequested(occurred_at=clock(), reason="never mind")
+        for _ in range(rng.randint(0, 5)):
+            self.number += 1
+            if rng.random() < 0.3:
+                yield self._state_changed()
+            else:
+                yield from self._steps()
+            if rng.random() < 0.3:
+                yield self._signal()
+        if rng.random() < 0.8:
+            yield self._ended()
+            for step_id, attempt in self.attempts.items():
+                if rng.random() < 0.1:
+                    yield self._outcome(step_id, attempt + 1)
+            if rng.random() < 0.1:
+                yield self._signal()
+
+    def _invoked(self) -> RunInvoked:
+        rng, clock = self.rng, self.clock
+        at = clock()
+        other = run_id_from(1_600_000_000_000, rng.randbytes(10))
+        return RunInvoked(
+            occurred_at=at,
             name=rng.choice(("research", "report")),
             kind=rng.choice(list(DefinitionKind)),
             version=rng.randint(1, 9),
@@ -102,122 +177,192 @@ def _facts(rng: random.Random, clock: Clock, prefix: str) -> Iterator[tuple[str,
             trigger=rng.choice(list(Trigger)),
             requested_by=rng.choice((None, "someone")),
             tags=rng.choice(({}, {"team": "a"}, {"team": "b", "nul\0": "\0"})),
-        ),
-    )
-    if rng.random() < 0.1:
-        yield subjects.cancel(prefix), CancelRequested(occurred_at=clock(), reason="never mind")
-    decision = 0
-    attempts: dict[str, int] = {}
-    kinds: dict[str, StepKind] = {}
-    for _ in range(rng.randint(0, 5)):
-        decision += 1
-        if rng.random() < 0.2 and attempts:
-            step_id = rng.choice(sorted(attempts))
-            wait = Wait(
+            parent=ParentRef(
+                run_id=other, shard=1, step_id="child", attempt=1, root_run_id=other, depth=1
+            )
+            if rng.random() < 0.3
+            else None,
+            forked_from=ForkedFrom(run_id=other, at_seq=7) if rng.random() < 0.2 else None,
+            seed=self._seed(at) if rng.random() < 0.3 else None,
+        )
+
+    def _seed(self, at: datetime) -> Seed:
+        """What another run had recorded; some of its steps are tried again here."""
+        rng = self.rng
+        steps = []
+        for index in range(rng.randint(0, 3)):
+            step_id, attempt = f"seeded-{index}", rng.randint(1, 2)
+            kind = rng.choice(list(StepKind))
+            failed = rng.random() < 0.3
+            if rng.random() < 0.5:
+                self.attempts[step_id], self.kinds[step_id] = attempt, kind
+            steps.append(
+                SeededStep(
+                    step_id=step_id,
+                    kind=kind,
+                    queue="main",
+                    attempt=attempt,
+                    node_id="seeded",
+                    name="lookup",
+                    output=None if failed else rng.choice(ODD_VALUES),
+                    status="failed" if failed else "succeeded",
+                    error=random_error(rng) if failed else None,
+                    started_at=at - timedelta(hours=2),
+                    ended_at=at - timedelta(hours=1),
+                )
+            )
+        return Seed(
+            steps=tuple(steps),
+            marks=tuple(mark for mark in self._marks() if mark.status != "open"),
+            signals=(SeededSignal(signal_id="old", name="note", payload=rng.choice(ODD_VALUES)),),
+            spent=random_usage(rng),
+        )
+
+    def _marks(self) -> tuple[Mark, ...]:
+        """Marks of every kind, opened, settled, opened again."""
+        rng = self.rng
+        made = {}
+        for _ in range(rng.randint(0, 3)):
+            kind = rng.choice(MARK_KINDS)
+            mark_id = f"{kind}-{rng.randint(0, 1)}"
+            status = rng.choice(MARK_STATUSES)
+            failed = status == "failed"
+            made[mark_id] = Mark(
+                mark_id=mark_id,
+                kind=kind,
+                status=status,
+                output=rng.choice(ODD_VALUES) if status == "succeeded" else None,
+                error=random_error(rng) if failed else None,
+                due_at=self.clock() if kind == "wait" else None,
+            )
+        return tuple(made.values())
+
+    def _waits(self) -> tuple[Wait, ...]:
+        if not self.attempts:
+            return ()
+        step_id = self.rng.choice(sorted(self.attempts))
+        return (
+            Wait(
                 timer_id=f"{step_id}-wait",
                 step_id=step_id,
-                next_attempt=attempts[step_id] + rng.randint(0, 1),
-                due_at=clock(),
-            )
-            yield (
-                subjects.out(prefix, decision, subjects.STATE_SUFFIX),
-                StateChanged(occurred_at=clock(), decision=Decision(cause_seq=1), waits=(wait,)),
-            )
-            continue
-        yield from _decision(rng, clock, prefix, decision, attempts, kinds)
-        if rng.random() < 0.15:
-            signal = SignalReceived(
-                occurred_at=clock(), name="note", payload=rng.choice(ODD_VALUES)
-            )
-            yield subjects.signal(prefix, f"signal-{decision}"), signal
-    if rng.random() < 0.8:
+                next_attempt=self.attempts[step_id] + self.rng.randint(0, 1),
+                due_at=self.clock(),
+            ),
+        )
+
+    def _said(self, manifest: tuple[str, ...] = ()) -> Decision:
+        """A decision, and what it says beside its messages."""
+        rng = self.rng
+        known = sorted(self.attempts)
+        stops = rng.sample(known, rng.randint(1, len(known))) if known else []
+        blocked = BlockedCall(step_id="x", tool="rm", reason="no")
+        return Decision(
+            cause_seq=1,
+            manifest=manifest,
+            blocked=(blocked,) if rng.random() < 0.1 else (),
+            marks=self._marks() if rng.random() < 0.5 else (),
+            waits=self._waits() if rng.random() < 0.15 else (),
+            stops=tuple(stops) if rng.random() < 0.15 else (),
+        )
+
+    def _state_changed(self) -> tuple[str, RunFact]:
+        waits = self._waits() if self.rng.random() < 0.5 else ()
+        return (
+            subjects.out(self.prefix, self.number, subjects.STATE_SUFFIX),
+            StateChanged(occurred_at=self.clock(), decision=self._said(), waits=waits),
+        )
+
+    def _signal(self) -> tuple[str, RunFact]:
+        rng = self.rng
+        kind = rng.choice(SIGNAL_KINDS)
+        signal = SignalReceived(
+            occurred_at=self.clock(),
+            name="note",
+            kind=kind,
+            payload=rng.choice(ODD_VALUES),
+            target="approval-0" if kind == "approval" else "",
+            sent_by=rng.choice((None, "someone")),
+            from_run="R" * 26 if kind == "message" else None,
+        )
+        return subjects.signal(self.prefix, f"signal-{self.number}-{rng.randint(0, 9)}"), signal
+
+    def _ended(self) -> tuple[str, RunFact]:
+        rng = self.rng
         status = rng.choice(ENDS)
-        yield (
-            subjects.out(prefix, decision + 1, subjects.END_SUFFIX),
+        self.number += 1
+        return (
+            subjects.out(self.prefix, self.number, subjects.END_SUFFIX),
             RunEnded(
-                occurred_at=clock(),
-                decision=Decision(cause_seq=1),
+                occurred_at=self.clock(),
+                decision=self._said(),
                 status=status,
                 output=rng.choice(ODD_VALUES) if status is RunStatus.DONE else None,
                 error=random_error(rng) if status is RunStatus.FAILED else None,
                 usage=random_usage(rng),
             ),
         )
-        for step_id, attempt in attempts.items():
-            if rng.random() < 0.1:
-                yield _outcome(rng, clock, prefix, step_id, attempt + 1, kinds[step_id])
 
+    def _steps(self) -> Iterator[tuple[str, RunFact]]:
+        """Schedule some steps, then tell of some outcomes: of these, of earlier attempts."""
+        rng, attempts = self.rng, self.attempts
+        said = self._said()
+        suffixes = []
+        scheduled = []
+        for index in range(rng.randint(1, 3)):
+            again = attempts and rng.random() < 0.4
+            step_id = rng.choice(sorted(attempts)) if again else f"step-{self.number}-{index}"
+            attempts[step_id] = attempts.get(step_id, 0) + 1
+            kind = self.kinds.setdefault(step_id, rng.choice(list(StepKind)))
+            scheduled.append(step_id)
+            suffixes.append(subjects.step_suffix(kind, "main", step_id, attempts[step_id]))
+        said = said.model_copy(update={"manifest": tuple(suffixes[1:])})
+        for place, (step_id, suffix) in enumerate(zip(scheduled, suffixes, strict=True)):
+            yield (
+                subjects.out(self.prefix, self.number, suffix),
+                StepScheduled(
+                    occurred_at=self.clock(),
+                    decision=said if place == 0 else None,
+                    node_id=step_id.partition("-")[0],
+                    name="lookup",
+                    input=rng.choice(ODD_VALUES),
+                    expires_at=self.clock(),
+                ),
+            )
+        for step_id in scheduled:
+            if rng.random() < 0.8:
+                yield self._outcome(step_id, rng.randint(1, attempts[step_id]))
 
-def _decision(
-    rng: random.Random,
-    clock: Clock,
-    prefix: str,
-    decision: int,
-    attempts: dict[str, int],
-    kinds: dict[str, StepKind],
-) -> Iterator[tuple[str, RunFact]]:
-    """Schedule some steps, then tell of some outcomes: of these, of earlier attempts."""
-    suffixes = []
-    scheduled = []
-    for index in range(rng.randint(1, 3)):
-        again = attempts and rng.random() < 0.4
-        step_id = rng.choice(sorted(attempts)) if again else f"step-{decision}-{index}"
-        attempts[step_id] = attempts.get(step_id, 0) + 1
-        kind = kinds.setdefault(step_id, rng.choice(list(StepKind)))
-        scheduled.append(step_id)
-        suffixes.append(subjects.step_suffix(kind, "main", step_id, attempts[step_id]))
-    blocked = (BlockedCall(step_id="x", tool="rm", reason="no"),) if rng.random() < 0.1 else ()
-    for place, (step_id, suffix) in enumerate(zip(scheduled, suffixes, strict=True)):
-        yield (
-            subjects.out(prefix, decision, suffix),
-            StepScheduled(
-                occurred_at=clock(),
-                decision=Decision(cause_seq=1, manifest=tuple(suffixes[1:]), blocked=blocked)
-                if place == 0
-                else None,
-                node_id=step_id.partition("-")[0],
+    def _outcome(self, step_id: str, attempt: int) -> tuple[str, RunFact]:
+        rng, kind = self.rng, self.kinds[step_id]
+        status = rng.choice(OUTCOMES)
+        succeeded = status == "succeeded"
+        return (
+            subjects.result(self.prefix, step_id, attempt),
+            StepResult(
+                occurred_at=self.clock(),
+                started_at=self.clock(),
+                kind=kind,
                 name="lookup",
-                input=rng.choice(ODD_VALUES),
-                expires_at=clock(),
+                status=status,
+                output=rng.choice(ODD_VALUES) if succeeded else None,
+                error=None if succeeded else random_error(rng),
+                usage=random_usage(rng) if kind is not StepKind.TOOL else None,
+                model=rng.choice(MODELS) if kind is StepKind.AGENT else None,
+                runner_id="runner-1",
             ),
         )
-    for step_id in scheduled:
-        if rng.random() < 0.8:
-            attempt = rng.randint(1, attempts[step_id])
-            yield _outcome(rng, clock, prefix, step_id, attempt, kinds[step_id])
-
-
-def _outcome(
-    rng: random.Random, clock: Clock, prefix: str, step_id: str, attempt: int, kind: StepKind
-) -> tuple[str, RunFact]:
-    failed = rng.random() < 0.3
-    agent = kind is StepKind.AGENT
-    return (
-        subjects.result(prefix, step_id, attempt),
-        StepResult(
-            occurred_at=clock(),
-            started_at=clock(),
-            kind=kind,
-            name="lookup",
-            status="failed" if failed else "succeeded",
-            output=None if failed else rng.choice(ODD_VALUES),
-            error=random_error(rng) if failed else None,
-            usage=random_usage(rng) if agent else None,
-            model=rng.choice(MODELS) if agent else None,
-            runner_id="runner-1",
-        ),
-    )
 
 
 def random_log(rng: random.Random, runs: int) -> list[Message]:
     """The log of several runs, interleaved; each subject stands in it once.
 
-    Within a run the order is mostly the one in which things happen, and sometimes any.
+    Within a run the order is mostly the one in which things happen, and sometimes any; but
+    decisions that mark something follow each other, as the log's fence has it.
     """
     histories = [random_run(rng, number) for number in range(runs)]
     for history in histories:
         if rng.random() < 0.2:
-            rng.shuffle(history)
+            _shuffle(rng, history)
     log: dict[str, bytes] = {}
     while histories:
         history = rng.choice(histories)
@@ -227,3 +372,17 @@ def random_log(rng: random.Random, runs: int) -> list[Message]:
         else:
             histories.remove(history)
     return list(log.items())
+
+
+def _shuffle(rng: random.Random, history: list[tuple[str, RunFact]]) -> None:
+    marking = [message for message in history if _marks_something(message[1])]
+    rng.shuffle(history)
+    in_order = iter(marking)
+    history[:] = [
+        next(in_order) if _marks_something(message[1]) else message for message in history
+    ]
+
+
+def _marks_something(fact: RunFact) -> bool:
+    decision = getattr(fact, "decision", None)
+    return decision is not None and bool(decision.marks)

@@ -48,7 +48,7 @@ from penstock_orchestrator.archive.rows import (
     Unreadable,
 )
 from penstock_orchestrator.archive.store import Loaded
-from penstock_orchestrator.archive.texts import user_text
+from penstock_orchestrator.core.conversation import user_text
 
 INLINE_BYTES: Final = 16_384
 """Inputs and outputs of runs above this are not repeated in ``runs``."""
@@ -260,7 +260,8 @@ class Projection:
         usage = fact.usage
         if usage is not None:
             run.spend(usage)
-            batch.usage.append(_usage_row(key, item, fact, usage, at))
+            if fact.kind is not StepKind.RUN:  # a child run's cost stands in its own rows
+                batch.usage.append(_usage_row(key, item, fact, usage, at))
         if subject.attempt < step.attempt or step.status not in _AWAITED:
             started, ended = micros(fact.started_at), micros(fact.occurred_at)
             step.add_late(subject.attempt, started, ended, usage, fact.model)
