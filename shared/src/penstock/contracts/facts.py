@@ -182,6 +182,11 @@ class SeededStep(Record):
     overridden: bool = False
 
 
+def _absent(value: object) -> bool:
+    """Tell whether a field says nothing; marks are many, and leave it out."""
+    return value is None
+
+
 class ParkedRequest(Record):
     """What an open mark asks of the world outside: an answer, a tool's result, an event."""
 
@@ -229,15 +234,15 @@ class Mark(Record):
     mark_id: str
     kind: MarkKind
     status: Literal["open", "succeeded", "failed", "skipped"]
-    output: Json = None
-    error: ErrorInfo | None = None
-    choice: str | None = None
+    output: Json = Field(default=None, exclude_if=_absent)
+    error: ErrorInfo | None = Field(default=None, exclude_if=_absent)
+    choice: str | None = Field(default=None, exclude_if=_absent)
     """The case that a branch takes."""
-    count: int | None = None
+    count: int | None = Field(default=None, exclude_if=_absent)
     """Items of a map; iterations begun of a loop."""
-    due_at: AwareDatetime | None = None
+    due_at: AwareDatetime | None = Field(default=None, exclude_if=_absent)
     """When time alone settles it."""
-    request: ParkedRequest | None = None
+    request: ParkedRequest | None = Field(default=None, exclude_if=_absent)
     """What is asked of somebody outside."""
 
 

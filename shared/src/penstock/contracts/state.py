@@ -80,6 +80,11 @@ class StepState:
         """Whether an outcome is still to come."""
         return self.status in ("planned", "scheduled", "waiting")
 
+    @property
+    def reserving(self) -> bool:
+        """Whether it may still cost what it has reserved; a stopped one may be billed late."""
+        return self.status in ("planned", "scheduled", "stopped")
+
 
 @dataclass(frozen=True)
 class MarkState:
@@ -326,8 +331,8 @@ def _put(state: RunState, old: StepState | None, new: StepState) -> dict[str, ob
     tried = new.attempt - (old.attempt if old is not None else 0)
     if tried and not new.seeded:
         changes["attempts"] = state.attempts + tried
-    before = old.reserve if old is not None and old.open else None
-    after = new.reserve if new.open else None
+    before = old.reserve if old is not None and old.reserving else None
+    after = new.reserve if new.reserving else None
     if before is not after:
         changes["reserved"] = _settled(state.reserved, before, after)
     return changes

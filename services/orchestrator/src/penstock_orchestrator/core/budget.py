@@ -178,8 +178,8 @@ def _own(budget: Budget, agent: CompiledAgent) -> tuple[int | None, float | None
     if tokens is None and cost is None:
         return None, None
     state = budget.state
-    open_steps = [step for step in state.steps.values() if step.open and step.name == agent.name]
-    reserved = [step.reserve for step in open_steps if step.reserve is not None]
+    own = [step for step in state.steps.values() if step.reserving and step.name == agent.name]
+    reserved = [step.reserve for step in own if step.reserve is not None]
     if agent.name in budget.by_agent:
         reserved.append(budget.by_agent[agent.name])
     spent = state.spent_by.get(agent.name) or Usage()

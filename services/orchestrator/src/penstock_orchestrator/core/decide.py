@@ -127,7 +127,8 @@ def _scheduled_again(view: View, step: StepState) -> Output:
 
 def expired(state: RunState, now: datetime) -> list[Expired]:
     """Return the attempts whose time is over without an outcome."""
-    if state.ended is not None or not state.open_steps:
+    reserved = state.reserved.tokens or state.reserved.steps or state.reserved.cost_usd
+    if state.ended is not None or not (state.open_steps or reserved):
         return []
     return [
         Expired(
@@ -147,10 +148,15 @@ def expired(state: RunState, now: datetime) -> list[Expired]:
             ),
         )
         for step in state.steps.values()
-        if step.status == "scheduled"
+        if _awaited(step)
         and step.expires_at is not None
         and now >= step.expires_at + EXPIRY_GRACE
     ]
+
+
+def _awaited(step: StepState) -> bool:
+    """Tell whether an attempt's outcome matters: to the plan, or to the budget alone."""
+    return step.status == "scheduled" or (step.status == "stopped" and step.reserve is not None)
 
 
 def run_deadline(plan: Plan, state: RunState) -> datetime:
@@ -165,9 +171,9 @@ def wake_at(plan: Plan, state: RunState) -> datetime | None:
     if state.ended is not None or state.invoked is None:
         return None
     soonest = run_deadline(plan, state)
-    if state.open_steps:
+    if state.open_steps or state.reserved.tokens or state.reserved.steps:
         for step in state.steps.values():
-            if step.status == "scheduled" and step.expires_at is not None:
+            if _awaited(step) and step.expires_at is not None:
                 soonest = min(soonest, step.expires_at + EXPIRY_GRACE)
             elif step.status == "waiting" and step.wait is not None and not state.paused:
                 soonest = min(soonest, step.wait.due_at)

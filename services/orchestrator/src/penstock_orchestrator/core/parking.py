@@ -263,7 +263,7 @@ def gate(walk: Walk, node: Node, path: Path, step_id: str, call: Call) -> Outcom
         return None
     if mark.status == "failed" and mark.error is not None:
         return _refused(walk, node, path, step_id, mark.error)
-    verdict = _verdict(walk, node, path, mark)
+    verdict = _verdict(walk, node, path, mark) if mark.status == "open" else None
     if verdict is None:
         return Outcome("succeeded")
     output, error_ = verdict

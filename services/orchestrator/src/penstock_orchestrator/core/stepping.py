@@ -56,6 +56,7 @@ def order(walk: Walk, node: Node, path: Path, planned: Planned) -> bool:
     if not walk.has_turn(planned.pool):
         walk.hold(node, path)
         return False
+    walk.ordered.add(instance_id(node.id, path) if path else node.id)
     walk.plan_step(planned)
     return True
 

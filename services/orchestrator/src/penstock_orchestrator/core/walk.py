@@ -21,8 +21,10 @@ from penstock_orchestrator.core.progress import Outcome, Path, Progress, Scope, 
 from penstock_orchestrator.core.retries import next_attempt
 from penstock_orchestrator.core.view import View
 
-MOST_AT_ONCE: Final = 250
-"""Steps and marks of one decision; what is left follows in the next one."""
+MOST_STEPS: Final = 250
+MOST_MARKS: Final = 1000
+"""Steps and marks of one decision; what is left follows in the next one. So many steps go out in
+one atomic batch, and so many marks into one message."""
 
 _STARVED_AT_ONCE: Final = 8
 _HELD_AT_ONCE: Final = 256
@@ -63,6 +65,8 @@ class Walk:
         self.budget = Budget(progress.limits, state)
         self.steps: list[Planned] = []
         self.full_queues: set[str] = set()
+        self.ordered: set[str] = set()
+        """Instances of which something was scheduled: they are not looked at again this time."""
         self.waits: list[Wait] = []
         self.timers: list[Timer] = []
         self.blocked: list[BlockedCall] = []
@@ -81,7 +85,7 @@ class Walk:
     @property
     def full(self) -> bool:
         """Whether enough is found for one decision."""
-        return len(self.steps) + len(self.view.made) >= MOST_AT_ONCE
+        return len(self.steps) >= MOST_STEPS or len(self.view.made) >= MOST_MARKS
 
     # -- looking -----------------------------------------------------------------------------
 
@@ -122,9 +126,12 @@ class Walk:
     def _visit(self, node: Node, path: Path) -> None:
         progress = self.progress
         iid = instance_id(node.id, path) if path else node.id
-        if iid in progress.outcomes:
+        if iid in progress.outcomes or iid in self.ordered:
             return
-        if self.plan.places[node.id].owner is not None and self._abandoned(node, path):
+        place = self.plan.places[node.id]
+        if place.phase != progress.phase:
+            return  # its phase is over
+        if place.owner is not None and self._abandoned(node, path):
             return
         if iid not in progress.begun:
             if not outcomes.begun(node, iid, self.state) and not self._begin(node, path, iid):

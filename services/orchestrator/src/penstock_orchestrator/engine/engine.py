@@ -136,7 +136,7 @@ class Engine:
         mark_id = subject.timer_id.removesuffix("-t")
         if slot.state is not None and slot.progress is not None and slot.plan is not None:
             known = slot.state.marks.get(mark_id)
-            if known is not None and not known.open:
+            if (known is not None and not known.open) or mark_id in slot.progress.outcomes:
                 return  # settled together with others that came due
             slot.progress.touch_mark(slot.plan, mark_id)
         now = max(due.due_at, datetime.now(UTC))
