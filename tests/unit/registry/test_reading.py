@@ -173,6 +173,14 @@ def test_yaml_with_a_key_twice_is_refused() -> None:
     assert caught.value.details[0].message == "not YAML: 'a' is written twice (line 3, column 1)"
 
 
+def test_yaml_keys_are_text_as_written() -> None:
+    text = "yes: 1\nno: 2\ntrue: 3\nnull: 4\n7: 5\nmore: &more {off: 6}\nall: {<<: *more}"
+
+    assert load_yaml(text) == [
+        {"yes": 1, "no": 2, "true": 3, "null": 4, "7": 5, "more": {"off": 6}, "all": {"off": 6}}
+    ]
+
+
 def test_yaml_that_would_make_objects_is_refused() -> None:
     with pytest.raises(RejectedError) as caught:
         load_yaml("!!python/object/apply:os.system ['true']")
