@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any, Final
+from typing import Final
 
 from sqlalchemy import case, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from penstock.bus.claims import Claims
 from penstock.bus.connection import Bus, JetStreamError
+from penstock.bus.copies import FactCopy, put_back
 from penstock.bus.reader import LogReader
-from penstock.bus.records import SUBJECT_TAKEN
 from penstock.contracts import subjects
 from penstock.contracts.archive import (
-    RESTORED_HEADER,
     ArchiveStatus,
     GetStatus,
     Rebuild,
@@ -133,26 +131,13 @@ class Keeper:
         wanted = {
             row.subject: row for row in found
         }  # a fact that was restored before is there twice
-        order = {_ENDED: 0, _INVOKED: 2}
-        missing = [row for subject, row in wanted.items() if subject not in there]
-        missing.sort(key=lambda row: (order.get(row.type, 1), row.seq))
-        count = 0
-        for row in missing:
-            count += await self._put_back(row.subject, row.body.encode())
+        copies = [
+            FactCopy(row.seq, subject, row.type, row.body.encode())
+            for subject, row in wanted.items()
+        ]
+        count = await put_back(self._bus, self._claims, copies, there=there)
         _log.info("archive.run_restored", run_id=request.run_id, facts=count)
         return Restored(run_id=request.run_id, facts=len(wanted), restored=count)
-
-    async def _put_back(self, subject: str, body: bytes) -> bool:
-        """Append a fact as it was; tell whether the log had lost it."""
-        reply = await self._bus.request(
-            subject, await self._claims.pack(body), headers={RESTORED_HEADER: "1"}
-        )
-        error: dict[str, Any] | None = json.loads(reply.data).get("error")
-        if error is None:
-            return True
-        if error.get("err_code") == SUBJECT_TAKEN:
-            return False
-        raise TransientError("log_unavailable", f"{subject}: {error.get('description')}")
 
     async def _log_last_seq(self) -> int:
         try:
