@@ -6,12 +6,12 @@ whoever may not respond must go on. What is not allowed is logged, and the agent
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from penstock.contracts.actions import Action, Respond, RouteToAgent, UseTools
 from penstock.contracts.errors import ErrorInfo
 from penstock.contracts.facts import BlockedCall, ToolCall
-from penstock.contracts.ids import call_step_id, turn_step_id
+from penstock.contracts.ids import call_step_id, parse_step_id, turn_step_id
 from penstock.contracts.plan import CompiledAgent, Node
 from penstock.contracts.state import StepState
 from penstock.contracts.templates import render
@@ -29,13 +29,21 @@ if TYPE_CHECKING:
     from penstock_orchestrator.core.walk import Walk
 
 
+class Speech(NamedTuple):
+    """An attempt at a turn, and whose turn it is."""
+
+    turn: int
+    attempt: int
+    name: str
+
+
 def agent(walk: Walk, node: Node, path: Path, iid: str) -> Outcome | None:
     """Take an agent node on."""
     turns = walk.progress.turns
     number = outcomes.latest_turn(iid, walk.state, turns.get(iid, 0))
     turns[iid] = number
     if number == 0:
-        return _speak(walk, node, path, iid, 1, node.ref)
+        return _speak(walk, node, path, iid, Speech(1, 1, node.ref))
     turn = walk.state.steps[turn_step_id(iid, number)]
     speaker = walk.plan.agents.get(turn.name) or walk.plan.agents[node.ref]
     if turn.status != "succeeded":
@@ -74,7 +82,9 @@ def _unfinished(
             error = schedule.step_error(turn.step_id, turn.attempt, turn.error)
             return walk.fail(node, path, iid, error)
         if verdict == "now" and turn.wait is not None:
-            stepping.retry(walk, node, path, turn, turn.wait.next_attempt)
+            _, _, number, _ = parse_step_id(turn.step_id)
+            again = Speech(number or 1, turn.wait.next_attempt, speaker.name)
+            return _speak(walk, node, path, iid, again)
     return None
 
 
@@ -116,14 +126,14 @@ def _go_on(
     if isinstance(action, RouteToAgent) and following not in walk.plan.agents:
         message = f"there is no agent {following!r} in the plan"
         return walk.fail(node, path, iid, ErrorInfo(code="no_such_agent", message=message))
-    return _speak(walk, node, path, iid, number + 1, following)
+    return _speak(walk, node, path, iid, Speech(number + 1, 1, following))
 
 
-def _speak(walk: Walk, node: Node, path: Path, iid: str, turn: int, name: str) -> Outcome | None:
-    """Schedule the first attempt at a turn, if the budget allows."""
-    compiled = walk.plan.agents[name]
+def _speak(walk: Walk, node: Node, path: Path, iid: str, speech: Speech) -> Outcome | None:
+    """Schedule an attempt at a turn, if the budget allows."""
+    compiled = walk.plan.agents[speech.name]
     given = render(node.input, walk.scope(node, path))
-    told = conversation.messages(walk.view, iid, given, turn, compiled, node.ref)
+    told = conversation.messages(walk.view, iid, given, speech.turn, compiled, node.ref)
     reserve, most = None, None
     limited = walk.budget.bounded or compiled.max_tokens or compiled.max_cost_usd is not None
     if limited:
@@ -136,7 +146,9 @@ def _speak(walk: Walk, node: Node, path: Path, iid: str, turn: int, name: str) -
             walk.run_out()
             return None
     prompt = schedule.Prompt(told, reserve, most)
-    planned = schedule.agent_turn(walk.view, node, path, compiled, turn, 1, walk.now, prompt)
+    planned = schedule.agent_turn(
+        walk.view, node, path, compiled, speech.turn, speech.attempt, walk.now, prompt
+    )
     stepping.order(walk, node, path, planned)
     return None
 

@@ -148,9 +148,7 @@ def expired(state: RunState, now: datetime) -> list[Expired]:
             ),
         )
         for step in state.steps.values()
-        if _awaited(step)
-        and step.expires_at is not None
-        and now >= step.expires_at + EXPIRY_GRACE
+        if _awaited(step) and step.expires_at is not None and now >= step.expires_at + EXPIRY_GRACE
     ]
 
 

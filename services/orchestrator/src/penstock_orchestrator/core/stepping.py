@@ -81,6 +81,9 @@ def outcome(
 
 def retry(walk: Walk, node: Node, path: Path, step: StepState, attempt: int) -> None:
     """Schedule a further attempt at a step."""
+    if node.kind == "workflow":
+        _begin_child(walk, node, path, attempt)
+        return
     order(walk, node, path, attempted(walk.view, node, path, step, attempt, walk.now))
 
 
@@ -156,6 +159,11 @@ def workflow(walk: Walk, node: Node, path: Path, iid: str) -> Outcome | None:
     step = walk.state.steps.get(iid)
     if step is not None:
         return outcome(walk, node, path, step, node.retry or ONCE)
+    _begin_child(walk, node, path, 1)
+    return None
+
+
+def _begin_child(walk: Walk, node: Node, path: Path, attempt: int) -> None:
     asked = node.child.limits if node.child is not None else RunLimits()
     limits, reserve, verdict = budget.child_limits(walk.budget, asked)
     if verdict == "later":
@@ -165,10 +173,9 @@ def workflow(walk: Walk, node: Node, path: Path, iid: str) -> Outcome | None:
     else:
         expires_at = end_of(node, walk.view, walk.now)
         planned = schedule.child_run(
-            walk.view, node, path, 1, walk.now, expires_at, limits, reserve
+            walk.view, node, path, attempt, walk.now, expires_at, limits, reserve
         )
         order(walk, node, path, planned)
-    return None
 
 
 def send(walk: Walk, node: Node, path: Path, iid: str) -> Outcome | None:
