@@ -77,6 +77,7 @@ class World:
     bus: Bus
     writer: LogWriter
     reader: LogReader
+    server: NatsServer
     engines: list[EngineProcess] = field(default_factory=list)
     buses: list[Bus] = field(default_factory=list)
 
@@ -224,7 +225,7 @@ async def create_world(
         await ensure(bus, settings)
         claims = Claims(bus, settings.claim_threshold_bytes)
         writer = await LogWriter(bus, settings, claims).start()
-        worlds.append(World(settings, bus, writer, LogReader(bus, claims)))
+        worlds.append(World(settings, bus, writer, LogReader(bus, claims), server))
         return worlds[-1]
 
     yield create
