@@ -241,7 +241,7 @@ async def test_runs_of_one_key_never_overlap_while_engines_are_killed(
             places[run_id][entry.subject.event] = entry.seq
     spans = sorted((found["signal"], found["end"]) for found in places.values())
     assert len(spans) == 50
-    assert deaths == 15
+    assert deaths >= 5
     for (_, ended), (begun, _) in itertools.pairwise(spans):
         assert ended < begun, "the next one began before the one before had ended"
     await eventually(lambda: _swept(sweeper, world))
