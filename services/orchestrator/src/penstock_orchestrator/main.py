@@ -55,7 +55,13 @@ class EngineProcess:
         self.engine = Engine(bus, writer, reader, Plans(bus), shards=settings.shards, places=places)
         self._pools = PoolWatch(bus, self.engine.resize_pool)
         self._sweeper: asyncio.Task[None] | None = None
-        self._reconciler = Reconciler(bus, self.engine, idle_seconds=settings.reconcile_seconds)
+        self._reconciler = Reconciler(
+            bus,
+            self.engine,
+            idle_seconds=settings.reconcile_seconds,
+            shards=settings.shards,
+            held=lambda: self.leases.held,
+        )
         self._consumers: dict[int, list[Consumer]] = {}
         self._scans: set[asyncio.Task[None]] = set()
         self.leases = ShardLeases(

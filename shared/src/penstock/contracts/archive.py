@@ -112,6 +112,32 @@ class FactPage(Record):
     next_after: int | None = None
 
 
+class OpenRuns(Record):
+    """Verb ``open_runs``: find the runs of all tenants that have not ended, the oldest first.
+
+    For engines: what is older than the log is found nowhere else.
+    """
+
+    created_before: AwareDatetime
+    after: int = Field(default=0, ge=0)
+    """Leave out runs whose first fact has a sequence up to this."""
+    limit: PageSize = 500
+
+
+class OpenRun(Record):
+    """Where a run is found."""
+
+    tenant: str
+    run_id: str
+
+
+class OpenRunPage(Record):
+    """Some open runs; there are more if ``next_after`` is given."""
+
+    items: tuple[OpenRun, ...]
+    next_after: int | None = None
+
+
 # Steps and signals
 
 

@@ -109,6 +109,7 @@ _REQUESTS: Final[Mapping[str, tuple[str, type[BaseModel]]]] = {
     "list_runs": ("queries", archive.ListRuns),
     "get_run": ("queries", archive.GetRun),
     "run_facts": ("queries", archive.RunFacts),
+    "open_runs": ("queries", archive.OpenRuns),
     "list_sessions": ("queries", archive.ListSessions),
     "get_session": ("queries", archive.GetSession),
     "session_messages": ("queries", archive.SessionMessages),

@@ -23,6 +23,9 @@ from penstock.contracts.archive import (
     ListSessions,
     MessagePage,
     MessageView,
+    OpenRun,
+    OpenRunPage,
+    OpenRuns,
     RunFacts,
     RunPage,
     SessionDeleted,
@@ -151,6 +154,24 @@ class Queries:
             items.append(ArchivedFact(seq=row.seq, subject=row.subject, body=body))
         more = len(found) > len(items)
         return FactPage(items=tuple(items), next_after=items[-1].seq if more else None)
+
+    async def open_runs(self, request: OpenRuns) -> OpenRunPage:
+        """Return runs that have not ended, the oldest first."""
+        found = await self._read(
+            select(runs.c.tenant, runs.c.run_id, runs.c.seq)
+            .where(
+                runs.c.ended_at.is_(None),
+                runs.c.seq > request.after,
+                runs.c.created_at < request.created_before,
+            )
+            .order_by(runs.c.seq)
+            .limit(request.limit + 1)
+        )
+        shown = found[: request.limit]
+        return OpenRunPage(
+            items=tuple(OpenRun(tenant=row.tenant, run_id=row.run_id) for row in shown),
+            next_after=shown[-1].seq if len(found) > request.limit else None,
+        )
 
     # -- sessions ----------------------------------------------------------------------------
 

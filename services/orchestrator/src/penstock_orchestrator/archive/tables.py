@@ -125,6 +125,7 @@ runs: Final = Table(
     Index(None, "tenant", "seq"),
     Index(None, "tenant", "name", "seq"),
     Index(None, "tenant", "ended_at", "seq", **_where("ended_at IS NOT NULL")),
+    Index(None, "seq", **_where("ended_at IS NULL")),
     Index(None, "tenant", "parent_run_id", **_where("parent_run_id IS NOT NULL")),
     Index(None, "tenant", "root_run_id", **_where("root_run_id IS NOT NULL")),
     Index(

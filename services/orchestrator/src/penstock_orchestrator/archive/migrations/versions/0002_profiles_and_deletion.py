@@ -55,6 +55,7 @@ def upgrade() -> None:
         ["tenant", "ended_at", "seq"],
         **where("ended_at IS NOT NULL"),
     )
+    op.create_index(op.f("ix_runs_seq"), "runs", ["seq"], **where("ended_at IS NULL"))
     for column_name in ("parent_run_id", "root_run_id"):
         op.create_index(
             op.f(f"ix_runs_tenant_{column_name}"),
@@ -133,6 +134,7 @@ def downgrade() -> None:
     for name in (
         "ix_runs_tenant_root_run_id",
         "ix_runs_tenant_parent_run_id",
+        "ix_runs_seq",
         "ix_runs_tenant_ended_at_seq",
         "ix_runs_tenant_name_seq",
     ):
