@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -25,11 +26,10 @@ from bench.machine import cpu_seconds
 from bench.session import DRAIN_SECONDS, Session
 from bench.workloads import TIMER_SHAPES, WORKLOADS, Workload, runs_of
 from penstock.bus.claims import Claims
-from penstock.bus.reader import LogReader
+from penstock.bus.reader import LogReader, Stored
 from penstock.child import die_with_parent
 from penstock.contracts import subjects
 from penstock.contracts.ids import shard_of
-from penstock.contracts.state import fold, new_state
 
 MAP_ITEMS: Final = (1000, 2000, 5000, 10_000)
 TIMERS: Final = 50_000
@@ -40,6 +40,7 @@ ARCHIVE_RUNS: Final = 3000
 _END_SECONDS: Final = 300.0
 _SAMPLE_SECONDS: Final = 0.2
 _VERSION: Final = "penstock/v1"
+_FRACTION: Final = re.compile(r"(\.\d{6})\d+")
 
 
 def _workflow(name: str, step: dict[str, Any], output: str | None = None) -> dict[str, Any]:
@@ -195,25 +196,33 @@ async def _timers(session: Session, shape: str, runs: int, timers: int) -> None:
 
 
 async def _lateness(session: Session, run_ids: list[str]) -> tuple[list[float], int]:
-    """Read from the logs how long after its moment each wait was settled."""
+    """Read from the logs how long after its moment each wait was settled, by the server's clock."""
     reader = LogReader(session.bus, Claims(session.bus, session.settings.claim_threshold_bytes))
     late: list[float] = []
     set_late = 0
     for run_id in run_ids:
-        shard = shard_of(run_id, session.settings.shards)
-        entries = await reader.read_run("default", shard, run_id)
-        begun: dict[str, datetime] = {}
-        for entry in entries:
-            decision = getattr(entry.fact, "decision", None)
+        begun: dict[str, tuple[datetime, datetime]] = {}
+        for message in await reader.stored(
+            "default", shard_of(run_id, session.settings.shards), run_id
+        ):
+            stored_at = _stored_at(message)
+            decision = getattr((await reader.entry(message)).fact, "decision", None)
             for mark in decision.marks if decision is not None else ():
-                if mark.kind == "wait" and mark.status == "open":
-                    begun[mark.mark_id] = entry.fact.occurred_at
-        state = fold(new_state("default", shard, run_id), entries)
-        for known in state.marks.values():
-            if known.mark.kind == "wait" and known.mark.due_at is not None:
-                late.append(max(0.0, (known.at - known.mark.due_at).total_seconds()))
-                set_late += begun.get(known.mark.mark_id, known.at) > known.mark.due_at
+                if mark.kind != "wait":
+                    continue
+                if mark.status == "open" and mark.due_at is not None:
+                    begun[mark.mark_id] = (stored_at, mark.due_at)
+                elif mark.mark_id in begun or mark.due_at is not None:
+                    set_at, due_at = begun.get(mark.mark_id, (stored_at, mark.due_at or stored_at))
+                    late.append(max(0.0, (stored_at - due_at).total_seconds()))
+                    set_late += set_at > due_at
     return late, set_late
+
+
+def _stored_at(message: Stored) -> datetime:
+    """Return when the server stored a message."""
+    text = _FRACTION.sub(r"\1", message.headers["Nats-Time-Stamp"].replace("Z", "+00:00"))
+    return datetime.fromisoformat(text)
 
 
 # -- the archive beside the engine ---------------------------------------------------------------

@@ -5,8 +5,9 @@ Nobody changes these once they are made; they are not frozen because that costs 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 
 from penstock.contracts.facts import (
     Decision,
@@ -71,12 +72,18 @@ class Planned:
         )
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Timer:
     """A moment at which the run is to be looked at again."""
 
     timer_id: str
     due_at: datetime
+
+
+def timer_at(due_at: datetime) -> Timer:
+    """Return the timer of a moment, to the millisecond: all that waits for it shares one."""
+    milliseconds = math.ceil(due_at.timestamp() * 1000)
+    return Timer(f"at-{milliseconds}", datetime.fromtimestamp(milliseconds / 1000, UTC))
 
 
 @dataclass(slots=True)

@@ -18,7 +18,7 @@ from penstock.contracts.plan import ApprovalPolicy, Node, WaitSpec
 from penstock.contracts.state import StepState
 from penstock.contracts.templates import render
 from penstock_orchestrator.core import stepping
-from penstock_orchestrator.core.decisions import Timer
+from penstock_orchestrator.core.decisions import timer_at
 from penstock_orchestrator.core.progress import Outcome, Path, Visit
 
 if TYPE_CHECKING:
@@ -43,7 +43,9 @@ def _open(
     mark = Mark(mark_id=mark_id, kind=kind, status="open", due_at=due_at, request=request)
     walk.view.note(mark)
     if due_at is not None:
-        walk.timers.append(Timer(f"{mark_id}-t"[-64:], due_at))
+        timer = timer_at(due_at)
+        if timer not in walk.timers[-1:]:
+            walk.timers.append(timer)
         walk.progress.later(due_at, Visit(node, path))
     return mark
 

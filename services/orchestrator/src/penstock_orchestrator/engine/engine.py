@@ -42,7 +42,7 @@ from penstock.contracts.subjects import FactSubject
 from penstock.contracts.templates import render
 from penstock.failpoints import reach
 from penstock_orchestrator.core.decide import decide, expired, repair
-from penstock_orchestrator.core.decisions import Decided, Output, Timer
+from penstock_orchestrator.core.decisions import Decided, Output, Timer, timer_at
 from penstock_orchestrator.core.progress import Progress
 from penstock_orchestrator.core.view import View
 from penstock_orchestrator.engine.admission import Admission
@@ -133,12 +133,6 @@ class Engine:
         if self.runs.has_ended(subject.run_id):
             return
         slot = self.runs.slot(subject.tenant, subject.shard, subject.run_id)
-        mark_id = subject.timer_id.removesuffix("-t")
-        if slot.state is not None and slot.progress is not None and slot.plan is not None:
-            known = slot.state.marks.get(mark_id)
-            if (known is not None and not known.open) or mark_id in slot.progress.outcomes:
-                return  # settled together with others that came due
-            slot.progress.touch_mark(slot.plan, mark_id)
         now = max(due.due_at, datetime.now(UTC))
         await self.wake(slot, now, reload=subject.timer_id == RELOAD, expire=False)
 
@@ -473,17 +467,17 @@ def _correlation(plan: Plan, state: RunState) -> str:
 
 def _timers_of(state: RunState, now: datetime) -> list[Timer]:
     """Return the timers that a run waits for."""
-    timers = [
+    timers = {
         Timer(step.wait.timer_id, step.wait.due_at)
         for step in state.steps.values()
         if step.status == "waiting" and step.wait is not None and step.wait.due_at > now
-    ]
-    timers += [
-        Timer(f"{mark_id}-t"[-64:], known.mark.due_at)
-        for mark_id, known in state.marks.items()
+    }
+    timers |= {
+        timer_at(known.mark.due_at)
+        for known in state.marks.values()
         if known.open and known.mark.due_at is not None and known.mark.due_at > now
-    ]
-    return timers
+    }
+    return sorted(timers, key=lambda timer: timer.timer_id)
 
 
 def _headers(slot: Slot) -> dict[str, str] | None:
