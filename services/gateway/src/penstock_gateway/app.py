@@ -12,6 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from penstock.contracts.rpc import DocumentKind
 from penstock_gateway.api.approvals import approvals
 from penstock_gateway.api.archives import archives
+from penstock_gateway.api.bundles import bundles
 from penstock_gateway.api.controlling import controlling
 from penstock_gateway.api.dead import dead_letters
 from penstock_gateway.api.definitions import agent_deletion, application, definition_routes
@@ -75,6 +76,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         shortcuts=shortcuts,
         failed=failed,
         others_add_headers=bool(settings.cors_origins),
+        larger={"/v1/runs/import": settings.max_bundle_bytes},
     )
     if settings.cors_origins:
         app.add_middleware(
@@ -90,7 +92,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
 def _add_routes(app: FastAPI, gateway: Gateway) -> None:
     """Add all routes; the first that fits answers, so the more exact paths come first."""
     add_hot_routes(app, gateway)
-    of_runs = (controlling, signalling, approvals, tool_calls, forks, dead_letters)
+    of_runs = (controlling, signalling, approvals, tool_calls, forks, dead_letters, bundles)
     for router in (
         *of_runs,
         participants,

@@ -95,6 +95,7 @@ class Entrance:
         shortcuts: Mapping[tuple[str, str], Endpoint],
         failed: Callable[[PenstockError], Response],
         others_add_headers: bool = False,
+        larger: Mapping[str, int] | None = None,
     ) -> None:
         """Wrap ``app``.
 
@@ -104,12 +105,14 @@ class Entrance:
             shortcuts: Endpoints by method and path.
             failed: Answers with an error of a shortcut.
             others_add_headers: Something outside adds headers, so that it has to see answers.
+            larger: Other limits, by path.
         """
         self._app = app
         self._limit = max_body_bytes
         self._shortcuts = shortcuts
         self._failed = failed
         self._others_add_headers = others_add_headers
+        self._larger = larger or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
@@ -121,7 +124,7 @@ class Entrance:
         whole: SendWhole | None = scope.pop(EXTENSION, None)
         path: str = scope["path"]
         secure = scope.get("scheme") == "https"
-        limit, size = self._limit, 0
+        limit, size = self._larger.get(path, self._limit), 0
 
         async def limited() -> Message:
             nonlocal size

@@ -48,6 +48,12 @@ class GatewaySettings(CoreSettings):
         description="Largest request body; above it 413. 4 MiB: room for documents and "
         "webhooks, little enough for many at once.",
     )
+    max_bundle_bytes: int = Field(
+        default=256 * 2**20,
+        ge=1024,
+        description="Largest bundle that `POST /v1/runs/import` takes. 256 MiB: it is held in "
+        "memory until its last hash is checked.",
+    )
     max_wait_seconds: float = Field(
         default=300.0,
         gt=0,
