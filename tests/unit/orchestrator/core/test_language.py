@@ -321,6 +321,18 @@ def test_map_that_fails_fast_stops_its_other_items() -> None:
     assert code_of(driver.result("f", 1)) == "bad_arguments"
 
 
+def test_item_that_fails_stops_what_else_it_does_and_the_map_goes_on() -> None:
+    plan = make_plan(
+        mapped("[1,2]", tool_node("w", retry=NEVER), tool_node("v"), concurrency=1, collect=True)
+    )
+    driver = Driver(plan).start()
+
+    driver.result("w-x0", error=rejected())
+
+    assert driver.state.steps["v-x0"].status == "stopped"
+    assert driver.scheduled[2:] == ["w-x1.1", "v-x1.1"]
+
+
 # -- loops ---------------------------------------------------------------------------------------
 
 

@@ -70,7 +70,7 @@ def parallel(walk: Walk, node: Node, path: Path, iid: str) -> Outcome | None:
             name = scope.block.name
             output[name] = walk.view.item_result(scope.block, path, collect=spec.collect)
     if len(done) + len(failed) < len(scopes):
-        walk.abandon(node, path)
+        walk.abandon(node.blocks, path)
     return walk.done(node, iid, output)
 
 
@@ -123,10 +123,10 @@ def _begin_items(walk: Walk, node: Node, path: Path, spec: MapSpec, run: MapRun)
         inner = (*path, run.begun)
         run.begun += 1
         run.running += 1
-        walk.enter(spec.body, inner)
-        if not any(outcomes.begun(each, iid, walk.state) for each, iid in _first(spec.body, inner)):
-            # New: what it schedules counts before the next one begins.
-            walk.drain(len(spec.body.nodes))
+        if any(outcomes.begun(each, iid, walk.state) for each, iid in _first(spec.body, inner)):
+            walk.enter(spec.body, inner)
+        else:
+            walk.enter_now(spec.body, inner)
 
 
 def _first(block: Block, path: Path) -> list[tuple[Node, str]]:

@@ -104,13 +104,6 @@ class Queue:
         self._waiting.discard((visit.node.id, visit.path))
         return visit
 
-    def take_last(self, count: int) -> list[Visit]:
-        """Take the last ones, in their order."""
-        visits = [self._order.pop() for _ in range(min(count, len(self._order)))]
-        for visit in visits:
-            self._waiting.discard((visit.node.id, visit.path))
-        return visits[::-1]
-
     def clear(self) -> None:
         """Forget everything."""
         self._order.clear()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
@@ -112,11 +112,12 @@ class Walk:
         while queue and not self.full and not self.over:
             self._visit(*queue.take())
 
-    def drain(self, count: int) -> None:
-        """Look at the last ``count`` nodes that were queued, at once."""
-        for visit in self.progress.queue.take_last(count):
+    def enter_now(self, block: Block, path: Path) -> None:
+        """Begin a block and look at its nodes at once, so that what they schedule is counted."""
+        self.progress.scopes[block.nodes[0].id, path] = Scope(block, path, len(block.nodes))
+        for node in block.nodes:
             if not self.over:
-                self._visit(*visit)
+                self._visit(node, path)
 
     @property
     def over(self) -> bool:
@@ -191,6 +192,8 @@ class Walk:
         scope.remaining -= 1
         if outcome.broken and scope.failed is None:
             scope.failed = outcome.error or ErrorInfo(code="step_failed", message=f"{iid} failed")
+            if place.owner is not None and len(place.block.nodes) > 1:
+                self.abandon((place.block,), path)
         if scope.failed is None:
             for successor in place.block.successors.get(node.id, ()):
                 progress.queue.add(successor, path)
@@ -237,19 +240,16 @@ class Walk:
             )
         )
         if node.blocks:
-            self.abandon(node, path)
+            self.abandon(node.blocks, path)
         return Outcome("failed", output, error, handled)
 
-    def abandon(self, node: Node, path: Path) -> None:
-        """Stop the steps that are under way within a node."""
-        inside = {inner.id for block in node.blocks for inner in _all_nodes(block)}
+    def abandon(self, blocks_: Sequence[Block], path: Path) -> None:
+        """Stop what is under way in some blocks, in all instances below ``path``."""
+        inside = {inner.id for block in blocks_ for inner in _all_nodes(block)}
         for step in self.state.steps.values():
             if step.open and step.step_id not in self.stops:
-                try:
-                    node_id, at, _, _ = parse_step_id(step.step_id)
-                except ValueError:
-                    continue
-                if node_id in inside and at[: len(path)] == path and not self._settled(at, step):
+                node_id, at = _place_of(step.step_id)
+                if node_id in inside and at[: len(path)] == path:
                     self.stops.append(step.step_id)
         for known in self.state.marks.values():
             if known.open and known.mark.mark_id not in self.view.made:
@@ -262,9 +262,6 @@ class Walk:
             for planned in self.steps
             if not (planned.node_id in inside and _path_of(planned.suffix)[: len(path)] == path)
         ]
-
-    def _settled(self, path: Path, step: StepState) -> bool:
-        return instance_id(step.node_id, path) in self.progress.outcomes and not step.open
 
     def again(self, node: Node, path: Path, step: StepState, policy: RetryPolicy) -> str:
         """Take a failed or waiting step on: ``wait``, ``now`` or ``failed`` for good."""
