@@ -88,7 +88,7 @@ def test_runs_shown_tailed_and_replayed_tell_the_same(penstock: Command) -> None
     assert tailed.returncode == 0, tailed.stderr
     events = [json.loads(line) for line in tailed.stdout.splitlines()]
     assert events[-1]["type"] == "run_done"
-    replayed = penstock("runs", "replay", run_id, "--json")
+    replayed = penstock("runs", "fold", run_id, "--json")
     frames = [json.loads(line) for line in replayed.stdout.splitlines()]
     assert [frame["seq"] for frame in frames] == sorted({e["id"] for e in events if "id" in e})
     assert frames[0]["state"]["status"] == "created"
@@ -99,9 +99,9 @@ def test_runs_shown_tailed_and_replayed_tell_the_same(penstock: Command) -> None
 def test_replay_until_a_sequence_shows_the_state_at_that_time(penstock: Command) -> None:
     started = penstock("invoke", "growth-report", "-i", GROWTH, "--wait", "20")
     run_id = RUN_ID.findall(started.stdout)[0]
-    frames = penstock("runs", "replay", run_id, "--json").stdout.splitlines()
+    frames = penstock("runs", "fold", run_id, "--json").stdout.splitlines()
     second = json.loads(frames[1])["seq"]
-    shown = penstock("runs", "replay", run_id, "--until", str(second))
+    shown = penstock("runs", "fold", run_id, "--until", str(second))
     view = json.loads(shown.stdout[shown.stdout.index("\n\n") :])
     assert view["status"] == "running"
     assert view["last_seq"] == second
@@ -139,7 +139,7 @@ async def test_runs_listed_after_they_ended(penstock: Command) -> None:
 
 def test_runs_unknown_are_said_to_be_so(penstock: Command) -> None:
     unknown = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
-    for command in (("show",), ("tail",), ("cancel",), ("replay",)):
+    for command in (("show",), ("tail",), ("cancel",), ("fold",), ("replay",)):
         shown = penstock("runs", *command, unknown)
         assert shown.returncode == 2, shown
         assert shown.stderr.startswith("error: ")

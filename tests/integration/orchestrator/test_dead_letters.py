@@ -225,7 +225,7 @@ async def test_letter_of_the_projector_says_what_to_do(site: Site) -> None:
     refused = await site.post(f"/{letter['seq']}/requeue", 422)
 
     assert refused["code"] == "not_requeueable"
-    assert "archive rebuild" in refused["errors"][0]["allowed"]
+    assert "history rebuild" in refused["errors"][0]["allowed"]
 
 
 async def test_many_letters_are_requeued_at_once_and_those_that_cannot_be_stay(site: Site) -> None:

@@ -3,7 +3,7 @@ from datetime import UTC, datetime
 import pytest
 
 from penstock.cli.failure import CommandError
-from penstock.cli.replay import coloured_subject, frame, replay_run, tail_subject
+from penstock.cli.replay import coloured_subject, fold_run, frame, tail_subject
 from penstock.cli.target import Target
 from penstock.contracts.facts import DefinitionKind, RunInvoked
 from penstock.contracts.state import Entry, evolve, new_state
@@ -26,7 +26,7 @@ def test_frame_of_a_fact_holds_it_and_the_state_after_it() -> None:
 
 def test_replay_of_what_is_no_run_id_is_misuse(target: Target) -> None:
     with pytest.raises(CommandError) as caught:
-        replay_run(target, "../etc", until_seq=None, as_json=False)
+        fold_run(target, "../etc", until_seq=None, as_json=False)
     assert caught.value.exit_code == 2
 
 

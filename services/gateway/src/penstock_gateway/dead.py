@@ -251,7 +251,7 @@ def _not_requeueable(letter: Letter) -> PenstockError:
     consumer = letter.letter.consumer
     advice = "discard it"
     if consumer == subjects.PROJECTOR:
-        advice = "`penstock archive rebuild` reads the whole log again; then discard it"
+        advice = "`penstock history rebuild` reads the whole log again; then discard it"
     return RejectedError(
         "not_requeueable",
         f"{consumer} cannot be given a single message again",

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self
+from typing import IO, Any, Final, NamedTuple, Self
 
 import httpx
 
@@ -92,6 +92,35 @@ class Api:
             return response.json()
         except ValueError as error:
             raise CommandError(f"what answers at {self._target.url} is no gateway") from error
+
+    def download(self, path: str, *, timeout_seconds: float) -> Iterator[bytes]:
+        """Yield the parts of an answer as they come.
+
+        Raises:
+            CommandError: The gateway cannot be reached, or refused, or broke off.
+        """
+        try:
+            with self._client.stream("GET", path, timeout=timeout_seconds) as response:
+                if not response.is_success:
+                    response.read()
+                    raise refusal(response)
+                yield from response.iter_bytes()
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+
+    def upload(
+        self, path: str, file: IO[bytes], *, headers: Mapping[str, str], timeout_seconds: float
+    ) -> Any:
+        """Send a file and return the JSON answer; errors as for ``call``."""
+        try:
+            response = self._client.post(
+                path, content=file, headers=dict(headers), timeout=timeout_seconds
+            )
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+        if not response.is_success:
+            raise refusal(response)
+        return response.json()
 
     def pages(self, path: str, params: Mapping[str, Any], limit: int) -> Iterator[Any]:
         """Yield up to ``limit`` items of a list that comes in pages."""

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from penstock.cli import control, definitions, observability, schedules
+from penstock.cli import control, definitions, observability, recovery, schedules
 from penstock.cli.failure import CommandError, tell
 from penstock.cli.target import DEFAULT_DATA_DIR, Target, find_target
 
@@ -37,6 +37,7 @@ app.add_typer(keys, name="keys")
 app.add_typer(services, name="services")
 observability.add_groups(app)
 control.add_control(app, runs)
+recovery.add_recovery(app, runs)
 definitions.add_definitions(app)
 schedules.add_schedules(app)
 
@@ -252,21 +253,6 @@ def tail(
         from penstock.cli.runs import tail_run
 
         tail_run(context.obj, run_id, after=after, limit=limit, as_json=as_json)
-
-
-@runs.command()
-def replay(
-    context: typer.Context,
-    run_id: RunId,
-    until: Annotated[
-        int | None, typer.Option(min=1, help="Stop at this sequence of the log.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Fold a run's log again, fact by fact, and show the state after each."""
-    from penstock.cli.replay import replay_run
-
-    replay_run(context.obj, run_id, until_seq=until, as_json=as_json)
 
 
 @runs.command()

@@ -1,4 +1,4 @@
-"""``penstock runs replay`` and ``runs tail --subject``: the log itself, read off the bus."""
+"""``penstock runs fold`` and ``runs tail --subject``: the log itself, read off the bus."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FACT_STYLE: Final = {
 }
 
 
-def replay_run(target: Target, run_id: str, *, until_seq: int | None, as_json: bool) -> None:
+def fold_run(target: Target, run_id: str, *, until_seq: int | None, as_json: bool) -> None:
     """Fold a run's facts in order and show each with the state that it leads to.
 
     Raises:
@@ -69,7 +69,7 @@ def replay_run(target: Target, run_id: str, *, until_seq: int | None, as_json: b
 
 
 def frame(entry: Entry, state: RunState) -> dict[str, Any]:
-    """Return one step of a replay as data."""
+    """Return one step of a fold as data."""
     return {
         "seq": entry.seq,
         "subject": {name: value for name, value in entry.subject._asdict().items() if value},
