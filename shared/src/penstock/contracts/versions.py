@@ -44,17 +44,30 @@ def check_input(version: PublishedVersion, given: JsonValue) -> None:
     Raises:
         RejectedError: ``invalid_input`` with the place of each fault, ``invalid_schema``.
     """
-    if version.input_schema is None:
-        return
+    if version.input_schema is not None:
+        check_against(version.name, version.input_schema, given)
+
+
+def check_against(name: str, schema: dict[str, JsonValue], given: JsonValue) -> None:
+    """Check an input against a JSON Schema.
+
+    Args:
+        name: Whose schema it is, for the error.
+        schema: JSON Schema, 2020-12.
+        given: The input.
+
+    Raises:
+        RejectedError: ``invalid_input`` with the place of each fault, ``invalid_schema``.
+    """
     from referencing.exceptions import Unresolvable  # noqa: PLC0415 - heavy, and not all need it
 
-    validator = _validator(json.dumps(version.input_schema, sort_keys=True))
+    validator = _validator(json.dumps(schema, sort_keys=True))
     try:
         found = sorted(validator.iter_errors(given), key=lambda error: error.json_path)
     except Unresolvable as error:
         raise RejectedError(
             "invalid_schema",
-            f"the input schema of {version.name} refers to {error.ref!r}, which is not in it",
+            f"the input schema of {name} refers to {error.ref!r}, which is not in it",
         ) from error
     if found:
         details = tuple(_detail(error) for error in found[:MAX_FINDINGS])

@@ -9,6 +9,7 @@ import pytest
 from penstock.contracts import subjects
 from penstock.contracts.facts import (
     DefinitionKind,
+    ParentRef,
     Reservation,
     RunLimits,
     RunStatus,
@@ -600,6 +601,15 @@ def test_child_too_deep_is_refused() -> None:
     driver = Driver(make_plan(child()), limits=RunLimits(max_depth=0)).start()
 
     assert code_of(driver) == "too_deep"
+
+
+def test_child_with_a_wrong_input_fails_at_once() -> None:
+    schema: dict[str, Any] = {"type": "object", "required": ["of"]}
+    parent = ParentRef(run_id="P", shard=0, step_id="c", attempt=1, root_run_id="P", depth=1)
+    driver = Driver(make_plan(tool_node("a"), input_schema=schema), parent=parent, input={}).start()
+
+    assert code_of(driver) == "invalid_input"
+    assert driver.scheduled == []
 
 
 # -- phases --------------------------------------------------------------------------------------

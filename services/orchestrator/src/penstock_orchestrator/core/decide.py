@@ -16,6 +16,7 @@ from penstock.contracts.ids import parse_step_id
 from penstock.contracts.plan import Plan
 from penstock.contracts.state import RunState, StepState
 from penstock.contracts.subjects import END_SUFFIX, STATE_SUFFIX
+from penstock.contracts.versions import check_against
 from penstock_orchestrator.core import phases, stepping
 from penstock_orchestrator.core.decisions import Decided, Expired, Output, Repair
 from penstock_orchestrator.core.progress import Progress
@@ -58,6 +59,12 @@ def decide(
         return _end(state, now, cause_seq, RunStatus.FAILED, error=error)
     if state.paused or (plan.concurrency is not None and not state.admitted):
         return None
+    if state.decisions == 0 and state.invoked.parent is not None and plan.input_schema is not None:
+        # Nobody has checked what a parent makes of its templates.
+        try:
+            check_against(plan.name, plan.input_schema, state.invoked.input)
+        except RejectedError as rejected:
+            return _end(state, now, cause_seq, RunStatus.FAILED, error=rejected.info())
     walk = Walk(plan, state, now, progress if progress is not None else Progress(), turn)
     try:
         ended = phases.advance(walk)
