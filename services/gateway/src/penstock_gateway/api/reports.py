@@ -15,9 +15,9 @@ from penstock.contracts.archive import (
     ProfileReport,
     ProfileReportView,
 )
-from penstock.contracts.facts import RunEnded, RunInvoked, RunStatus
 from penstock.contracts.ids import TOKEN_PATTERN
 from penstock.contracts.profiles import profile_of_entries
+from penstock.contracts.state import fold, new_state
 from penstock_gateway.api.context import GatewayParts, Viewer
 from penstock_gateway.api.queries import ProfileQuery, SpanQuery, known_only
 from penstock_gateway.runs import not_found
@@ -59,12 +59,12 @@ async def run_profile(
     """Return where one run's time and money went, from its log: also while it is under way."""
     entries = await gateway.runs.entries(caller.tenant, run_id)
     profile = profile_of_entries(entries, threshold=threshold)
-    invoked = next((one.fact for one in entries if isinstance(one.fact, RunInvoked)), None)
-    if profile is None or invoked is None:
+    if profile is None:
         raise not_found(run_id)
-    ended = next((one.fact for one in entries if isinstance(one.fact, RunEnded)), None)
-    status = RunStatus.RUNNING if ended is None else ended.status
-    return ProfileOfRun(run_id=run_id, name=invoked.name, status=status, profile=profile)
+    begin = entries[0].subject
+    state = fold(new_state(begin.tenant, begin.shard, begin.run_id), entries)
+    name = state.request.name
+    return ProfileOfRun(run_id=run_id, name=name, status=state.status, profile=profile)
 
 
 @reports.get("/v1/archive")

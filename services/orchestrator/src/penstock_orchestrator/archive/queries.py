@@ -37,7 +37,7 @@ from penstock.contracts.archive import (
     UsageSummary,
 )
 from penstock.contracts.errors import ErrorInfo, RejectedError
-from penstock.contracts.facts import Usage
+from penstock.contracts.facts import RunInvoked, Usage
 from penstock.contracts.state import Entry, fold, new_state
 from penstock.contracts.views import RunView, run_view
 from penstock.db import session_factory, session_scope
@@ -105,10 +105,19 @@ class Queries:
         query, sort = select(runs).where(*conditions), f"{request.sort}.{request.order}"
         found = await self._read(_ordered(query, request, sort).limit(request.limit + 1))
         shown = found[: request.limit]
+        origins = await self._origins(shown)
         return RunPage(
-            items=tuple(_run(row) for row in shown),
+            items=tuple(_run(row, origins.get(row.seq)) for row in shown),
             next_cursor=_place(shown[-1], request, sort) if len(found) > request.limit else None,
         )
+
+    async def _origins(self, rows: Iterable[Row[Any]]) -> dict[int, RunInvoked]:
+        """Return the first facts of those runs that came of others, by their sequences."""
+        seqs = [row.seq for row in rows if row.parent_run_id or row.forked_from]
+        if not seqs:
+            return {}
+        found = await self._read(select(facts.c.seq, facts.c.body).where(facts.c.seq.in_(seqs)))
+        return {row.seq: RunInvoked.model_validate_json(row.body) for row in found}
 
     async def get_run(self, request: GetRun) -> RunView:
         """Return one run with its steps.
@@ -395,7 +404,7 @@ def _session(row: Row[Any]) -> SessionView:
     )
 
 
-def _run(row: Row[Any]) -> RunView:
+def _run(row: Row[Any], origin: RunInvoked | None) -> RunView:
     tags = row.tags
     return RunView(
         run_id=row.run_id,
@@ -423,6 +432,8 @@ def _run(row: Row[Any]) -> RunView:
         updated_at=row.updated_at,
         ended_at=row.ended_at,
         last_seq=row.last_seq,
+        parent=origin.parent if origin is not None else None,
+        forked_from=origin.forked_from if origin is not None else None,
     )
 
 
