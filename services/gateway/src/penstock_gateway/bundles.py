@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
-from pydantic import ValidationError
-
 from penstock.bus.claims import Claims
 from penstock.bus.copies import FactCopy, put_back
 from penstock.bus.kv import Bucket
@@ -25,7 +23,7 @@ from penstock.contracts.facts import (
     fact_bytes,
 )
 from penstock.contracts.forks import seed_of
-from penstock.contracts.ids import is_run_id, shard_of
+from penstock.contracts.ids import content_digest, is_run_id, shard_of
 from penstock.contracts.plan import PLAN, Plan
 from penstock.contracts.state import Entry
 from penstock.runids import new_run_id
@@ -74,9 +72,8 @@ class Bundles:
             LogEntry(seq=entry.seq, subject=_subject(prefix, entry), fact=entry.fact)
             for entry in entries
         )
-        canonical = None if plan is None else PLAN.validate_json(plan.value).to_bytes()
-        if canonical is not None and not _is_plan(canonical, invoked.plan_digest):
-            canonical = None
+        whole = plan is not None and content_digest(plan.value) == invoked.plan_digest
+        canonical = plan.value if plan is not None and whole else None
         return _gathered(bundles.write(header, canonical, facts))
 
     async def load(
@@ -221,13 +218,6 @@ def _subject(prefix: str, entry: Entry) -> str:
             return subjects.out(prefix, at.decision, subjects.STATE_SUFFIX)
         case "end":
             return subjects.out(prefix, at.decision, subjects.END_SUFFIX)
-
-
-def _is_plan(canonical: bytes, digest: str) -> bool:
-    try:
-        return PLAN.validate_json(canonical).digest() == digest
-    except ValidationError:
-        return False
 
 
 def _gathered(lines: Iterator[bytes]) -> Iterator[bytes]:

@@ -17,7 +17,6 @@ from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError
 
 from penstock.contracts.errors import ErrorDetail, RejectedError
 from penstock.contracts.facts import LogEntry, Record, RunEnded, RunInvoked
-from penstock.contracts.json import Json
 from penstock.contracts.plan import PLAN
 
 FORMAT: Final = "penstock.bundle/1"
@@ -41,7 +40,8 @@ class BundlePlan(Record):
 
     type: Literal["plan"] = "plan"
     digest: str
-    plan: Json
+    plan: str
+    """Its canonical JSON, byte for byte: the digest is taken of it."""
 
 
 class BundleEntry(Record):
@@ -111,7 +111,7 @@ def _lines(
 ) -> Iterator[BundleLine]:
     yield header
     if plan is not None:
-        yield BundlePlan(digest=hashlib.sha256(plan).hexdigest(), plan=json.loads(plan))
+        yield BundlePlan(digest=hashlib.sha256(plan).hexdigest(), plan=plan.decode())
     for entry in entries:
         yield BundleEntry(entry=entry)
 
@@ -206,8 +206,9 @@ class BundleReader:
             raise self._wrong(f"{place}: {first['msg']}", allowed) from error
 
     def _plan_of(self, line: BundlePlan) -> bytes:
+        plan = line.plan.encode()
         try:
-            plan = PLAN.validate_python(line.plan).to_bytes()
+            PLAN.validate_json(plan)
         except ValidationError as error:
             raise self._wrong("the plan cannot be read", "a plan of this version") from error
         if hashlib.sha256(plan).hexdigest() != line.digest:
@@ -236,7 +237,6 @@ def _hash(before: str, content: object) -> str:
 
 
 def _dumped(content: object) -> bytes:
-    """Return canonical JSON: keys sorted, no spaces, UTF-8."""
-    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode(
-        "utf-8", "surrogatepass"
-    )
+    """Return compact JSON in UTF-8; keys keep their order, for agents are told them in it."""
+    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False)
+    return text.encode("utf-8", "surrogatepass")
