@@ -8,7 +8,7 @@ attempt, decision) are in its subject, not in its body.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter
 
@@ -67,6 +67,24 @@ class Record(BaseModel):
     """Base of everything on the wire: frozen, unknown fields ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+RecordT = TypeVar("RecordT", bound=Record)
+
+
+def made(cls: type[RecordT], **fields: object) -> RecordT:
+    """Make a record of values that are right by construction, at a quarter of the cost.
+
+    Args:
+        cls: What to make.
+        fields: All of its fields, those with defaults as well.
+    """
+    record = cls.__new__(cls)
+    object.__setattr__(record, "__dict__", fields)
+    object.__setattr__(record, "__pydantic_fields_set__", set(fields))
+    object.__setattr__(record, "__pydantic_extra__", None)
+    object.__setattr__(record, "__pydantic_private__", None)
+    return record
 
 
 class ToolCall(Record):

@@ -249,11 +249,13 @@ def evolve(state: RunState, entry: Entry) -> RunState:
         return _changed(state, last_seq=seq, invoked=fact, updated_at=at)
     if fact.type == "run.ended":
         state = _with_decision(state, entry.subject, fact.decision, fact.occurred_at)
-        return _changed(state, last_seq=seq, ended=fact, updated_at=at)
+        decisions = max(state.decisions, entry.subject.decision)
+        return _changed(state, last_seq=seq, ended=fact, decisions=decisions, updated_at=at)
     if fact.type == "run.state":
         state = _with_decision(state, entry.subject, fact.decision, fact.occurred_at)
         state = _with_waits(state, fact.waits)
-        return _changed(state, last_seq=seq, updated_at=at)
+        decisions = max(state.decisions, entry.subject.decision)
+        return _changed(state, last_seq=seq, decisions=decisions, updated_at=at)
     if fact.type == "run.cancel_requested":
         return _changed(state, last_seq=seq, cancel=fact, updated_at=at)
     return _with_signal(state, entry, fact, seq)
@@ -410,9 +412,10 @@ def _with_step(state: RunState, entry: Entry, fact: StepScheduled, seq: int) -> 
     subject = entry.subject
     if fact.decision is not None:
         state = _with_decision(state, subject, fact.decision, fact.occurred_at)
+    decisions = max(state.decisions, subject.decision)
     step = state.steps.get(subject.step_id)
     if step is not None and step.attempt > subject.attempt:
-        return _changed(state, last_seq=seq)
+        return _changed(state, last_seq=seq, decisions=decisions)
     if step is not None and step.attempt == subject.attempt and step.status != "planned":
         if step.expires_at is None:
             # Its outcome came first, to somebody who knew it from the manifest alone.
@@ -426,7 +429,8 @@ def _with_step(state: RunState, entry: Entry, fact: StepScheduled, seq: int) -> 
                 at_most_once=fact.at_most_once,
             )
             state = _changed(state, **_put(state, step, known))
-        return _changed(state, last_seq=seq, updated_at=_later(state, fact))
+        at = _later(state, fact)
+        return _changed(state, last_seq=seq, decisions=decisions, updated_at=at)
     scheduled = _made(
         StepState,
         step_id=subject.step_id,
@@ -446,7 +450,7 @@ def _with_step(state: RunState, entry: Entry, fact: StepScheduled, seq: int) -> 
     return _changed(
         state,
         last_seq=seq,
-        decisions=max(state.decisions, subject.decision),
+        decisions=decisions,
         updated_at=_later(state, fact),
         **_put(state, step, scheduled),
     )
@@ -479,8 +483,6 @@ def _with_decision(
                 throttled=known.throttled if known is not None else 0,
             )
             state = _changed(state, **_put(state, known, planned))
-    if subject.decision > state.decisions:
-        state = _changed(state, decisions=subject.decision)
     return state
 
 

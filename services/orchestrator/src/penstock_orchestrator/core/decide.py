@@ -11,7 +11,14 @@ from datetime import datetime, timedelta
 from typing import Final, Literal
 
 from penstock.contracts.errors import ErrorFamily, ErrorInfo, RejectedError
-from penstock.contracts.facts import Decision, RunEnded, RunStatus, StateChanged, StepResult
+from penstock.contracts.facts import (
+    Decision,
+    RunEnded,
+    RunStatus,
+    StateChanged,
+    StepResult,
+    made,
+)
 from penstock.contracts.ids import parse_step_id
 from penstock.contracts.plan import Plan
 from penstock.contracts.state import RunState, StepState
@@ -93,7 +100,8 @@ def _go_on(state: RunState, now: datetime, cause_seq: int, walk: Walk) -> Decide
     if not (walk.steps or marks or walk.waits or walk.stops or walk.blocked):
         return None
     stops = tuple(walk.stops)
-    decision = Decision(
+    decision = made(
+        Decision,
         cause_seq=cause_seq,
         manifest=tuple(planned.suffix for planned in walk.steps[1:]),
         blocked=tuple(walk.blocked),

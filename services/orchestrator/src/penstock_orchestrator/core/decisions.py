@@ -18,6 +18,7 @@ from penstock.contracts.facts import (
     StateChanged,
     StepResult,
     StepScheduled,
+    made,
 )
 from penstock.contracts.json import Json
 
@@ -56,8 +57,10 @@ class Planned:
         """Return the message; the first one of a decision carries it."""
         return Output(
             self.suffix,
-            StepScheduled(
+            made(
+                StepScheduled,
                 occurred_at=self.at,
+                type="step.scheduled",
                 decision=decision,
                 node_id=self.node_id,
                 name=self.name,

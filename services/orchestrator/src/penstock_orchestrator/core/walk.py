@@ -103,12 +103,15 @@ class Walk:
     def run(self) -> None:
         """Look at everything that is to be looked at, until enough is found."""
         progress = self.progress
-        progress.take_due(self.plan, self.now)
-        for _ in range(min(len(progress.starved), _STARVED_AT_ONCE)):
-            progress.queue.add(*progress.starved.popleft())
-        for _ in range(min(len(progress.held), _HELD_AT_ONCE)):
-            progress.queue.add(*progress.held.popleft())
         queue = progress.queue
+        if progress.due:
+            progress.take_due(self.plan, self.now)
+        if progress.starved:
+            for _ in range(min(len(progress.starved), _STARVED_AT_ONCE)):
+                queue.add(*progress.starved.popleft())
+        if progress.held:
+            for _ in range(min(len(progress.held), _HELD_AT_ONCE)):
+                queue.add(*progress.held.popleft())
         while queue and not self.full and not self.over:
             self._visit(*queue.take())
 
