@@ -61,6 +61,12 @@ def test_tour_of_the_readme_works_as_written(tour: Stack, tmp_path: Path) -> Non
 
     assert "enough for 50000 households" in said
     assert "Good news: 1000 at a yearly factor of 1.05" in said
+    assert "Pay 150?" in said
+    assert "consent approved by development" in said
+    assert "division_by_zero" in said
+    assert "→ 37.5" in said
+    assert "run_done              → 50" in said
+    assert "Confirmed: flight to Oslo" in said
     assert re.search(r'"status": ?"done"', said)
     assert "event: run_done" in said
     assert '"duplicate":false' in said

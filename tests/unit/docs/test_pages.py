@@ -72,6 +72,12 @@ def test_links_of_page_lead_somewhere(page: Path) -> None:
     assert broken == []
 
 
+def test_readme_leads_to_every_page() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    pages = {f"docs/{page.name}" for page in ROOT.glob("docs/*.md")}
+    assert {page for page in pages if f"]({page})" not in text} == set()
+
+
 def codes_in_source() -> Iterator[str]:
     for file in [*ROOT.glob("shared/src/**/*.py"), *ROOT.glob("services/*/src/**/*.py")]:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
