@@ -359,6 +359,8 @@ def resolution(walk: Walk, node: Node, path: Path, step: StepState) -> Outcome |
     if mark is not None and mark.choice == f"{digest}-retried":
         stepping.retry(walk, node, path, step, step.attempt + 1)
         return None
+    if mark is not None and mark.status == "skipped":
+        return None  # nobody waits for it any more
     if mark is None or mark.status != "open":
         request = ParkedRequest(
             name=step.name,
