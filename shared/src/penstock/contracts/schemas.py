@@ -21,6 +21,7 @@ from pydantic.json_schema import models_json_schema
 from penstock.contracts import (
     actions,
     archive,
+    bundles,
     errors,
     events,
     facts,
@@ -77,6 +78,10 @@ OTHERS: Final = (
     ),
     Message("dead", facts.DeadLetter, "stream DEAD, `dead.{stream}.{consumer}`"),
     Message("log_entry", facts.LogEntry, "pages and exports of the log"),
+    Message("bundle.header", bundles.BundleHeader, "first line of a bundle"),
+    Message("bundle.plan", bundles.BundlePlan, "second line of a bundle"),
+    Message("bundle.entry", bundles.BundleEntry, "lines of a bundle"),
+    Message("bundle.footer", bundles.BundleFooter, "last line of a bundle"),
     Message("plan", plan.Plan, "bucket `plans`, under its digest"),
     Message("published_version", plan.PublishedVersion, "bucket `published`, `{tenant}.{name}`"),
     Message("parked", parked.ParkedRecord, "bucket `parked`, `{tenant}.{run}.{mark}`"),
