@@ -1,4 +1,4 @@
-"""The tour that ``make demo`` gives: an agent, a workflow and a webhook on a stack of its own.
+"""The tour that ``make demo`` gives: agent, workflow, approval, webhook on a stack of its own.
 
 Everything that is shown is checked as well; the exit code is 0 only if all of it is right.
 """
@@ -15,6 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,33 @@ QUESTION = (
 )
 MODELS = {"OPENAI_API_KEY": "openai/gpt-5-mini", "ANTHROPIC_API_KEY": "anthropic/claude-haiku-4-5"}
 
+BILL = """
+apiVersion: penstock/v1
+kind: Workflow
+metadata: {name: share}
+spec:
+  steps:
+    - {id: part, tool: divide, input: {a: "{{ input.total }}", b: "{{ input.people }}"}}
+---
+apiVersion: penstock/v1
+kind: Workflow
+metadata: {name: bill}
+spec:
+  steps:
+    - id: lines
+      map:
+        over: input.lines
+        steps: [{id: line, tool: multiply, input: {a: "{{ item.count }}", b: "{{ item.price }}"}}]
+    - {id: total, transform: "{{ steps.lines.output.sum() }}"}
+    - id: consent
+      if: steps.total.output > 100
+      approval: {message: "Pay {{ steps.total.output }}?", expires: 3d}
+    - id: each
+      workflow:
+        name: share
+        input: {total: "{{ steps.total.output }}", people: "{{ input.people }}"}
+"""
+
 screen = console()
 checks = 0
 
@@ -52,12 +80,17 @@ def heading(title: str) -> None:
     screen.print(f"\n[bold cyan]── {title} [/]")
 
 
-def follow(api: Api, run_id: str) -> list[dict[str, Any]]:
-    """Print a run's events as they come; return those of the log."""
+def follow(
+    api: Api, run_id: str, *, after: str = "0", until: str = "the end"
+) -> list[dict[str, Any]]:
+    """Print a run's events as they come; return them, up to one of type `until` if it comes."""
     printer, events = EventPrinter(screen), []
-    for event in api.events(f"/v1/runs/{run_id}/events"):
-        printer.show(event.data)
-        events.append(event.data)
+    with closing(api.events(f"/v1/runs/{run_id}/events", after=after)) as stream:
+        for event in stream:
+            printer.show(event.data)
+            events.append(event.data)
+            if event.type == until:
+                break
     printer.close()
     return events
 
@@ -112,6 +145,28 @@ def workflow(api: Api) -> None:
     check(again["run_id"] == run["run_id"], "the same Idempotency-Key gives the same run")
 
 
+def waiting(api: Api) -> None:
+    heading("A workflow that waits for somebody's yes, and is tried again")
+    api.call("POST", "/v1/apply", body={"documents": [BILL], "publish": True})
+    lines = [{"count": 3, "price": 40}, {"count": 2, "price": 15}]
+    body = {"name": "bill", "input": {"lines": lines, "people": 0}}
+    run_id = api.call("POST", "/v1/runs", body=body)["run_id"]
+    events = follow(api, run_id, until="approval_created")
+    question = events[-1]["data"]
+    check(question["message"] == "Pay 150?", f"it asks: {question['message']}")
+    check(api.call("GET", f"/v1/runs/{run_id}")["status"] == "waiting", "and waits, for days")
+    path = f"/v1/approvals/{run_id}/{question['mark_id']}/approve"
+    api.call("POST", path, body={"digest": question["digest"], "reason": "a good evening"})
+    events = follow(api, run_id, after=str(events[-1]["id"]))
+    check(events[-1]["type"] == "run_failed", "shared among no people it fails")
+    body = {"input": {"lines": lines, "people": 4}}
+    fork = api.call("POST", f"/v1/runs/{run_id}/fork", body=body)
+    events = follow(api, fork["run_id"])
+    check(events[-1]["data"]["output"] == 37.5, "forked with four people it comes to 37.5 each")
+    again = {"tool_call_started", "approval_created"} & {event["type"] for event in events}
+    check(not again, "no line was worked out again, and nobody was asked twice")
+
+
 def webhook(api: Api, url: str, secret: bytes) -> None:
     heading("A signed webhook, delivered twice")
     body = json.dumps({"type": "deposit", "data": {"amount": 500, "rate": 3, "years": 2}}).encode()
@@ -143,14 +198,15 @@ def overview(api: Api, target: Target) -> None:
     found: list[dict[str, Any]] = []
     while time.monotonic() < deadline:
         found = list(api.pages("/v1/runs", {}, 100))
-        if len(found) >= 3 and all(run["status"] == "done" for run in found):
+        if len(found) >= 7 and all(run["ended_at"] for run in found):
             break
         time.sleep(0.05)
     list_runs(target, {}, since=None, until=None, limit=20, as_json=False)
-    check(len(found) == 3, "there are three runs, none was started twice")
-    check(all(run["status"] == "done" for run in found), "all of them are done")
-    triggers = sorted(run["trigger"] for run in found)
-    check(triggers == ["http", "http", "webhook"], "one of them came by webhook")
+    check(len(found) == 7, "there are seven runs, none was started twice")
+    failed = sorted(run["name"] for run in found if run["status"] != "done")
+    check(failed == ["bill", "share"], "all are done, but for the bill that nobody could share")
+    triggers = [run["trigger"] for run in found]
+    check(triggers.count("webhook") == 1, "one of them came by webhook")
 
 
 def show(stack: Stack, data_dir: Path, secret: bytes) -> None:
@@ -164,6 +220,7 @@ def show(stack: Stack, data_dir: Path, secret: bytes) -> None:
         check(len(runners) >= 2, f"{len(runners)} runner pools are registered")
         agent(api)
         workflow(api)
+        waiting(api)
         webhook(api, target.url, secret)
         overview(api, target)
 

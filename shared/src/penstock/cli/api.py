@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from types import TracebackType
 from typing import IO, Any, Final, NamedTuple, Self
 
@@ -137,7 +137,7 @@ class Api:
             if not items or cursor is None:
                 return
 
-    def events(self, path: str, *, after: str = "0") -> Iterator[Event]:
+    def events(self, path: str, *, after: str = "0") -> Generator[Event]:
         """Yield the events of a stream until the server ends it; resumes broken connections.
 
         Args:

@@ -191,7 +191,9 @@ def describe(kind: str, data: Mapping[str, Any]) -> str:
         case "user_input":
             return compact(data.get("input"))
         case "tool_call_started" | "tool_call_created" | "approval_created":
-            return f"{name}({_arguments(data.get('arguments'))})"
+            asked = data.get("arguments")
+            call = name if asked is None else f"{name}({_arguments(asked)})"
+            return f"{call} {data.get('message') or ''}".strip()
         case "agent_invoke_done":
             return f"{name} {_action(data.get('output'))}{_cost(data.get('usage'))}"
         case "policy_decision":
