@@ -205,6 +205,10 @@ def _absent(value: object) -> bool:
     return value is None
 
 
+def _nothing(value: object) -> bool:
+    return not value
+
+
 class ParkedRequest(Record):
     """What an open mark asks of the world outside: an answer, a tool's result, an event."""
 
@@ -393,6 +397,8 @@ class Decision(Record):
     """Steps that wait for their next attempt."""
     stops: tuple[str, ...] = ()
     """Steps that nobody waits for any more."""
+    reserves: dict[str, Reservation] = Field(default_factory=dict, exclude_if=_nothing)
+    """What the steps of the manifest have reserved, those that have."""
 
 
 class SecretRef(Record):

@@ -37,6 +37,8 @@ from penstock.contracts.json import Json
 from penstock.contracts.subjects import FactSubject
 
 _NOTHING: Final = Reservation()
+_DUST_USD: Final = 1e-9
+"""What additions and subtractions of sums leave behind."""
 
 StepStatus = Literal["planned", "scheduled", "waiting", "stopped", "succeeded", "failed", "unknown"]
 
@@ -357,7 +359,7 @@ def _settled(
             steps - before.steps,
         )
     return Reservation.model_construct(
-        tokens=max(tokens, 0), cost_usd=cost if tokens or steps else 0.0, steps=max(steps, 0)
+        tokens=max(tokens, 0), cost_usd=cost if cost > _DUST_USD else 0.0, steps=max(steps, 0)
     )
 
 
@@ -385,6 +387,7 @@ def _with_result(state: RunState, entry: Entry, fact: StepResult, seq: int) -> R
         error=fact.error,
         usage=fact.usage,
         outcome_seq=entry.seq,
+        reserve=None,
     )
     return _changed(state, last_seq=seq, updated_at=_later(state, fact), **_put(state, step, done))
 
@@ -468,6 +471,7 @@ def _with_decision(
             state = _changed(state, **_put(state, step, _changed(step, status="stopped")))
     if decision.waits:
         state = _with_waits(state, decision.waits)
+    reserves = decision.reserves
     for suffix in decision.manifest:
         kind, queue, step_id, attempt = subjects.parse_suffix(suffix)
         known = state.steps.get(step_id)
@@ -481,6 +485,7 @@ def _with_decision(
                 decided_at=at,
                 status="planned",
                 throttled=known.throttled if known is not None else 0,
+                reserve=reserves.get(step_id) if reserves else None,
             )
             state = _changed(state, **_put(state, known, planned))
     return state

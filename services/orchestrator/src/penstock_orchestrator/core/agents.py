@@ -53,24 +53,28 @@ def agent(walk: Walk, node: Node, path: Path, iid: str) -> Outcome | None:
     except ValueError as error:
         message = f"the turn {turn.step_id} ended with no valid action: {error}"[:500]
         return walk.fail(node, path, iid, ErrorInfo(code="invalid_action", message=message))
-    following = speaker.name
-    if isinstance(action, Respond):
-        back = _listener(walk, iid, number, node, speaker)
-        if back is None:
-            return Outcome("succeeded", outcomes.answer_of(action))
-        following = back
-        if speaker.responds_to == "nobody":
-            _block(walk, turn, "respond", "this agent may not respond; it must route on")
-    elif isinstance(action, UseTools):
+    if isinstance(action, UseTools):
         if _calls(walk, node, path, iid, number, speaker, action):
             return None
     else:
-        fault = conversation.route_fault(walk.view, turn, action)
-        if fault is None:
-            following = action.agent
-        else:
-            _block(walk, turn, f"{conversation.ROUTE}:{action.agent}", fault)
-    return _go_on(walk, node, path, iid, number, following, speaker, action)
+        _note_refusal(walk, turn, speaker, action)
+    following = conversation.following(walk.view, iid, number, node.ref, speaker, action)
+    if following is None and isinstance(action, Respond):
+        return Outcome("succeeded", outcomes.answer_of(action))
+    return _go_on(walk, node, path, iid, number, following or speaker.name, speaker, action)
+
+
+def _note_refusal(
+    walk: Walk, turn: StepState, speaker: CompiledAgent, action: Respond | RouteToAgent
+) -> None:
+    """Log what an agent may not do."""
+    if isinstance(action, Respond):
+        if speaker.responds_to == "nobody":
+            _block(walk, turn, "respond", "this agent may not respond; it must route on")
+        return
+    fault = conversation.route_fault(walk.view, turn, action)
+    if fault is not None:
+        _block(walk, turn, f"{conversation.ROUTE}:{action.agent}", fault)
 
 
 def _unfinished(
@@ -86,16 +90,6 @@ def _unfinished(
             again = Speech(number or 1, turn.wait.next_attempt, speaker.name)
             return _speak(walk, node, path, iid, again)
     return None
-
-
-def _listener(walk: Walk, iid: str, number: int, node: Node, speaker: CompiledAgent) -> str | None:
-    """Return who goes on after an answer; ``None``: it is the node's."""
-    if speaker.responds_to == "user":
-        return None
-    if speaker.responds_to == "nobody":
-        return speaker.name
-    waiting = conversation.callers(walk.view, iid, number, node.ref)
-    return waiting[-1] if waiting else None
 
 
 def _block(walk: Walk, turn: StepState, wanted: str, reason: str) -> None:

@@ -146,7 +146,7 @@ def turn_reservation(
         left_cost = own_cost if left_cost is None else min(left_cost, own_cost)
     if left_tokens is None and left_cost is None:
         return None, None, "granted"
-    prompt = int(prompt_bytes / BYTES_PER_TOKEN) + 8
+    prompt = prompt_tokens(prompt_bytes)
     asked = agent.parameters.get("max_tokens", agent.parameters.get("max_completion_tokens"))
     answer = asked if isinstance(asked, int) else DEFAULT_OUTPUT_TOKENS
     if left_tokens is not None:
@@ -193,18 +193,13 @@ def _own(budget: Budget, agent: CompiledAgent) -> tuple[int | None, float | None
 def child_limits(budget: Budget, asked: RunLimits) -> tuple[RunLimits, Reservation, Verdict]:
     """Return the limits of a child run: what it asks for, or what is left where that is less."""
     tokens, cost, steps = budget.left_tokens(), budget.left_cost_usd(), budget.left_steps()
-    depth = budget.limits.max_depth if budget.limits.max_depth is not None else MAX_DEPTH
-    changes: dict[str, int | float] = {
-        "max_depth": min(depth - 1, asked.max_depth) if asked.max_depth is not None else depth - 1
-    }
     some_tokens, some_steps, some_cost = 0, 0, 0.0
     if tokens is not None:
-        changes["max_tokens"] = some_tokens = min(asked.max_tokens or tokens, tokens)
+        some_tokens = min(asked.max_tokens or tokens, tokens)
     if cost is not None:
-        wanted = cost if asked.max_cost_usd is None else asked.max_cost_usd
-        changes["max_cost_usd"] = some_cost = min(wanted, cost)
+        some_cost = min(cost if asked.max_cost_usd is None else asked.max_cost_usd, cost)
     if steps is not None:
-        changes["max_steps"] = some_steps = min(asked.max_steps or steps - 1, steps - 1)
+        some_steps = min(asked.max_steps or steps - 1, steps - 1)
     short = (
         (tokens is not None and some_tokens < 1)
         or (cost is not None and some_cost <= 0)
@@ -213,4 +208,28 @@ def child_limits(budget: Budget, asked: RunLimits) -> tuple[RunLimits, Reservati
     if short:
         return asked, NOTHING, "later" if budget.pending else "exhausted"
     reserve = Reservation(tokens=some_tokens, cost_usd=some_cost, steps=some_steps)
-    return asked.model_copy(update=changes), reserve, "granted"
+    return limits_within(budget.limits, asked, reserve), reserve, "granted"
+
+
+def limits_within(own: RunLimits, asked: RunLimits, reserve: Reservation) -> RunLimits:
+    """Return the limits of a child run whose parent has reserved so much for it."""
+    depth = own.max_depth if own.max_depth is not None else MAX_DEPTH
+    deepest = depth - 1 if asked.max_depth is None else min(depth - 1, asked.max_depth)
+    changes: dict[str, int | float] = {"max_depth": deepest}
+    if own.max_tokens is not None:
+        changes["max_tokens"] = reserve.tokens
+    if own.max_cost_usd is not None:
+        changes["max_cost_usd"] = reserve.cost_usd
+    if own.max_steps is not None:
+        changes["max_steps"] = reserve.steps
+    return asked.model_copy(update=changes)
+
+
+def answer_within(reserve: Reservation | None, prompt_bytes: int) -> int | None:
+    """Return the tokens that an answer is limited to by what was reserved for its turn."""
+    return None if reserve is None else reserve.tokens - prompt_tokens(prompt_bytes)
+
+
+def prompt_tokens(prompt_bytes: int) -> int:
+    """Return a cautious guess of how many tokens a prompt has."""
+    return int(prompt_bytes / BYTES_PER_TOKEN) + 8

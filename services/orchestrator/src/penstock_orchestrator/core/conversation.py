@@ -57,6 +57,31 @@ def returns(agent: CompiledAgent | None) -> bool:
     return agent is not None and agent.responds_to == "caller"
 
 
+def speaker_at(view: View, iid: str, turn: int, entry: str) -> str:
+    """Return whose turn it is, from what was said before it."""
+    name = entry
+    for number in range(1, turn):
+        step = view.state.steps[turn_step_id(iid, number)]
+        speaker = view.plan.agents.get(step.name) or view.plan.agents[entry]
+        name = following(view, iid, number, entry, speaker, action_of(step)) or speaker.name
+    return name
+
+
+def following(
+    view: View, iid: str, number: int, entry: str, speaker: CompiledAgent, action: Action
+) -> str | None:
+    """Return who goes on after a turn; ``None``: nobody, it ended with the node's answer."""
+    if isinstance(action, RouteToAgent):
+        step = view.state.steps[turn_step_id(iid, number)]
+        return action.agent if route_fault(view, step, action) is None else speaker.name
+    if isinstance(action, UseTools) or speaker.responds_to == "nobody":
+        return speaker.name
+    if speaker.responds_to == "user":
+        return None
+    waiting = callers(view, iid, number, entry)
+    return waiting[-1] if waiting else None
+
+
 def route_fault(view: View, step: StepState, action: RouteToAgent) -> str | None:
     """Say why an agent may not hand over to another one, if so."""
     agent = view.plan.agents.get(step.name)

@@ -13,6 +13,7 @@ from typing import Final, Literal
 from penstock.contracts.errors import ErrorFamily, ErrorInfo, RejectedError
 from penstock.contracts.facts import (
     Decision,
+    Reservation,
     RunEnded,
     RunStatus,
     StateChanged,
@@ -81,7 +82,7 @@ def decide(
         return _go_on(state, now, cause_seq, walk)
     if ended.error is not None:
         return _end(state, now, cause_seq, RunStatus.FAILED, error=ended.error, walk=walk)
-    decision = Decision(cause_seq=cause_seq, marks=walk.marks, blocked=tuple(walk.blocked))
+    decision = _last(cause_seq, walk)
     fact = RunEnded(
         occurred_at=now,
         decision=decision,
@@ -108,6 +109,7 @@ def _go_on(state: RunState, now: datetime, cause_seq: int, walk: Walk) -> Decide
         marks=marks,
         waits=tuple(walk.waits),
         stops=stops,
+        reserves=_reserves(walk),
     )
     outputs: tuple[Output, ...]
     if walk.steps:
@@ -116,6 +118,17 @@ def _go_on(state: RunState, now: datetime, cause_seq: int, walk: Walk) -> Decide
     else:
         outputs = (Output(STATE_SUFFIX, StateChanged(occurred_at=now, decision=decision)),)
     return Decided(state.decisions + 1, outputs, tuple(walk.timers), stops=stops, marks=marks)
+
+
+def _reserves(walk: Walk) -> dict[str, Reservation]:
+    """Return what the steps after the first have reserved: a repair must say the same."""
+    if not walk.budgeted:
+        return {}
+    return {
+        planned.step_id: planned.reserve
+        for planned in walk.steps[1:]
+        if planned.reserve is not None
+    }
 
 
 def repair(plan: Plan, state: RunState) -> list[Repair]:
@@ -207,10 +220,9 @@ def _end(
     walk: Walk | None = None,
 ) -> Decided:
     marks = walk.marks if walk is not None else ()
-    blocked = tuple(walk.blocked) if walk is not None else ()
     fact = RunEnded(
         occurred_at=now,
-        decision=Decision(cause_seq=cause_seq, marks=marks, blocked=blocked),
+        decision=_last(cause_seq, walk),
         status=status,
         error=error,
         usage=state.usage,
@@ -218,3 +230,15 @@ def _end(
     outputs = (Output(END_SUFFIX, fact),)
     stop = state.open_steps > 0
     return Decided(state.decisions + 1, outputs, stop=stop, marks=marks)
+
+
+def _last(cause_seq: int, walk: Walk | None) -> Decision:
+    """Return what stands in the fact that ends a run."""
+    if walk is None:
+        return Decision(cause_seq=cause_seq)
+    return Decision(
+        cause_seq=cause_seq,
+        marks=walk.marks,
+        blocked=tuple(walk.blocked),
+        stops=tuple(walk.stops),
+    )

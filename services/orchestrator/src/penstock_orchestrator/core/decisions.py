@@ -48,6 +48,11 @@ class Planned:
     heartbeat_seconds: float | None = None
 
     @property
+    def step_id(self) -> str:
+        """The step."""
+        return self.suffix.split(".")[3]
+
+    @property
     def pool(self) -> str:
         """The runner pool that takes it: ``{kind}.{queue}``."""
         _, kind, queue, _ = self.suffix.split(".", 3)

@@ -90,24 +90,24 @@ def retry(walk: Walk, node: Node, path: Path, step: StepState, attempt: int) -> 
 def attempted(
     view: View, node: Node, path: Path, step: StepState, attempt: int, now: datetime
 ) -> Planned:
-    """Make an attempt at a step that was decided before."""
+    """Make an attempt again that was decided before, with what was reserved for it then."""
     iid = instance_id(node.id, path)
     if node.kind == "tool":
         made = schedule.node_call(view, node, path)
         return schedule.tool_step(view, node, path, made, iid, attempt, now)
     if node.kind == "workflow":
         asked = node.child.limits if node.child is not None else RunLimits()
-        ledger = budget.Budget(budget.limits_of(view.plan, view.state), view.state)
-        limits, reserve, _ = budget.child_limits(ledger, asked)
+        own = budget.limits_of(view.plan, view.state)
+        limits = budget.limits_within(own, asked, step.reserve or budget.NOTHING)
         expires_at = end_of(node, view, now)
-        return schedule.child_run(view, node, path, attempt, now, expires_at, limits, reserve)
+        return schedule.child_run(view, node, path, attempt, now, expires_at, limits, step.reserve)
     if node.kind == "send":
         return schedule.message(view, node, path, attempt, now, end_of(node, view, now))
     _, _, turn, index = parse_step_id(step.step_id)
     if turn is None:
         raise InvariantError("no_such_step", f"{step.step_id} belongs to no node of the plan")
     if index is None:
-        return turn_of(view, node, path, iid, turn, attempt, now)
+        return _turn(view, node, path, step, turn, now)
     spoken = view.state.steps[turn_step_id(iid, turn)]
     action = outcomes.action_of(spoken)
     if isinstance(action, Respond | RouteToAgent):
@@ -118,20 +118,15 @@ def attempted(
     return schedule.tool_step(view, node, path, made, step.step_id, attempt, now)
 
 
-def turn_of(
-    view: View, node: Node, path: Path, iid: str, turn: int, attempt: int, now: datetime
-) -> Planned:
-    """Make an attempt at a turn that was decided before, with what it may cost as of now."""
-    step = view.state.steps.get(turn_step_id(iid, turn))
-    agent = view.plan.agents[(step.name if step is not None else "") or node.ref]
+def _turn(view: View, node: Node, path: Path, step: StepState, turn: int, now: datetime) -> Planned:
+    iid = instance_id(node.id, path)
+    name = step.name or conversation.speaker_at(view, iid, turn, node.ref)
+    agent = view.plan.agents[name]
     given = render(node.input, view.scope(node.id, path))
     messages = conversation.messages(view, iid, given, turn, agent, node.ref)
-    ledger = budget.Budget(budget.limits_of(view.plan, view.state), view.state)
-    reserve, most, _ = budget.turn_reservation(
-        ledger, agent, schedule.prompt_bytes(agent, messages)
-    )
-    prompt = schedule.Prompt(messages, reserve, most)
-    return schedule.agent_turn(view, node, path, agent, turn, attempt, now, prompt)
+    most = budget.answer_within(step.reserve, schedule.prompt_bytes(agent, messages))
+    prompt = schedule.Prompt(messages, step.reserve, most)
+    return schedule.agent_turn(view, node, path, agent, turn, step.attempt, now, prompt)
 
 
 def run_deadline(view: View) -> datetime:

@@ -64,6 +64,8 @@ class Walk:
             progress.limits = limits_of(plan, state)
         self.budget = Budget(progress.limits, state)
         self.steps: list[Planned] = []
+        self.budgeted = False
+        """Whether any step reserves anything."""
         self.full_queues: set[str] = set()
         self.ordered: set[str] = set()
         """Instances of which something was scheduled: they are not looked at again this time."""
@@ -285,6 +287,7 @@ class Walk:
     def plan_step(self, planned: Planned) -> None:
         """Add a step to the decision."""
         self.steps.append(planned)
+        self.budgeted |= planned.reserve is not None
 
     def has_turn(self, queue: str) -> bool:
         """Tell whether a queue takes one more step of this run; if not, the run waits for it."""
