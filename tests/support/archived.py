@@ -13,6 +13,7 @@ from pydantic_core import to_json
 from sqlalchemy import Table, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from penstock.contracts.archive import GetProfile
 from penstock.contracts.facts import (
     FACT,
     RunEnded,
@@ -21,15 +22,16 @@ from penstock.contracts.facts import (
     StepKind,
     StepResult,
 )
-from penstock.contracts.profiles import RunProfile, profile_of_entries, provider_of
+from penstock.contracts.profiles import profile_of_entries, provider_of
 from penstock.contracts.state import PARKED, Entry, RunState, fold, new_state
 from penstock.contracts.subjects import parse_fact
 from penstock.contracts.views import RunView, run_view
-from penstock_orchestrator.archive import tables
+from penstock_orchestrator.archive import projection, tables
 from penstock_orchestrator.archive.projection import (
     INLINE_BYTES,
     PREVIEW_CHARACTERS,
 )
+from penstock_orchestrator.archive.reports import Reports
 from penstock_orchestrator.core.conversation import user_text
 from tests.support.histories import Message
 
@@ -72,13 +74,17 @@ async def assert_archived(engine: AsyncEngine, log: Sequence[Message]) -> None:
     assert [row["occurred_at"] for row in stored] == [entry.fact.occurred_at for entry in entries]
     runs = {(row["tenant"], row["run_id"]): row for row in await rows_of(engine, tables.runs)}
     assert runs.keys() == states.keys()
+    reports = Reports(engine)
     for key, row in runs.items():
         _assert_run(row, states[key])
         own = [entry for entry in entries if (entry.subject.tenant, entry.subject.run_id) == key]
         if row["ended_at"] is None:
             assert row["profile"] is None
         elif row["seq"] is not None and _in_order(own):
-            assert RunProfile.model_validate_json(row["profile"]) == profile_of_entries(own)
+            asked = GetProfile(tenant=key[0], run_id=key[1])
+            assert (await reports.get_profile(asked)).profile == profile_of_entries(own)
+            many = len(states[key].steps) > projection.UNPROFILED_STEPS
+            assert (row["profile"] is not None) == many
     steps = await rows_of(engine, tables.steps)
     assert len(steps) == sum(len(state.steps) for state in states.values())
     for row in steps:

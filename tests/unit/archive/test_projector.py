@@ -19,7 +19,7 @@ from penstock.contracts import subjects
 from penstock.contracts.errors import InvariantError, TransientError
 from penstock.contracts.facts import FACT, Claim, DefinitionKind, RunInvoked
 from penstock.db import create_engine
-from penstock_orchestrator.archive import tables
+from penstock_orchestrator.archive import projection, tables
 from penstock_orchestrator.archive.feed import Feed
 from penstock_orchestrator.archive.projector import Projector
 from penstock_orchestrator.archive.store import Store, open_store
@@ -100,6 +100,18 @@ async def project(
 @pytest.mark.parametrize("seed", range(25))
 async def test_projection_of_any_history_equals_the_fold(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
+    log = random_log(rng, rng.randint(1, 8))
+    async with open_archive(tmp_path) as (store, engine):
+        await project(FakeLog(log), store, rng)
+        await assert_archived(engine, log)
+
+
+@pytest.mark.parametrize("seed", range(10))
+async def test_projection_of_runs_of_many_steps_stores_their_profiles(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(projection, "UNPROFILED_STEPS", 2)
+    rng = random.Random(2_000 + seed)
     log = random_log(rng, rng.randint(1, 8))
     async with open_archive(tmp_path) as (store, engine):
         await project(FakeLog(log), store, rng)

@@ -103,8 +103,12 @@ def note_waits(run: RunRow, waits: Iterable[Wait]) -> None:
 
 def profile_text(run: RunRow) -> str:
     """Return the profile of an ended run, as JSON."""
-    attempts = [attempt for step in run.steps.values() for attempt in step.attempts()]
-    ended = as_micros(run.ended_at)
+    return to_json(profile_of_steps(run.created_at, run.ended_at, run.steps.values())).decode()
+
+
+def profile_of_steps(created_at: Any, ended_at: Any, steps: Iterable[StepRow]) -> dict[str, Any]:
+    """Return the fields of an ended run's ``RunProfile``; times as any store has them."""
+    attempts = [attempt for step in steps for attempt in step.attempts()]
+    ended = as_micros(ended_at)
     assert ended is not None  # noqa: S101 - it has ended
-    fields = profile_fields(as_micros(run.created_at), ended, attempts)
-    return to_json(fields).decode()
+    return profile_fields(as_micros(created_at), ended, attempts)

@@ -55,6 +55,9 @@ INLINE_BYTES: Final = 16_384
 PREVIEW_CHARACTERS: Final = 2_048
 """What ``steps`` shows of an output; the whole is in ``facts``."""
 
+UNPROFILED_STEPS: Final = 100
+"""Profiles of runs with up to so many steps are worked out when somebody asks: most never are."""
+
 _EVENT_OF: Final[dict[type[RunFact], FactEvent]] = {
     RunInvoked: "invoke",
     StepResult: "result",
@@ -179,7 +182,7 @@ class Projection:
         for key, run in changed.items():
             runs[key] = runs.pop(key)  # now the last to be put out of memory
             run.settle_status()
-            if run.ended_at is not None:
+            if run.ended_at is not None and len(run.steps) > UNPROFILED_STEPS:
                 run.profile = profile_text(run)
             if run.stored and run.beginning is None:
                 batch.run_progress.append(run.progress(key))

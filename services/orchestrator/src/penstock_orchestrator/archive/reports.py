@@ -33,10 +33,17 @@ from penstock.contracts.profiles import NodeProfile, RunProfile
 from penstock.db import session_factory, session_scope
 from penstock_orchestrator.archive import cursors
 from penstock_orchestrator.archive.instants import to_micros
+from penstock_orchestrator.archive.progress import profile_of_steps
+from penstock_orchestrator.archive.rows import StepRow
 from penstock_orchestrator.archive.tables import runs, signals, steps, usage
 
 _STEPS = "steps"
 _SIGNALS = "signals"
+_PROFILED = (
+    *("step_id", "kind", "queue", "node_id", "name", "decision", "attempt", "status"),
+    *("scheduled_at", "started_at", "ended_at", "usage", "model", "earlier"),
+)
+"""What a step's row needs for its run's profile."""
 
 
 class Reports:
@@ -160,12 +167,7 @@ class Reports:
 
     async def profile_report(self, request: ProfileReport) -> ProfileReportView:
         """Return where the latest ended runs spent their time."""
-        query = select(runs.c.name, runs.c.profile).where(
-            runs.c.tenant == request.tenant,
-            runs.c.ended_at.is_not(None),
-            runs.c.profile.is_not(None),
-            runs.c.seq.is_not(None),
-        )
+        query = _ended_runs(request.tenant)
         if request.name is not None:
             query = query.where(runs.c.name == request.name)
         if request.since is not None:
@@ -173,10 +175,9 @@ class Reports:
         if request.until is not None:
             query = query.where(runs.c.ended_at < request.until)
         query = query.order_by(runs.c.ended_at.desc(), runs.c.seq.desc()).limit(request.runs)
-        found = [
-            (row.name, RunProfile.model_validate_json(row.profile))
-            for row in await self._read(query)
-        ]
+        ended = await self._read(query)
+        profiles = await self._profiles(request.tenant, ended)
+        found = [(row.name, profiles[row.run_id]) for row in ended]
         of_node: dict[tuple[str, str], list[NodeProfile]] = defaultdict(list)
         for name, profile in found:
             for node in profile.nodes:
@@ -200,33 +201,55 @@ class Reports:
         )
 
     async def get_profile(self, request: GetProfile) -> ProfileOfRun:
-        """Return the profile that was stored when a run ended.
+        """Return the profile of an ended run.
 
         Raises:
             RejectedError: ``run_not_found``.
         """
-        found = await self._read(
-            select(runs.c.name, runs.c.status, runs.c.profile).where(
-                runs.c.tenant == request.tenant,
-                runs.c.run_id == request.run_id,
-                runs.c.profile.is_not(None),
-                runs.c.seq.is_not(None),
-            )
-        )
+        found = await self._read(_ended_runs(request.tenant).where(runs.c.run_id == request.run_id))
         if not found:
             raise RejectedError("run_not_found", f"there is no ended run {request.run_id[:64]}")
         row = found[0]
+        profile = (await self._profiles(request.tenant, found))[row.run_id]
         return ProfileOfRun(
-            run_id=request.run_id,
-            name=row.name,
-            status=row.status,
-            profile=RunProfile.model_validate_json(row.profile),
+            run_id=request.run_id, name=row.name, status=row.status, profile=profile
         )
+
+    async def _profiles(self, tenant: str, ended: Sequence[Row[Any]]) -> dict[str, RunProfile]:
+        """Return the profiles of runs: stored ones, and those of few steps worked out now."""
+        short = [row.run_id for row in ended if row.profile is None]
+        own: dict[str, list[StepRow]] = defaultdict(list)
+        if short:
+            query = select(steps.c.run_id, *(steps.c[name] for name in _PROFILED)).where(
+                steps.c.tenant == tenant, steps.c.run_id.in_(short)
+            )
+            for row in await self._read(query):
+                values: dict[str, Any] = dict(zip(_PROFILED, row[1:], strict=True))
+                own[row.run_id].append(StepRow(**values))
+        return {
+            row.run_id: RunProfile.model_validate(
+                profile_of_steps(row.created_at, row.ended_at, own[row.run_id])
+            )
+            if row.profile is None
+            else RunProfile.model_validate_json(row.profile)
+            for row in ended
+        }
 
     async def _read(self, query: Select[Any]) -> Sequence[Row[Any]]:
         async with session_scope(self._factory, read_only=True) as session:
             found: Sequence[Row[Any]] = (await session.execute(query)).all()
             return found
+
+
+def _ended_runs(tenant: str) -> Select[Any]:
+    return select(
+        runs.c.run_id,
+        runs.c.name,
+        runs.c.status,
+        runs.c.created_at,
+        runs.c.ended_at,
+        runs.c.profile,
+    ).where(runs.c.tenant == tenant, runs.c.ended_at.is_not(None), runs.c.seq.is_not(None))
 
 
 def _sums() -> tuple[ColumnElement[Any], ...]:

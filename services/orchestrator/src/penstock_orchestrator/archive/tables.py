@@ -107,7 +107,7 @@ runs: Final = Table(
     Column("paused", Boolean, nullable=False),
     Column("parked", Text, comment="JSON: open marks that something outside settles"),
     Column("error_code", Text),
-    Column("profile", Text, comment="JSON, from its end on: where time and money went"),
+    Column("profile", Text, comment="JSON, from its end on: of runs of many steps"),
     Column("seq", BigInteger, comment="of the invoking fact; null while that is not seen"),
     Column("name", Text),
     Column("kind", Text),

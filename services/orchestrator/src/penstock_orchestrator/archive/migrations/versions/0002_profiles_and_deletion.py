@@ -40,7 +40,7 @@ def upgrade() -> None:
         sa.Column("paused", sa.Boolean(), nullable=False, server_default=sa.false()),
         sa.Column("parked", sa.Text(), comment="JSON: open marks that something outside settles"),
         sa.Column("error_code", sa.Text()),
-        sa.Column("profile", sa.Text(), comment="JSON, from its end on: where time and money went"),
+        sa.Column("profile", sa.Text(), comment="JSON, from its end on: of runs of many steps"),
         sa.Column("parent_run_id", sa.Text()),
         sa.Column("root_run_id", sa.Text(), comment="null: it has no parent"),
         sa.Column("forked_from", sa.Text()),
