@@ -28,11 +28,11 @@ from penstock.contracts.facts import (
     StepResult,
     StepScheduled,
     Usage,
-    Wait,
 )
 from penstock.contracts.plan import Node, Plan, RetryPolicy
 from penstock.contracts.state import fold, new_state
 from penstock_orchestrator.core.decide import decide, expired, repair
+from penstock_orchestrator.core.decisions import Timer as DecidedTimer
 from tests.support.simulation import (
     PREFIX,
     RUN_ID,
@@ -142,7 +142,7 @@ class World:
     acknowledged: set[int] = field(default_factory=set)
     delivered: Counter[int] = field(default_factory=Counter)
 
-    def set_timer(self, wait: Wait) -> None:
+    def set_timer(self, wait: DecidedTimer) -> None:
         self.timers.setdefault(wait.timer_id, Timer(wait.due_at))
 
 
