@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from pydantic import ValidationError
 
-from penstock.contracts.actions import ACTION, UseTools
+from penstock.contracts.actions import ACTION
 from penstock.contracts.errors import ErrorDetail, RejectedError
 from penstock.contracts.facts import Mark, Seed, SeededSignal, SeededStep, StepKind
 from penstock.contracts.ids import (
@@ -26,6 +26,7 @@ from penstock.contracts.ids import (
 from penstock.contracts.json import Json
 from penstock.contracts.lineage import Lineage, Path, Staleness
 from penstock.contracts.plan import Node, Plan
+from penstock.contracts.seeds import called_tool, invalid, made_up, replaced, seeded
 from penstock.contracts.state import Entry, StepState, fold, new_state
 
 FROM_OUTSIDE: Final = frozenset({"cancelled", "run_timeout", "budget_exhausted", "plan_missing"})
@@ -292,7 +293,7 @@ class _Harvest:
             if step.status == "succeeded" or (
                 step.status == "failed" and self._went_on(found, step, marks)
             ):
-                yield _seeded(step)
+                yield seeded(step)
             else:
                 resolved = self._resolved(step)
                 if resolved is not None:
@@ -323,7 +324,7 @@ class _Harvest:
             "output": mark.output,
             "error": mark.error,
         }
-        return _seeded(step).model_copy(update=changes)
+        return seeded(step).model_copy(update=changes)
 
     def _require_known(self, step: StepState) -> None:
         """Refuse to do again, in silence, what must not be repeated."""
@@ -399,7 +400,7 @@ class _Harvest:
             if found is None or found.phase != "main" or not self._reached(found):
                 raise self._unknown(step_id)
             if found.node.kind == "end":
-                raise _invalid(step_id, "an end has no outcome to replace", "another step")
+                raise invalid(step_id, "an end has no outcome to replace", "another step")
             self.replaced.add(step_id)
             self.stale.add(found.node.id, found.path, "followers")
             if found.turn is not None:
@@ -418,7 +419,7 @@ class _Harvest:
                 step_id = turn_step_id(iid, cut.turn)
                 if cut.index is not None:
                     step_id = call_step_id(iid, cut.turn, cut.index)
-                raise _invalid(
+                raise invalid(
                     step_id,
                     f"agent {iid} begins anew, for something that it depends on changes",
                     f"{turn_step_id(iid, 1)}, or {iid} as a whole",
@@ -440,26 +441,26 @@ class _Harvest:
         turn = found.turn or 0
         before = self.cuts.get(found.iid)
         if before is not None or found.iid in self.replaced:
-            raise _invalid(
+            raise invalid(
                 step_id, f"agent {found.iid} is overridden twice", "one override for each agent"
             )
         known = self.state.steps.get(step_id)
         if found.call is not None:
             spoken = self.state.steps.get(turn_step_id(found.iid, turn))
-            name = _asked(spoken, found.call)
+            name = called_tool(spoken, found.call)
             if name is None:
                 raise self._unknown(step_id)
             self.cuts[found.iid] = _Cut(turn, found.call)
             if known is not None:
-                return _replaced(known, output)
-            return self._made_up(step_id, found.node, StepKind.TOOL, name, output)
+                return replaced(known, output)
+            return made_up(self.plan, self._now, step_id, found.node, StepKind.TOOL, name, output)
         latest = self._latest_turn(found.iid)
         if not 1 <= turn <= latest + 1:
             raise self._unknown(step_id)
         try:
             ACTION.validate_python(output)
         except ValidationError as error:
-            raise _invalid(
+            raise invalid(
                 step_id,
                 "the outcome of a turn is an action",
                 '{"action": "respond", "text": ...}, or use_tools, or route_to_agent; '
@@ -467,39 +468,20 @@ class _Harvest:
             ) from error
         self.cuts[found.iid] = _Cut(turn)
         if known is not None:
-            return _replaced(known, output)
-        return self._made_up(step_id, found.node, StepKind.AGENT, found.node.ref, output)
+            return replaced(known, output)
+        return made_up(
+            self.plan, self._now, step_id, found.node, StepKind.AGENT, found.node.ref, output
+        )
 
     def _overridden_step(self, step_id: str, found: Element, output: Json) -> SeededStep | Mark:
         known = self.state.steps.get(step_id)
         if known is not None:
-            return _replaced(known, output)
+            return replaced(known, output)
         if found.node.kind == "tool":
-            return self._made_up(step_id, found.node, StepKind.TOOL, found.node.ref, output)
+            return made_up(
+                self.plan, self._now, step_id, found.node, StepKind.TOOL, found.node.ref, output
+            )
         return Mark(mark_id=step_id, kind=found.node.kind, status="succeeded", output=output)
-
-    def _made_up(
-        self, step_id: str, node: Node, kind: StepKind, name: str, output: Json
-    ) -> SeededStep:
-        """Return the outcome of something that was never done."""
-        queue = "default"
-        if kind is StepKind.AGENT and node.ref in self.plan.agents:
-            queue = self.plan.agents[node.ref].queue
-        elif name in self.plan.tools:
-            queue = self.plan.tools[name].queue
-        at = self._now
-        return SeededStep(
-            step_id=step_id,
-            kind=kind,
-            queue=queue,
-            attempt=1,
-            node_id=node.id,
-            name=name,
-            output=output,
-            started_at=at,
-            ended_at=at,
-            overridden=True,
-        )
 
     @property
     def _now(self) -> datetime:
@@ -521,44 +503,3 @@ class _Harvest:
                 ),
             ),
         )
-
-
-def _asked(spoken: StepState | None, index: int) -> str | None:
-    """Return the tool of a call that a turn has asked for, if it has."""
-    if spoken is None or spoken.status != "succeeded":
-        return None
-    try:
-        action = ACTION.validate_python(spoken.output)
-    except ValidationError:
-        return None
-    calls = action.calls if isinstance(action, UseTools) else ()
-    return calls[index].name if index < len(calls) else None
-
-
-def _seeded(step: StepState) -> SeededStep:
-    """Return a recorded outcome."""
-    failed = step.status != "succeeded"
-    return SeededStep(
-        step_id=step.step_id,
-        kind=step.kind,
-        queue=step.queue,
-        attempt=step.attempt,
-        node_id=step.node_id,
-        name=step.name,
-        output=step.output,
-        status="failed" if failed else "succeeded",
-        error=step.error if failed else None,
-        started_at=step.started_at or step.decided_at,
-        ended_at=step.ended_at or step.decided_at,
-    )
-
-
-def _replaced(step: StepState, output: Json) -> SeededStep:
-    """Return another outcome in the place of the recorded one."""
-    changes = {"status": "succeeded", "output": output, "error": None, "overridden": True}
-    return _seeded(step).model_copy(update=changes)
-
-
-def _invalid(step_id: str, message: str, allowed: str) -> RejectedError:
-    detail = ErrorDetail(path=f"overrides.{step_id}", message=message, allowed=allowed)
-    return RejectedError("invalid_override", f"{step_id}: {message}", details=(detail,))
