@@ -23,7 +23,7 @@ observability = typer.Typer(
     help="Where time and money go.", no_args_is_help=True, rich_markup_mode=None
 )
 history = typer.Typer(
-    help="Keep, restore and delete what the archive holds.",
+    help="Past runs: tables made anew, runs put back into the log, deleted for good.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
