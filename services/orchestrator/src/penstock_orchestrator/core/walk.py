@@ -256,6 +256,10 @@ class Walk:
                 node_id, at = _place_of(step.step_id)
                 if node_id in inside and at[: len(path)] == path:
                     self.stops.append(step.step_id)
+        for mark_id, made in list(self.view.made.items()):
+            node_id, at = _place_of(mark_id)
+            if made.status == "open" and node_id in inside and at[: len(path)] == path:
+                del self.view.made[mark_id]  # opened in vain, in this very decision
         for known in self.state.marks.values():
             if known.open and known.mark.mark_id not in self.view.made:
                 node_id, at = _place_of(known.mark.mark_id)
