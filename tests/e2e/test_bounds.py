@@ -247,6 +247,59 @@ def started(installation: Installation, run: dict[str, Any]) -> list[str]:
     ]
 
 
+async def test_children_that_nobody_waits_for_are_cancelled_also_by_the_end(
+    installation: Installation, create_workflow: Workflow
+) -> None:
+    child = create_workflow({"id": "long", "wait": {"for": "20d"}})
+    race = {
+        "wait": "any",
+        "branches": {
+            "child": {"steps": [{"id": "sub", "workflow": {"name": child}}]},
+            "soon": {"steps": [{"id": "nap", "wait": {"for": "500ms"}}]},
+        },
+    }
+    last = create_workflow({"id": "race", "parallel": race})
+    first = create_workflow(
+        {"id": "race", "parallel": race}, {"id": "more", "wait": {"for": "20d"}}
+    )
+
+    ended = installation.start(last, wait=20)
+    going_on = installation.start(first)["run_id"]
+
+    assert ended["status"] == "done"
+    await eventually(lambda: "more" in str(installation.get(going_on)["waiting_for"]), within=20)
+    for run in (installation.get(ended["run_id"]), installation.get(going_on)):
+        stopped = run["children"][0]["run_id"]
+        assert (await installation.until(stopped))["status"] == "cancelled"
+    installation.client.post(f"/v1/runs/{going_on}/cancel")
+
+
+def test_run_whose_key_cannot_be_made_fails_at_once(
+    installation: Installation, create_workflow: Workflow
+) -> None:
+    by_key = create_workflow({"id": "one", "transform": 1}, correlation="{{ input.customer }}")
+    in_turn = create_workflow(
+        {"id": "one", "transform": 1}, concurrency={"key": "input.customer", "max": 1}
+    )
+
+    for name in (by_key, in_turn):
+        run = installation.start(name, {"other": 1}, wait=20)
+        assert run["status"] == "failed", run
+        assert "customer" in run["error"]["message"]
+
+
+@pytest.mark.parametrize("to", ["run", "session", "correlation"])
+@pytest.mark.parametrize("value", ["*", {"a": 1}, "no such.thing >"])
+def test_message_to_nobody_fails_its_step(
+    installation: Installation, create_workflow: Workflow, to: str, value: Any
+) -> None:
+    name = create_workflow({"id": "tell", "send": {"to": {to: "{{ input }}"}, "name": "x"}})
+
+    run = installation.start(name, value, wait=20)
+
+    assert (run["status"], run["error"]["code"]) == ("failed", "nobody_to_tell")
+
+
 async def test_deleted_run_leaves_nothing_behind(
     installation: Installation, create_workflow: Workflow
 ) -> None:

@@ -673,6 +673,13 @@ def test_budget_of_steps_ends_the_run() -> None:
     assert driver.end.error.details[0].message == "spent 2"
 
 
+def test_budget_of_nothing_says_so() -> None:
+    driver = Driver(make_plan(agent_node("g")), limits=RunLimits(max_cost_usd=0)).start()
+
+    assert driver.end.error is not None
+    assert driver.end.error.message.endswith(": 0.0 of 0.0 (max_cost_usd)")
+
+
 def test_budget_of_tokens_limits_the_answer_and_then_ends_the_run() -> None:
     plan = make_plan(agent_node("g"))
     driver = Driver(plan, limits=RunLimits(max_tokens=500)).start()

@@ -125,7 +125,9 @@ class Budget:
             for name, used, most in spent
             if most is not None
         )
-        said = ", ".join(f"{used} of {most} ({name})" for name, used, most in spent if most)
+        said = ", ".join(
+            f"{used} of {most} ({name})" for name, used, most in spent if most is not None
+        )
         return ErrorInfo(
             code="budget_exhausted", message=f"the run's budget is used up: {said}", details=details
         )

@@ -21,7 +21,7 @@ from penstock.bus.kv import Bucket
 from penstock.bus.reader import LogReader
 from penstock.bus.writer import LogWriter
 from penstock.contracts import subjects
-from penstock.contracts.errors import ConflictError, ErrorFamily, ErrorInfo
+from penstock.contracts.errors import ConflictError, ErrorFamily, ErrorInfo, RejectedError
 from penstock.contracts.facts import (
     CancelRequested,
     DefinitionKind,
@@ -37,9 +37,10 @@ from penstock.contracts.facts import (
     Usage,
     fact_bytes,
 )
-from penstock.contracts.ids import child_run_id, shard_of
+from penstock.contracts.ids import child_run_id, is_run_id, require_token, shard_of
 from penstock.contracts.json import Json
 from penstock.contracts.parked import CorrelationRecord, ParkedRecord, correlation_hash
+from penstock.contracts.plan import Plan
 from penstock.contracts.state import PARKED, RunState, StepState, fold, new_state
 from penstock.contracts.templates import render
 from penstock.failpoints import reach
@@ -172,13 +173,17 @@ class BusEffects:
     async def _targets(self, tenant: str, to: dict[str, Json]) -> list[str]:
         run_id, key, session = to.get("run_id"), to.get("correlation"), to.get("session_id")
         if run_id is not None:
-            return [str(run_id)]
+            return [run_id] if isinstance(run_id, str) and is_run_id(run_id) else []
         if key is not None:
             pattern = subjects.correlation_key(tenant, correlation_hash(str(key)), "*")
             found = await self._parked.keys(pattern)
             return sorted({name.rsplit(".", 1)[1] for name in found})
         if session is not None:
-            entry = await self._sessions.get(subjects.session_key(tenant, str(session)))
+            try:
+                session_id = require_token(str(session), path="to.session")
+            except RejectedError:
+                return []
+            entry = await self._sessions.get(subjects.session_key(tenant, session_id))
             return [str(from_json(entry.value)["run_id"])] if entry is not None else []
         return []
 
@@ -273,9 +278,7 @@ class BusEffects:
         """
         if state.request.parent is not None:
             await self._tell_parent(slot.tenant, state)
-        if state.open_steps:
-            left = [step for step in state.steps.values() if step.open or step.status == "stopped"]
-            await self._cancel_children(slot, left)
+        await self._cancel_children(slot, unneeded_children(state, ended=True))
         if state.open_marks:
             asked = [known.mark for known in state.marks.values() if known.open]
             open_marks = [mark for mark in asked if mark.request is not None]
@@ -308,6 +311,7 @@ class BusEffects:
 
     async def look_after(self, slot: Slot, state: RunState) -> None:
         """Make effects again that may be missing, for a run that was read anew."""
+        await self._cancel_children(slot, unneeded_children(state))
         for step in state.steps.values():
             if step.kind != StepKind.RUN or step.status != "scheduled":
                 continue
@@ -345,6 +349,25 @@ class BusEffects:
             _log.debug("effects.stated_already", extra={"subject": subject})
 
 
+def correlation_of(plan: Plan, state: RunState) -> str | ErrorInfo:
+    """Return the key by which events find a run all its life, or why there is none."""
+    try:
+        return str(render(plan.correlation, View(plan, state).run_scope()))
+    except RejectedError as rejected:
+        return rejected.info()
+
+
+def unneeded_children(state: RunState, *, ended: bool = False) -> list[StepState]:
+    """Return the steps whose child runs nobody waits for: what was stopped, at the end all."""
+    return [
+        step
+        for step in state.steps.values()
+        if step.kind == StepKind.RUN
+        and step.queue == CHILD
+        and (step.status == "stopped" or (ended and step.open))
+    ]
+
+
 async def _all(work: list[Coroutine[Any, Any, object]]) -> None:
     """Do many things, some at a time."""
     for start in range(0, len(work), _AT_ONCE):
@@ -367,5 +390,6 @@ def _needed(slot: Slot) -> set[str]:
         if known.open and known.mark.request is not None and known.mark.request.correlation
     }
     if plan is not None and plan.correlation is not None:
-        needed.add(str(render(plan.correlation, View(plan, state).run_scope())))
+        key = correlation_of(plan, state)
+        needed |= {key} if isinstance(key, str) else set()
     return needed

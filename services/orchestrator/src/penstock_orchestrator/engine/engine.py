@@ -39,14 +39,17 @@ from penstock.contracts.facts import (
 from penstock.contracts.plan import Plan
 from penstock.contracts.state import Entry, RunState, evolve, fold, new_state
 from penstock.contracts.subjects import FactSubject
-from penstock.contracts.templates import render
 from penstock.failpoints import reach
 from penstock_orchestrator.core.decide import decide, expired, repair
 from penstock_orchestrator.core.decisions import Decided, Output, Timer, timer_at
 from penstock_orchestrator.core.progress import Progress
-from penstock_orchestrator.core.view import View
 from penstock_orchestrator.engine.admission import Admission
-from penstock_orchestrator.engine.effects import BusEffects, Effects, stop_body
+from penstock_orchestrator.engine.effects import (
+    BusEffects,
+    Effects,
+    correlation_of,
+    stop_body,
+)
 from penstock_orchestrator.engine.metrics import ENGINE_CONFLICTS, ENGINE_DECISIONS, ENGINE_ENDED
 from penstock_orchestrator.engine.places import Places
 from penstock_orchestrator.engine.plans import Plans
@@ -269,14 +272,11 @@ class Engine:
             await self._repair(slot, plan, now)
         if slot.progress is None:
             slot.progress = Progress()
-        if plan.correlation is not None and (fresh or not state.decisions):
-            await self._effects.begun(slot, _correlation(plan, state))
-        if plan.concurrency is not None:
-            place = await self._places.admit(slot, plan, state, now)
-            if isinstance(place, ErrorInfo):
-                await self._publish(slot, state, _unplanned(state, now, cause_seq, place))
-            if place is not True:
-                return
+        admitted = await self._admit(slot, plan, state, now, fresh=fresh)
+        if isinstance(admitted, ErrorInfo):
+            await self._publish(slot, state, _unplanned(state, now, cause_seq, admitted))
+        if admitted is not True:
+            return
         progress = slot.progress
         while slot.state is not None:
             decided = decide(plan, slot.state, now, cause_seq, progress, self._places.turn_of(slot))
@@ -286,6 +286,19 @@ class Engine:
             await self._publish(slot, slot.state, decided)
             if not progress.queue:
                 return
+
+    async def _admit(
+        self, slot: Slot, plan: Plan, state: RunState, now: datetime, *, fresh: bool
+    ) -> bool | ErrorInfo:
+        """Let events find the run; tell whether it may go on, or why it never may."""
+        if plan.correlation is not None and (fresh or not state.decisions):
+            key = correlation_of(plan, state)
+            if not isinstance(key, str):
+                return key
+            await self._effects.begun(slot, key)
+        if plan.concurrency is None:
+            return True
+        return await self._places.admit(slot, plan, state, now)
 
     def _wake_held(self) -> None:
         """Go on with the runs whose turn has come at a runner pool."""
@@ -451,18 +464,14 @@ class Engine:
     async def _finish(self, slot: Slot, state: RunState) -> None:
         """Do what follows from a run's end; it may be done again."""
         plan = slot.plan or await self._plans.get(state.request.plan_digest)
-        correlation = None
+        key = None
         if plan is not None and plan.correlation is not None:
-            correlation = _correlation(plan, state)
-        if state.request.parent is not None or state.open_steps or state.open_marks or correlation:
-            await self._effects.ended(slot, state, correlation)
+            key = correlation_of(plan, state)
+        correlation = key if isinstance(key, str) else None
+        await self._effects.ended(slot, state, correlation)
         if plan is not None:
             await self._places.leave(slot, plan, state)
         reach("engine.run_finished")
-
-
-def _correlation(plan: Plan, state: RunState) -> str:
-    return str(render(plan.correlation, View(plan, state).run_scope()))
 
 
 def _timers_of(state: RunState, now: datetime) -> list[Timer]:
