@@ -637,6 +637,19 @@ def test_failure_is_compensated_in_reverse_then_handled_then_finished() -> None:
     assert code_of(driver) == "bad_arguments"
 
 
+def test_output_that_cannot_be_made_fails_the_run_as_a_step_would() -> None:
+    plan = make_plan(
+        tool_node("a", compensate=tool_node("undo_a")),
+        output="{{ input.nowhere }}",
+        on_error=(tool_node("told", input={"why": "{{ error.code }}"}),),
+        finally_=(tool_node("last"),),
+    )
+    driver = Driver(plan).start().result("a", 1).result("undo_a", 0)
+
+    assert driver.fact("told").input == {"why": "template_unresolved"}
+    assert code_of(driver.result("told", 0).result("last", 0)) == "template_unresolved"
+
+
 def test_on_error_recovers_the_run_by_an_end() -> None:
     plan = make_plan(
         tool_node("a", retry=NEVER),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-from penstock.contracts.errors import ErrorInfo
+from penstock.contracts.errors import ErrorInfo, RejectedError
 from penstock.contracts.facts import Mark
 from penstock.contracts.ids import instance_id, parse_step_id
 from penstock.contracts.plan import Block, Node
@@ -105,7 +105,10 @@ def _block(walk: Walk, block: Block, phase: str) -> Outcome | None:
         return Outcome("failed", None, scope.failed)
     if scope.remaining:
         return None
-    output = walk.view.block_output(block, ()) if phase == "main" else None
+    try:
+        output = walk.view.block_output(block, ()) if phase == "main" else None
+    except RejectedError as rejected:
+        return Outcome("failed", None, rejected.info())
     return Outcome("succeeded", output)
 
 
