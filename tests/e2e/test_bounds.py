@@ -274,6 +274,20 @@ async def test_children_that_nobody_waits_for_are_cancelled_also_by_the_end(
     installation.client.post(f"/v1/runs/{going_on}/cancel")
 
 
+async def test_child_that_takes_too_long_is_cancelled(
+    installation: Installation, create_workflow: Workflow
+) -> None:
+    child = create_workflow({"id": "long", "wait": {"for": "20d"}})
+    once = {"timeout_seconds": 0.5, "retry": {"max_attempts": 1}}
+    name = create_workflow({"id": "sub", "workflow": {"name": child}, **once})
+
+    run = installation.start(name, wait=20)
+
+    assert (run["status"], run["error"]["code"]) == ("failed", "step_timeout")
+    (stopped,) = installation.get(run["run_id"])["children"]
+    assert (await installation.until(stopped["run_id"]))["status"] == "cancelled"
+
+
 def test_run_whose_key_cannot_be_made_fails_at_once(
     installation: Installation, create_workflow: Workflow
 ) -> None:

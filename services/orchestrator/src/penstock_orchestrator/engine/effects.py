@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Coroutine, Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
@@ -42,6 +43,7 @@ from penstock.contracts.json import Json
 from penstock.contracts.parked import CorrelationRecord, ParkedRecord, correlation_hash
 from penstock.contracts.plan import Plan
 from penstock.contracts.state import PARKED, RunState, StepState, fold, new_state
+from penstock.contracts.subjects import FactSubject
 from penstock.contracts.templates import render
 from penstock.failpoints import reach
 from penstock_orchestrator.core.view import View
@@ -68,6 +70,9 @@ class Effects(Protocol):
 
     async def stopped(self, slot: Slot, step_ids: Iterable[str]) -> None:
         """Cancel the child runs of steps that nobody waits for."""
+
+    async def given_up(self, slot: Slot, subject: FactSubject, result: StepResult) -> None:
+        """Cancel the child run of an attempt that took too long."""
 
     async def ended(self, slot: Slot, state: RunState, correlation: str | None) -> None:
         """Tell the parent, cancel the children, clear the indexes."""
@@ -254,6 +259,15 @@ class BusEffects:
             return
         steps = [state.steps.get(step_id) for step_id in step_ids]
         await self._cancel_children(slot, [step for step in steps if step is not None])
+
+    async def given_up(self, slot: Slot, subject: FactSubject, result: StepResult) -> None:
+        """Cancel the child run of an attempt that took too long; its next one is another run."""
+        late = result.error is not None and result.error.code == "step_timeout"
+        if result.kind != StepKind.RUN or not late or result.usage is not None:
+            return  # a child that has ended says what it used
+        step = slot.state.steps.get(subject.step_id) if slot.state is not None else None
+        if step is not None and step.queue == CHILD:
+            await self._cancel_children(slot, [replace(step, attempt=subject.attempt)])
 
     async def _cancel_children(self, slot: Slot, steps: Iterable[StepState]) -> None:
         reason = f"its parent {slot.run_id} does not wait for it any more"

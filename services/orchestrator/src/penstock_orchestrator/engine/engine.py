@@ -32,6 +32,7 @@ from penstock.contracts.facts import (
     RunEnded,
     RunStatus,
     StepKind,
+    StepResult,
     StepScheduled,
     TimerDue,
     fact_bytes,
@@ -117,6 +118,8 @@ class Engine:
             slot.touched_at = time.time()
             fresh = await self._take_in(slot, entry, first=delivery.deliveries == 1)
             reach("engine.input_taken")
+            if isinstance(entry.fact, StepResult):
+                await self._effects.given_up(slot, subject, entry.fact)
             # The engine's clock: a runner's may be wrong, and the input may have waited long.
             await self._advance(slot, datetime.now(UTC), entry.seq, fresh=fresh)
         self._wake_held()
