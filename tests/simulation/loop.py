@@ -13,10 +13,13 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, ContextVar, copy_context
 from random import Random
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
+from weakref import WeakKeyDictionary
 
 from penstock.contracts.errors import PenstockError
 
+_GATHERED_SECONDS: Final = 30.0
+"""Longer than any call to the server may take, its repetitions included."""
 _T = TypeVar("_T")
 
 PROCESS: ContextVar[Process] = ContextVar("process")
@@ -91,6 +94,7 @@ class SimLoop(asyncio.AbstractEventLoop):
         self._current: Process | None = None
         self._doomed: list[Process] = []
         self._dead_tasks: list[asyncio.Task[Any]] = []
+        self._ended_at: WeakKeyDictionary[asyncio.Task[Any], float] = WeakKeyDictionary()
 
     # -- what asyncio asks of a loop -----------------------------------------------------------
 
@@ -155,9 +159,13 @@ class SimLoop(asyncio.AbstractEventLoop):
         task: asyncio.Task[_T] = asyncio.Task(coro, loop=self, name=name, context=context)
         tasks = context[PROCESS].tasks
         tasks.append(task)
+        task.add_done_callback(self._note_end, context=self.system.context)
         if len(tasks) > 200:
             tasks[:] = [known for known in tasks if not _over(known)]
         return task
+
+    def _note_end(self, task: asyncio.Task[Any]) -> None:
+        self._ended_at[task] = self.now
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         error = context.get("exception")
@@ -216,7 +224,9 @@ class SimLoop(asyncio.AbstractEventLoop):
 
     def _close(self, task: asyncio.Task[Any], process: Process) -> None:
         if task.done():
-            self._note_error(task)
+            # Whoever gathers many waits for all of them before looking at how each has ended.
+            if self.now - self._ended_at.get(task, self.now) > _GATHERED_SECONDS:
+                self._note_error(task)
             return
         task._log_destroy_pending = False  # type: ignore[attr-defined]
         self._dead_tasks.append(task)
