@@ -287,7 +287,13 @@ class Engine:
         else:
             state = self._fold(state, entry)
             if self.progress is not None and entry.subject.event == "result":
-                self.progress.touch_step(self.plan, entry.subject.step_id)
+                if self.progress.absorb(self.plan, state, entry.subject.step_id):
+                    now = entry.fact.occurred_at
+                    alone = state.cancel is None and now < run_deadline(self.plan, state)
+                    if alone:
+                        assert decide(self.plan, state, now, entry.seq) is None
+                else:
+                    self.progress.touch_step(self.plan, entry.subject.step_id)
             elif self.progress is not None and entry.subject.event == "signal":
                 self.progress.touch_signal(self.plan, state, entry.subject.step_id)
         yield from self.advance(entry.fact.occurred_at, entry.seq, fresh=fresh)

@@ -8,7 +8,7 @@ from collections import Counter, deque
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock_orchestrator.engine.windows import LOWER_EVERY, Windows
+from penstock_orchestrator.engine.windows import BATCHES, LOWER_EVERY, Windows
 
 QUEUE = "tool.q"
 
@@ -165,7 +165,7 @@ def test_single_step_of_another_tenant_waits_for_about_one_window() -> None:
     steps = 0
     while pool.step() != "small/1":
         steps += 1
-    assert steps <= 64 + 1
+    assert steps <= 64 + 64 // BATCHES + 1
 
 
 def test_small_run_of_the_same_tenant_does_not_wait_for_a_large_one() -> None:
@@ -176,7 +176,7 @@ def test_small_run_of_the_same_tenant_does_not_wait_for_a_large_one() -> None:
     while Counter(pool.done)["a/small"] < 3:
         pool.step()
         steps += 1
-    assert steps <= 64 + 2 * 3
+    assert steps <= 64 + 64 // BATCHES + 2 * 3
 
 
 @given(

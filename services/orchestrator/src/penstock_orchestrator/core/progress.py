@@ -159,6 +159,36 @@ class Progress:
             return
         self._touch(plan, node_id, path)
 
+    def absorb(self, plan: Plan, state: RunState, step_id: str) -> bool:
+        """Take note of a success that nothing follows from yet; tell whether it is such a one.
+
+        For the many results that a join waits for: what ``decide`` would find is nothing.
+        """
+        place = plan.places.get(step_id)
+        if place is None or place.owner is not None or place.phase != self.phase:
+            return False
+        scope = self.scopes.get((place.block.nodes[0].id, ()))
+        step = state.steps.get(step_id)
+        if (
+            scope is None
+            or scope.failed is not None
+            or scope.remaining < 2
+            or step is None
+            or step.status != "succeeded"
+            or place.node.kind != "tool"
+            or place.block.successors[step_id]
+            or step_id in self.outcomes
+            or step_id in state.marks
+            or self.queue
+            or self.due
+            or self.held
+            or self.starved
+        ):
+            return False
+        self.outcomes[step_id] = Outcome("succeeded", step.output)
+        scope.remaining -= 1
+        return True
+
     def touch_signal(self, plan: Plan, state: RunState, signal_id: str) -> None:
         """Look again at whatever a signal may answer."""
         signal = state.signals.get(signal_id)

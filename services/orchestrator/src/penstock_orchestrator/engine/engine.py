@@ -120,8 +120,9 @@ class Engine:
             reach("engine.input_taken")
             if isinstance(entry.fact, StepResult):
                 await self._effects.given_up(slot, subject, entry.fact)
-            # The engine's clock: a runner's may be wrong, and the input may have waited long.
-            await self._advance(slot, datetime.now(UTC), entry.seq, fresh=fresh)
+            if fresh or not _absorbed(slot, subject):
+                # The engine's clock: a runner's may be wrong, and the input may have waited long.
+                await self._advance(slot, datetime.now(UTC), entry.seq, fresh=fresh)
         self._wake_held()
         reach("engine.before_ack")
 
@@ -215,8 +216,13 @@ class Engine:
                 await self._reload(slot, at_least_seq=entry.seq)
                 return True
             self._places.came_out(slot, step)
-            if slot.progress is not None and slot.plan is not None:
-                slot.progress.touch_step(slot.plan, subject.step_id)
+            progress, plan = slot.progress, slot.plan
+            if (
+                progress is not None
+                and plan is not None
+                and not progress.absorb(plan, slot.state, subject.step_id)
+            ):
+                progress.touch_step(plan, subject.step_id)
         elif subject.event == "signal" and slot.progress is not None and slot.plan is not None:
             slot.progress.touch_signal(slot.plan, slot.state, subject.step_id)
         return False
@@ -490,6 +496,15 @@ def _timers_of(state: RunState, now: datetime) -> list[Timer]:
         if known.open and known.mark.due_at is not None and known.mark.due_at > now
     }
     return sorted(timers, key=lambda timer: timer.timer_id)
+
+
+def _absorbed(slot: Slot, subject: FactSubject) -> bool:
+    """Tell whether an input was noted, and nothing can follow from it."""
+    state, progress = slot.state, slot.progress
+    if subject.event != "result" or progress is None or progress.queue:
+        return False
+    slot.wake_at = None
+    return state is not None and state.cancel is None and state.ended is None
 
 
 def _headers(slot: Slot) -> dict[str, str] | None:

@@ -18,6 +18,8 @@ from typing import Final, Generic, TypeVar
 
 SlotT = TypeVar("SlotT", bound=Hashable)
 
+BATCHES: Final = 8
+"""A window that was full takes new steps when an eighth of it is free."""
 LOWER_EVERY: Final = 8
 """Of so many places that are given while several priorities wait, one goes below the highest."""
 
@@ -37,6 +39,8 @@ class _Window(Generic[SlotT]):
     """One queue."""
 
     size: int
+    batch: int = 1
+    """So many places are given at once, so that what they schedule goes out together."""
     out: int = 0
     """Steps that are out, or for which a place is given."""
     held: dict[SlotT, int] = field(default_factory=dict)
@@ -71,6 +75,7 @@ class Windows(Generic[SlotT]):
         """Take note of how many steps the live runners of a queue can work at."""
         window = self._window(queue)
         window.size = max(self._least_of(queue), math.ceil(self._factor * slots))
+        window.batch = max(1, window.size // BATCHES)
         self._give(window)
 
     def take(self, tenant: str, queue: str, priority: int, slot: SlotT, wanted: int) -> int:
@@ -108,7 +113,7 @@ class Windows(Generic[SlotT]):
         else:
             window.held[slot] = held - back
         window.out -= back
-        if window.wishes:
+        if window.wishes and window.out <= window.size - window.batch:
             self._give(window)
 
     def hold(self, queue: str, slot: SlotT, count: int) -> None:
@@ -162,7 +167,8 @@ class Windows(Generic[SlotT]):
     def _window(self, queue: str) -> _Window[SlotT]:
         window = self._windows.get(queue)
         if window is None:
-            window = self._windows[queue] = _Window(self._least_of(queue))
+            size = self._least_of(queue)
+            window = self._windows[queue] = _Window(size, max(1, size // BATCHES))
         return window
 
     def _take_turns(self, window: _Window[SlotT], wish: _Wish[SlotT]) -> int:
@@ -183,7 +189,8 @@ class Windows(Generic[SlotT]):
             if known is not None:
                 _remove(window, known)
             _add(window, wish)
-        self._give(window)
+        if window.out <= window.size - window.batch:
+            self._give(window)
         given += window.given.pop(slot, 0)
         self._woken.pop(slot, None)
         return given
