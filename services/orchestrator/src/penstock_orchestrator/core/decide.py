@@ -26,7 +26,14 @@ from penstock.contracts.state import RunState, StepState
 from penstock.contracts.subjects import END_SUFFIX, STATE_SUFFIX
 from penstock.contracts.versions import check_against
 from penstock_orchestrator.core import phases, stepping
-from penstock_orchestrator.core.decisions import Decided, Expired, Output, Repair
+from penstock_orchestrator.core.decisions import (
+    Decided,
+    Expired,
+    Output,
+    Repair,
+    Timer,
+    timer_at,
+)
 from penstock_orchestrator.core.progress import Progress
 from penstock_orchestrator.core.view import View
 from penstock_orchestrator.core.walk import Turn, Walk
@@ -208,6 +215,32 @@ def wake_at(plan: Plan, state: RunState) -> datetime | None:
             if known.open and known.mark.due_at is not None:
                 soonest = min(soonest, known.mark.due_at)
     return soonest
+
+
+def timers_of(state: RunState, now: datetime) -> list[Timer]:
+    """Return the timers that a run waits for."""
+    timers = {
+        Timer(step.wait.timer_id, step.wait.due_at)
+        for step in state.steps.values()
+        if step.status == "waiting" and step.wait is not None and step.wait.due_at > now
+    }
+    timers |= {
+        timer_at(known.mark.due_at)
+        for known in state.marks.values()
+        if known.open and known.mark.due_at is not None and known.mark.due_at > now
+    }
+    return sorted(timers, key=lambda timer: timer.timer_id)
+
+
+def unplanned(state: RunState, now: datetime, cause_seq: int, error: ErrorInfo) -> Decided:
+    """End a run that cannot even begin."""
+    fact = RunEnded(
+        occurred_at=now,
+        decision=Decision(cause_seq=cause_seq),
+        status=RunStatus.FAILED,
+        error=error,
+    )
+    return Decided(state.decisions + 1, (Output(END_SUFFIX, fact),))
 
 
 def _end(

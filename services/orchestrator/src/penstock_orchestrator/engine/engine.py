@@ -28,9 +28,6 @@ from penstock.contracts.errors import (
     PenstockError,
 )
 from penstock.contracts.facts import (
-    Decision,
-    RunEnded,
-    RunStatus,
     StepKind,
     StepResult,
     StepScheduled,
@@ -41,8 +38,8 @@ from penstock.contracts.plan import Plan
 from penstock.contracts.state import Entry, RunState, evolve, fold, new_state
 from penstock.contracts.subjects import FactSubject
 from penstock.failpoints import reach
-from penstock_orchestrator.core.decide import decide, expired, repair
-from penstock_orchestrator.core.decisions import Decided, Output, Timer, timer_at
+from penstock_orchestrator.core.decide import decide, expired, repair, timers_of, unplanned
+from penstock_orchestrator.core.decisions import Decided, Output, Timer
 from penstock_orchestrator.core.progress import Progress
 from penstock_orchestrator.engine.admission import Admission
 from penstock_orchestrator.engine.effects import (
@@ -283,7 +280,7 @@ class Engine:
             slot.progress = Progress()
         admitted = await self._admit(slot, plan, state, now, fresh=fresh)
         if isinstance(admitted, ErrorInfo):
-            await self._publish(slot, state, _unplanned(state, now, cause_seq, admitted))
+            await self._publish(slot, state, unplanned(state, now, cause_seq, admitted))
         if admitted is not True:
             return
         progress = slot.progress
@@ -354,12 +351,12 @@ class Engine:
             try:
                 plan = await self._plans.get(digest)
             except InvariantError as error:
-                await self._publish(slot, state, _unplanned(state, now, cause_seq, error.info()))
+                await self._publish(slot, state, unplanned(state, now, cause_seq, error.info()))
                 return None
             if plan is None:
                 reason = f"no plan has the digest {digest}"
                 missing = ErrorInfo(code="plan_missing", message=reason)
-                await self._publish(slot, state, _unplanned(state, now, cause_seq, missing))
+                await self._publish(slot, state, unplanned(state, now, cause_seq, missing))
                 return None
         slot.plan = plan
         return plan
@@ -381,7 +378,7 @@ class Engine:
                     self._apply(slot, missing.number, output, seq)
         if slot.state.ended is None:
             await self._effects.look_after(slot, slot.state)
-            await self._set_timers(slot, _timers_of(slot.state, now))
+            await self._set_timers(slot, timers_of(slot.state, now))
 
     async def _publish(self, slot: Slot, state: RunState, decided: Decided) -> None:
         prefix, number, headers = state.prefix, decided.number, _headers(slot)
@@ -483,21 +480,6 @@ class Engine:
         reach("engine.run_finished")
 
 
-def _timers_of(state: RunState, now: datetime) -> list[Timer]:
-    """Return the timers that a run waits for."""
-    timers = {
-        Timer(step.wait.timer_id, step.wait.due_at)
-        for step in state.steps.values()
-        if step.status == "waiting" and step.wait is not None and step.wait.due_at > now
-    }
-    timers |= {
-        timer_at(known.mark.due_at)
-        for known in state.marks.values()
-        if known.open and known.mark.due_at is not None and known.mark.due_at > now
-    }
-    return sorted(timers, key=lambda timer: timer.timer_id)
-
-
 def _absorbed(slot: Slot, subject: FactSubject) -> bool:
     """Tell whether an input was noted, and nothing can follow from it."""
     state, progress = slot.state, slot.progress
@@ -520,13 +502,3 @@ def _subject_of(slot: Slot, number: int, output: Output) -> FactSubject:
     return FactSubject(
         slot.tenant, slot.shard, slot.run_id, "step", number, kind, queue, step_id, attempt
     )
-
-
-def _unplanned(state: RunState, now: datetime, cause_seq: int, error: ErrorInfo) -> Decided:
-    fact = RunEnded(
-        occurred_at=now,
-        decision=Decision(cause_seq=cause_seq),
-        status=RunStatus.FAILED,
-        error=error,
-    )
-    return Decided(state.decisions + 1, (Output(subjects.END_SUFFIX, fact),))
