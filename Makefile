@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 UV := $(shell sed -n 's/^ *"\(uv==[0-9.]*\)",/\1/p' pyproject.toml)
 STAMP := $(VENV)/.synced
 ARGS ?=
+# Tests with servers mostly wait for them: three files at a time. One by one: ARGS=-n0
+SIDE_BY_SIDE := -n 3 --dist loadfile
 
 export UV_PYTHON_DOWNLOADS := never
 export UV_PROJECT_ENVIRONMENT := $(VENV)
@@ -46,10 +48,10 @@ test-unit: setup ## Run the tests that need no server
 	$(BIN)/pytest tests/unit tests/properties tests/contracts tests/simulation $(ARGS)
 
 test-integration: setup ## Run one service at a time against real servers
-	$(BIN)/pytest tests/integration $(ARGS)
+	$(BIN)/pytest tests/integration $(SIDE_BY_SIDE) $(ARGS)
 
 test-e2e: setup ## Run all services as processes
-	$(BIN)/pytest tests/e2e $(ARGS)
+	$(BIN)/pytest tests/e2e $(SIDE_BY_SIDE) $(ARGS)
 
 test-chaos: setup ## Kill, stop and cut off everything under full load; ends with figures
 	CHAOS_SIZE=full $(BIN)/pytest tests/chaos $(ARGS)
