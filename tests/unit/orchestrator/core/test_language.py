@@ -248,6 +248,24 @@ def test_parallel_collects_failures() -> None:
     assert output["a"]["error"]["code"] == "bad_arguments"
 
 
+def test_step_of_a_block_that_has_failed_is_not_tried_again_by_whoever_reads_the_log() -> None:
+    fragile = Block(name="a", nodes=(tool_node("x"), tool_node("y", retry=NEVER)))
+    sturdy = Block(name="b", nodes=(tool_node("z"),))
+    spec = ParallelSpec(blocks=(fragile, sturdy), collect=True)
+    driver = Driver(make_plan(Node(id="p", kind="parallel", parallel=spec))).start()
+    for step_id, error in (("x", transient()), ("y", rejected())):
+        fact = make_result(error=error, now=at(1))
+        driver.log.append(subjects.result(PREFIX, step_id, 1), fact)
+
+    driver.engine.forget()
+    driver.wake(1)
+    driver.engine.forget()
+    driver.wake(5)
+
+    assert driver.scheduled == ["x.1", "y.1", "z.1"]
+    assert not driver.state.waiting_steps
+
+
 # -- maps ----------------------------------------------------------------------------------------
 
 

@@ -98,9 +98,20 @@ class Walk:
         scope = progress.scopes.get(key)
         if scope is None:
             scope = progress.scopes[key] = Scope(block, path, len(block.nodes))
-            for node in block.nodes:
+            for node in self._failed_first(block, path):
                 progress.queue.add(node, path)
         return scope
+
+    def _failed_first(self, block: Block, path: Path) -> Sequence[Node]:
+        """Return a block's nodes, those before all others whose failure ends the block."""
+        if not self.state.marks:
+            return block.nodes
+
+        def goes_on(node: Node) -> bool:
+            mark = self.view.mark(instance_id(node.id, path))
+            return mark is None or mark.status != "failed" or node.on_error == "continue"
+
+        return sorted(block.nodes, key=goes_on)
 
     def run(self) -> None:
         """Look at everything that is to be looked at, until enough is found."""
@@ -250,27 +261,26 @@ class Walk:
 
     def abandon(self, blocks_: Sequence[Block], path: Path) -> None:
         """Stop what is under way in some blocks, in all instances below ``path``."""
-        inside = {inner.id for block in blocks_ for inner in _all_nodes(block)}
-        for step in self.state.steps.values():
-            if step.open and step.step_id not in self.stops:
-                node_id, at = _place_of(step.step_id)
-                if node_id in inside and at[: len(path)] == path:
-                    self.stops.append(step.step_id)
-        for mark_id, made in list(self.view.made.items()):
-            node_id, at = _place_of(mark_id)
-            if made.status == "open" and node_id in inside and at[: len(path)] == path:
-                del self.view.made[mark_id]  # opened in vain, in this very decision
-        for known in self.state.marks.values():
-            if known.open and known.mark.mark_id not in self.view.made:
-                node_id, at = _place_of(known.mark.mark_id)
-                if node_id in inside and at[: len(path)] == path:
-                    closed = known.mark.model_copy(update={"status": "skipped", "request": None})
-                    self.view.note(closed)
-        self.steps = [
-            planned
-            for planned in self.steps
-            if not (planned.node_id in inside and _path_of(planned.suffix)[: len(path)] == path)
+        nodes = {inner.id for block in blocks_ for inner in _all_nodes(block)}
+
+        def inside(step_or_mark: str) -> bool:
+            node_id, at = _place_of(step_or_mark)
+            return node_id in nodes and at[: len(path)] == path
+
+        self.stops += [
+            step.step_id
+            for step in self.state.steps.values()
+            if step.open and step.step_id not in self.stops and inside(step.step_id)
         ]
+        for mark_id, made in list(self.view.made.items()):
+            if made.status == "open" and inside(mark_id):
+                del self.view.made[mark_id]  # opened in vain, in this very decision
+        for mark_id, known in self.state.marks.items():
+            if known.open and mark_id not in self.view.made and inside(mark_id):
+                closed = known.mark.model_copy(update={"status": "skipped", "request": None})
+                self.view.note(closed)
+        self.waits = [wait for wait in self.waits if not inside(wait.step_id)]
+        self.steps = [planned for planned in self.steps if not inside(planned.step_id)]
 
     def again(self, node: Node, path: Path, step: StepState, policy: RetryPolicy) -> str:
         """Take a failed or waiting step on: ``wait``, ``now`` or ``failed`` for good."""
@@ -338,10 +348,6 @@ def _place_of(mark_id: str) -> tuple[str, Path]:
     except ValueError:
         return "", ()
     return node_id, path
-
-
-def _path_of(suffix: str) -> Path:
-    return _place_of(suffix.split(".")[3])[1]
 
 
 _HANDLERS: Final[dict[str, Handler]] = {
