@@ -207,13 +207,15 @@ async def _lateness(session: Session, run_ids: list[str]) -> tuple[list[float], 
         ):
             stored_at = _stored_at(message)
             decision = getattr((await reader.entry(message)).fact, "decision", None)
-            for mark in decision.marks if decision is not None else ():
-                if mark.kind != "wait":
+            for node_record in decision.node_records if decision is not None else ():
+                if node_record.kind != "wait":
                     continue
-                if mark.status == "open" and mark.due_at is not None:
-                    begun[mark.mark_id] = (stored_at, mark.due_at)
-                elif mark.mark_id in begun or mark.due_at is not None:
-                    set_at, due_at = begun.get(mark.mark_id, (stored_at, mark.due_at or stored_at))
+                if node_record.status == "open" and node_record.due_at is not None:
+                    begun[node_record.record_id] = (stored_at, node_record.due_at)
+                elif node_record.record_id in begun or node_record.due_at is not None:
+                    set_at, due_at = begun.get(
+                        node_record.record_id, (stored_at, node_record.due_at or stored_at)
+                    )
                     late.append(max(0.0, (stored_at - due_at).total_seconds()))
                     set_late += set_at > due_at
     return late, set_late

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from penstock.contracts import facts, parked, rpc, runners, subjects
+from penstock.contracts import facts, pending, rpc, runners, subjects
 from penstock_orchestrator.archive import parts as archive
 from penstock_orchestrator.archive.erasure import Eraser
 from penstock_orchestrator.archive.keeping import Keeper
@@ -38,7 +38,7 @@ PARAMETERS: Final = {
     "attempt": "Attempt at the step, from 1.",
     "decision": "Number of the decision, from 1.",
     "kind": "`agent`, `tool` or `run` (done by the engine itself).",
-    "mark": "Id of the open mark: a wait, an approval, a client tool's call, a lost outcome.",
+    "record": "Open record: a wait, an approval, a client tool's call, a lost outcome.",
     "queue": "Queue of the runners.",
     "signal": "Id of the signal.",
     "timer": "Id of the timer within the run.",
@@ -120,7 +120,7 @@ CHANNELS: Final = (
         subjects.out(_PREFIX, _NUMBER, subjects.STATE_SUFFIX),
         "run.state",
         facts.StateChanged,
-        "A decision schedules nothing: it marks, lets steps wait, or stops some.",
+        "A decision schedules nothing: it node records, lets steps wait, or stops some.",
         subjects.RUNS,
         "engine",
         "whoever watches",
@@ -207,12 +207,12 @@ CHANNELS: Final = (
         "registry",
     ),
     Channel(
-        "parked",
-        f"$KV.{subjects.PARKED}.{subjects.parked_key('{tenant}', '{run}', '{mark}')}",
-        "parked",
-        parked.ParkedRecord,
+        "pending",
+        f"$KV.{subjects.PENDING}.{subjects.pending_key('{tenant}', '{run}', '{record}')}",
+        "pending",
+        pending.PendingRecord,
         "A run waits for somebody outside; removed when it was answered.",
-        f"KV_{subjects.PARKED}",
+        f"KV_{subjects.PENDING}",
         "engine",
         "gateway",
     ),

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic_settings import BaseSettings
 
-from penstock.contracts import schemas
+from penstock import catalogue as schemas
 from penstock.settings import CoreSettings, DatabaseSettings, settings_markdown
 
 FOLDER = Path(__file__).parent

@@ -18,7 +18,7 @@ def run_with_tools(
         path = f"/v1/runs/{run['run_id']}"
         results = [
             {
-                "step_id": asked["mark_id"],
+                "step_id": asked["record_id"],
                 "output": tools[asked["request"]["name"]](**asked["request"]["arguments"]),
             }
             for asked in run["waiting_for"]

@@ -155,7 +155,7 @@ def waiting(api: Api) -> None:
     question = events[-1]["data"]
     check(question["message"] == "Pay 150?", f"it asks: {question['message']}")
     check(api.call("GET", f"/v1/runs/{run_id}")["status"] == "waiting", "and waits, for days")
-    path = f"/v1/approvals/{run_id}/{question['mark_id']}/approve"
+    path = f"/v1/approvals/{run_id}/{question['record_id']}/approve"
     api.call("POST", path, body={"digest": question["digest"], "reason": "a good evening"})
     events = follow(api, run_id, after=str(events[-1]["id"]))
     check(events[-1]["type"] == "run_failed", "shared among no people it fails")

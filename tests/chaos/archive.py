@@ -13,9 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from penstock.bus.reader import Stored
-from penstock.contracts.state import Entry, RunState, fold, new_state
-from penstock.contracts.views import run_view
 from penstock.db import async_url
+from penstock.runs.state import Entry, RunState, fold, new_state
+from penstock.runs.views import run_view
 from penstock_orchestrator.archive import tables
 
 

@@ -141,7 +141,7 @@ async def approve_all(client: httpx.AsyncClient) -> None:
             page = await client.get("/v1/approvals", params={"limit": 200})
             page.raise_for_status()
             for asked in page.json()["items"]:
-                place = f"/v1/approvals/{asked['run_id']}/{asked['mark_id']}/approve"
+                place = f"/v1/approvals/{asked['run_id']}/{asked['record_id']}/approve"
                 answer = await client.post(place, json={"digest": asked["digest"]})
                 answer.raise_for_status()
         except GONE as error:

@@ -21,7 +21,7 @@ PASSES = {
     "engine.decided": 37,
     "engine.decision_stored": 31,
     "engine.timers_set": 3,
-    "engine.parked_indexed": 5,
+    "engine.pending_indexed": 5,
     "engine.step_performed": 3,
     "engine.child_started": 2,
     "engine.message_sent": 1,

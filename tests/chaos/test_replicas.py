@@ -72,9 +72,9 @@ class Counts:
 async def test_two_of_each_service_share_the_work_and_lose_nothing(
     tmp_path: Path, postgres_url: str, size: Size, figures: Figures
 ) -> None:
-    mark = f"{time.time_ns():x}"
+    node_record = f"{time.time_ns():x}"
     urls = {
-        name: await create_database(postgres_url, f"{name}_{mark}")
+        name: await create_database(postgres_url, f"{name}_{node_record}")
         for name in ("projector", "registry")
     }
     pairs = tuple(service.name for service in SERVICES)

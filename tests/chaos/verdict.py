@@ -19,9 +19,9 @@ from penstock.bus.claims import Claims
 from penstock.bus.connection import connect
 from penstock.bus.reader import LogReader, Stored
 from penstock.contracts import subjects
-from penstock.contracts.events import events_of
 from penstock.contracts.facts import RunEnded, RunInvoked, RunStatus, StepResult
-from penstock.contracts.state import Entry
+from penstock.runs.events import events_of
+from penstock.runs.state import Entry
 from penstock.settings import CoreSettings
 
 

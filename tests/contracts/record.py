@@ -16,7 +16,7 @@ from typing import Any
 from penstock.contracts import subjects
 from penstock.contracts.errors import ErrorInfo
 from penstock.contracts.facts import (
-    Mark,
+    NodeRecord,
     RunEnded,
     Seed,
     SeededStep,
@@ -39,7 +39,7 @@ from penstock.contracts.plan import (
     ToolParameter,
     WaitSpec,
 )
-from penstock.contracts.state import RunState
+from penstock.runs.state import RunState
 from tests.support.simulation import (
     PREFIX,
     QUICK,
@@ -68,13 +68,13 @@ def signal(
     run.give(subjects.signal(PREFIX, signal_id), fact)
 
 
-def answer(run: Driver, kind: SignalKind, mark_id: str, payload: Any, now: float = 2.0) -> None:
-    """Answer an open mark as the gateway would."""
-    mark = run.state.marks[mark_id].mark
-    digest = mark.request.digest if mark.request is not None else ""
-    signal_id = answer_signal_id(kind, mark_id, digest)
+def answer(run: Driver, kind: SignalKind, record_id: str, payload: Any, now: float = 2.0) -> None:
+    """Answer an open node record as the gateway would."""
+    node_record = run.state.node_records[record_id].node_record
+    digest = node_record.request.digest if node_record.request is not None else ""
+    signal_id = answer_signal_id(kind, record_id, digest)
     given = {**payload, "digest": digest} if kind == "approval" else payload
-    signal(run, signal_id, kind, kind, target=mark_id, payload=given, now=now)
+    signal(run, signal_id, kind, kind, target=record_id, payload=given, now=now)
 
 
 def due(run: Driver, step_id: str) -> float:
@@ -305,8 +305,8 @@ def replayed() -> Driver:
         started_at=START - timedelta(days=1),
         ended_at=START - timedelta(hours=23),
     )
-    made = Mark(mark_id="shape", kind="transform", status="succeeded", output=41)
-    seed = Seed(steps=(seeded,), marks=(made,))
+    made = NodeRecord(record_id="shape", kind="transform", status="succeeded", output=41)
+    seed = Seed(steps=(seeded,), node_records=(made,))
     return Driver(plan, seed=seed, trigger="fork").start().result("sum", 42, now=1)
 
 
@@ -341,7 +341,10 @@ def summary(state: RunState) -> dict[str, Any]:
             step_id: f"{step.status} at attempt {step.attempt}"
             for step_id, step in sorted(state.steps.items())
         },
-        "marks": {mark_id: made.mark.status for mark_id, made in sorted(state.marks.items())},
+        "node_records": {
+            record_id: made.node_record.status
+            for record_id, made in sorted(state.node_records.items())
+        },
     }
 
 

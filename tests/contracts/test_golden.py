@@ -19,10 +19,11 @@ import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 import penstock.contracts
-from penstock.contracts import schemas
+import penstock.runs
+from penstock import catalogue as schemas
+from penstock.catalogue import FACTS, MESSAGES
 from penstock.contracts.facts import FACT
 from penstock.contracts.plan import PLAN
-from penstock.contracts.schemas import FACTS, MESSAGES
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = sorted(GOLDEN.glob("*.json"))

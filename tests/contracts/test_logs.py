@@ -25,7 +25,7 @@ from penstock.contracts.facts import (
 )
 from penstock.contracts.ids import content_digest
 from penstock.contracts.plan import PLAN, Plan
-from penstock.contracts.state import Entry, RunState, evolve, fold, new_state
+from penstock.runs.state import Entry, RunState, evolve, fold, new_state
 from penstock_orchestrator.core.decide import decide, repair
 from tests.contracts.record import STORIES, summary
 
@@ -143,7 +143,9 @@ def test_golden_log_is_decided_today_as_it_was_recorded(run: Recording) -> None:
         made = decision_of(Entry(0, first.subject, decided.outputs[0].fact))
         assert made.cause_seq == decision.cause_seq
         # A later engine may note more than an earlier one knew of.
-        assert [mark for mark in made.marks if mark in decision.marks] == list(decision.marks)
+        assert [
+            node_record for node_record in made.node_records if node_record in decision.node_records
+        ] == list(decision.node_records)
         assert (made.blocked, made.stops) == (decision.blocked, decision.stops)
         recorded = {
             entry.subject: entry.fact for entry in rest if entry.subject.decision == decided.number

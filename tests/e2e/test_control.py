@@ -87,7 +87,7 @@ async def test_run_that_waits_for_an_event_goes_on_when_the_command_sends_it(
     )
     run_id = installation.start(name)["run_id"]
     run = await waiting(installation, run_id)
-    assert [one["mark_id"] for one in run["waiting_for"]] == ["paid"]
+    assert [one["record_id"] for one in run["waiting_for"]] == ["paid"]
     shown = penstock(installation, "signal", run_id, "paid", "--payload", '{"amount": 250}')
     assert run_id in shown
     assert (await ended(installation, run_id))["output"] == 250
@@ -137,7 +137,7 @@ async def test_waits_for_the_same_key_are_each_found_by_it(
         return installation.client.post("/v1/signals", json=body, headers=key).is_success
 
     def waits() -> set[str]:
-        return {mark["mark_id"] for mark in installation.get(run_id)["waiting_for"]}
+        return {node_record["record_id"] for node_record in installation.get(run_id)["waiting_for"]}
 
     await eventually(lambda: tell("paid"), within=10)
     await eventually(lambda: waits() == {"sent", "got"}, within=10)
@@ -171,10 +171,10 @@ async def test_call_is_made_only_when_somebody_agrees_to_exactly_it(
 
     (item,) = await eventually(listed, within=10)
     assert (item["tool"], item["arguments"]) == ("echo", {"amount": 250})
-    path = f"/v1/approvals/{run_id}/{item['mark_id']}"
+    path = f"/v1/approvals/{run_id}/{item['record_id']}"
     wrong = installation.client.post(f"{path}/approve", json={"digest": "0" * 64})
     assert (wrong.status_code, wrong.json()["code"]) == (409, "digest_mismatch")
-    answer = ("approvals", verb, run_id, item["mark_id"], "--digest", item["digest"])
+    answer = ("approvals", verb, run_id, item["record_id"], "--digest", item["digest"])
     assert "by development" in penstock(installation, *answer, "--reason", "because")
     run = await ended(installation, run_id)
     if verb == "approve":
@@ -225,8 +225,10 @@ async def test_workflow_of_the_page_is_led_to_its_end_by_commands(
     await waiting(installation, run_id)
 
     async def asked(kind: str) -> dict[str, Any] | None:
-        marks = installation.get(run_id)["waiting_for"]
-        return next((mark for mark in marks if mark["kind"] == kind), None)
+        node_records = installation.get(run_id)["waiting_for"]
+        return next(
+            (node_record for node_record in node_records if node_record["kind"] == kind), None
+        )
 
     def pay() -> bool:
         body = {"name": "paid", "correlation": f"order {order}"}

@@ -233,7 +233,7 @@ async def test_runs_that_wait_for_everything_end_right_although_every_process_is
 
         async def asks() -> set[str]:
             run = await caller.insist("GET", path)
-            found = {one["mark_id"] for one in run["waiting_for"]}
+            found = {one["record_id"] for one in run["waiting_for"]}
             assert found >= {"paid", "consent", "look", "guarded-a", "slept"}, run
             return found
 
@@ -295,7 +295,7 @@ async def test_runs_that_wait_for_everything_end_right_although_every_process_is
     assert told["run_done"] == 1
     assert told["child_run_started"] == told["child_run_done"] == 1
     outcomes = Counter(
-        event["data"]["mark_id"] for event in events if event["type"] == "wait_ended"
+        event["data"]["record_id"] for event in events if event["type"] == "wait_ended"
     )
     assert set(outcomes) == {"slept", "paid", "due", *(f"nap-x{index}" for index in range(4))}
     assert set(outcomes.values()) == {1}

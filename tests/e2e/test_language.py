@@ -134,10 +134,10 @@ async def test_approval_example_says_what_was_decided(
     def asked() -> str:
         answer = pages.client.get("/v1/approvals", params={"run_id": run["run_id"]}).json()
         assert answer["items"], answer
-        return str(answer["items"][0]["mark_id"])
+        return str(answer["items"][0]["record_id"])
 
-    mark_id = await eventually(asked, within=20)
-    answer = pages.client.post(f"/v1/approvals/{run['run_id']}/{mark_id}/{decision}", json={})
+    record_id = await eventually(asked, within=20)
+    answer = pages.client.post(f"/v1/approvals/{run['run_id']}/{record_id}/{decision}", json={})
     assert answer.status_code == 202, answer.text
 
     ended = await over(pages, run["run_id"])

@@ -443,7 +443,7 @@ def test_run_that_succeeds_is_closed_and_nothing_else(
 
     assert (run["status"], run["output"]) == ("done", 1)
     done = {
-        event["data"]["mark_id"]
+        event["data"]["record_id"]
         for event in installation.log(run["run_id"])
         if event["type"] == "node_done"
     }

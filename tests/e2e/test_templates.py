@@ -114,7 +114,7 @@ async def test_purchase_above_the_limit_waits_for_a_decision(
     approval = await eventually(asked, within=20)
     assert f"crane-{decision}" in str(approval)
     answer = templates.client.post(
-        f"/v1/approvals/{run['run_id']}/{approval['mark_id']}/{decision}", json={}
+        f"/v1/approvals/{run['run_id']}/{approval['record_id']}/{decision}", json={}
     )
     assert answer.status_code == 202, answer.text
 

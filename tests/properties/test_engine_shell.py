@@ -24,7 +24,7 @@ from penstock.bus.records import Record
 from penstock.contracts import subjects
 from penstock.contracts.facts import CancelRequested, StepKind, StepScheduled, TimerDue
 from penstock.contracts.plan import Plan
-from penstock.contracts.state import Entry
+from penstock.runs.state import Entry
 from penstock_orchestrator.engine import engine as engine_module
 from penstock_orchestrator.engine.engine import Engine
 from tests.properties.test_run_machine import actions, errors, plans, usages

@@ -13,19 +13,19 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import JsonValue
 
-from penstock.contracts.conditions import (
+from penstock.contracts.errors import RejectedError
+from penstock.expressions.conditions import (
     check_condition,
     check_expression,
     condition_references,
     holds,
 )
-from penstock.contracts.errors import RejectedError
-from penstock.contracts.expressions import evaluate, references
-from penstock.contracts.jsonpath import parse_query
-from penstock.contracts.samples import sample_of
-from penstock.contracts.syntax import MAX_CHARACTERS
-from penstock.contracts.templates import fill_secrets, render, render_with_secrets
-from penstock.contracts.templates import references as template_references
+from penstock.expressions.evaluator import evaluate, references
+from penstock.expressions.jsonpath import parse_query
+from penstock.expressions.samples import sample_of
+from penstock.expressions.syntax import MAX_CHARACTERS
+from penstock.expressions.templates import fill_secrets, render, render_with_secrets
+from penstock.expressions.templates import references as template_references
 
 NAMES = ("a", "b", "c", "input", "items")
 

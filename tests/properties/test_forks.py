@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from penstock.contracts import subjects
 from penstock.contracts.errors import RejectedError
-from penstock.contracts.facts import Mark, SignalReceived, StepKind, StepResult
-from penstock.contracts.forks import FROM_OUTSIDE, seed_of
+from penstock.contracts.facts import NodeRecord, SignalReceived, StepKind, StepResult
 from penstock.contracts.ids import answer_signal_id
 from penstock.contracts.plan import Plan
+from penstock.runs.forks import FROM_OUTSIDE, seed_of
 from tests.simulation.plans import EVENT, FEATURES, PlanMaker
 from tests.simulation.users import sketch
 from tests.support.simulation import (
@@ -54,14 +54,14 @@ class Player:
         self.now += 1
         state = driver.state
         steps = sorted(state.steps.values(), key=lambda step: step.step_id)
-        marks = [state.marks[mark_id] for mark_id in sorted(state.marks)]
+        node_records = [state.node_records[record_id] for record_id in sorted(state.node_records)]
         running = [step for step in steps if step.status == "scheduled"]
         opened = [
-            m.mark
-            for m in marks
-            if m.open and m.mark.kind in ANSWERS and self._unanswered(driver, m.mark)
+            m.node_record
+            for m in node_records
+            if m.open and m.node_record.kind in ANSWERS and self._unanswered(driver, m.node_record)
         ]
-        waiting = [m.mark for m in marks if m.open and m.mark.kind == "wait"]
+        waiting = [m.node_record for m in node_records if m.open and m.node_record.kind == "wait"]
         if running:
             step = self.random.choice(running)
             subject = subjects.result(PREFIX, step.step_id, step.attempt)
@@ -76,12 +76,14 @@ class Player:
             self.now += 20
             driver.wake(self.now)
 
-    def _unanswered(self, driver: Driver, mark: Mark) -> bool:
-        return self._answer_to(mark) not in driver.state.signals
+    def _unanswered(self, driver: Driver, node_record: NodeRecord) -> bool:
+        return self._answer_to(node_record) not in driver.state.signals
 
-    def _answer_to(self, mark: Mark) -> str:
-        assert mark.request is not None
-        return answer_signal_id(ANSWERS[mark.kind][0], mark.mark_id, mark.request.digest)
+    def _answer_to(self, node_record: NodeRecord) -> str:
+        assert node_record.request is not None
+        return answer_signal_id(
+            ANSWERS[node_record.kind][0], node_record.record_id, node_record.request.digest
+        )
 
     def _outcome(self, kind: StepKind, name: str) -> StepResult:
         random = self.random
@@ -101,18 +103,18 @@ class Player:
             )
         return make_result(None if error else output, kind=kind, now=at(self.now), error=error)
 
-    def _answer(self, driver: Driver, mark: Mark) -> None:
-        kind, answers = ANSWERS[mark.kind]
+    def _answer(self, driver: Driver, node_record: NodeRecord) -> None:
+        kind, answers = ANSWERS[node_record.kind]
         fact = SignalReceived.model_validate(
             {
                 "occurred_at": at(self.now),
                 "name": kind,
                 "kind": kind,
-                "target": mark.mark_id,
+                "target": node_record.record_id,
                 "payload": self.random.choice(answers),
             }
         )
-        driver.give(subjects.signal(PREFIX, self._answer_to(mark)), fact)
+        driver.give(subjects.signal(PREFIX, self._answer_to(node_record)), fact)
 
 
 def source_of(seed: int) -> Driver:

@@ -30,7 +30,7 @@ from penstock.contracts.facts import (
     Usage,
 )
 from penstock.contracts.plan import Node, Plan, RetryPolicy
-from penstock.contracts.state import fold, new_state
+from penstock.runs.state import fold, new_state
 from penstock_orchestrator.core.decide import decide, expired, repair
 from penstock_orchestrator.core.decisions import Timer as DecidedTimer
 from tests.support.simulation import (

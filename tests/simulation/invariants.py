@@ -10,7 +10,7 @@ from penstock.contracts.facts import (
     FACT,
     CancelRequested,
     Decision,
-    Mark,
+    NodeRecord,
     RunEnded,
     RunFact,
     RunInvoked,
@@ -23,12 +23,12 @@ from penstock.contracts.facts import (
 from penstock.contracts.ids import (
     instance_id,
     parse_step_id,
-    resolution_mark_id,
+    resolution_record_id,
     turn_step_id,
 )
 from penstock.contracts.plan import Node, Plan
-from penstock.contracts.state import Entry, RunState, fold, new_state
 from penstock.contracts.subjects import FactSubject
+from penstock.runs.state import Entry, RunState, fold, new_state
 from penstock_orchestrator.archive.projection import Projection
 from penstock_orchestrator.archive.rows import Addressed, RunRow
 from penstock_orchestrator.core.decisions import Decided
@@ -54,7 +54,7 @@ class RunLedger:
     """Whether an engine has acknowledged that the run was asked for."""
     cancel_seq: int = 0
     decisions: int = 0
-    marks: dict[str, Mark] = field(default_factory=dict)
+    node_records: dict[str, NodeRecord] = field(default_factory=dict)
     stopped: set[str] = field(default_factory=set)
     paused: bool = False
     admitted: bool = False
@@ -87,7 +87,7 @@ class Invariants:
         self._read = read
         self.runs: dict[str, RunLedger] = {}
         self.broken: list[str] = []
-        self.on_asked: Callable[[RunLedger, Mark], None] = lambda _run, _mark: None
+        self.on_asked: Callable[[RunLedger, NodeRecord], None] = lambda _run, _node_record: None
         self.duplicates = 0
         self._meant: dict[str, bytes] = {}
 
@@ -150,8 +150,8 @@ class Invariants:
             f"decision {number} states something twice: {decision.manifest}",
             ledger,
         )
-        for mark in decision.marks:
-            self._marked(ledger, mark)
+        for node_record in decision.node_records:
+            self._marked(ledger, node_record)
         for wait in decision.waits:
             again = wait.step_id in ledger.stopped
             self._require(not again, f"{wait.step_id} was stopped and is waited for", ledger)
@@ -174,16 +174,16 @@ class Invariants:
         ]
         self._require(len(beside) <= most, f"under way with one key: {beside}, not {most}", ledger)
 
-    def _marked(self, ledger: RunLedger, mark: Mark) -> None:
-        known = ledger.marks.get(mark.mark_id)
-        ledger.marks[mark.mark_id] = mark
+    def _marked(self, ledger: RunLedger, node_record: NodeRecord) -> None:
+        known = ledger.node_records.get(node_record.record_id)
+        ledger.node_records[node_record.record_id] = node_record
         self._require(
-            known is None or known.status == "open" or mark.kind == "resolution",
-            f"mark {mark.mark_id} is settled twice",
+            known is None or known.status == "open" or node_record.kind == "resolution",
+            f"node record {node_record.record_id} is settled twice",
             ledger,
         )
-        if mark.status == "open" and mark.request is not None:
-            self.on_asked(ledger, mark)
+        if node_record.status == "open" and node_record.request is not None:
+            self.on_asked(ledger, node_record)
 
     def _result(self, ledger: RunLedger, subject: FactSubject, fact: StepResult) -> None:
         key = subject.step_id, subject.attempt
@@ -214,7 +214,7 @@ class Invariants:
                 ledger,
             )
             if before is not None and before.status == "unknown":
-                answered = ledger.marks.get(resolution_mark_id(subject.step_id))
+                answered = ledger.node_records.get(resolution_record_id(subject.step_id))
                 self._require(
                     answered is not None and (answered.choice or "").endswith("retried"),
                     f"{key} repeats what nobody decided to repeat",
@@ -347,10 +347,10 @@ def _cut(ledger: RunLedger) -> bool:
 
 
 def _done(ledger: RunLedger, node: Node, iid: str) -> bool:
-    """Tell whether a node's instance is settled, by marks and outcomes alone."""
-    mark = ledger.marks.get(iid)
-    if mark is not None:
-        return mark.status != "open"
+    """Tell whether a node's instance is settled, by node records and outcomes alone."""
+    node_record = ledger.node_records.get(iid)
+    if node_record is not None:
+        return node_record.status != "open"
     if node.kind != "agent":
         return iid in ledger.succeeded
     turn = 1

@@ -14,7 +14,7 @@ from penstock.contracts.errors import ConflictError, PenstockError, TransientErr
 from penstock.contracts.facts import (
     CancelRequested,
     DefinitionKind,
-    Mark,
+    NodeRecord,
     RunInvoked,
     RunLimits,
     SignalKind,
@@ -117,23 +117,23 @@ class User(Actor):
             await asyncio.sleep(max(0.0, at - world.loop.now))
             await self._say(subject, fact_bytes(make()))
 
-    def asked(self, tenant: str, shard: int, run_id: str, mark: Mark) -> None:
+    def asked(self, tenant: str, shard: int, run_id: str, node_record: NodeRecord) -> None:
         """Answer what a run asks of the world outside, mostly."""
         world, random = self.world, self.world.random
-        process, request = self.process, mark.request
+        process, request = self.process, node_record.request
         if process is None or request is None:
             return
-        if mark.kind != "resolution" and random.random() < 0.2:
+        if node_record.kind != "resolution" and random.random() < 0.2:
             return  # it expires
         kind: SignalKind
         payload: Any
-        if mark.kind == "wait":
+        if node_record.kind == "wait":
             kind, payload = "event", {"n": random.randint(0, 9)}
-            signal_id = f"e-{mark.mark_id}"
+            signal_id = f"e-{node_record.record_id}"
         else:
-            answers = _ANSWERS[mark.kind]
+            answers = _ANSWERS[node_record.kind]
             kind, payload = answers[0], random.choice(answers[1])
-            signal_id = answer_signal_id(kind, mark.mark_id, request.digest)
+            signal_id = answer_signal_id(kind, node_record.record_id, request.digest)
         subject = subjects.signal(subjects.run_prefix(tenant, shard, run_id), signal_id)
         delay = random.choice([0.0, 0.5, 5.0]) * random.random()
 
@@ -144,7 +144,7 @@ class User(Actor):
                 name=request.name,
                 kind=kind,
                 payload=payload,
-                target=mark.mark_id,
+                target=node_record.record_id,
             )
             await self._say(subject, fact_bytes(fact))
 

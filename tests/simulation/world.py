@@ -14,10 +14,10 @@ from typing import Any
 from penstock.bus import topology
 from penstock.bus.claims import is_claim
 from penstock.contracts import subjects
-from penstock.contracts.facts import Claim, Mark
+from penstock.contracts.facts import Claim, NodeRecord
 from penstock.contracts.ids import run_id_from, shard_of
 from penstock.contracts.plan import Plan
-from penstock.contracts.state import RunState
+from penstock.runs.state import RunState
 from penstock_orchestrator.core.decisions import Decided
 from penstock_orchestrator.engine import engine as engine_module
 from penstock_orchestrator.settings import OrchestratorSettings
@@ -119,8 +119,8 @@ class World:
         if consumer.stream is self.server.runs and ".in." in message.subject:
             self.invariants.on_acknowledged(message)
 
-    def _asked(self, run: RunLedger, mark: Mark) -> None:
-        self.users.asked(run.tenant, run.shard, run.run_id, mark)
+    def _asked(self, run: RunLedger, node_record: NodeRecord) -> None:
+        self.users.asked(run.tenant, run.shard, run.run_id, node_record)
 
     def _unclaimed(self, body: bytes) -> bytes:
         if not is_claim(body):

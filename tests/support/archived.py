@@ -22,10 +22,10 @@ from penstock.contracts.facts import (
     StepKind,
     StepResult,
 )
-from penstock.contracts.profiles import profile_of_entries, provider_of
-from penstock.contracts.state import PARKED, Entry, RunState, fold, new_state
 from penstock.contracts.subjects import parse_fact
-from penstock.contracts.views import RunView, run_view
+from penstock.runs.profiles import profile_of_entries, provider_of
+from penstock.runs.state import PENDING, Entry, RunState, fold, new_state
+from penstock.runs.views import RunView, run_view
 from penstock_orchestrator.archive import projection, tables
 from penstock_orchestrator.archive.projection import (
     INLINE_BYTES,
@@ -100,13 +100,13 @@ def _assert_run(row: dict[str, Any], state: RunState) -> None:
     assert row["status"] == state.status
     assert row["decisions"] == state.decisions
     assert row["paused"] == state.paused
-    open_marks = {
-        mark_id
-        for mark_id, known in state.marks.items()
-        if known.open and known.mark.kind in PARKED
+    open_records = {
+        record_id
+        for record_id, known in state.node_records.items()
+        if known.open and known.node_record.kind in PENDING
     }
-    assert set(_parsed(row["parked"]) or ()) == open_marks
-    assert (not state.open_marks) == (not open_marks)
+    assert set(_parsed(row["pending"]) or ()) == open_records
+    assert (not state.open_records) == (not open_records)
     view = run_view(state)
     if view is None:
         assert row["seq"] is None

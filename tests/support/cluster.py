@@ -229,9 +229,9 @@ def _namespaces() -> Iterator[list[Address]]:
     if shutil.which("ip") is None:
         raise NamespaceError("there is no `ip`")
     # Of this process alone: others may run a cluster on this machine as well.
-    mark = os.getpid() % 65_000
-    net = f"{_SUBNET}.{mark % 250}"
-    bridge = f"pst{mark}b"
+    node_record = os.getpid() % 65_000
+    net = f"{_SUBNET}.{node_record % 250}"
+    bridge = f"pst{node_record}b"
     with contextlib.ExitStack() as undo:
         _ip("link", "add", bridge, "type", "bridge")
         undo.callback(_ip, "link", "del", bridge)
@@ -239,7 +239,7 @@ def _namespaces() -> Iterator[list[Address]]:
         _ip("link", "set", bridge, "up")
         addresses: list[Address] = []
         for number in range(1, SIZE + 1):
-            namespace, link = f"pst{mark}n{number}", f"pst{mark}v{number}"
+            namespace, link = f"pst{node_record}n{number}", f"pst{node_record}v{number}"
             _ip("netns", "add", namespace)
             undo.callback(_ip, "netns", "del", namespace)
             _ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", namespace)

@@ -18,9 +18,9 @@ from penstock.contracts.facts import (
     Decision,
     DefinitionKind,
     ForkedFrom,
-    Mark,
-    MarkKind,
+    NodeRecord,
     ParentRef,
+    RecordKind,
     RunEnded,
     RunFact,
     RunInvoked,
@@ -55,7 +55,7 @@ ODD_VALUES: tuple[JsonValue, ...] = (
     False,
 )
 
-MARK_KINDS: tuple[MarkKind, ...] = (
+RECORD_KINDS: tuple[RecordKind, ...] = (
     "wait",
     "approval",
     "client_tool",
@@ -65,7 +65,7 @@ MARK_KINDS: tuple[MarkKind, ...] = (
     "transform",
     "phase",
 )
-MARK_STATUSES: tuple[Literal["open", "succeeded", "failed", "skipped"], ...] = (
+RECORD_STATUSES: tuple[Literal["open", "succeeded", "failed", "skipped"], ...] = (
     *("open", "open"),
     *("succeeded", "failed", "skipped"),
 )
@@ -122,7 +122,7 @@ def random_error(rng: random.Random) -> ErrorInfo:
 
 
 def random_run(rng: random.Random, number: int) -> list[tuple[str, RunFact]]:
-    """One run: its parent and seed, decisions with marks, attempts, waits and stops, outcomes
+    """One run: its parent and seed, decisions and node records, attempts, waits and stops, outcomes
     late and unknown, signals, cancellation, its end.
     """
     run_id = run_id_from(1_700_000_000_000 + number, rng.randbytes(10))
@@ -213,22 +213,24 @@ class Story:
             )
         return Seed(
             steps=tuple(steps),
-            marks=tuple(mark for mark in self._marks() if mark.status != "open"),
+            node_records=tuple(
+                node_record for node_record in self._node_records() if node_record.status != "open"
+            ),
             signals=(SeededSignal(signal_id="old", name="note", payload=rng.choice(ODD_VALUES)),),
             spent=random_usage(rng),
         )
 
-    def _marks(self) -> tuple[Mark, ...]:
-        """Marks of every kind, opened, settled, opened again."""
+    def _node_records(self) -> tuple[NodeRecord, ...]:
+        """Node records of every kind, opened, settled, opened again."""
         rng = self.rng
         made = {}
         for _ in range(rng.randint(0, 3)):
-            kind = rng.choice(MARK_KINDS)
-            mark_id = f"{kind}-{rng.randint(0, 1)}"
-            status = rng.choice(MARK_STATUSES)
+            kind = rng.choice(RECORD_KINDS)
+            record_id = f"{kind}-{rng.randint(0, 1)}"
+            status = rng.choice(RECORD_STATUSES)
             failed = status == "failed"
-            made[mark_id] = Mark(
-                mark_id=mark_id,
+            made[record_id] = NodeRecord(
+                record_id=record_id,
                 kind=kind,
                 status=status,
                 output=rng.choice(ODD_VALUES) if status == "succeeded" else None,
@@ -260,7 +262,7 @@ class Story:
             cause_seq=1,
             manifest=manifest,
             blocked=(blocked,) if rng.random() < 0.1 else (),
-            marks=self._marks() if rng.random() < 0.5 else (),
+            node_records=self._node_records() if rng.random() < 0.5 else (),
             waits=self._waits() if rng.random() < 0.15 else (),
             stops=tuple(stops) if rng.random() < 0.15 else (),
         )
@@ -357,7 +359,7 @@ def random_log(rng: random.Random, runs: int) -> list[Message]:
     """The log of several runs, interleaved; each subject stands in it once.
 
     Within a run the order is mostly the one in which things happen, and sometimes any; but
-    decisions that mark something follow each other, as the log's fence has it.
+    decisions that node record something follow each other, as the log's fence has it.
     """
     histories = [random_run(rng, number) for number in range(runs)]
     for history in histories:
@@ -375,14 +377,14 @@ def random_log(rng: random.Random, runs: int) -> list[Message]:
 
 
 def _shuffle(rng: random.Random, history: list[tuple[str, RunFact]]) -> None:
-    marking = [message for message in history if _marks_something(message[1])]
+    marking = [message for message in history if _records_something(message[1])]
     rng.shuffle(history)
     in_order = iter(marking)
     history[:] = [
-        next(in_order) if _marks_something(message[1]) else message for message in history
+        next(in_order) if _records_something(message[1]) else message for message in history
     ]
 
 
-def _marks_something(fact: RunFact) -> bool:
+def _records_something(fact: RunFact) -> bool:
     decision = getattr(fact, "decision", None)
-    return decision is not None and bool(decision.marks)
+    return decision is not None and bool(decision.node_records)

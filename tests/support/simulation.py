@@ -31,7 +31,7 @@ from penstock.contracts.facts import (
     Usage,
 )
 from penstock.contracts.plan import CompiledAgent, CompiledTool, Node, Plan, RetryPolicy
-from penstock.contracts.state import Entry, RunState, evolve, fold, new_state
+from penstock.runs.state import Entry, RunState, evolve, fold, new_state
 from penstock_orchestrator.core.decide import decide, expired, repair, run_deadline
 from penstock_orchestrator.core.decisions import Decided, Output, Timer
 from penstock_orchestrator.core.progress import Progress

@@ -21,7 +21,7 @@ NAMES: Final = (
     "engine.decided",
     "engine.decision_stored",
     "engine.timers_set",
-    "engine.parked_indexed",
+    "engine.pending_indexed",
     "engine.step_performed",
     "engine.child_started",
     "engine.message_sent",

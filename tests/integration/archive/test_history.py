@@ -16,7 +16,7 @@ from penstock.contracts import subjects
 from penstock.contracts.errors import TransientError
 from penstock.contracts.facts import FACT, SignalReceived
 from penstock.contracts.ids import run_id_from, run_id_from_key, shard_of
-from penstock.contracts.state import Entry, fold, new_state
+from penstock.runs.state import Entry, fold, new_state
 from penstock.settings import CoreSettings
 from penstock_orchestrator.archive.settings import ArchiveSettings
 from tests.integration.archive.test_keeping import (

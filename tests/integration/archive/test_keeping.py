@@ -52,8 +52,8 @@ from penstock.contracts.facts import (
     Usage,
 )
 from penstock.contracts.ids import run_id_from_key, shard_of
-from penstock.contracts.state import Entry, fold, new_state
-from penstock.contracts.views import RunView, run_view
+from penstock.runs.state import Entry, fold, new_state
+from penstock.runs.views import RunView, run_view
 from penstock_orchestrator.archive import tables
 from penstock_orchestrator.archive.settings import ArchiveSettings
 from tests.integration.archive.test_projector import assert_eventually_archived, projecting, publish

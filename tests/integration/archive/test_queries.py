@@ -50,10 +50,10 @@ from penstock.contracts.facts import (
     StepScheduled,
     Usage,
 )
-from penstock.contracts.state import Entry, fold, new_state
-from penstock.contracts.views import RunView, run_view
 from penstock.db import create_engine
 from penstock.embedded import NatsServer
+from penstock.runs.state import Entry, fold, new_state
+from penstock.runs.views import RunView, run_view
 from penstock_orchestrator.archive import migrations, tables
 from penstock_orchestrator.archive.migrate import migrate
 from penstock_orchestrator.archive.projection import Projection, address, read_fact

@@ -26,8 +26,8 @@ from penstock.contracts.facts import (
     Decision,
     DefinitionKind,
     DeltaBatch,
-    Mark,
-    ParkedRequest,
+    NodeRecord,
+    PendingRequest,
     RunEnded,
     RunFact,
     RunStatus,
@@ -38,16 +38,16 @@ from penstock.contracts.facts import (
     Usage,
 )
 from penstock.contracts.ids import shard_of
-from penstock.contracts.parked import (
+from penstock.contracts.pending import (
     CorrelationRecord,
-    ParkedRecord,
+    PendingRecord,
     call_digest,
     correlation_hash,
 )
 from penstock.contracts.plan import CompiledTool, Node, Plan, PublishedVersion
 from penstock.contracts.runners import WebhookRecord
-from penstock.contracts.state import Entry
 from penstock.embedded import NatsServer
+from penstock.runs.state import Entry
 from penstock.settings import CoreSettings
 from penstock_gateway.app import create_app
 from penstock_gateway.gateway import Gateway
@@ -100,28 +100,28 @@ class Engine:
             subjects.published_key(self.tenant, plan.name), value.model_dump_json().encode()
         )
 
-    async def mark(self, run_id: str, decision: int, *marks: Mark) -> int:
-        """Decide nothing but marks; index those that are open, as the engine does."""
+    async def node_record(self, run_id: str, decision: int, *node_records: NodeRecord) -> int:
+        """Decide nothing but node records; index those that are open, as the engine does."""
         fact = StateChanged(
-            occurred_at=datetime.now(UTC), decision=Decision(cause_seq=0, marks=marks)
+            occurred_at=datetime.now(UTC), decision=Decision(cause_seq=0, node_records=node_records)
         )
         seq = await self.state(subjects.out(self.prefix(run_id), decision, "state"), fact)
-        for one in marks:
+        for one in node_records:
             await self.park(run_id, one)
         return seq
 
-    async def park(self, run_id: str, mark: Mark) -> None:
-        bucket = Bucket(self.bus, subjects.PARKED)
-        key = subjects.parked_key(self.tenant, run_id, mark.mark_id)
-        if mark.status != "open":
+    async def park(self, run_id: str, node_record: NodeRecord) -> None:
+        bucket = Bucket(self.bus, subjects.PENDING)
+        key = subjects.pending_key(self.tenant, run_id, node_record.record_id)
+        if node_record.status != "open":
             await bucket.delete(key)
             return
-        record = ParkedRecord(
+        record = PendingRecord(
             tenant=self.tenant,
             run_id=run_id,
             shard=shard_of(run_id, SHARDS),
             name="echo",
-            mark=mark,
+            node_record=node_record,
             asked_at=datetime.now(UTC),
         )
         await bucket.put(key, record.model_dump_json().encode())
@@ -129,7 +129,7 @@ class Engine:
     async def correlate(self, run_id: str, correlation: str) -> None:
         record = CorrelationRecord(run_id=run_id, shard=shard_of(run_id, SHARDS))
         key = subjects.correlation_key(self.tenant, correlation_hash(correlation), run_id)
-        await Bucket(self.bus, subjects.PARKED).put(key, record.model_dump_json().encode())
+        await Bucket(self.bus, subjects.PENDING).put(key, record.model_dump_json().encode())
 
     async def define_webhook(self, record: WebhookRecord) -> None:
         await Bucket(self.bus, subjects.WEBHOOKS).put(
@@ -227,21 +227,21 @@ class Engine:
 
 
 def asked(
-    mark_id: str,
+    record_id: str,
     kind: Any,
     *,
     name: str = "pay",
     arguments: Any = None,
     due_in: timedelta | None = timedelta(minutes=5),
     **request: Any,
-) -> Mark:
-    """Return an open mark that asks for something."""
-    return Mark(
-        mark_id=mark_id,
+) -> NodeRecord:
+    """Return an open node record that asks for something."""
+    return NodeRecord(
+        record_id=record_id,
         kind=kind,
         status="open",
         due_at=datetime.now(UTC) + due_in if due_in is not None else None,
-        request=ParkedRequest(
+        request=PendingRequest(
             name=name, arguments=arguments, digest=call_digest(name, arguments), **request
         ),
     )

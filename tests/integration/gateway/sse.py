@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from penstock.contracts.events import CLIENT_EVENT, events_of
-from penstock.contracts.state import Entry
+from penstock.runs.events import CLIENT_EVENT, events_of
+from penstock.runs.state import Entry
 
 DELTA = "agent_stream_delta"
 

@@ -17,7 +17,7 @@ from penstock.contracts.errors import ErrorInfo
 from penstock.contracts.facts import DefinitionKind, RunStatus, Trigger
 from penstock.contracts.rpc import Applied, AppliedDefinition, DocumentKind, Reply
 from penstock.contracts.runners import KeyRecord
-from penstock.contracts.views import RunView
+from penstock.runs.views import RunView
 from penstock_gateway.core.access import key_digest
 from penstock_gateway.settings import GatewaySettings
 from tests.integration.gateway.conftest import CreateGateway, Engine, Running

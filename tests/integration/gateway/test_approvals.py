@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from penstock.contracts.errors import ErrorInfo
-from penstock.contracts.facts import Mark, SignalReceived
+from penstock.contracts.facts import NodeRecord, SignalReceived
 from penstock.contracts.ids import answer_signal_id
 from tests.integration.gateway.conftest import CreateGateway, Engine, Running, asked, begin
 from tests.integration.gateway.test_access import NO_RUN, add_key, answer
@@ -17,18 +17,18 @@ from tests.integration.gateway.test_access import NO_RUN, add_key, answer
 CALL = {"amount": 250, "to": "ada"}
 
 
-def approval(mark_id: str = "pay-a", **options: Any) -> Mark:
-    return asked(mark_id, "approval", **{"arguments": CALL, **options})
+def approval(record_id: str = "pay-a", **options: Any) -> NodeRecord:
+    return asked(record_id, "approval", **{"arguments": CALL, **options})
 
 
-async def ask(gateway: Running, engine: Engine, *marks: Mark) -> str:
+async def ask(gateway: Running, engine: Engine, *node_records: NodeRecord) -> str:
     run_id = await begin(gateway)
-    await engine.mark(run_id, 1, *(marks or (approval(),)))
+    await engine.node_record(run_id, 1, *(node_records or (approval(),)))
     return run_id
 
 
-def path(run_id: str, what: str = "", mark_id: str = "pay-a") -> str:
-    return f"/v1/approvals/{run_id}/{mark_id}{what}"
+def path(run_id: str, what: str = "", record_id: str = "pay-a") -> str:
+    return f"/v1/approvals/{run_id}/{record_id}{what}"
 
 
 async def decisions(engine: Engine, run_id: str) -> list[tuple[str, SignalReceived]]:
@@ -45,7 +45,7 @@ async def test_open_approval_is_listed_with_the_exact_call(
     run_id = await ask(gateway, engine, approval(message="more than 100"))
     listed = (await gateway.client.get("/v1/approvals")).json()["items"]
     (item,) = listed
-    assert (item["run_id"], item["mark_id"], item["step_id"]) == (run_id, "pay-a", "pay")
+    assert (item["run_id"], item["record_id"], item["step_id"]) == (run_id, "pay-a", "pay")
     assert (item["tool"], item["arguments"], item["message"]) == ("pay", CALL, "more than 100")
     assert (item["status"], item["decided"]) == ("open", None)
     single = (await gateway.client.get(path(run_id))).json()
@@ -56,7 +56,7 @@ async def test_approval_is_listed_by_role_and_run_and_page_by_page(
     gateway: Running, engine: Engine
 ) -> None:
     runs = [await ask(gateway, engine, approval(role=role)) for role in ("boss", "legal", "boss")]
-    await engine.mark(runs[0], 2, asked("w", "wait", due_in=None))
+    await engine.node_record(runs[0], 2, asked("w", "wait", due_in=None))
 
     async def listed(**query: Any) -> list[str]:
         answered = await gateway.client.get("/v1/approvals", params=query)
@@ -74,22 +74,22 @@ async def test_approval_is_listed_by_role_and_run_and_page_by_page(
 async def test_approve_states_the_answer_under_the_only_id_it_can_have(
     gateway: Running, engine: Engine
 ) -> None:
-    mark = approval()
-    run_id = await ask(gateway, engine, mark)
-    assert mark.request is not None
+    node_record = approval()
+    run_id = await ask(gateway, engine, node_record)
+    assert node_record.request is not None
     response = await gateway.client.post(
-        path(run_id, "/approve"), json={"digest": mark.request.digest, "reason": "fine"}
+        path(run_id, "/approve"), json={"digest": node_record.request.digest, "reason": "fine"}
     )
     assert response.status_code == 202, response.text
     decided = response.json()
     assert decided["status"] == "approved"
     assert (decided["decided"]["by"], decided["decided"]["reason"]) == ("development", "fine")
     ((signal_id, fact),) = await decisions(engine, run_id)
-    assert signal_id == answer_signal_id("approval", "pay-a", mark.request.digest)
+    assert signal_id == answer_signal_id("approval", "pay-a", node_record.request.digest)
     assert (fact.kind, fact.target) == ("approval", "pay-a")
     assert fact.payload == {
         "decision": "approve",
-        "digest": mark.request.digest,
+        "digest": node_record.request.digest,
         "reason": "fine",
         "by": "development",
     }
@@ -98,8 +98,8 @@ async def test_approve_states_the_answer_under_the_only_id_it_can_have(
 async def test_same_answer_again_is_the_recorded_one_and_the_opposite_is_refused(
     gateway: Running, engine: Engine
 ) -> None:
-    mark = approval()
-    run_id = await ask(gateway, engine, mark)
+    node_record = approval()
+    run_id = await ask(gateway, engine, node_record)
     first = await gateway.client.post(path(run_id, "/reject"), json={"reason": "too much"})
     again = await gateway.client.post(path(run_id, "/reject"), json={"reason": "other words"})
     opposite = await gateway.client.post(path(run_id, "/approve"))
@@ -108,8 +108,8 @@ async def test_same_answer_again_is_the_recorded_one_and_the_opposite_is_refused
     assert opposite.json()["code"] == "already_decided"
     assert opposite.json()["errors"][0]["allowed"] == "reject"
     # The same once the engine has settled it, and once the run has ended.
-    settled = mark.model_copy(update={"status": "failed", "request": None})
-    await engine.mark(run_id, 2, settled)
+    settled = node_record.model_copy(update={"status": "failed", "request": None})
+    await engine.node_record(run_id, 2, settled)
     await engine.end(run_id, 3)
     assert (await gateway.client.post(path(run_id, "/reject"))).status_code == 200
     assert (await gateway.client.post(path(run_id, "/approve"))).status_code == 409
@@ -142,13 +142,13 @@ async def test_racing_answers_on_two_replicas_are_one_decision(
 async def test_answer_to_another_call_is_refused(
     gateway: Running, engine: Engine, verb: str
 ) -> None:
-    mark = approval()
-    run_id = await ask(gateway, engine, mark)
+    node_record = approval()
+    run_id = await ask(gateway, engine, node_record)
     response = await gateway.client.post(path(run_id, verb), json={"digest": "0" * 64})
     assert (response.status_code, response.json()["code"]) == (409, "digest_mismatch")
-    assert mark.request is not None
+    assert node_record.request is not None
     assert response.json()["errors"] == [
-        {"path": "digest", "message": "not asked", "allowed": mark.request.digest}
+        {"path": "digest", "message": "not asked", "allowed": node_record.request.digest}
     ]
     assert await decisions(engine, run_id) == []
 
@@ -156,10 +156,10 @@ async def test_answer_to_another_call_is_refused(
 async def test_answer_where_nothing_is_asked_is_refused(gateway: Running, engine: Engine) -> None:
     await answer(engine, "archive", "run_facts", NO_RUN)
     run_id = await ask(gateway, engine, asked("w", "wait"))
-    for mark_id in ("nothing", "w"):
-        response = await gateway.client.post(path(run_id, "/approve", mark_id))
+    for record_id in ("nothing", "w"):
+        response = await gateway.client.post(path(run_id, "/approve", record_id))
         assert (response.status_code, response.json()["code"]) == (404, "approval_not_found")
-        assert (await gateway.client.get(path(run_id, "", mark_id))).status_code == 404
+        assert (await gateway.client.get(path(run_id, "", record_id))).status_code == 404
     unknown = await gateway.client.post(path("01HZZZZZZZZZZZZZZZZZZZZZZZ", "/approve"))
     assert (unknown.status_code, unknown.json()["code"]) == (404, "run_not_found")
 
@@ -176,12 +176,12 @@ async def test_answer_after_the_end_is_refused(gateway: Running, engine: Engine)
 async def test_answer_after_its_time_is_gone(
     gateway: Running, engine: Engine, noticed: bool
 ) -> None:
-    mark = approval(due_in=timedelta(seconds=-1))
-    run_id = await ask(gateway, engine, mark)
+    node_record = approval(due_in=timedelta(seconds=-1))
+    run_id = await ask(gateway, engine, node_record)
     if noticed:
         error = ErrorInfo(code="approval_expired", message="nobody decided in time")
         update = {"status": "failed", "request": None, "error": error}
-        await engine.mark(run_id, 2, mark.model_copy(update=update))
+        await engine.node_record(run_id, 2, node_record.model_copy(update=update))
     response = await gateway.client.post(path(run_id, "/approve"))
     assert (response.status_code, response.json()["code"]) == (410, "question_expired")
     assert response.json()["title"] == "Gone"
@@ -200,7 +200,7 @@ async def test_approvals_of_a_run_are_listed_by_what_became_of_them(
     async def listed(status: str) -> list[str]:
         query = {"run_id": run_id, "status": status}
         answered = await gateway.client.get("/v1/approvals", params=query)
-        return [item["mark_id"] for item in answered.json()["items"]]
+        return [item["record_id"] for item in answered.json()["items"]]
 
     assert await listed("open") == ["z-a"]
     assert await listed("approved") == ["x-a"]

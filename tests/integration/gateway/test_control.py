@@ -15,7 +15,7 @@ from penstock.contracts.facts import (
     CancelRequested,
     Decision,
     DefinitionKind,
-    Mark,
+    NodeRecord,
     ParentRef,
     RunInvoked,
     RunLimits,
@@ -29,7 +29,7 @@ from penstock.contracts.facts import (
 from penstock.contracts.ids import child_run_id
 from penstock.contracts.plan import Plan, PublishedVersion
 from penstock.contracts.rpc import Reply
-from penstock.contracts.views import RunView
+from penstock.runs.views import RunView
 from tests.integration.gateway.conftest import Engine, Running, asked, begin
 from tests.integration.gateway.test_access import NO_RUN, answer
 from tests.support.waiting import eventually
@@ -345,15 +345,15 @@ async def test_budget_tells_what_is_spent_and_left_of_the_stricter_limits(
 
 async def test_marks_are_shown_where_they_are_asked_for(gateway: Running, engine: Engine) -> None:
     run_id = await begin(gateway)
-    taken = Mark(mark_id="b", kind="branch", status="succeeded", choice="else")
-    await engine.mark(run_id, 1, taken, asked("w", "wait", name="paid", correlation="o-1"))
+    taken = NodeRecord(record_id="b", kind="branch", status="succeeded", choice="else")
+    await engine.node_record(run_id, 1, taken, asked("w", "wait", name="paid", correlation="o-1"))
     view = (await gateway.client.get(f"/v1/runs/{run_id}")).json()
-    assert view["marks"] == []
-    assert [(one["mark_id"], one["request"]["correlation"]) for one in view["waiting_for"]] == [
+    assert view["node_records"] == []
+    assert [(one["record_id"], one["request"]["correlation"]) for one in view["waiting_for"]] == [
         ("w", "o-1")
     ]
-    every = (await gateway.client.get(f"/v1/runs/{run_id}", params={"marks": "true"})).json()
-    assert [(one["mark_id"], one["choice"]) for one in every["marks"]] == [
+    every = (await gateway.client.get(f"/v1/runs/{run_id}", params={"node_records": "true"})).json()
+    assert [(one["record_id"], one["choice"]) for one in every["node_records"]] == [
         ("b", "else"),
         ("w", None),
     ]
@@ -391,7 +391,7 @@ async def test_run_at_a_sequence_is_the_run_as_it_was_then(
     [
         ("at_seq=x", "invalid_sequence"),
         ("at_seq=0", "invalid_sequence"),
-        ("marks=1", "invalid_request"),
+        ("node records=1", "invalid_request"),
     ],
 )
 async def test_read_with_a_wrong_parameter_is_refused(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from penstock.contracts.facts import Mark, SignalReceived
+from penstock.contracts.facts import NodeRecord, SignalReceived
 from penstock.contracts.ids import answer_signal_id
 from tests.integration.gateway.conftest import Engine, Running, asked, begin, client_plan
 from tests.integration.gateway.sse import all_events
@@ -17,13 +17,13 @@ from tests.support.waiting import eventually
 WAIT = {"Prefer": "wait=10"}
 
 
-def call(step_id: str = "ask", **arguments: Any) -> Mark:
+def call(step_id: str = "ask", **arguments: Any) -> NodeRecord:
     return asked(step_id, "client_tool", name="screen", arguments=arguments)
 
 
-async def ask(gateway: Running, engine: Engine, *marks: Mark) -> str:
+async def ask(gateway: Running, engine: Engine, *node_records: NodeRecord) -> str:
     run_id = await begin(gateway)
-    await engine.mark(run_id, 1, *marks)
+    await engine.node_record(run_id, 1, *node_records)
     return run_id
 
 
@@ -42,7 +42,7 @@ async def test_open_calls_are_listed_and_stand_in_the_run(gateway: Running, engi
     ]
     run = (await gateway.client.get(f"/v1/runs/{run_id}")).json()
     assert run["status"] == "waiting"
-    assert [(one["mark_id"], one["kind"]) for one in run["waiting_for"]] == [
+    assert [(one["record_id"], one["kind"]) for one in run["waiting_for"]] == [
         ("a-1-0", "client_tool"),
         ("a-1-1", "client_tool"),
     ]
@@ -51,8 +51,8 @@ async def test_open_calls_are_listed_and_stand_in_the_run(gateway: Running, engi
 async def test_results_are_stored_each_under_the_id_of_its_call(
     gateway: Running, engine: Engine
 ) -> None:
-    marks = call("a-1-0", q="x"), call("a-1-1", q="y")
-    run_id = await ask(gateway, engine, *marks)
+    node_records = call("a-1-0", q="x"), call("a-1-1", q="y")
+    run_id = await ask(gateway, engine, *node_records)
     response = await results(
         gateway,
         run_id,
@@ -66,7 +66,11 @@ async def test_results_are_stored_each_under_the_id_of_its_call(
         for entry in await engine.log(run_id)
         if isinstance(entry.fact, SignalReceived)
     }
-    digests = [mark.request.digest for mark in marks if mark.request is not None]
+    digests = [
+        node_record.request.digest
+        for node_record in node_records
+        if node_record.request is not None
+    ]
     first = stored[answer_signal_id("tool_result", "a-1-0", digests[0])]
     second = stored[answer_signal_id("tool_result", "a-1-1", digests[1])]
     assert (first.kind, first.target, first.name) == ("tool_result", "a-1-0", "screen")
@@ -135,18 +139,18 @@ async def test_result_after_its_time_or_the_end_is_refused(
 async def play(engine: Engine, run_id: str) -> None:
     """Ask for two calls, one after the other, then end."""
     for number in (1, 2):
-        mark = call(f"ask-{number}", question=number)
-        await engine.mark(run_id, 2 * number - 1, mark)
-        await eventually_answered(engine, run_id, mark)
-        settled = mark.model_copy(update={"status": "succeeded", "request": None})
+        node_record = call(f"ask-{number}", question=number)
+        await engine.node_record(run_id, 2 * number - 1, node_record)
+        await eventually_answered(engine, run_id, node_record)
+        settled = node_record.model_copy(update={"status": "succeeded", "request": None})
         if number == 1:
-            await engine.mark(run_id, 2, settled)
+            await engine.node_record(run_id, 2, settled)
     await engine.end(run_id, 4, "both")
 
 
-async def eventually_answered(engine: Engine, run_id: str, mark: Mark) -> None:
-    assert mark.request is not None
-    wanted = answer_signal_id("tool_result", mark.mark_id, mark.request.digest)
+async def eventually_answered(engine: Engine, run_id: str, node_record: NodeRecord) -> None:
+    assert node_record.request is not None
+    wanted = answer_signal_id("tool_result", node_record.record_id, node_record.request.digest)
 
     async def answered() -> bool:
         return wanted in {entry.subject.step_id for entry in await engine.log(run_id)}
@@ -169,7 +173,7 @@ async def test_waited_start_is_a_tool_loop_over_plain_http(
         (one,) = run["waiting_for"]
         seen.append(one["request"]["arguments"])
         response = await results(
-            gateway, run["run_id"], {"step_id": one["mark_id"], "output": 1}, headers=WAIT
+            gateway, run["run_id"], {"step_id": one["record_id"], "output": 1}, headers=WAIT
         )
         assert response.headers["preference-applied"] == "wait=10"
     assert seen == [{"question": 1}, {"question": 2}]
@@ -185,9 +189,9 @@ async def test_waited_read_returns_when_the_run_asks_or_ends(
     run_id = await begin(gateway, "clerk")
     reading = asyncio.create_task(gateway.client.get(f"/v1/runs/{run_id}", headers=WAIT))
     await eventually(lambda: run_id in gateway.gateway.ends._waiting)
-    await engine.mark(run_id, 1, call())
+    await engine.node_record(run_id, 1, call())
     run = (await reading).json()
-    assert [one["mark_id"] for one in run["waiting_for"]] == ["ask"]
+    assert [one["record_id"] for one in run["waiting_for"]] == ["ask"]
     await results(gateway, run_id, {"step_id": "ask"})
     reading = asyncio.create_task(gateway.client.get(f"/v1/runs/{run_id}", headers=WAIT))
     await eventually(lambda: run_id in gateway.gateway.ends._waiting)
@@ -198,8 +202,8 @@ async def test_waited_read_returns_when_the_run_asks_or_ends(
 async def test_stream_tells_of_calls_and_their_results(gateway: Running, engine: Engine) -> None:
     run_id = await ask(gateway, engine, call(q="x"))
     await results(gateway, run_id, {"step_id": "ask", "output": 1})
-    settled = Mark(mark_id="ask", kind="client_tool", status="succeeded", output=1)
-    await engine.mark(run_id, 2, settled)
+    settled = NodeRecord(record_id="ask", kind="client_tool", status="succeeded", output=1)
+    await engine.node_record(run_id, 2, settled)
     await engine.end(run_id, 3)
     async with gateway.client.stream(
         "GET", f"/v1/runs/{run_id}/events", headers={"Accept": "text/event-stream"}
@@ -220,11 +224,11 @@ async def test_stream_tells_of_calls_and_their_results(gateway: Running, engine:
 # Unknown outcomes
 
 
-def lost(step_id: str = "pay", attempt: int = 1) -> Mark:
-    mark = asked(f"{step_id}-r", "resolution", due_in=None)
-    assert mark.request is not None
-    request = mark.request.model_copy(update={"digest": f"attempt-{attempt}"})
-    return mark.model_copy(update={"request": request})
+def lost(step_id: str = "pay", attempt: int = 1) -> NodeRecord:
+    node_record = asked(f"{step_id}-r", "resolution", due_in=None)
+    assert node_record.request is not None
+    request = node_record.request.model_copy(update={"digest": f"attempt-{attempt}"})
+    return node_record.model_copy(update={"request": request})
 
 
 async def test_unknown_outcome_is_listed_and_resolved_once(
@@ -253,7 +257,7 @@ async def test_attempt_that_is_lost_again_can_be_resolved_again(
     run_id = await ask(gateway, engine, lost())
     path = f"/v1/runs/{run_id}/steps/pay/resolve"
     assert (await gateway.client.post(path, json={"action": "retry"})).status_code == 202
-    await engine.mark(run_id, 2, lost(attempt=2))
+    await engine.node_record(run_id, 2, lost(attempt=2))
     body = {"action": "fail", "digest": "attempt-1"}
     wrong = await gateway.client.post(path, json=body)
     assert (wrong.status_code, wrong.json()["code"]) == (409, "digest_mismatch")

@@ -34,9 +34,9 @@ from penstock.contracts.facts import (
 from penstock.contracts.ids import shard_of
 from penstock.contracts.json import Json
 from penstock.contracts.plan import CompiledTool, Node, Plan, RetryPolicy
-from penstock.contracts.state import Entry, RunState, fold, new_state
 from penstock.embedded import NatsServer
 from penstock.runids import new_run_id
+from penstock.runs.state import Entry, RunState, fold, new_state
 from penstock_orchestrator.main import EngineProcess
 from penstock_orchestrator.settings import OrchestratorSettings
 

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from nats.aio.msg import Msg
 
-from penstock.contracts import bundles, subjects
+from penstock.contracts import subjects
 from penstock.contracts.facts import RunInvoked
 from penstock.contracts.ids import shard_of
 from penstock.contracts.rpc import Reply
+from penstock.runs import bundles
 from penstock_gateway.settings import GatewaySettings
 from tests.integration.gateway.conftest import Running, running
 from tests.integration.gateway.test_access import NO_RUN

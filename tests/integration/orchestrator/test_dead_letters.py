@@ -158,7 +158,7 @@ async def test_step_that_must_not_be_repeated_waits_for_a_decision(site: Site) -
 
     await site.post(f"/{letter['seq']}/requeue")
 
-    state = await site.world.until(run_id, lambda s: "a-r" in s.marks)
+    state = await site.world.until(run_id, lambda s: "a-r" in s.node_records)
     assert state.steps["a"].status == "unknown"
 
 

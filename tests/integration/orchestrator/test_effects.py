@@ -16,7 +16,7 @@ from penstock.contracts.facts import (
     SignalReceived,
 )
 from penstock.contracts.ids import answer_signal_id, child_run_id
-from penstock.contracts.parked import ParkedRecord, correlation_hash
+from penstock.contracts.pending import PendingRecord, correlation_hash
 from penstock.contracts.plan import (
     Block,
     ChildSpec,
@@ -49,8 +49,8 @@ async def send(
     await world.writer.append(subject, FACT.dump_json(fact))
 
 
-async def parked(world: World) -> list[str]:
-    return await Bucket(world.bus, subjects.PARKED).keys()
+async def pending(world: World) -> list[str]:
+    return await Bucket(world.bus, subjects.PENDING).keys()
 
 
 async def test_child_run_answers_its_parent(create_world: CreateWorld) -> None:
@@ -133,11 +133,11 @@ async def test_message_reaches_the_run_that_waits_for_its_key(create_world: Crea
 
 
 async def _contains(world: World, key: str) -> bool:
-    return key in await parked(world)
+    return key in await pending(world)
 
 
 async def _empty(world: World) -> bool:
-    return not await parked(world)
+    return not await pending(world)
 
 
 async def test_message_to_nobody_fails_its_step(create_world: CreateWorld) -> None:
@@ -159,14 +159,14 @@ async def test_approval_is_listed_until_it_is_answered(create_world: CreateWorld
     node = Node(id="pay", kind="tool", ref="noop", input={"eur": 5})
     run_id = await world.invoke(plan_of(node, tools={"noop": tool}))
     await world.until(run_id, lambda s: s.status is RunStatus.WAITING)
-    key = subjects.parked_key(TENANT, run_id, "pay-a")
+    key = subjects.pending_key(TENANT, run_id, "pay-a")
     await eventually(lambda: _contains(world, key), within=5)
-    entry = await Bucket(world.bus, subjects.PARKED).get(key)
+    entry = await Bucket(world.bus, subjects.PENDING).get(key)
     assert entry is not None
-    mark = ParkedRecord.model_validate_json(entry.value).mark
-    assert mark.request is not None
+    node_record = PendingRecord.model_validate_json(entry.value).node_record
+    assert node_record.request is not None
 
-    signal_id = answer_signal_id("approval", "pay-a", mark.request.digest)
+    signal_id = answer_signal_id("approval", "pay-a", node_record.request.digest)
     payload = {"decision": "approve"}
     await send(world, run_id, signal_id, "approval", "approval", target="pay-a", payload=payload)
 
@@ -188,7 +188,11 @@ async def test_many_waits_of_a_map_come_due_together(create_world: CreateWorld) 
 
     assert ended.output == [None] * 400
     state = await world.state(run_id)
-    late = [known.at - known.mark.due_at for known in state.marks.values() if known.mark.due_at]
+    late = [
+        known.at - known.node_record.due_at
+        for known in state.node_records.values()
+        if known.node_record.due_at
+    ]
     assert len(late) == 400
     assert max(each.total_seconds() for each in late) < 5
 

@@ -23,7 +23,7 @@ from penstock.contracts.schedules import (
     ticks_after,
     timing_digest,
 )
-from penstock.contracts.state import Entry
+from penstock.runs.state import Entry
 from penstock_orchestrator.schedules.scheduler import Scheduler
 from tests.integration.orchestrator.conftest import (
     TENANT,

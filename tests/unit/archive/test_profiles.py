@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from penstock.contracts.facts import Usage
-from penstock.contracts.profiles import (
+from penstock.runs.profiles import (
     Attempt,
     RunProfile,
     priced,

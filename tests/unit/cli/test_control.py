@@ -12,7 +12,7 @@ RUN = {"run_id": RUN_ID, "status": "waiting", "steps": [{"step_id": "a", "status
 SIGNAL = {"run_id": RUN_ID, "signal_id": "s", "seq": 7, "name": "paid", "at": AT}
 APPROVAL = {
     "run_id": RUN_ID,
-    "mark_id": "pay-a",
+    "record_id": "pay-a",
     "step_id": "pay",
     "run_name": "shop",
     "status": "approved",
@@ -225,7 +225,7 @@ def test_invoke_sends_priority_tags_and_limits(
 def test_show_at_a_sequence_asks_for_it_and_tells_what_the_run_waits_for(
     run: Callable[..., Result], gateway: Callable[..., None], requests: list[httpx.Request]
 ) -> None:
-    mark = {"mark_id": "pay-a", "kind": "approval", "status": "open", "due_at": AT}
+    node_record = {"record_id": "pay-a", "kind": "approval", "status": "open", "due_at": AT}
     shop = {
         "run_id": RUN_ID,
         "status": "waiting",
@@ -234,17 +234,17 @@ def test_show_at_a_sequence_asks_for_it_and_tells_what_the_run_waits_for(
         "kind": "workflow",
         "trigger": "http",
         "created_at": AT,
-        "waiting_for": [{**mark, "request": {"name": "pay", "arguments": {"amount": 250}}}],
-        "marks": [{**mark, "kind": "branch", "choice": "large"}],
+        "waiting_for": [{**node_record, "request": {"name": "pay", "arguments": {"amount": 250}}}],
+        "node_records": [{**node_record, "kind": "branch", "choice": "large"}],
         "budget": {"tokens": {"limit": 100, "spent": 30, "reserved": 0, "left": 70}},
         "parent": {"run_id": "PARENT"},
         "forked_from": {"run_id": "ORIGIN", "at_seq": 9, "mode": "fork"},
         "children": [{"run_id": "CHILD"}],
     }
     gateway(lambda _: httpx.Response(200, json=shop))
-    shown = run("runs", "show", RUN_ID, "--at", "17", "--marks")
+    shown = run("runs", "show", RUN_ID, "--at", "17", "--node records")
     assert shown.exit_code == 0, shown.output
-    assert dict(requests[0].url.params) == {"at_seq": "17", "marks": "true"}
+    assert dict(requests[0].url.params) == {"at_seq": "17", "node_records": "true"}
     for words in ("pay-a", '{"amount": 250}', "large", "70 of 100 tokens", "PARENT", "CHILD"):
         assert words in shown.stdout
     assert "ORIGIN at 9 (fork)" in shown.stdout

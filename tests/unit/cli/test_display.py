@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from penstock.cli.display import EventPrinter, compact, describe, seconds_between
-from penstock.contracts.events import EventType
+from penstock.runs.events import EventType
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from penstock.cli.failure import CommandError
 from penstock.cli.replay import coloured_subject, fold_run, frame, tail_subject
 from penstock.cli.target import Target
 from penstock.contracts.facts import DefinitionKind, RunInvoked
-from penstock.contracts.state import Entry, evolve, new_state
 from penstock.contracts.subjects import parse_fact
+from penstock.runs.state import Entry, evolve, new_state
 
 RUN_ID = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 NOW = datetime(2026, 11, 20, tzinfo=UTC)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from penstock.contracts import schemas, subjects
+from penstock import catalogue as schemas
+from penstock.contracts import subjects
 
 PAGE = Path(__file__).parents[3] / "docs" / "asyncapi.yaml"
 SAMPLES = {

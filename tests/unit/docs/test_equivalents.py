@@ -54,7 +54,7 @@ ELSEWHERE = {
     "live logs": "GET /v1/runs/{run_id}/events",
     "tool invocation": "POST /v1/runs",
     "dispatch of client tools": "POST /v1/runs/{run_id}/tool_results",
-    "approvals": "POST /v1/approvals/{run_id}/{mark_id}/approve",
+    "approvals": "POST /v1/approvals/{run_id}/{record_id}/approve",
 }
 """What has another path here, by how its row begins, with one of the paths."""
 

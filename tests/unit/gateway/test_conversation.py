@@ -14,7 +14,7 @@ from penstock.contracts.facts import (
     RunInvoked,
     RunStatus,
 )
-from penstock.contracts.state import RunState
+from penstock.runs.state import RunState
 from penstock_gateway.core.conversation import answer_text, continued, text_of
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

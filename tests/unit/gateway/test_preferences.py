@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from penstock.contracts.errors import RejectedError
-from penstock.contracts.events import EventType
+from penstock.runs.events import EventType
 from penstock_gateway.core.preferences import (
     cursor,
     event_types,

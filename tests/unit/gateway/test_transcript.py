@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from penstock.contracts import subjects
-from penstock.contracts.events import CLIENT_EVENT, EventType, delta_events, events_of
 from penstock.contracts.facts import (
     Decision,
     DefinitionKind,
@@ -23,7 +22,8 @@ from penstock.contracts.facts import (
     StepResult,
     StepScheduled,
 )
-from penstock.contracts.state import Entry
+from penstock.runs.events import CLIENT_EVENT, EventType, delta_events, events_of
+from penstock.runs.state import Entry
 from penstock_gateway.core.transcript import (
     Delta,
     LogNeeded,

@@ -16,7 +16,7 @@ from typing import Any, Final
 from penstock.contracts.errors import ErrorFamily, PenstockError, RejectedError, TransientError
 from penstock.contracts.facts import Usage
 from penstock.contracts.json import Json
-from penstock.contracts.state import THROTTLED
+from penstock.runs.state import THROTTLED
 from penstock.telemetry.logs import EventLog
 from penstock_agent_runner.core.routes import instructions_of, route_tools, split_route
 from penstock_agent_runner.core.turn import CallCollector, Turn, chat_messages, chat_tools

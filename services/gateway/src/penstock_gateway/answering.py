@@ -13,12 +13,12 @@ from typing import Final, Literal, NamedTuple
 from pydantic import JsonValue
 
 from penstock.contracts.errors import ErrorDetail, RejectedError
-from penstock.contracts.facts import ParkedRequest, SignalReceived
+from penstock.contracts.facts import PendingRequest, SignalReceived
 from penstock.contracts.ids import answer_signal_id
-from penstock.contracts.state import MarkState, RunState, Signal
-from penstock.contracts.views import ANSWER_KINDS
+from penstock.runs.state import NodeRecordState, RunState, Signal
+from penstock.runs.views import ANSWER_KINDS
 from penstock_gateway.core.access import Caller
-from penstock_gateway.core.marks import expired
+from penstock_gateway.core.node_records import expired
 from penstock_gateway.runs import Runs
 from penstock_gateway.signals import Signals, run_ended
 
@@ -29,13 +29,13 @@ _NAMES: Final[dict[Question, tuple[str, str]]] = {
     "client_tool": ("tool_call_not_found", "call of a client tool"),
     "resolution": ("resolution_not_found", "unknown outcome"),
 }
-_NOTHING_ASKED: Final = ParkedRequest()
+_NOTHING_ASKED: Final = PendingRequest()
 
 
 class Answer(NamedTuple):
     """What somebody says to one question."""
 
-    mark_id: str
+    record_id: str
     payload: dict[str, JsonValue]
     digest: str | None = None
     """What they believe to answer; ``None``: whatever is asked."""
@@ -47,7 +47,7 @@ class Answer(NamedTuple):
 class Recorded:
     """The answer that is in the log, by this request or (``repeated``) an earlier one like it."""
 
-    mark_id: str
+    record_id: str
     fact: SignalReceived
     seq: int
     repeated: bool = False
@@ -58,7 +58,7 @@ class _Checked:
     """An answer that may be stated, or what was stated before."""
 
     answer: Answer
-    request: ParkedRequest
+    request: PendingRequest
     recorded: Recorded | None = None
 
 
@@ -84,7 +84,7 @@ class Answering:
             caller: Who answers.
             run_id: The run that asks.
             question: What kind of question it is.
-            answers: One for each mark.
+            answers: One for each node record.
 
         Raises:
             RejectedError: ``run_not_found``, ``run_ended``; ``..._not_found`` where nothing of
@@ -93,7 +93,7 @@ class Answering:
             TransientError: The log did not answer.
         """
         state = await self._runs.state(caller.tenant, run_id)
-        if any(answer.mark_id not in state.marks for answer in answers):
+        if any(answer.record_id not in state.node_records for answer in answers):
             # A replica may lag behind the one that told of the question.
             state = await self._runs.fresh_state(caller.tenant, run_id)
         checked = [self._check(caller, state, question, answer) for answer in answers]
@@ -102,10 +102,10 @@ class Answering:
     def _check(
         self, caller: Caller, state: RunState, question: Question, answer: Answer
     ) -> _Checked:
-        mark = find_mark(state, question, answer)
-        request = mark.mark.request or _NOTHING_ASKED
+        node_record = find_record(state, question, answer)
+        request = node_record.node_record.request or _NOTHING_ASKED
         require_role(caller, request)
-        earlier = answer_to(state, question, mark)
+        earlier = answer_to(state, question, node_record)
         if answer.digest is not None and request.digest and answer.digest != request.digest:
             raise RejectedError(
                 "digest_mismatch",
@@ -117,75 +117,81 @@ class Answering:
                 ),
             )
         if earlier is not None:
-            recorded = Recorded(answer.mark_id, earlier.fact, earlier.seq, repeated=True)
+            recorded = Recorded(answer.record_id, earlier.fact, earlier.seq, repeated=True)
             return _Checked(answer, request, require_same(recorded, answer))
         if state.ended is not None:
             raise run_ended(state.run_id)
-        _require_open(mark, answer)
+        _require_open(node_record, answer)
         return _Checked(answer, request)
 
     async def _state(
         self, caller: Caller, run_id: str, question: Question, one: _Checked
     ) -> Recorded:
         kind = ANSWER_KINDS[question]
-        mark_id = one.answer.mark_id
+        record_id = one.answer.record_id
         fact = SignalReceived.model_validate(
             {
                 "occurred_at": datetime.now(UTC),
                 "name": one.request.name,
                 "payload": {**one.answer.payload, "digest": one.request.digest},
                 "kind": kind,
-                "target": mark_id,
+                "target": record_id,
                 "sent_by": caller.key_id,
             }
         )
-        signal_id = answer_signal_id(kind, mark_id, one.request.digest)
+        signal_id = answer_signal_id(kind, record_id, one.request.digest)
         sent = await self._signals.state(caller.tenant, run_id, signal_id, fact)
-        recorded = Recorded(mark_id, sent.fact, sent.seq, sent.repeated)
+        recorded = Recorded(record_id, sent.fact, sent.seq, sent.repeated)
         return require_same(recorded, one.answer) if sent.repeated else recorded
 
 
-def find_mark(state: RunState, question: Question, answer: Answer) -> MarkState:
+def find_record(state: RunState, question: Question, answer: Answer) -> NodeRecordState:
     """Return what is, or was, asked.
 
     Raises:
         RejectedError: ``approval_not_found``, ``tool_call_not_found``, ``resolution_not_found``.
     """
-    mark = state.marks.get(answer.mark_id)
+    node_record = state.node_records.get(answer.record_id)
     # A call that failed is marked as its node is; that it was asked for is in its answer.
-    if mark is None or (mark.mark.kind != question and not _was_asked(state, question, mark)):
+    if node_record is None or (
+        node_record.node_record.kind != question and not _was_asked(state, question, node_record)
+    ):
         code, what = _NAMES[question]
         detail = ErrorDetail(path=_at(answer, ""), message="nothing of this id was asked")
         raise RejectedError(
             code,
-            f"run {state.run_id} has no {what} {answer.mark_id[:64]}",
+            f"run {state.run_id} has no {what} {answer.record_id[:64]}",
             details=(detail,) if detail.path else (),
         )
-    return mark
+    return node_record
 
 
-def _was_asked(state: RunState, question: Question, mark: MarkState) -> bool:
-    if mark.open:
+def _was_asked(state: RunState, question: Question, node_record: NodeRecordState) -> bool:
+    if node_record.open:
         return False
-    return answer_to(state, question, mark) is not None or expired(mark.mark, datetime.now(UTC))
+    return answer_to(state, question, node_record) is not None or expired(
+        node_record.node_record, datetime.now(UTC)
+    )
 
 
-def answer_to(state: RunState, question: Question, mark: MarkState) -> Signal | None:
+def answer_to(state: RunState, question: Question, node_record: NodeRecordState) -> Signal | None:
     """Return the answer that was given, if one was."""
     kind = ANSWER_KINDS[question]
-    mark_id = mark.mark.mark_id
-    if mark.mark.request is not None:
-        return state.signals.get(answer_signal_id(kind, mark_id, mark.mark.request.digest))
-    # A settled mark need not repeat what was asked.
+    record_id = node_record.node_record.record_id
+    if node_record.node_record.request is not None:
+        return state.signals.get(
+            answer_signal_id(kind, record_id, node_record.node_record.request.digest)
+        )
+    # A settled node record need not repeat what was asked.
     found = [
         signal
         for signal in state.signals.values()
-        if signal.fact.kind == kind and signal.fact.target == mark_id
+        if signal.fact.kind == kind and signal.fact.target == record_id
     ]
     return max(found, key=lambda signal: signal.seq, default=None)
 
 
-def require_role(caller: Caller, request: ParkedRequest) -> None:
+def require_role(caller: Caller, request: PendingRequest) -> None:
     """Check that a caller may answer: by the role that is asked for, else as an operator.
 
     Raises:
@@ -226,18 +232,19 @@ def require_same(recorded: Recorded, answer: Answer) -> Recorded:
     )
 
 
-def _require_open(mark: MarkState, answer: Answer) -> None:
-    """Check that a mark still waits.
+def _require_open(node_record: NodeRecordState, answer: Answer) -> None:
+    """Check that a node record still waits.
 
     Raises:
         RejectedError: ``question_expired``, ``not_waiting``.
     """
-    if expired(mark.mark, datetime.now(UTC)):
+    if expired(node_record.node_record, datetime.now(UTC)):
         raise RejectedError(
-            "question_expired", f"{answer.mark_id} waited until {mark.mark.due_at}, no longer"
+            "question_expired",
+            f"{answer.record_id} waited until {node_record.node_record.due_at}, no longer",
         )
-    if not mark.open:
-        raise RejectedError("not_waiting", f"the run does not wait for {answer.mark_id} any more")
+    if not node_record.open:
+        raise RejectedError("not_waiting", f"the run does not wait for {answer.record_id} any more")
 
 
 def _at(answer: Answer, name: str) -> str:

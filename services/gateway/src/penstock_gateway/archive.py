@@ -12,7 +12,7 @@ from penstock.bus.connection import Bus
 from penstock.bus.reader import LogReader
 from penstock.contracts.archive import FactPage, RunFacts
 from penstock.contracts.errors import RejectedError
-from penstock.contracts.state import Entry
+from penstock.runs.state import Entry
 
 ReplyT = TypeVar("ReplyT", bound=BaseModel)
 

@@ -11,8 +11,8 @@ from penstock.bus.claims import is_claim
 from penstock.bus.connection import Bus
 from penstock.contracts import subjects
 from penstock.contracts.ids import shard_of
-from penstock.contracts.state import MarkState, RunState
-from penstock.contracts.views import awaited
+from penstock.runs.state import NodeRecordState, RunState
+from penstock.runs.views import awaited
 from penstock_gateway.ends import EndWait, EndWatch, sequence_of
 from penstock_gateway.plans import Plans
 from penstock_gateway.runs import Runs
@@ -21,9 +21,13 @@ _CLIENT_TOOL: Final = b'"client_tool"'
 _SHORTEST_SECONDS: Final = 0.001
 
 
-def open_calls(state: RunState) -> tuple[MarkState, ...]:
+def open_calls(state: RunState) -> tuple[NodeRecordState, ...]:
     """Return the calls of client tools that a run waits for and nobody has answered."""
-    return tuple(mark for mark in awaited(state) if mark.mark.kind == "client_tool")
+    return tuple(
+        node_record
+        for node_record in awaited(state)
+        if node_record.node_record.kind == "client_tool"
+    )
 
 
 class CallWatch:

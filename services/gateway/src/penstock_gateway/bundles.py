@@ -11,8 +11,7 @@ from typing import Final
 from penstock.bus.claims import Claims
 from penstock.bus.copies import FactCopy, put_back
 from penstock.bus.kv import Bucket
-from penstock.contracts import bundles, subjects
-from penstock.contracts.bundles import Bundle, BundleHeader
+from penstock.contracts import subjects
 from penstock.contracts.errors import ConflictError, ErrorDetail, RejectedError
 from penstock.contracts.facts import (
     ForkedFrom,
@@ -22,11 +21,13 @@ from penstock.contracts.facts import (
     Trigger,
     fact_bytes,
 )
-from penstock.contracts.forks import seed_of
 from penstock.contracts.ids import content_digest, is_run_id, shard_of
 from penstock.contracts.plan import PLAN, Plan
-from penstock.contracts.state import Entry
 from penstock.runids import new_run_id
+from penstock.runs import bundles
+from penstock.runs.bundles import Bundle, BundleHeader
+from penstock.runs.forks import seed_of
+from penstock.runs.state import Entry
 from penstock_gateway.gateway import Gateway
 from penstock_gateway.runs import NOT_FOUND
 

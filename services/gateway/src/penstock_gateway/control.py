@@ -21,8 +21,8 @@ from penstock.contracts.facts import (
     fact_bytes,
 )
 from penstock.contracts.ids import child_run_id
-from penstock.contracts.state import RunState, StepState
-from penstock.contracts.views import CHILD_QUEUE
+from penstock.runs.state import RunState, StepState
+from penstock.runs.views import CHILD_QUEUE
 from penstock_gateway.archive import Archive
 from penstock_gateway.core.access import Caller
 from penstock_gateway.core.requests import CancelRuns

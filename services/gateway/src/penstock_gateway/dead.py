@@ -25,7 +25,7 @@ from penstock.contracts.errors import (
     TransientError,
 )
 from penstock.contracts.facts import DeadLetter, StepResult, TimerDue, fact_bytes
-from penstock.contracts.state import StepState
+from penstock.runs.state import StepState
 from penstock.telemetry.logs import EventLog
 from penstock_gateway.core.dead_letters import Address, address_of, remedy_of, step_of
 from penstock_gateway.gateway import Gateway

@@ -22,13 +22,13 @@ from penstock.contracts.facts import (
     Trigger,
     fact_bytes,
 )
-from penstock.contracts.forks import FROM_OUTSIDE, seed_of
 from penstock.contracts.ids import shard_of
-from penstock.contracts.lineage import Lineage, changed_nodes
 from penstock.contracts.plan import PLAN, Plan, PublishedVersion
-from penstock.contracts.state import Entry
 from penstock.contracts.versions import check_input
 from penstock.runids import new_run_id
+from penstock.runs.forks import FROM_OUTSIDE, seed_of
+from penstock.runs.lineage import Lineage, changed_nodes
+from penstock.runs.state import Entry
 from penstock_gateway.core.access import Caller
 from penstock_gateway.gateway import Gateway
 from penstock_gateway.metrics import RUNS_REPLAYED, RUNS_STARTED

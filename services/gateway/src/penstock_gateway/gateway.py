@@ -24,7 +24,7 @@ from penstock_gateway.core.access import Caller, caller_of
 from penstock_gateway.ends import EndWatch
 from penstock_gateway.entrance import Doorkeeper
 from penstock_gateway.mirrors import Mirror, reader_of
-from penstock_gateway.parked import ParkedIndex
+from penstock_gateway.pending import PendingIndex
 from penstock_gateway.plans import Plans
 from penstock_gateway.registry import Registry
 from penstock_gateway.runs import Runs
@@ -58,7 +58,7 @@ class Gateway:
     runs: Runs
     ends: EndWatch
     attention: Attention
-    parked: ParkedIndex
+    pending: PendingIndex
     signals: Signals
     answering: Answering
     controls: Controls
@@ -99,9 +99,9 @@ class Gateway:
         self.ends = EndWatch(bus, self.reader, settings.shards)
         await self.ends.start()
         self.attention = Attention(bus, self.ends, self.runs, self.plans, settings.shards)
-        self.parked = ParkedIndex(self.reader)
+        self.pending = PendingIndex(self.reader)
         sessions = Bucket(bus, subjects.SESSIONS)
-        self.signals = Signals(self.writer, self.reader, self.runs, self.parked, sessions)
+        self.signals = Signals(self.writer, self.reader, self.runs, self.pending, sessions)
         self.answering = Answering(self.runs, self.signals)
         self.controls = Controls(self.writer, self.reader, self.archive, self.runs, self.signals)
         self.schedules = Schedules(bus)

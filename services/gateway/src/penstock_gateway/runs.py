@@ -12,8 +12,8 @@ from penstock.contracts import subjects
 from penstock.contracts.errors import ErrorDetail, InvariantError, RejectedError, TransientError
 from penstock.contracts.facts import RunInvoked
 from penstock.contracts.ids import is_run_id, shard_of
-from penstock.contracts.state import Entry, RunState, fold, new_state
-from penstock.contracts.views import RunView, run_view
+from penstock.runs.state import Entry, RunState, fold, new_state
+from penstock.runs.views import RunView, run_view
 from penstock_gateway.archive import Archive
 from penstock_gateway.plans import Plans
 
@@ -138,7 +138,7 @@ class Runs:
         return await self.state(tenant, run_id, at_least_seq=last.seq if last is not None else 0)
 
     async def view(
-        self, tenant: str, run_id: str, *, at_seq: int | None = None, marks: bool = False
+        self, tenant: str, run_id: str, *, at_seq: int | None = None, node_records: bool = False
     ) -> RunView:
         """Return a run as clients see it; arguments and errors as for ``state``.
 
@@ -146,11 +146,13 @@ class Runs:
             tenant: The caller's tenant.
             run_id: The run.
             at_seq: Fold up to this sequence.
-            marks: Whether all marks are wanted.
+            node_records: Whether all node records are wanted.
         """
-        return await self.view_of(await self.state(tenant, run_id, at_seq=at_seq), marks=marks)
+        return await self.view_of(
+            await self.state(tenant, run_id, at_seq=at_seq), node_records=node_records
+        )
 
-    async def view_of(self, state: RunState, *, marks: bool = False) -> RunView:
+    async def view_of(self, state: RunState, *, node_records: bool = False) -> RunView:
         """Return a run whose facts were read as clients see it.
 
         Raises:
@@ -160,7 +162,7 @@ class Runs:
         planned = None
         if state.invoked is not None:
             planned = (await self._plans.gist(state.invoked.plan_digest)).limits
-        view = run_view(state, marks=marks, planned=planned)
+        view = run_view(state, node_records=node_records, planned=planned)
         if view is None:
             raise not_found(state.run_id)
         return view

@@ -14,9 +14,9 @@ from penstock.contracts import subjects
 from penstock.contracts.errors import ConflictError, ErrorDetail, RejectedError, TransientError
 from penstock.contracts.facts import RunEnded, RunInvoked, SignalReceived, fact_bytes
 from penstock.contracts.ids import is_run_id
-from penstock.contracts.state import Entry
 from penstock.failpoints import reach
-from penstock_gateway.parked import ParkedIndex
+from penstock.runs.state import Entry
+from penstock_gateway.pending import PendingIndex
 from penstock_gateway.runs import NOT_FOUND, Runs, available, not_found
 from penstock_gateway.starts import SESSION_POINTER
 
@@ -48,7 +48,7 @@ class Signals:
         writer: LogWriter,
         reader: LogReader,
         runs: Runs,
-        parked: ParkedIndex,
+        pending: PendingIndex,
         sessions: Bucket,
     ) -> None:
         """Use the process's parts.
@@ -57,13 +57,13 @@ class Signals:
             writer: Appends the fact.
             reader: Reads whether the run is open, and what was stated before.
             runs: Finds runs that have left the log.
-            parked: Finds runs by correlation key.
+            pending: Finds runs by correlation key.
             sessions: Bucket of each session's latest run.
         """
         self._writer = writer
         self._reader = reader
         self._runs = runs
-        self._parked = parked
+        self._pending = pending
         self._sessions = sessions
 
     async def send(self, tenant: str, run_id: str, signal_id: str, fact: SignalReceived) -> Sent:
@@ -144,7 +144,7 @@ class Signals:
             RejectedError: ``nobody_waits``; otherwise as for ``send``.
             TransientError: The log did not answer.
         """
-        run_ids = await self._parked.waiting(tenant, correlation)
+        run_ids = await self._pending.waiting(tenant, correlation)
         sent: list[Sent] = []
         for first in range(0, len(run_ids), _AT_ONCE):
             some = run_ids[first : first + _AT_ONCE]

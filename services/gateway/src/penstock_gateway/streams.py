@@ -22,10 +22,10 @@ from penstock.bus.connection import Bus
 from penstock.bus.reader import LogReader, decode_entry
 from penstock.contracts import subjects
 from penstock.contracts.errors import InvariantError, TransientError
-from penstock.contracts.events import EventType
 from penstock.contracts.facts import DeltaBatch
 from penstock.contracts.ids import shard_of
-from penstock.contracts.state import Entry
+from penstock.runs.events import EventType
+from penstock.runs.state import Entry
 from penstock.telemetry.logs import EventLog
 from penstock_gateway.answers import RawHeaders
 from penstock_gateway.core.transcript import (

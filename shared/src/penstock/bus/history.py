@@ -18,7 +18,7 @@ from penstock.contracts.archive import FactPage, RunFacts
 from penstock.contracts.errors import RejectedError, TransientError
 from penstock.contracts.facts import RunInvoked
 from penstock.contracts.ids import run_id_millis
-from penstock.contracts.state import Entry
+from penstock.runs.state import Entry
 
 KEPT_SECONDS: Final = 6 * 86_400
 """The log keeps seven days; clocks may disagree, and messages leave it late rather than early."""

@@ -22,7 +22,7 @@ from penstock.bus.connection import Bus, JetStreamError
 from penstock.contracts import subjects
 from penstock.contracts.errors import InvariantError, TransientError
 from penstock.contracts.facts import read_fact
-from penstock.contracts.state import Entry
+from penstock.runs.state import Entry
 
 _log = logging.getLogger(__name__)
 

@@ -110,7 +110,7 @@ def stream_table(settings: CoreSettings) -> list[dict[str, Any]]:
         _bucket(subjects.LEASES),
         _bucket(subjects.WEBHOOKS),
         _bucket(subjects.SCHEDULES),
-        _bucket(subjects.PARKED),
+        _bucket(subjects.PENDING),
         _bucket(subjects.TURNS),
         _bucket(subjects.LIMITS),
     ]

@@ -347,7 +347,7 @@ class LogWriter:
                     self._enqueue(follower)
 
     def _release_followers(self, items: list[_Item]) -> None:
-        """Mark what must wait for its leader again, now that the batch is off."""
+        """Node record what must wait for its leader again, now that the batch is off."""
         for item in items:
             for follower in item.followers:
                 follower.sent_at = -1.0

@@ -215,15 +215,15 @@ def show(
     at: Annotated[
         int | None, typer.Option(min=1, help="As it was at this sequence of the log.")
     ] = None,
-    marks: Annotated[
-        bool, typer.Option("--marks", help="All that the engine decided as well.")
+    node_records: Annotated[
+        bool, typer.Option("--records", help="All that the engine decided as well.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show one run with its steps, and what it waits for."""
     from penstock.cli.runs import show_run
 
-    show_run(context.obj, run_id, at_seq=at, marks=marks, as_json=as_json)
+    show_run(context.obj, run_id, at_seq=at, node_records=node_records, as_json=as_json)
 
 
 @runs.command()

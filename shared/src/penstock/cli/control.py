@@ -12,7 +12,7 @@ import typer
 
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run.")]
 StepId = Annotated[str, typer.Argument(metavar="STEP", help="Id of the step.")]
-MarkId = Annotated[str, typer.Argument(metavar="MARK", help="Id of what is asked.")]
+RecordId = Annotated[str, typer.Argument(metavar="RECORD", help="Id of what is asked.")]
 First = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run.")]
 Second = Annotated[str | None, typer.Argument(metavar="NAME", show_default=False)]
 Payload = Annotated[
@@ -227,34 +227,34 @@ def list_approvals(
 
 @approvals.command("show")
 def show_approval(
-    context: typer.Context, run_id: RunId, mark_id: MarkId, as_json: AsJson = False
+    context: typer.Context, run_id: RunId, record_id: RecordId, as_json: AsJson = False
 ) -> None:
     """Show one approval with the exact arguments of the call."""
     run = _work("questions").show_approval
-    run(context.obj, run_id, mark_id, as_json=as_json)
+    run(context.obj, run_id, record_id, as_json=as_json)
 
 
 @approvals.command("approve")
 def approve(
     context: typer.Context,
     run_id: RunId,
-    mark_id: MarkId,
+    record_id: RecordId,
     digest: Digest = None,
     reason: Reason = "",
 ) -> None:
     """Agree."""
     decide = _work("questions").decide
-    decide(context.obj, run_id, mark_id, "approve", digest=digest, reason=reason)
+    decide(context.obj, run_id, record_id, "approve", digest=digest, reason=reason)
 
 
 @approvals.command("reject")
 def reject(
     context: typer.Context,
     run_id: RunId,
-    mark_id: MarkId,
+    record_id: RecordId,
     digest: Digest = None,
     reason: Reason = "",
 ) -> None:
     """Refuse."""
     decide = _work("questions").decide
-    decide(context.obj, run_id, mark_id, "reject", digest=digest, reason=reason)
+    decide(context.obj, run_id, record_id, "reject", digest=digest, reason=reason)

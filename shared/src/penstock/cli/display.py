@@ -205,10 +205,10 @@ def describe(kind: str, data: Mapping[str, Any]) -> str:
         case "signal_received":
             return f"{name} {compact(data.get('payload'))}"
         case _:
-            return _describe_mark(kind, name, data)
+            return _describe_record(kind, name, data)
 
 
-def _describe_mark(kind: str, name: str, data: Mapping[str, Any]) -> str:
+def _describe_record(kind: str, name: str, data: Mapping[str, Any]) -> str:
     """Say what the engine decided, or what it asks of the world outside."""
     match kind:
         case "wait_started":

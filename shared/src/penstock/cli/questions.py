@@ -33,7 +33,7 @@ def list_approvals(
     rows = [
         (
             one["run_id"],
-            one["mark_id"],
+            one["record_id"],
             status_text(one["status"]),
             one.get("role") or "",
             moment(one["asked_at"]),
@@ -42,7 +42,7 @@ def list_approvals(
         )
         for one in found
     ]
-    columns = ("run", "mark", "status", "role", "asked", "expires", "what")
+    columns = ("run", "node_record", "status", "role", "asked", "expires", "what")
     console().print(table(columns, rows))
 
 
@@ -51,15 +51,15 @@ def _asked(one: dict[str, Any]) -> str:
     return " ".join(part for part in (what, one.get("message") or "") if part)
 
 
-def show_approval(target: Target, run_id: str, mark_id: str, *, as_json: bool) -> None:
+def show_approval(target: Target, run_id: str, record_id: str, *, as_json: bool) -> None:
     """Show one approval."""
     with Api(target) as api:
-        one = api.call("GET", f"/v1/approvals/{run_id}/{mark_id}")
+        one = api.call("GET", f"/v1/approvals/{run_id}/{record_id}")
     if as_json:
         print_json(one)
         return
     screen = console()
-    screen.print(one["run_id"], one["mark_id"], status_text(one["status"]))
+    screen.print(one["run_id"], one["record_id"], status_text(one["status"]))
     decided = one.get("decided") or {}
     facts = {
         "asks": one.get("tool") or one["step_id"],
@@ -80,14 +80,14 @@ def show_approval(target: Target, run_id: str, mark_id: str, *, as_json: bool) -
 
 
 def decide(
-    target: Target, run_id: str, mark_id: str, verb: str, *, digest: str | None, reason: str
+    target: Target, run_id: str, record_id: str, verb: str, *, digest: str | None, reason: str
 ) -> None:
     """Approve or reject, and say what is recorded."""
     body = {"reason": reason} if digest is None else {"reason": reason, "digest": digest}
     with Api(target) as api:
-        one = api.call("POST", f"/v1/approvals/{run_id}/{mark_id}/{verb}", body=body)
+        one = api.call("POST", f"/v1/approvals/{run_id}/{record_id}/{verb}", body=body)
     by = (one.get("decided") or {}).get("by") or ""
-    console().print(run_id, mark_id, status_text(one["status"]), f"[dim]by {by}[/]")
+    console().print(run_id, record_id, status_text(one["status"]), f"[dim]by {by}[/]")
 
 
 def list_calls(target: Target, run_id: str, *, as_json: bool) -> None:
@@ -151,9 +151,9 @@ def send_result(
         return
     screen = console()
     screen.print(run_id, status_text(run["status"]))
-    for mark in run.get("waiting_for") or ():
-        request = mark.get("request") or {}
-        screen.print(f"  waits for {mark['mark_id']}:", end=" ")
+    for node_record in run.get("waiting_for") or ():
+        request = node_record.get("request") or {}
+        screen.print(f"  waits for {node_record['record_id']}:", end=" ")
         screen.print(f"{request.get('name')} {compact(request.get('arguments'))}", markup=False)
 
 

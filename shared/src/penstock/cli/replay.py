@@ -18,8 +18,8 @@ from penstock.cli.wire import Wire, on_wire
 from penstock.contracts import subjects
 from penstock.contracts.facts import FACT
 from penstock.contracts.ids import is_run_id, shard_of
-from penstock.contracts.state import Entry, RunState, StepState, evolve, new_state
-from penstock.contracts.views import RUN_VIEW, run_view
+from penstock.runs.state import Entry, RunState, StepState, evolve, new_state
+from penstock.runs.views import RUN_VIEW, run_view
 
 FACT_STYLE: Final = {
     "invoke": "bold magenta",

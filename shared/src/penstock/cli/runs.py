@@ -79,12 +79,12 @@ def show_run(
     *,
     as_json: bool,
     at_seq: int | None = None,
-    marks: bool = False,
+    node_records: bool = False,
 ) -> None:
     """Show one run with its steps, now or as it was at a sequence of the log."""
     params: dict[str, str | int] = {} if at_seq is None else {"at_seq": at_seq}
-    if marks:
-        params["marks"] = "true"
+    if node_records:
+        params["node_records"] = "true"
     with Api(target) as api:
         run = api.call("GET", f"/v1/runs/{run_id}", params=params)
     if as_json:
@@ -126,23 +126,29 @@ def show_run(
     ]
     if rows:
         screen.print(table(("step", "kind", "name", "status", "attempt", "took", "outcome"), rows))
-    if waits := [_mark_row(mark) for mark in run.get("waiting_for") or ()]:
+    if waits := [_record_row(node_record) for node_record in run.get("waiting_for") or ()]:
         screen.print(table(("waits for", "kind", "status", "until", "what"), waits))
-    if shown := [_mark_row(mark) for mark in run.get("marks") or ()]:
-        screen.print(table(("mark", "kind", "status", "until", "what"), shown))
+    if shown := [_record_row(node_record) for node_record in run.get("node_records") or ()]:
+        screen.print(table(("node_record", "kind", "status", "until", "what"), shown))
 
 
-def _mark_row(mark: dict[str, Any]) -> tuple[str, str, Any, str, str]:
-    request = mark.get("request") or {}
+def _record_row(node_record: dict[str, Any]) -> tuple[str, str, Any, str, str]:
+    request = node_record.get("request") or {}
     said = (
         request.get("name"),
         compact(request.get("arguments"), 80),
-        mark.get("choice"),
-        compact(_outcome(mark), 80),
+        node_record.get("choice"),
+        compact(_outcome(node_record), 80),
     )
     what = " ".join(str(part) for part in said if part)
-    status = status_text(mark["status"])
-    return mark["mark_id"], mark["kind"], status, moment(mark.get("due_at")), what
+    status = status_text(node_record["status"])
+    return (
+        node_record["record_id"],
+        node_record["kind"],
+        status,
+        moment(node_record.get("due_at")),
+        what,
+    )
 
 
 def _left(budget: dict[str, Any]) -> str:

@@ -21,9 +21,9 @@ from penstock.contracts.facts import (
 )
 from penstock.contracts.ids import Token
 from penstock.contracts.json import Json
-from penstock.contracts.profiles import THRESHOLD, RunProfile
 from penstock.contracts.rpc import PageSize
-from penstock.contracts.views import RunView, StepView
+from penstock.runs.profiles import THRESHOLD, RunProfile
+from penstock.runs.views import RunView, StepView
 
 RESTORED_HEADER: Final = "Penstock-Restored"
 """Stands on facts that were put back into the log from the archive: nobody acts on them."""

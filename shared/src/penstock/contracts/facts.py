@@ -201,7 +201,7 @@ class SeededStep(Record):
 
 
 def _absent(value: object) -> bool:
-    """Tell whether a field says nothing; marks are many, and leave it out."""
+    """Tell whether a field says nothing; node records are many, and leave it out."""
     return value is None
 
 
@@ -209,8 +209,8 @@ def _nothing(value: object) -> bool:
     return not value
 
 
-class ParkedRequest(Record):
-    """What an open mark asks of the world outside: an answer, a tool's result, an event."""
+class PendingRequest(Record):
+    """What an open node record asks of the world outside: an answer, a tool's result, an event."""
 
     name: str = ""
     """The tool of a call, the name of an awaited event."""
@@ -226,7 +226,7 @@ class ParkedRequest(Record):
     node_id: str = ""
 
 
-MarkKind = Literal[
+RecordKind = Literal[
     "agent",
     "tool",
     "transform",
@@ -245,16 +245,16 @@ MarkKind = Literal[
 ]
 
 
-class Mark(Record):
+class NodeRecord(Record):
     """What the engine decided about one node of a plan, in one of its instances.
 
-    ``mark_id`` is the instance id (``{node}`` or ``{node}-x{i}``); with ``-a`` behind it for the
+    ``record_id`` is the instance id (``{node}`` or ``{node}-x{i}``); with ``-a`` behind it for the
     approval of a call, with ``-r`` for what became of an unknown outcome; ``-main`` and the like
-    for phases of the run. A later mark replaces an open one.
+    for phases of the run. A later node record replaces an open one.
     """
 
-    mark_id: str
-    kind: MarkKind
+    record_id: str
+    kind: RecordKind
     status: Literal["open", "succeeded", "failed", "skipped"]
     output: Json = Field(default=None, exclude_if=_absent)
     error: ErrorInfo | None = Field(default=None, exclude_if=_absent)
@@ -264,7 +264,7 @@ class Mark(Record):
     """Items of a map; iterations begun of a loop."""
     due_at: AwareDatetime | None = Field(default=None, exclude_if=_absent)
     """When time alone settles it."""
-    request: ParkedRequest | None = Field(default=None, exclude_if=_absent)
+    request: PendingRequest | None = Field(default=None, exclude_if=_absent)
     """What is asked of somebody outside."""
 
 
@@ -280,7 +280,7 @@ class Seed(Record):
     """What is known already when a run begins: it goes on from there."""
 
     steps: tuple[SeededStep, ...] = ()
-    marks: tuple[Mark, ...] = ()
+    node_records: tuple[NodeRecord, ...] = ()
     signals: tuple[SeededSignal, ...] = ()
     spent: Usage = Usage()
     """What the source had cost; shown, not charged."""
@@ -340,7 +340,7 @@ class StepResult(Fact):
 SignalKind = Literal[
     "event", "message", "approval", "tool_result", "resolution", "pause", "resume", "admitted"
 ]
-"""What a signal is: news for the run, the answer to an open mark, or control of the run."""
+"""What a signal is: news for the run, the answer to an open node record, or control of the run."""
 
 
 class SignalReceived(Fact):
@@ -351,7 +351,7 @@ class SignalReceived(Fact):
     payload: Json = None
     kind: SignalKind = "event"
     target: str = ""
-    """The mark that it answers, where it answers one."""
+    """The node record that it answers, where it answers one."""
     sent_by: str | None = None
     from_run: str | None = None
     """The run that sent it, where a run did."""
@@ -392,7 +392,7 @@ class Decision(Record):
     cause_seq: int
     manifest: tuple[str, ...] = ()
     blocked: tuple[BlockedCall, ...] = ()
-    marks: tuple[Mark, ...] = ()
+    node_records: tuple[NodeRecord, ...] = ()
     waits: tuple[Wait, ...] = ()
     """Steps that wait for their next attempt."""
     stops: tuple[str, ...] = ()

@@ -121,25 +121,25 @@ def parse_step_id(step_id: str) -> tuple[str, tuple[int, ...], int | None, int |
     return node_id, path, int(turn), int(index) if index else None
 
 
-def approval_mark_id(step_id: str) -> str:
-    """Return the id of the mark that asks for a call's approval."""
+def approval_record_id(step_id: str) -> str:
+    """Return the id of the node record that asks for a call's approval."""
     return f"{step_id}-a"
 
 
-def resolution_mark_id(step_id: str) -> str:
-    """Return the id of the mark that asks what became of a lost attempt."""
+def resolution_record_id(step_id: str) -> str:
+    """Return the id of the node record that asks what became of a lost attempt."""
     return f"{step_id}-r"
 
 
-def answer_signal_id(kind: str, mark_id: str, digest: str = "") -> str:
-    """Return the id of the only signal that can answer an open mark.
+def answer_signal_id(kind: str, record_id: str, digest: str = "") -> str:
+    """Return the id of the only signal that can answer an open node record.
 
     Args:
         kind: What kind of answer.
-        mark_id: The mark.
+        record_id: The node record.
         digest: What exactly is answered: a call's digest, a lost attempt's number.
     """
-    name = hashlib.sha256(f"{mark_id}\x00{digest}".encode()).hexdigest()[:32]
+    name = hashlib.sha256(f"{record_id}\x00{digest}".encode()).hexdigest()[:32]
     return f"{kind}-{name}"
 
 

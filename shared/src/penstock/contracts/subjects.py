@@ -23,7 +23,7 @@ SESSIONS: Final = "sessions"
 LEASES: Final = "leases"
 WEBHOOKS: Final = "webhooks"
 SCHEDULES: Final = "schedules"
-PARKED: Final = "parked"
+PENDING: Final = "pending"
 TURNS: Final = "turns"
 LIMITS: Final = "limits"
 ARTIFACTS: Final = "artifacts"
@@ -373,13 +373,13 @@ def schedule_part_key(tenant: str, name: str, part: Literal["progress", "control
     return f"{tenant}.{name}.{part}"
 
 
-def parked_key(tenant: str, run_id: str, mark_id: str) -> str:
-    """Return the key of what a run asks of the world outside, in bucket ``parked``."""
-    return f"{tenant}.{run_id}.{mark_id}"
+def pending_key(tenant: str, run_id: str, record_id: str) -> str:
+    """Return the key of what a run asks of the world outside, in bucket ``pending``."""
+    return f"{tenant}.{run_id}.{record_id}"
 
 
 def correlation_key(tenant: str, correlation_hash: str, run_id: str) -> str:
-    """Return the key by which an event finds a run, in bucket ``parked``."""
+    """Return the key by which an event finds a run, in bucket ``pending``."""
     return f"{tenant}.by_key.{correlation_hash}.{run_id}"
 
 
@@ -393,7 +393,7 @@ def bucket_subject(bucket: str, key_or_filter: str) -> str:
     return f"$KV.{bucket}.{key_or_filter}"
 
 
-def parked_filter(tenant: str, run_id: str = "*") -> str:
+def pending_filter(tenant: str, run_id: str = "*") -> str:
     """Return the filter of all that a run, or any run of the tenant, asks of the world outside."""
     return f"{tenant}.{run_id}.*"
 

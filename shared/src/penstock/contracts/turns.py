@@ -121,7 +121,7 @@ def settled(record: TurnRecord, now: AwareDatetime) -> TurnRecord:
 
 
 def _oldest_cancelled(record: TurnRecord, newest: str) -> TurnRecord:
-    """Mark the oldest runs as to be cancelled until no more than ``max`` are left."""
+    """Node record the oldest runs as to be cancelled until no more than ``max`` are left."""
     staying = [turn for turn in (*record.holders, *record.queue) if not turn.cancelled]
     too_many = len(staying) - record.max
     # Those under way are older than those that never began.

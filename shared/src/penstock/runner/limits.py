@@ -23,8 +23,8 @@ from penstock.contracts.errors import PenstockError, TransientError
 from penstock.contracts.facts import StepKind
 from penstock.contracts.json import Json
 from penstock.contracts.runners import BlockRecord
-from penstock.contracts.state import THROTTLED
 from penstock.runner.rates import LEASE_SECONDS, Rule, name_hash
+from penstock.runs.state import THROTTLED
 from penstock.telemetry.logs import EventLog
 
 UNAVAILABLE_SECONDS: Final = 5.0

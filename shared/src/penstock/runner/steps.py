@@ -31,7 +31,6 @@ from penstock.contracts.errors import (
     TransientError,
 )
 from penstock.contracts.facts import StepKind, StepScheduled
-from penstock.contracts.state import THROTTLED
 from penstock.contracts.subjects import FactSubject
 from penstock.failpoints import reach
 from penstock.runner.attempt import EXPIRED, Attempt
@@ -39,6 +38,7 @@ from penstock.runner.context import StepContext
 from penstock.runner.handlers import Handler
 from penstock.runner.harness import Harness
 from penstock.runner.limits import Permit
+from penstock.runs.state import THROTTLED
 from penstock.telemetry.logs import bind_task
 from penstock.telemetry.metrics import step_metrics
 from penstock.telemetry.tracing import TRACEPARENT, exporting, span

@@ -16,8 +16,8 @@ import httpx
 
 from penstock.contracts.errors import RejectedError, TransientError
 from penstock.contracts.facts import RunEnded, RunInvoked, RunStatus, Usage
-from penstock.contracts.profiles import RunProfile, micros, profile_of_entries
-from penstock.contracts.state import Entry
+from penstock.runs.profiles import RunProfile, micros, profile_of_entries
+from penstock.runs.state import Entry
 
 RUN_TAG: Final = "penstock.run_id"
 STATUS: Final[Mapping[RunStatus, str]] = {

@@ -14,7 +14,7 @@ from penstock.bus.consumer import Consumer, Delivery
 from penstock.bus.reader import LogReader
 from penstock.contracts import subjects
 from penstock.contracts.errors import InvariantError, RejectedError, TransientError
-from penstock.contracts.state import Entry
+from penstock.runs.state import Entry
 from penstock.settings import CoreSettings
 from penstock.sinks.mlflow import Mlflow, MlflowRun
 from penstock.telemetry.logs import EventLog

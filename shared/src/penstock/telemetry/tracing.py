@@ -83,7 +83,7 @@ def inject(headers: dict[str, str]) -> dict[str, str]:
 class Span:
     """A piece of work; made by ``span`` and used as a context manager.
 
-    An exception that leaves the block marks the span as failed and passes on.
+    An exception that leaves the block node records the span as failed and passes on.
     """
 
     __slots__ = ("_attributes", "_kind", "_name", "_recorded", "_token", "context")
@@ -143,7 +143,7 @@ class Span:
                 self._recorded.set_attribute(name.replace("__", "."), shown)
 
     def fail(self, code: str, message: str = "") -> None:
-        """Mark the span as failed without raising."""
+        """Node record the span as failed without raising."""
         if self._recorded is not None:
             from opentelemetry.trace import StatusCode  # noqa: PLC0415 - only when recording
 

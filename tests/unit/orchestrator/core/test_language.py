@@ -78,11 +78,11 @@ def signal(driver: Driver, signal_id: str, **said: Any) -> None:
     driver.give(subjects.signal(PREFIX, signal_id), fact)
 
 
-def answer(driver: Driver, kind: Any, mark_id: str, payload: dict[str, Any]) -> None:
-    request = driver.state.marks[mark_id].mark.request
+def answer(driver: Driver, kind: Any, record_id: str, payload: dict[str, Any]) -> None:
+    request = driver.state.node_records[record_id].node_record.request
     assert request is not None
-    signal_id = answer_signal_id(kind, mark_id, request.digest)
-    signal(driver, signal_id, name=kind, kind=kind, target=mark_id, payload=payload)
+    signal_id = answer_signal_id(kind, record_id, request.digest)
+    signal(driver, signal_id, name=kind, kind=kind, target=record_id, payload=payload)
 
 
 def code_of(driver: Driver) -> str:
@@ -176,7 +176,7 @@ def test_branch_takes_the_first_case_that_holds(city: str, taken: str) -> None:
     ).start()
 
     assert driver.scheduled == [f"{taken}.1"]
-    assert driver.state.marks["br"].mark.choice == taken[1:]
+    assert driver.state.node_records["br"].node_record.choice == taken[1:]
     assert driver.result(taken, 7).end.output == 7
 
 
@@ -364,7 +364,7 @@ def test_loop_runs_until_its_condition_holds() -> None:
     driver.result("w-x1", 2)
 
     assert driver.end.output == 2
-    assert driver.state.marks["l"].mark.count == 2
+    assert driver.state.node_records["l"].node_record.count == 2
 
 
 def test_loop_while_is_checked_before_the_first_iteration() -> None:
@@ -381,7 +381,7 @@ def test_loop_ends_at_its_bound(on_limit: str, status: str) -> None:
     driver = Driver(plan).start()
 
     assert driver.end.status.value == status
-    assert driver.state.marks["l"].mark.count == 5
+    assert driver.state.node_records["l"].node_record.count == 5
 
 
 def test_loop_of_many_iterations_is_decided_in_pieces() -> None:
@@ -489,7 +489,7 @@ def guarded(**changes: Any) -> Driver:
 def test_call_that_needs_approval_is_parked_with_its_exact_arguments() -> None:
     driver = guarded()
 
-    request = driver.state.marks["a-a"].mark.request
+    request = driver.state.node_records["a-a"].node_record.request
     assert request is not None
     assert (request.name, request.arguments, len(request.digest)) == ("add", {"n": 1}, 64)
     assert driver.scheduled == []
@@ -533,7 +533,7 @@ def test_agent_is_told_of_a_rejected_call_and_goes_on() -> None:
 def test_approval_step_gives_who_agreed() -> None:
     step = Node(id="ok", kind="approval", approval=ApprovalSpec(message="{{ input.city }}?"))
     driver = Driver(make_plan(step)).start()
-    request = driver.state.marks["ok"].mark.request
+    request = driver.state.node_records["ok"].node_record.request
     assert request is not None
     assert request.message == "Ulm?"
 
@@ -560,7 +560,7 @@ def test_client_tool_waits_for_the_callers_result() -> None:
     tool = make_tool("add", client=True)
     driver = Driver(make_plan(agent_node("g"), tools=[tool])).start()
     driver.result("g-1", uses(("add", {"n": 1})))
-    assert driver.state.marks["g-1-0"].mark.kind == "client_tool"
+    assert driver.state.node_records["g-1-0"].node_record.kind == "client_tool"
 
     answer(driver, "tool_result", "g-1-0", {"status": "succeeded", "output": {"sum": 3}})
 

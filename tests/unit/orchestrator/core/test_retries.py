@@ -10,7 +10,7 @@ from penstock.contracts import subjects
 from penstock.contracts.errors import ErrorFamily, ErrorInfo
 from penstock.contracts.facts import RunStatus, StepKind
 from penstock.contracts.plan import RetryPolicy
-from penstock.contracts.state import StepState, new_state
+from penstock.runs.state import StepState, new_state
 from penstock_orchestrator.core.retries import next_attempt
 from tests.support.simulation import (
     PREFIX,

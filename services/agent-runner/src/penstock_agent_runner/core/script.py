@@ -25,7 +25,7 @@ from penstock.contracts.errors import (
 )
 from penstock.contracts.facts import ChatMessage, ToolCall, Usage
 from penstock.contracts.json import Json
-from penstock.contracts.templates import render
+from penstock.expressions.templates import render
 from penstock_agent_runner.core.turn import Turn, last_user_index
 
 _WORDS: Final = re.compile(r"\S+\s*|\s+")

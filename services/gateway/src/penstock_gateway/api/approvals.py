@@ -10,15 +10,15 @@ from fastapi import APIRouter, Path, Query, Response
 from penstock.contracts.errors import ErrorDetail, RejectedError
 from penstock.contracts.facts import Record
 from penstock.contracts.ids import TOKEN_PATTERN
-from penstock.contracts.state import MarkState, RunState
-from penstock_gateway.answering import Answer, Recorded, answer_to, find_mark
+from penstock.runs.state import NodeRecordState, RunState
+from penstock_gateway.answering import Answer, Recorded, answer_to, find_record
 from penstock_gateway.api.context import AnyCaller, GatewayParts, Viewer
 from penstock_gateway.core.access import Caller
-from penstock_gateway.core.marks import ApprovalStatus, ApprovalView, approval_view
+from penstock_gateway.core.node_records import ApprovalStatus, ApprovalView, approval_view
 from penstock_gateway.core.preferences import cursor as revision_of
 from penstock_gateway.core.requests import Verdict
 
-MarkId = Annotated[str, Path(pattern=TOKEN_PATTERN)]
+RecordId = Annotated[str, Path(pattern=TOKEN_PATTERN)]
 
 approvals: Final = APIRouter(tags=["approvals"])
 
@@ -54,13 +54,15 @@ async def list_approvals(
     now = datetime.now(UTC)
     items: list[ApprovalView] = []
     last = revision_of(None, cursor)
-    async for revision, record in gateway.parked.asked(caller.tenant, after=last):
+    async for revision, record in gateway.pending.asked(caller.tenant, after=last):
         if len(items) >= limit:
             return ApprovalPage(items=tuple(items), next_cursor=str(last))
         last = revision
-        if record.mark.kind != "approval":
+        if record.node_record.kind != "approval":
             continue
-        view = approval_view(record.run_id, record.name, record.mark, record.asked_at, now=now)
+        view = approval_view(
+            record.run_id, record.name, record.node_record, record.asked_at, now=now
+        )
         if view.status == "open" and role in (None, view.role):
             items.append(view)
     return ApprovalPage(items=tuple(items))
@@ -70,74 +72,80 @@ async def _of_run(
     gateway: GatewayParts, caller: Caller, run_id: str, status: str, role: str | None
 ) -> ApprovalPage:
     state = await gateway.runs.state(caller.tenant, run_id)
-    marks = [mark for mark in state.marks.values() if mark.mark.kind == "approval"]
-    views = [_view(state, mark) for mark in marks]
+    node_records = [
+        node_record
+        for node_record in state.node_records.values()
+        if node_record.node_record.kind == "approval"
+    ]
+    views = [_view(state, node_record) for node_record in node_records]
     wanted = [
         view for view in views if status in ("all", view.status) and role in (None, view.role)
     ]
-    return ApprovalPage(items=tuple(sorted(wanted, key=lambda view: (view.asked_at, view.mark_id))))
+    return ApprovalPage(
+        items=tuple(sorted(wanted, key=lambda view: (view.asked_at, view.record_id)))
+    )
 
 
-def _view(state: RunState, mark: MarkState) -> ApprovalView:
-    answer = answer_to(state, "approval", mark)
+def _view(state: RunState, node_record: NodeRecordState) -> ApprovalView:
+    answer = answer_to(state, "approval", node_record)
     return approval_view(
         state.run_id,
         state.request.name,
-        mark.mark,
-        mark.at,
+        node_record.node_record,
+        node_record.at,
         now=datetime.now(UTC),
         answer=answer.fact if answer is not None else None,
         run_ended=state.ended is not None,
     )
 
 
-@approvals.get("/v1/approvals/{run_id}/{mark_id}")
+@approvals.get("/v1/approvals/{run_id}/{record_id}")
 async def get_approval(
-    gateway: GatewayParts, caller: Viewer, run_id: str, mark_id: MarkId
+    gateway: GatewayParts, caller: Viewer, run_id: str, record_id: RecordId
 ) -> ApprovalView:
     """Return one approval, from its run's log."""
     state = await gateway.runs.state(caller.tenant, run_id)
-    return _view(state, find_mark(state, "approval", Answer(mark_id, {})))
+    return _view(state, find_record(state, "approval", Answer(record_id, {})))
 
 
-@approvals.post("/v1/approvals/{run_id}/{mark_id}/approve", status_code=202)
+@approvals.post("/v1/approvals/{run_id}/{record_id}/approve", status_code=202)
 async def approve(
     gateway: GatewayParts,
     caller: AnyCaller,
     run_id: str,
-    mark_id: MarkId,
+    record_id: RecordId,
     response: Response,
     body: Verdict | None = None,
 ) -> ApprovalView:
     """Agree to what is asked: 202; 200 if the same was answered before, 409 if the opposite."""
-    return await _decide(gateway, caller, run_id, mark_id, "approve", body, response)
+    return await _decide(gateway, caller, run_id, record_id, "approve", body, response)
 
 
-@approvals.post("/v1/approvals/{run_id}/{mark_id}/reject", status_code=202)
+@approvals.post("/v1/approvals/{run_id}/{record_id}/reject", status_code=202)
 async def reject(
     gateway: GatewayParts,
     caller: AnyCaller,
     run_id: str,
-    mark_id: MarkId,
+    record_id: RecordId,
     response: Response,
     body: Verdict | None = None,
 ) -> ApprovalView:
     """Refuse what is asked; otherwise as for agreeing."""
-    return await _decide(gateway, caller, run_id, mark_id, "reject", body, response)
+    return await _decide(gateway, caller, run_id, record_id, "reject", body, response)
 
 
 async def _decide(
     gateway: GatewayParts,
     caller: Caller,
     run_id: str,
-    mark_id: str,
+    record_id: str,
     decision: Literal["approve", "reject"],
     verdict: Verdict | None,
     response: Response,
 ) -> ApprovalView:
     given = verdict or Verdict()
     answer = Answer(
-        mark_id,
+        record_id,
         {"decision": decision, "reason": given.reason, "by": caller.key_id},
         given.digest,
     )
@@ -146,4 +154,4 @@ async def _decide(
     if recorded.repeated:
         response.status_code = 200
     state = await gateway.runs.state(caller.tenant, run_id, at_least_seq=recorded.seq)
-    return _view(state, find_mark(state, "approval", answer))
+    return _view(state, find_record(state, "approval", answer))

@@ -7,9 +7,9 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from starlette.responses import StreamingResponse
 
-from penstock.contracts.bundles import MEDIA_TYPE, Bundle, BundleReader
 from penstock.contracts.facts import Record
 from penstock.contracts.ids import run_id_from_key
+from penstock.runs.bundles import MEDIA_TYPE, Bundle, BundleReader
 from penstock_gateway.api.context import GatewayParts, Operator, Viewer
 from penstock_gateway.bundles import Bundles
 from penstock_gateway.core.preferences import idempotency_key

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path, Response
 
 from penstock.contracts.facts import Record
 from penstock.contracts.ids import TOKEN_PATTERN
-from penstock.contracts.views import RunView
+from penstock.runs.views import RunView
 from penstock_gateway.api.context import GatewayParts, Operator
 from penstock_gateway.core.requests import CancelRuns, Control
 

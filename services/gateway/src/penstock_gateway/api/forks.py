@@ -9,7 +9,7 @@ from fastapi import APIRouter, Header, Path, Response
 from pydantic import ConfigDict, Field, JsonValue
 
 from penstock.contracts.ids import Token, run_id_from_key
-from penstock.contracts.views import RunView
+from penstock.runs.views import RunView
 from penstock_gateway.api.context import GatewayParts, Operator
 from penstock_gateway.core.access import Caller
 from penstock_gateway.core.preferences import idempotency_key

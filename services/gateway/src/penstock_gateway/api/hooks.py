@@ -18,7 +18,7 @@ from penstock.contracts.errors import ErrorDetail, InvariantError, RejectedError
 from penstock.contracts.facts import DefinitionKind, Record, RunStatus, Trigger
 from penstock.contracts.ids import run_id_from_key
 from penstock.contracts.runners import WebhookRecord
-from penstock.contracts.templates import render
+from penstock.expressions.templates import render
 from penstock_gateway.answers import Answer, RawHeaders
 from penstock_gateway.api.hot import read
 from penstock_gateway.core.requests import GENERIC_WEBHOOK

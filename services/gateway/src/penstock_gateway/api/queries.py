@@ -121,8 +121,10 @@ def read_tag(text: str) -> tuple[str, str]:
     Raises:
         RejectedError: ``invalid_request``.
     """
-    mark = min((text.find(mark) for mark in "=:" if mark in text), default=-1)
-    if mark <= 0:
+    node_record = min(
+        (text.find(node_record) for node_record in "=:" if node_record in text), default=-1
+    )
+    if node_record <= 0:
         raise RejectedError(
             "invalid_request",
             "a tag is given as name=value",
@@ -130,4 +132,4 @@ def read_tag(text: str) -> tuple[str, str]:
                 ErrorDetail(path="query.tag", message=f"got {text[:80]!r}", allowed="name=value"),
             ),
         )
-    return text[:mark], text[mark + 1 :]
+    return text[:node_record], text[node_record + 1 :]

@@ -8,8 +8,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from penstock.contracts.errors import ErrorDetail, RejectedError
-from penstock.contracts.events import CLIENT_EVENT, EventType, events_of
-from penstock.contracts.views import RUN_VIEW
+from penstock.runs.events import CLIENT_EVENT, EventType, events_of
+from penstock.runs.views import RUN_VIEW
 from penstock_gateway.answers import Answer
 from penstock_gateway.api.hot import read
 from penstock_gateway.core.preferences import (
@@ -39,7 +39,7 @@ class Reading:
     async def get_run(self, request: Request) -> Response:
         """Return a run, folded from its log: never stale.
 
-        `?at_seq=N` shows it as it was at a sequence of the log, `?marks=true` all that the engine
+        `?at_seq=N` shows it as it was at a sequence of the log, `?node_records=true` all that it
         decided. `Prefer: wait=N` waits until it has ended or its caller is to execute tools.
         """
         headers = dict(request.scope["headers"])
@@ -47,14 +47,14 @@ class Reading:
         caller.require("viewer")
         query, runs = request.query_params, self._gateway.runs
         run_id: str = request.path_params["run_id"]
-        marks = flag(query.get("marks"), path="marks")
+        node_records = flag(query.get("node_records"), path="node_records")
         at_seq = sequence(query.get("at_seq"), path="at_seq")
         seconds = wait_seconds(headers.get(b"prefer"), self._gateway.settings.max_wait_seconds)
         if seconds is None or at_seq is not None:
-            view = await runs.view(caller.tenant, run_id, at_seq=at_seq, marks=marks)
+            view = await runs.view(caller.tenant, run_id, at_seq=at_seq, node_records=node_records)
             return Answer(RUN_VIEW.dump_json(view))
         state = await self._gateway.attention.settled(caller.tenant, run_id, seconds)
-        view = await runs.view_of(state, marks=marks)
+        view = await runs.view_of(state, node_records=node_records)
         applied = [(b"preference-applied", b"wait=%d" % seconds)]
         return Answer(RUN_VIEW.dump_json(view), 200, applied)
 

@@ -16,8 +16,8 @@ from penstock.contracts.archive import (
     ProfileReportView,
 )
 from penstock.contracts.ids import TOKEN_PATTERN
-from penstock.contracts.profiles import profile_of_entries
-from penstock.contracts.state import fold, new_state
+from penstock.runs.profiles import profile_of_entries
+from penstock.runs.state import fold, new_state
 from penstock_gateway.api.context import GatewayParts, Viewer
 from penstock_gateway.api.queries import ProfileQuery, SpanQuery, known_only
 from penstock_gateway.runs import not_found

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from fastapi import FastAPI, Request, Response
 
-from penstock.contracts.views import RunView
+from penstock.runs.views import RunView
 from penstock_gateway.api.hooks import DeliveryAccepted, Hooks
 from penstock_gateway.api.hot import HotRoute, json_body, parameter
 from penstock_gateway.api.older import InternallyInvoked, Invoked, Older
@@ -44,7 +44,7 @@ _EVENT_PARAMETERS: Final = [
 ]
 _RUN_PARAMETERS: Final = [
     parameter("query", "at_seq", "The run as it was at this sequence of the log.", "integer"),
-    parameter("query", "marks", "All that the engine decided as well.", "boolean"),
+    parameter("query", "node_records", "All that the engine decided as well.", "boolean"),
     parameter(
         "header", "Prefer", "`wait=N`: answer when it has ended, or waits for its caller's tools."
     ),

@@ -16,8 +16,8 @@ from penstock.contracts.errors import ErrorDetail, RejectedError
 from penstock.contracts.facts import Record, Trigger
 from penstock.contracts.ids import TOKEN_PATTERN, run_id_from_key
 from penstock.contracts.schedules import SCHEDULE_TAG, due_at, schedule_scope, ticks_after
-from penstock.contracts.templates import render
-from penstock.contracts.views import RunView
+from penstock.expressions.templates import render
+from penstock.runs.views import RunView
 from penstock_gateway.api.context import GatewayParts, Operator, Viewer
 from penstock_gateway.api.queries import Cursor, Limit
 from penstock_gateway.core.preferences import idempotency_key

@@ -15,10 +15,10 @@ from penstock.bus.reader import decode_entry
 from penstock.contracts import subjects
 from penstock.contracts.facts import DefinitionKind, RunEnded, RunLimits
 from penstock.contracts.ids import run_id_from_key
-from penstock.contracts.state import Entry, RunState
 from penstock.contracts.versions import routed
-from penstock.contracts.views import RUN_VIEW, RunView
 from penstock.runids import new_run_id
+from penstock.runs.state import Entry, RunState
+from penstock.runs.views import RUN_VIEW, RunView
 from penstock.telemetry import tracing
 from penstock_gateway.answers import Answer, RawHeaders
 from penstock_gateway.api.hot import read

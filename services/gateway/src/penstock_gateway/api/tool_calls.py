@@ -9,13 +9,13 @@ from pydantic import JsonValue
 
 from penstock.contracts.errors import ErrorDetail, RejectedError
 from penstock.contracts.facts import Record
-from penstock.contracts.ids import TOKEN_PATTERN, resolution_mark_id
-from penstock.contracts.state import RunState
-from penstock.contracts.views import RunView, awaited
+from penstock.contracts.ids import TOKEN_PATTERN, resolution_record_id
+from penstock.runs.state import RunState
+from penstock.runs.views import RunView, awaited
 from penstock_gateway.answering import Answer
 from penstock_gateway.api.context import AnyCaller, GatewayParts, Viewer
 from penstock_gateway.attention import open_calls
-from penstock_gateway.core.marks import CallView, UnknownView, call_view, unknown_view
+from penstock_gateway.core.node_records import CallView, UnknownView, call_view, unknown_view
 from penstock_gateway.core.preferences import wait_seconds
 from penstock_gateway.core.requests import Resolution, ToolResult, ToolResults
 
@@ -42,8 +42,13 @@ class Unknowns(Record):
 async def list_tool_calls(gateway: GatewayParts, caller: Viewer, run_id: str) -> Calls:
     """List the calls that the run waits for its client to execute."""
     state = await gateway.runs.state(caller.tenant, run_id)
-    marks = open_calls(state)
-    return Calls(run_id=run_id, items=tuple(call_view(mark.mark, mark.at) for mark in marks))
+    node_records = open_calls(state)
+    return Calls(
+        run_id=run_id,
+        items=tuple(
+            call_view(node_record.node_record, node_record.at) for node_record in node_records
+        ),
+    )
 
 
 @tool_calls.post("/v1/runs/{run_id}/tool_results", status_code=202)
@@ -120,9 +125,9 @@ async def list_unknown(gateway: GatewayParts, caller: Viewer, run_id: str) -> Un
     """List steps whose attempt was lost, and that must not be made again by themselves."""
     state = await gateway.runs.state(caller.tenant, run_id)
     items = tuple(
-        unknown_view(mark.mark, mark.at)
-        for mark in awaited(state)
-        if mark.mark.kind == "resolution"
+        unknown_view(node_record.node_record, node_record.at)
+        for node_record in awaited(state)
+        if node_record.node_record.kind == "resolution"
     )
     return Unknowns(run_id=run_id, items=items)
 
@@ -145,7 +150,7 @@ async def resolve(
         "reason": body.reason,
         "by": caller.key_id,
     }
-    answer = Answer(resolution_mark_id(step_id), payload, body.digest)
+    answer = Answer(resolution_record_id(step_id), payload, body.digest)
     (recorded,) = await gateway.answering.answer(caller, run_id, "resolution", (answer,))
     if recorded.repeated:
         response.status_code = 200

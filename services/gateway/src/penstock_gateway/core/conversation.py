@@ -7,7 +7,7 @@ import json
 from pydantic import JsonValue
 
 from penstock.contracts.facts import ChatMessage, RunInvoked
-from penstock.contracts.state import RunState
+from penstock.runs.state import RunState
 
 _TEXT_FIELDS = ("message", "text", "content")
 

@@ -6,7 +6,7 @@ import re
 from typing import Final
 
 from penstock.contracts.errors import ErrorDetail, RejectedError
-from penstock.contracts.events import EventType
+from penstock.runs.events import EventType
 
 _WAIT: Final = re.compile(rb"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
 _EVENT_STREAM: Final = b"text/event-stream"

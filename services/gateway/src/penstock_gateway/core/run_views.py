@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from penstock.contracts.facts import RunEnded, RunInvoked, RunStatus
-from penstock.contracts.views import RunView
+from penstock.runs.views import RunView
 
 
 def begun_view(tenant: str, run_id: str, seq: int, invoked: RunInvoked) -> RunView:

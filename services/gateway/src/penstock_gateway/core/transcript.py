@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from json import encoder
 from typing import Final
 
-from penstock.contracts.events import CLIENT_EVENT, ClientEvent, EventType, events_of
 from penstock.contracts.facts import DeltaBatch, RunEnded, StepKind, StepResult, StepScheduled
-from penstock.contracts.state import Entry
+from penstock.runs.events import CLIENT_EVENT, ClientEvent, EventType, events_of
+from penstock.runs.state import Entry
 
 KEEP_ALIVE: Final = b": keep-alive\n\n"
 OPENING: Final = b"retry: 1000\n\n"

@@ -1,4 +1,4 @@
-"""What decisions change in the rows of a run: steps, marks, waits; and its profile at the end."""
+"""Row changes of decisions: steps, node records, waits; and the profile of an ended run."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from penstock.contracts import subjects
-from penstock.contracts.facts import Decision, Mark, StepScheduled, Wait
-from penstock.contracts.profiles import micros, profile_fields
-from penstock.contracts.state import PARKED
+from penstock.contracts.facts import Decision, NodeRecord, StepScheduled, Wait
 from penstock.contracts.subjects import FactSubject
+from penstock.runs.profiles import micros, profile_fields
+from penstock.runs.state import PENDING
 from penstock_orchestrator.archive.rows import RunRow, StepRow, as_micros
 
 
@@ -53,9 +53,9 @@ def note_step(run: RunRow, subject: FactSubject, fact: StepScheduled, at: Any) -
 
 
 def note_decision(run: RunRow, subject: FactSubject, decision: Decision, at: Any) -> None:
-    """Note what a decision marks, stops, waits for, and promises; mirrors ``evolve``."""
-    if decision.marks:
-        note_marks(run, decision.marks)
+    """Note what a decision node records, stops, waits for, and promises; mirrors ``evolve``."""
+    if decision.node_records:
+        note_records(run, decision.node_records)
     for step_id in decision.stops:
         step = run.steps.get(step_id)
         if step is not None and step.open and step.decision < subject.decision:
@@ -83,13 +83,15 @@ def note_decision(run: RunRow, subject: FactSubject, decision: Decision, at: Any
     run.decisions = max(run.decisions, subject.decision)
 
 
-def note_marks(run: RunRow, marks: Iterable[Mark]) -> None:
-    """Keep the ids of open marks that something outside settles."""
-    parked: set[str] = set(from_json(run.parked)) if run.parked is not None else set()
-    for mark in marks:
-        if mark.kind in PARKED:
-            (parked.add if mark.status == "open" else parked.discard)(mark.mark_id)
-    run.parked = to_json(sorted(parked)).decode() if parked else None
+def note_records(run: RunRow, node_records: Iterable[NodeRecord]) -> None:
+    """Keep the ids of open node records that something outside settles."""
+    pending: set[str] = set(from_json(run.pending)) if run.pending is not None else set()
+    for node_record in node_records:
+        if node_record.kind in PENDING:
+            (pending.add if node_record.status == "open" else pending.discard)(
+                node_record.record_id
+            )
+    run.pending = to_json(sorted(pending)).decode() if pending else None
 
 
 def note_waits(run: RunRow, waits: Iterable[Wait]) -> None:

@@ -1,6 +1,6 @@
 """From facts to rows: the pure part of the projector.
 
-It mirrors ``penstock.contracts.state.evolve`` at a fraction of its cost, keeping only what rows
+It mirrors ``penstock.runs.state.evolve`` at a fraction of its cost, keeping only what rows
 need; a test holds both together. Open runs stay in memory between batches; what is not there is
 loaded from the tables, which are the truth: dropping all memory at any time is harmless.
 """
@@ -29,8 +29,8 @@ from penstock.contracts.facts import (
     StepScheduled,
     Usage,
 )
-from penstock.contracts.profiles import micros, priced, provider_of
 from penstock.contracts.subjects import FactEvent
+from penstock.runs.profiles import micros, priced, provider_of
 from penstock_orchestrator.archive.progress import (
     note_decision,
     note_step,

@@ -38,9 +38,9 @@ from penstock.contracts.archive import (
 )
 from penstock.contracts.errors import ErrorInfo, RejectedError
 from penstock.contracts.facts import RunInvoked, Usage
-from penstock.contracts.state import Entry, fold, new_state
-from penstock.contracts.views import RunView, run_view
 from penstock.db import session_factory, session_scope
+from penstock.runs.state import Entry, fold, new_state
+from penstock.runs.views import RunView, run_view
 from penstock_orchestrator.archive import cursors
 from penstock_orchestrator.archive.instants import to_micros
 from penstock_orchestrator.archive.projection import address, read_fact

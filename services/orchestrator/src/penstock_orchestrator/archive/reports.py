@@ -29,8 +29,8 @@ from penstock.contracts.archive import (
 )
 from penstock.contracts.errors import ErrorInfo, RejectedError
 from penstock.contracts.facts import Usage
-from penstock.contracts.profiles import NodeProfile, RunProfile
 from penstock.db import session_factory, session_scope
+from penstock.runs.profiles import NodeProfile, RunProfile
 from penstock_orchestrator.archive import cursors
 from penstock_orchestrator.archive.instants import to_micros
 from penstock_orchestrator.archive.progress import profile_of_steps

@@ -13,8 +13,8 @@ from typing import Any, Final, NamedTuple
 from pydantic_core import from_json, to_json
 
 from penstock.contracts.facts import RunStatus, Usage
-from penstock.contracts.profiles import Attempt
 from penstock.contracts.subjects import FactSubject
+from penstock.runs.profiles import Attempt
 from penstock_orchestrator.archive.instants import to_micros
 
 Row = tuple[Any, ...]
@@ -193,8 +193,8 @@ class RunRow:
     attempts: int = 0
     decisions: int = 0
     paused: bool = False
-    parked: str | None = None
-    """JSON: ids of the open marks that something outside settles."""
+    pending: str | None = None
+    """JSON: ids of the open node records that something outside settles."""
     error_code: str | None = None
     profile: str | None = None
     seq: int | None = None
@@ -224,7 +224,7 @@ class RunRow:
             self.attempts,
             self.decisions,
             self.paused,
-            self.parked,
+            self.pending,
             self.error_code,
             self.profile,
         )
@@ -237,7 +237,7 @@ class RunRow:
             self.status = RunStatus.PAUSED.value
         elif not self.decisions:
             self.status = RunStatus.CREATED.value
-        elif self.parked is not None and all(
+        elif self.pending is not None and all(
             step.status == "waiting" or not step.open for step in self.steps.values()
         ):
             self.status = RunStatus.WAITING.value

@@ -57,7 +57,7 @@ _RUN_PROGRESS: Final[dict[str, Kind]] = {
     **_USAGE,
     "decisions": "int8",
     "paused": "bool",
-    "parked": "text",
+    "pending": "text",
     "error_code": "text",
     "profile": "text",
 }

@@ -105,7 +105,7 @@ runs: Final = Table(
     *_usage_columns(),
     Column("decisions", BigInteger, nullable=False),
     Column("paused", Boolean, nullable=False),
-    Column("parked", Text, comment="JSON: open marks that something outside settles"),
+    Column("pending", Text, comment="JSON: open node records that something outside settles"),
     Column("error_code", Text),
     Column("profile", Text, comment="JSON, from its end on: of runs of many steps"),
     Column("seq", BigInteger, comment="of the invoking fact; null while that is not seen"),

@@ -13,15 +13,15 @@ from penstock.contracts.errors import ErrorInfo
 from penstock.contracts.facts import BlockedCall, ToolCall
 from penstock.contracts.ids import call_step_id, parse_step_id, turn_step_id
 from penstock.contracts.plan import CompiledAgent, Node
-from penstock.contracts.state import StepState
-from penstock.contracts.templates import render
+from penstock.expressions.templates import render
+from penstock.runs.state import StepState
 from penstock_orchestrator.core import (
     budget,
     conversation,
     outcomes,
-    parking,
     schedule,
-    stepping,
+    single_steps,
+    waiting_nodes,
 )
 from penstock_orchestrator.core.progress import Outcome, Path
 
@@ -143,7 +143,7 @@ def _speak(walk: Walk, node: Node, path: Path, iid: str, speech: Speech) -> Outc
     planned = schedule.agent_turn(
         walk.view, node, path, compiled, speech.turn, speech.attempt, walk.now, prompt
     )
-    stepping.order(walk, node, path, planned)
+    single_steps.order(walk, node, path, planned)
     return None
 
 
@@ -175,7 +175,7 @@ def _calls(
 
 
 def _marked(walk: Walk, step_id: str) -> bool:
-    return step_id in walk.state.marks or f"{step_id}-a" in walk.state.marks
+    return step_id in walk.state.node_records or f"{step_id}-a" in walk.state.node_records
 
 
 def _refusal(walk: Walk, speaker: CompiledAgent, call: ToolCall) -> str | None:
@@ -200,22 +200,22 @@ def _call(
     tool = schedule.tool_for(walk.view, speaker, call.name)
     if step is None:
         made = schedule.Call(tool, call.arguments, {})
-        gate = parking.gate(walk, node, path, step_id, made)
+        gate = waiting_nodes.gate(walk, node, path, step_id, made)
         if gate is not None:
             return gate.status != "failed"
         if tool.client:
-            mark = walk.view.mark(step_id)
-            if mark is not None and mark.status != "open":
+            node_record = walk.view.node_record(step_id)
+            if node_record is not None and node_record.status != "open":
                 return False
-            return parking.client_tool(walk, node, path, step_id, made) is None
+            return waiting_nodes.client_tool(walk, node, path, step_id, made) is None
         planned = schedule.tool_step(walk.view, node, path, made, step_id, 1, walk.now)
-        stepping.order(walk, node, path, planned)
+        single_steps.order(walk, node, path, planned)
         return True
     if step.status in ("failed", "waiting"):
         verdict = walk.again(node, path, step, tool.retry)
         if verdict == "now" and step.wait is not None:
-            stepping.retry(walk, node, path, step, step.wait.next_attempt)
+            single_steps.retry(walk, node, path, step, step.wait.next_attempt)
         return verdict != "failed"
     if step.status == "unknown":
-        return parking.resolution(walk, node, path, step) is None
+        return waiting_nodes.resolution(walk, node, path, step) is None
     return step.open

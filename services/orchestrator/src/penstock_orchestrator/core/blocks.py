@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
-from penstock.contracts.conditions import holds
 from penstock.contracts.errors import ErrorDetail, ErrorInfo, RejectedError
-from penstock.contracts.facts import Mark
+from penstock.contracts.facts import NodeRecord
 from penstock.contracts.json import Json
 from penstock.contracts.plan import Block, LoopSpec, MapSpec, Node
+from penstock.expressions.conditions import holds
 from penstock_orchestrator.core import outcomes
 from penstock_orchestrator.core.progress import MapRun, Outcome, Path, Scope
 
@@ -23,23 +23,25 @@ def branch(walk: Walk, node: Node, path: Path, iid: str) -> Outcome | None:
     spec = node.branch
     if spec is None:
         return walk.done(node, iid, None)
-    mark = walk.view.mark(iid)
-    if mark is None:
+    node_record = walk.view.node_record(iid)
+    if node_record is None:
         scope = walk.scope(node, path)
         for index, condition in enumerate(spec.conditions):
             if condition is None or holds(condition, scope):
-                mark = Mark(mark_id=iid, kind="branch", status="open", choice=str(index))
-                walk.view.note(mark)
+                node_record = NodeRecord(
+                    record_id=iid, kind="branch", status="open", choice=str(index)
+                )
+                walk.view.note(node_record)
                 break
         else:
             return walk.done(node, iid, None)
-    taken = walk.enter(spec.blocks[int(mark.choice or 0)], path)
+    taken = walk.enter(spec.blocks[int(node_record.choice or 0)], path)
     if taken.failed is not None:
         return walk.fail(node, path, iid, taken.failed)
     if taken.remaining:
         return None
     output = walk.view.block_output(taken.block, path)
-    return walk.done(node, iid, output, choice=mark.choice)
+    return walk.done(node, iid, output, choice=node_record.choice)
 
 
 def parallel(walk: Walk, node: Node, path: Path, iid: str) -> Outcome | None:
@@ -47,11 +49,13 @@ def parallel(walk: Walk, node: Node, path: Path, iid: str) -> Outcome | None:
     spec = node.parallel
     if spec is None:
         return walk.done(node, iid, None)
-    if walk.view.mark(iid) is None:
+    if walk.view.node_record(iid) is None:
         most = walk.budget.limits.max_fan_out
         if most is not None and len(spec.blocks) > most:
             return walk.fail(node, path, iid, _too_wide(node, len(spec.blocks), most))
-        walk.view.note(Mark(mark_id=iid, kind="parallel", status="open", count=len(spec.blocks)))
+        walk.view.note(
+            NodeRecord(record_id=iid, kind="parallel", status="open", count=len(spec.blocks))
+        )
     scopes = [walk.enter(block, path) for block in spec.blocks]
     failed = [scope for scope in scopes if scope.failed is not None]
     done = [scope for scope in scopes if scope.failed is None and not scope.remaining]
@@ -81,11 +85,11 @@ def map_(walk: Walk, node: Node, path: Path, iid: str) -> Outcome | None:
         return walk.done(node, iid, [])
     items = walk.view.items(node, path)
     run = walk.progress.maps[iid]
-    if walk.view.mark(iid) is None:
+    if walk.view.node_record(iid) is None:
         most = min(spec.max_items, walk.budget.limits.max_fan_out or spec.max_items)
         if len(items) > most:
             return walk.fail(node, path, iid, _too_wide(node, len(items), most))
-        walk.view.note(Mark(mark_id=iid, kind="map", status="open", count=len(items)))
+        walk.view.note(NodeRecord(record_id=iid, kind="map", status="open", count=len(items)))
     _count_items(run)
     if run.error is not None and not spec.collect:
         return walk.fail(node, path, iid, run.error)
@@ -138,8 +142,8 @@ def loop(walk: Walk, node: Node, path: Path, iid: str) -> Outcome | None:
     spec = node.loop
     if spec is None:
         return walk.done(node, iid, None)
-    mark = walk.view.mark(iid)
-    begun = mark.count or 0 if mark is not None else 0
+    node_record = walk.view.node_record(iid)
+    begun = node_record.count or 0 if node_record is not None else 0
     if begun:
         scope = walk.enter(spec.body, (*path, begun - 1))
         if scope.failed is not None:
@@ -152,7 +156,7 @@ def loop(walk: Walk, node: Node, path: Path, iid: str) -> Outcome | None:
         return _looped(walk, node, path, iid, begun)
     if begun >= spec.max_iterations:
         return _limit(walk, node, path, iid, begun, spec)
-    walk.view.note(Mark(mark_id=iid, kind="loop", status="open", count=begun + 1))
+    walk.view.note(NodeRecord(record_id=iid, kind="loop", status="open", count=begun + 1))
     walk.enter(spec.body, (*path, begun))
     return None
 

@@ -13,7 +13,7 @@ from typing import Final, Literal
 from penstock.contracts.errors import ErrorDetail, ErrorInfo
 from penstock.contracts.facts import Reservation, RunLimits, Usage
 from penstock.contracts.plan import CompiledAgent, Plan
-from penstock.contracts.state import RunState
+from penstock.runs.state import RunState
 
 DEFAULT_OUTPUT_TOKENS: Final = 4096
 """What a model may answer where nobody says: the most that common ones give by default."""

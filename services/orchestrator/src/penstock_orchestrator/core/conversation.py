@@ -9,10 +9,10 @@ from pydantic import JsonValue
 
 from penstock.contracts.actions import Action, Respond, RouteToAgent, UseTools
 from penstock.contracts.facts import ChatMessage, ToolCall
-from penstock.contracts.ids import approval_mark_id, call_step_id, turn_step_id
+from penstock.contracts.ids import approval_record_id, call_step_id, turn_step_id
 from penstock.contracts.json import Json
 from penstock.contracts.plan import CompiledAgent
-from penstock.contracts.state import RunState, StepState
+from penstock.runs.state import RunState, StepState
 from penstock_orchestrator.core.outcomes import action_of
 from penstock_orchestrator.core.view import View
 
@@ -158,14 +158,14 @@ def _others(
 
 def _content(view: View, agent: CompiledAgent, call: ToolCall, step_id: str) -> str:
     """Return what a model is told of a call's outcome."""
-    refused = view.mark(approval_mark_id(step_id))
+    refused = view.node_record(approval_record_id(step_id))
     if refused is not None and refused.status == "failed" and refused.error is not None:
         return _told({"error": f"{refused.error.code}: {refused.error.message}"})
-    mark = view.mark(step_id)
-    if mark is not None and mark.status != "open":
-        if mark.error is not None:
-            return _told({"error": f"{mark.error.code}: {mark.error.message}"})
-        return _told(mark.output)
+    node_record = view.node_record(step_id)
+    if node_record is not None and node_record.status != "open":
+        if node_record.error is not None:
+            return _told({"error": f"{node_record.error.code}: {node_record.error.message}"})
+        return _told(node_record.output)
     step = view.state.steps.get(step_id)
     if step is None:
         return _told({"error": blocked_reason(view, agent, call)})

@@ -22,10 +22,10 @@ from penstock.contracts.facts import (
 )
 from penstock.contracts.ids import parse_step_id
 from penstock.contracts.plan import Plan
-from penstock.contracts.state import RunState, StepState
 from penstock.contracts.subjects import END_SUFFIX, STATE_SUFFIX
 from penstock.contracts.versions import check_against
-from penstock_orchestrator.core import phases, stepping
+from penstock.runs.state import RunState, StepState
+from penstock_orchestrator.core import phases, single_steps
 from penstock_orchestrator.core.decisions import (
     Decided,
     Expired,
@@ -99,13 +99,13 @@ def decide(
     )
     outputs = (Output(END_SUFFIX, fact),)
     stop = state.open_steps > 0
-    return Decided(state.decisions + 1, outputs, stop=stop, marks=walk.marks)
+    return Decided(state.decisions + 1, outputs, stop=stop, node_records=walk.node_records)
 
 
 def _go_on(state: RunState, now: datetime, cause_seq: int, walk: Walk) -> Decided | None:
     """Make a decision of what was found, if anything was."""
-    marks = walk.marks
-    if not (walk.steps or marks or walk.waits or walk.stops or walk.blocked):
+    node_records = walk.node_records
+    if not (walk.steps or node_records or walk.waits or walk.stops or walk.blocked):
         return None
     stops = tuple(walk.stops)
     decision = made(
@@ -113,7 +113,7 @@ def _go_on(state: RunState, now: datetime, cause_seq: int, walk: Walk) -> Decide
         cause_seq=cause_seq,
         manifest=tuple(planned.suffix for planned in walk.steps[1:]),
         blocked=tuple(walk.blocked),
-        marks=marks,
+        node_records=node_records,
         waits=tuple(walk.waits),
         stops=stops,
         reserves=_reserves(walk),
@@ -124,7 +124,9 @@ def _go_on(state: RunState, now: datetime, cause_seq: int, walk: Walk) -> Decide
         outputs = (first.output(decision), *(planned.output() for planned in others))
     else:
         outputs = (Output(STATE_SUFFIX, StateChanged(occurred_at=now, decision=decision)),)
-    return Decided(state.decisions + 1, outputs, tuple(walk.timers), stops=stops, marks=marks)
+    return Decided(
+        state.decisions + 1, outputs, tuple(walk.timers), stops=stops, node_records=node_records
+    )
 
 
 def _reserves(walk: Walk) -> dict[str, Reservation]:
@@ -156,7 +158,7 @@ def repair(plan: Plan, state: RunState) -> list[Repair]:
 def _scheduled_again(view: View, step: StepState) -> Output:
     node_id, path, _, _ = parse_step_id(step.step_id)
     node = view.plan.places[node_id].node
-    planned = stepping.attempted(view, node, path, step, step.attempt, step.decided_at)
+    planned = single_steps.attempted(view, node, path, step, step.attempt, step.decided_at)
     return planned.output()
 
 
@@ -210,10 +212,10 @@ def wake_at(plan: Plan, state: RunState) -> datetime | None:
                 soonest = min(soonest, step.expires_at + EXPIRY_GRACE)
             elif step.status == "waiting" and step.wait is not None and not state.paused:
                 soonest = min(soonest, step.wait.due_at)
-    if state.open_marks and not state.paused:
-        for known in state.marks.values():
-            if known.open and known.mark.due_at is not None:
-                soonest = min(soonest, known.mark.due_at)
+    if state.open_records and not state.paused:
+        for known in state.node_records.values():
+            if known.open and known.node_record.due_at is not None:
+                soonest = min(soonest, known.node_record.due_at)
     return soonest
 
 
@@ -225,9 +227,9 @@ def timers_of(state: RunState, now: datetime) -> list[Timer]:
         if step.status == "waiting" and step.wait is not None and step.wait.due_at > now
     }
     timers |= {
-        timer_at(known.mark.due_at)
-        for known in state.marks.values()
-        if known.open and known.mark.due_at is not None and known.mark.due_at > now
+        timer_at(known.node_record.due_at)
+        for known in state.node_records.values()
+        if known.open and known.node_record.due_at is not None and known.node_record.due_at > now
     }
     return sorted(timers, key=lambda timer: timer.timer_id)
 
@@ -252,7 +254,7 @@ def _end(
     error: ErrorInfo,
     walk: Walk | None = None,
 ) -> Decided:
-    marks = walk.marks if walk is not None else ()
+    node_records = walk.node_records if walk is not None else ()
     fact = RunEnded(
         occurred_at=now,
         decision=_last(cause_seq, walk),
@@ -262,7 +264,7 @@ def _end(
     )
     outputs = (Output(END_SUFFIX, fact),)
     stop = state.open_steps > 0
-    return Decided(state.decisions + 1, outputs, stop=stop, marks=marks)
+    return Decided(state.decisions + 1, outputs, stop=stop, node_records=node_records)
 
 
 def _last(cause_seq: int, walk: Walk | None) -> Decision:
@@ -271,7 +273,7 @@ def _last(cause_seq: int, walk: Walk | None) -> Decision:
         return Decision(cause_seq=cause_seq)
     return Decision(
         cause_seq=cause_seq,
-        marks=walk.marks,
+        node_records=walk.node_records,
         blocked=tuple(walk.blocked),
         stops=tuple(walk.stops),
     )

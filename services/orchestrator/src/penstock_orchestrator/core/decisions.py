@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from penstock.contracts.facts import (
     Decision,
-    Mark,
+    NodeRecord,
     Reservation,
     RunEnded,
     SecretRef,
@@ -99,7 +99,7 @@ class Decided:
     """Decision ``number``: its messages in order, the first of which carries fence and manifest.
 
     ``stop`` says that everything still at work for the run is to stop, ``stops`` names single
-    steps; ``marks`` are all marks of the decision.
+    steps; ``node_records`` are all node records of the decision.
     """
 
     number: int
@@ -107,7 +107,7 @@ class Decided:
     timers: tuple[Timer, ...] = ()
     stop: bool = False
     stops: tuple[str, ...] = ()
-    marks: tuple[Mark, ...] = ()
+    node_records: tuple[NodeRecord, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

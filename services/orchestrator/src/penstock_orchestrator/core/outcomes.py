@@ -1,15 +1,15 @@
-"""What became of a node, read from the run's marks and steps alone."""
+"""What became of a node, read from the run's node records and steps alone."""
 
 from __future__ import annotations
 
 from pydantic import JsonValue
 
 from penstock.contracts.actions import ACTION, Action, Respond
-from penstock.contracts.facts import Mark
+from penstock.contracts.facts import NodeRecord
 from penstock.contracts.ids import instance_id, turn_step_id
 from penstock.contracts.json import Json
 from penstock.contracts.plan import Block, Node
-from penstock.contracts.state import RunState, StepState
+from penstock.runs.state import RunState, StepState
 from penstock_orchestrator.core.progress import Outcome, Path
 
 
@@ -44,23 +44,23 @@ def answer_of(action: Respond) -> Json:
     return output
 
 
-def of_mark(node: Node, mark: Mark) -> Outcome | None:
-    """Return the outcome that a mark states, if it is settled."""
-    if mark.status == "open":
+def of_record(node: Node, node_record: NodeRecord) -> Outcome | None:
+    """Return the outcome that a node record states, if it is settled."""
+    if node_record.status == "open":
         return None
-    handled = mark.status == "failed" and node.on_error == "continue"
-    return Outcome(mark.status, mark.output, mark.error, handled)
+    handled = node_record.status == "failed" and node.on_error == "continue"
+    return Outcome(node_record.status, node_record.output, node_record.error, handled)
 
 
 def begun(node: Node, iid: str, state: RunState) -> bool:
     """Tell whether anything was decided for a node's instance."""
     steps = state.steps
     if node.kind == "agent":
-        return turn_step_id(iid, 1) in steps or iid in state.marks
+        return turn_step_id(iid, 1) in steps or iid in state.node_records
     if iid in steps:
         return True
-    marks = state.marks
-    return len(marks) > 0 and (iid in marks or f"{iid}-a" in marks)
+    node_records = state.node_records
+    return len(node_records) > 0 and (iid in node_records or f"{iid}-a" in node_records)
 
 
 def instances(block: Block, path: Path) -> list[tuple[Node, str]]:

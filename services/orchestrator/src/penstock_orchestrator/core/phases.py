@@ -10,14 +10,14 @@ from collections import deque
 from typing import Final
 
 from penstock.contracts.errors import ErrorInfo, RejectedError
-from penstock.contracts.facts import Mark
+from penstock.contracts.facts import NodeRecord
 from penstock.contracts.ids import instance_id, parse_step_id
 from penstock.contracts.plan import Block, Node
 from penstock_orchestrator.core.progress import Outcome, Path, Visit
-from penstock_orchestrator.core.view import MAIN_MARK
+from penstock_orchestrator.core.view import MAIN_RECORD
 from penstock_orchestrator.core.walk import Walk
 
-ON_ERROR_MARK: Final = "-on_error"
+ON_ERROR_RECORD: Final = "-on_error"
 _BUDGET: Final = "budget_exhausted"
 
 
@@ -32,7 +32,7 @@ def advance(walk: Walk) -> Outcome | None:
         recovered = _handler(walk, "on_error")
         if recovered is None:
             return None
-        if recovered.status == "succeeded" and walk.view.mark(ON_ERROR_MARK) is not None:
+        if recovered.status == "succeeded" and walk.view.node_record(ON_ERROR_RECORD) is not None:
             ended = recovered
     last = _handler(walk, "finally")
     if last is None:
@@ -43,9 +43,13 @@ def advance(walk: Walk) -> Outcome | None:
 
 
 def _main(walk: Walk) -> Outcome | None:
-    mark = walk.view.mark(MAIN_MARK)
-    if mark is not None:
-        return Outcome("succeeded" if mark.error is None else "failed", mark.output, mark.error)
+    node_record = walk.view.node_record(MAIN_RECORD)
+    if node_record is not None:
+        return Outcome(
+            "succeeded" if node_record.error is None else "failed",
+            node_record.output,
+            node_record.error,
+        )
     ended = _block(walk, walk.plan.main, "main")
     if ended is None:
         return None
@@ -53,8 +57,8 @@ def _main(walk: Walk) -> Outcome | None:
     follows = plan.finally_ or (ended.error is not None and (plan.on_error or _undoable(walk)))
     if follows:
         walk.view.note(
-            Mark(
-                mark_id=MAIN_MARK,
+            NodeRecord(
+                record_id=MAIN_RECORD,
                 kind="phase",
                 status="succeeded" if ended.error is None else "failed",
                 output=ended.output,
@@ -71,10 +75,10 @@ def _stop_all(walk: Walk) -> None:
     for step in walk.state.steps.values():
         if step.open and step.step_id not in walk.stops:
             walk.stops.append(step.step_id)
-    for known in walk.state.marks.values():
-        if known.open and known.mark.mark_id not in walk.view.made:
+    for known in walk.state.node_records.values():
+        if known.open and known.node_record.record_id not in walk.view.made:
             changes = {"status": "skipped", "request": None}
-            walk.view.note(known.mark.model_copy(update=changes))
+            walk.view.note(known.node_record.model_copy(update=changes))
     walk.steps.clear()
     walk.waits.clear()
     walk.timers.clear()
@@ -118,10 +122,10 @@ def _handler(walk: Walk, phase: str) -> Outcome | None:
     if not block.nodes:
         return Outcome("succeeded")
     if phase == "on_error":
-        mark = walk.view.mark(ON_ERROR_MARK)
-        if mark is not None:
-            return Outcome("succeeded", mark.output)
-        last = walk.view.mark("-on_error_done")
+        node_record = walk.view.node_record(ON_ERROR_RECORD)
+        if node_record is not None:
+            return Outcome("succeeded", node_record.output)
+        last = walk.view.node_record("-on_error_done")
         if last is not None:
             return Outcome("failed", None, last.error)
     ended = _block(walk, block, phase)
@@ -129,10 +133,14 @@ def _handler(walk: Walk, phase: str) -> Outcome | None:
         return ended
     if walk.ending is not None and ended.error is None:
         walk.view.note(
-            Mark(mark_id=ON_ERROR_MARK, kind="phase", status="succeeded", output=ended.output)
+            NodeRecord(
+                record_id=ON_ERROR_RECORD, kind="phase", status="succeeded", output=ended.output
+            )
         )
         return ended
-    walk.view.note(Mark(mark_id="-on_error_done", kind="phase", status="failed", error=ended.error))
+    walk.view.note(
+        NodeRecord(record_id="-on_error_done", kind="phase", status="failed", error=ended.error)
+    )
     walk.ending = walk.broken = None
     return Outcome("failed", None, ended.error)
 
@@ -184,7 +192,7 @@ def _compensated(walk: Walk) -> bool:
         if walk.exhausted is not None:
             walk.exhausted = None
             error = ErrorInfo(code=_BUDGET, message="no budget is left to undo it")
-            walk.view.note(Mark(mark_id=iid, kind=node.kind, status="failed", error=error))
+            walk.view.note(NodeRecord(record_id=iid, kind=node.kind, status="failed", error=error))
             progress.outcomes[iid] = Outcome("failed", None, error)
         walk.broken = walk.ending = None
         if iid not in progress.outcomes:

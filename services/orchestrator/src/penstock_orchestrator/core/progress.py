@@ -19,7 +19,7 @@ from penstock.contracts.facts import RunLimits
 from penstock.contracts.ids import parse_step_id
 from penstock.contracts.json import Json
 from penstock.contracts.plan import Block, Node, Plan
-from penstock.contracts.state import RunState
+from penstock.runs.state import RunState
 
 Path = tuple[int, ...]
 
@@ -178,7 +178,7 @@ class Progress:
             or place.node.kind != "tool"
             or place.block.successors[step_id]
             or step_id in self.outcomes
-            or step_id in state.marks
+            or step_id in state.node_records
             or self.queue
             or self.due
             or self.held
@@ -195,14 +195,14 @@ class Progress:
         if signal is None:
             return
         if signal.fact.target:
-            self.touch_mark(plan, signal.fact.target)
+            self.touch_record(plan, signal.fact.target)
         else:
             for visit in self.waits.get(signal.fact.name, {}).values():
                 self.queue.add(*visit)
 
-    def touch_mark(self, plan: Plan, mark_id: str) -> None:
-        """Look again at the node that a mark belongs to."""
-        self.touch_step(plan, mark_id.removesuffix("-a").removesuffix("-r"))
+    def touch_record(self, plan: Plan, record_id: str) -> None:
+        """Look again at the node that a node record belongs to."""
+        self.touch_step(plan, record_id.removesuffix("-a").removesuffix("-r"))
 
     def _touch(self, plan: Plan, node_id: str, path: Path) -> None:
         place = plan.places.get(node_id)

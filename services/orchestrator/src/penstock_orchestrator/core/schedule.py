@@ -14,7 +14,7 @@ from penstock.contracts.facts import Reservation, RunLimits, SecretRef
 from penstock.contracts.ids import instance_id, turn_step_id
 from penstock.contracts.json import Json
 from penstock.contracts.plan import CompiledAgent, CompiledTool, Node
-from penstock.contracts.templates import render, render_with_secrets
+from penstock.expressions.templates import render, render_with_secrets
 from penstock_orchestrator.core import conversation
 from penstock_orchestrator.core.decisions import Planned
 from penstock_orchestrator.core.progress import Path

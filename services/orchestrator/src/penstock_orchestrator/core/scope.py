@@ -9,7 +9,7 @@ from pydantic import JsonValue
 from penstock.contracts.errors import ErrorInfo
 from penstock.contracts.json import Json
 from penstock.contracts.plan import Node, Plan
-from penstock.contracts.state import RunState
+from penstock.runs.state import RunState
 from penstock_orchestrator.core.progress import Outcome, Path
 
 Scope = Mapping[str, JsonValue]

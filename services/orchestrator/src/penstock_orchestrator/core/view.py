@@ -8,13 +8,13 @@ from pydantic import JsonValue
 
 from penstock.contracts.actions import Respond
 from penstock.contracts.errors import ErrorDetail, ErrorInfo, RejectedError
-from penstock.contracts.expressions import evaluate
-from penstock.contracts.facts import Mark
+from penstock.contracts.facts import NodeRecord
 from penstock.contracts.ids import instance_id, turn_step_id
 from penstock.contracts.json import Json
 from penstock.contracts.plan import Block, Node, Plan
-from penstock.contracts.state import RunState
-from penstock.contracts.templates import render
+from penstock.expressions.evaluator import evaluate
+from penstock.expressions.templates import render
+from penstock.runs.state import RunState
 from penstock_orchestrator.core import outcomes
 from penstock_orchestrator.core.progress import MapRun, Outcome, Path, Progress
 from penstock_orchestrator.core.scope import (
@@ -25,12 +25,12 @@ from penstock_orchestrator.core.scope import (
     with_variables,
 )
 
-MAIN_MARK = "-main"
-"""Id of the mark that says how the run's main phase ended."""
+MAIN_RECORD = "-main"
+"""Id of the node record that says how the run's main phase ended."""
 
 
 class View:
-    """Plan, state and progress, with the marks that are being made."""
+    """Plan, state and progress, with the node records that are being made."""
 
     __slots__ = ("_base", "made", "plan", "progress", "state")
 
@@ -39,20 +39,20 @@ class View:
         self.plan = plan
         self.state = state
         self.progress = progress if progress is not None else Progress()
-        self.made: dict[str, Mark] = {}
+        self.made: dict[str, NodeRecord] = {}
         self._base: dict[str, JsonValue] | None = None
 
-    def mark(self, mark_id: str) -> Mark | None:
-        """Return a mark as it is after this decision."""
-        made = self.made.get(mark_id)
+    def node_record(self, record_id: str) -> NodeRecord | None:
+        """Return a node record as it is after this decision."""
+        made = self.made.get(record_id)
         if made is not None:
             return made
-        known = self.state.marks.get(mark_id)
-        return known.mark if known is not None else None
+        known = self.state.node_records.get(record_id)
+        return known.node_record if known is not None else None
 
-    def note(self, mark: Mark) -> None:
-        """Make a mark."""
-        self.made[mark.mark_id] = mark
+    def note(self, node_record: NodeRecord) -> None:
+        """Make a node record."""
+        self.made[node_record.record_id] = node_record
 
     # -- outcomes ----------------------------------------------------------------------------
 
@@ -62,13 +62,13 @@ class View:
         known = self.progress.outcomes.get(iid)
         if known is not None:
             return known
-        mark = self.mark(iid)
-        if mark is not None:
-            outcome = outcomes.of_mark(node, mark)
+        node_record = self.node_record(iid)
+        if node_record is not None:
+            outcome = outcomes.of_record(node, node_record)
             if outcome is None or node.map is None or outcome.status != "succeeded":
                 return outcome
             if outcome.output is None:  # given otherwise only by an override of a fork
-                return outcome._replace(output=self._map_output(node, path, mark.count or 0))
+                return outcome._replace(output=self._map_output(node, path, node_record.count or 0))
             return outcome
         if node.kind == "agent":
             return self._answer(node, iid)
@@ -134,7 +134,7 @@ class View:
         """Return what the expressions of a node can see in one of its instances."""
         if self._base is None:
             self._base = run_scope(self.state)
-            failure = self.mark(MAIN_MARK)
+            failure = self.node_record(MAIN_RECORD)
             if failure is not None and failure.error is not None:
                 self._base["error"] = error_value(failure.error)
         scope = dict(self._base)

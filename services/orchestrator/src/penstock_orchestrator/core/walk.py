@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
-from penstock.contracts.conditions import holds
 from penstock.contracts.errors import ErrorInfo, RejectedError
-from penstock.contracts.facts import BlockedCall, Mark, Wait
+from penstock.contracts.facts import BlockedCall, NodeRecord, Wait
 from penstock.contracts.ids import instance_id, parse_step_id
 from penstock.contracts.json import Json
 from penstock.contracts.plan import Block, Node, Plan, RetryPolicy
-from penstock.contracts.state import RunState, StepState
-from penstock.contracts.templates import render
-from penstock_orchestrator.core import agents, blocks, outcomes, parking, stepping
+from penstock.expressions.conditions import holds
+from penstock.expressions.templates import render
+from penstock.runs.state import RunState, StepState
+from penstock_orchestrator.core import agents, blocks, outcomes, single_steps, waiting_nodes
 from penstock_orchestrator.core.budget import Budget, limits_of
 from penstock_orchestrator.core.decisions import Planned, Timer
 from penstock_orchestrator.core.progress import Outcome, Path, Progress, Scope, Visit
@@ -22,9 +22,9 @@ from penstock_orchestrator.core.retries import next_attempt
 from penstock_orchestrator.core.view import View
 
 MOST_STEPS: Final = 250
-MOST_MARKS: Final = 1000
-"""Steps and marks of one decision; what is left follows in the next one. So many steps go out in
-one atomic batch, and so many marks into one message."""
+MOST_RECORDS: Final = 1000
+"""Steps and node records of one decision; the rest follows in the next. So many steps go out in
+one atomic batch, and so many node records into one message."""
 
 _STARVED_AT_ONCE: Final = 8
 _HELD_AT_ONCE: Final = 256
@@ -80,14 +80,14 @@ class Walk:
         """Why the present phase has failed."""
 
     @property
-    def marks(self) -> tuple[Mark, ...]:
-        """The marks made so far."""
+    def node_records(self) -> tuple[NodeRecord, ...]:
+        """The node records made so far."""
         return tuple(self.view.made.values())
 
     @property
     def full(self) -> bool:
         """Whether enough is found for one decision."""
-        return len(self.steps) >= MOST_STEPS or len(self.view.made) >= MOST_MARKS
+        return len(self.steps) >= MOST_STEPS or len(self.view.made) >= MOST_RECORDS
 
     # -- looking -----------------------------------------------------------------------------
 
@@ -104,12 +104,14 @@ class Walk:
 
     def _failed_first(self, block: Block, path: Path) -> Sequence[Node]:
         """Return a block's nodes, those before all others whose failure ends the block."""
-        if not self.state.marks:
+        if not self.state.node_records:
             return block.nodes
 
         def goes_on(node: Node) -> bool:
-            mark = self.view.mark(instance_id(node.id, path))
-            return mark is None or mark.status != "failed" or node.on_error == "continue"
+            node_record = self.view.node_record(instance_id(node.id, path))
+            return (
+                node_record is None or node_record.status != "failed" or node.on_error == "continue"
+            )
 
         return sorted(block.nodes, key=goes_on)
 
@@ -154,8 +156,8 @@ class Walk:
             if not outcomes.begun(node, iid, self.state) and not self._begin(node, path, iid):
                 return
             progress.begun.add(iid)
-        mark = self.view.mark(iid)
-        outcome = outcomes.of_mark(node, mark) if mark is not None else None
+        node_record = self.view.node_record(iid)
+        outcome = outcomes.of_record(node, node_record) if node_record is not None else None
         if outcome is None:
             try:
                 outcome = _HANDLERS[node.kind](self, node, path, iid)
@@ -178,7 +180,7 @@ class Walk:
         try:
             if holds(node.when, self.view.scope(node.id, path)):
                 return True
-            self.view.note(Mark(mark_id=iid, kind=node.kind, status="skipped"))
+            self.view.note(NodeRecord(record_id=iid, kind=node.kind, status="skipped"))
             outcome = Outcome("skipped")
         except RejectedError as error:
             outcome = self.fail(node, path, iid, error.info())
@@ -228,14 +230,14 @@ class Walk:
     # -- what handlers use -------------------------------------------------------------------
 
     def done(self, node: Node, iid: str, output: Json, **told: object) -> Outcome:
-        """Mark a node as succeeded."""
-        fields = {"mark_id": iid, "kind": node.kind, "status": "succeeded", **told}
+        """Node record a node as succeeded."""
+        fields = {"record_id": iid, "kind": node.kind, "status": "succeeded", **told}
         stored = None if node.map is not None else output
-        self.view.note(Mark.model_validate({**fields, "output": stored}))
+        self.view.note(NodeRecord.model_validate({**fields, "output": stored}))
         return Outcome("succeeded", output)
 
     def fail(self, node: Node, path: Path, iid: str, error: ErrorInfo) -> Outcome:
-        """Mark a node as failed; its fallback is its output if it is to be continued after."""
+        """Record a node as failed. With ``on_error: continue`` its fallback becomes its output."""
         handled = node.on_error == "continue"
         output: Json = None
         if handled and node.fallback is not None:
@@ -243,10 +245,10 @@ class Walk:
                 output = render(node.fallback, self.view.scope(node.id, path))
             except RejectedError as unrendered:
                 handled, error = False, unrendered.info()
-        known = self.view.mark(iid)
+        known = self.view.node_record(iid)
         self.view.note(
-            Mark(
-                mark_id=iid,
+            NodeRecord(
+                record_id=iid,
                 kind=node.kind,
                 status="failed",
                 output=output,
@@ -263,8 +265,8 @@ class Walk:
         """Stop what is under way in some blocks, in all instances below ``path``."""
         nodes = {inner.id for block in blocks_ for inner in _all_nodes(block)}
 
-        def inside(step_or_mark: str) -> bool:
-            node_id, at = _place_of(step_or_mark)
+        def inside(step_or_record: str) -> bool:
+            node_id, at = _place_of(step_or_record)
             return node_id in nodes and at[: len(path)] == path
 
         self.stops += [
@@ -272,12 +274,12 @@ class Walk:
             for step in self.state.steps.values()
             if step.open and step.step_id not in self.stops and inside(step.step_id)
         ]
-        for mark_id, made in list(self.view.made.items()):
-            if made.status == "open" and inside(mark_id):
-                del self.view.made[mark_id]  # opened in vain, in this very decision
-        for mark_id, known in self.state.marks.items():
-            if known.open and mark_id not in self.view.made and inside(mark_id):
-                closed = known.mark.model_copy(update={"status": "skipped", "request": None})
+        for record_id, made in list(self.view.made.items()):
+            if made.status == "open" and inside(record_id):
+                del self.view.made[record_id]  # opened in vain, in this very decision
+        for record_id, known in self.state.node_records.items():
+            if known.open and record_id not in self.view.made and inside(record_id):
+                closed = known.node_record.model_copy(update={"status": "skipped", "request": None})
                 self.view.note(closed)
         self.waits = [wait for wait in self.waits if not inside(wait.step_id)]
         self.steps = [planned for planned in self.steps if not inside(planned.step_id)]
@@ -342,25 +344,25 @@ def _all_nodes(block: Block) -> list[Node]:
     return found
 
 
-def _place_of(mark_id: str) -> tuple[str, Path]:
+def _place_of(record_id: str) -> tuple[str, Path]:
     try:
-        node_id, path, _, _ = parse_step_id(mark_id.removesuffix("-a").removesuffix("-r"))
+        node_id, path, _, _ = parse_step_id(record_id.removesuffix("-a").removesuffix("-r"))
     except ValueError:
         return "", ()
     return node_id, path
 
 
 _HANDLERS: Final[dict[str, Handler]] = {
-    "tool": stepping.tool,
+    "tool": single_steps.tool,
     "agent": agents.agent,
-    "transform": stepping.transform,
+    "transform": single_steps.transform,
     "branch": blocks.branch,
     "parallel": blocks.parallel,
     "map": blocks.map_,
     "loop": blocks.loop,
-    "wait": parking.wait,
-    "approval": parking.approval,
-    "workflow": stepping.workflow,
-    "send": stepping.send,
-    "end": stepping.end,
+    "wait": waiting_nodes.wait,
+    "approval": waiting_nodes.approval,
+    "workflow": single_steps.workflow,
+    "send": single_steps.send,
+    "end": single_steps.end,
 }

@@ -25,12 +25,12 @@ from penstock.bus.reader import LogReader
 from penstock.bus.writer import LogWriter
 from penstock.contracts import subjects
 from penstock.contracts.errors import ConflictError, ErrorInfo, PenstockError, TransientError
-from penstock.contracts.expressions import evaluate
 from penstock.contracts.facts import CancelRequested, SignalReceived, fact_bytes
 from penstock.contracts.ids import answer_signal_id, shard_of
 from penstock.contracts.plan import ConcurrencySpec, Plan
-from penstock.contracts.state import RunState
 from penstock.contracts.turns import TURN_RECORD, Answer, Turn, TurnRecord, asked, left
+from penstock.expressions.evaluator import evaluate
+from penstock.runs.state import RunState
 from penstock_orchestrator.core.view import View
 
 _log = logging.getLogger(__name__)

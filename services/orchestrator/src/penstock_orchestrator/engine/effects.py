@@ -26,7 +26,7 @@ from penstock.contracts.errors import ConflictError, ErrorFamily, ErrorInfo, Rej
 from penstock.contracts.facts import (
     CancelRequested,
     DefinitionKind,
-    Mark,
+    NodeRecord,
     ParentRef,
     RunInvoked,
     RunLimits,
@@ -40,12 +40,12 @@ from penstock.contracts.facts import (
 )
 from penstock.contracts.ids import child_run_id, is_run_id, require_token, shard_of
 from penstock.contracts.json import Json
-from penstock.contracts.parked import CorrelationRecord, ParkedRecord, correlation_hash
+from penstock.contracts.pending import CorrelationRecord, PendingRecord, correlation_hash
 from penstock.contracts.plan import Plan
-from penstock.contracts.state import PARKED, RunState, StepState, fold, new_state
 from penstock.contracts.subjects import FactSubject
-from penstock.contracts.templates import render
+from penstock.expressions.templates import render
 from penstock.failpoints import reach
+from penstock.runs.state import PENDING, RunState, StepState, fold, new_state
 from penstock_orchestrator.core.view import View
 from penstock_orchestrator.engine.runs import Slot
 
@@ -62,7 +62,9 @@ class Effects(Protocol):
     async def perform(self, slot: Slot, step_id: str, attempt: int, fact: StepScheduled) -> None:
         """Do a step that the engine executes itself: it has begun when this returns."""
 
-    async def parked(self, slot: Slot, before: RunState, marks: Iterable[Mark]) -> None:
+    async def pending(
+        self, slot: Slot, before: RunState, node_records: Iterable[NodeRecord]
+    ) -> None:
         """Keep the index of what runs ask of the world outside."""
 
     async def begun(self, slot: Slot, correlation: str) -> None:
@@ -89,7 +91,7 @@ class BusEffects:
         self._writer = writer
         self._reader = reader
         self._shards = shards
-        self._parked = Bucket(bus, subjects.PARKED)
+        self._pending = Bucket(bus, subjects.PENDING)
         self._sessions = Bucket(bus, subjects.SESSIONS)
 
     # -- steps of the engine itself ----------------------------------------------------------
@@ -181,7 +183,7 @@ class BusEffects:
             return [run_id] if isinstance(run_id, str) and is_run_id(run_id) else []
         if key is not None:
             pattern = subjects.correlation_key(tenant, correlation_hash(str(key)), "*")
-            found = await self._parked.keys(pattern)
+            found = await self._pending.keys(pattern)
             return sorted({name.rsplit(".", 1)[1] for name in found})
         if session is not None:
             try:
@@ -203,48 +205,52 @@ class BusEffects:
 
     # -- the index of what is asked ----------------------------------------------------------
 
-    async def parked(self, slot: Slot, before: RunState, marks: Iterable[Mark]) -> None:
+    async def pending(
+        self, slot: Slot, before: RunState, node_records: Iterable[NodeRecord]
+    ) -> None:
         """Add what is asked, take away what is settled."""
         work: list[Coroutine[Any, Any, object]] = []
-        for mark in marks:
-            if mark.kind not in PARKED:
+        for node_record in node_records:
+            if node_record.kind not in PENDING:
                 continue
-            known = before.marks.get(mark.mark_id)
-            if mark.status == "open" and mark.request is not None:
-                work.append(self._park(slot, mark, before))
-            elif known is not None and known.open and known.mark.request is not None:
-                work.append(self._unpark(slot, known.mark))
+            known = before.node_records.get(node_record.record_id)
+            if node_record.status == "open" and node_record.request is not None:
+                work.append(self._park(slot, node_record, before))
+            elif known is not None and known.open and known.node_record.request is not None:
+                work.append(self._unpark(slot, known.node_record))
         await _all(work)
 
-    async def _park(self, slot: Slot, mark: Mark, state: RunState) -> None:
-        record = ParkedRecord(
+    async def _park(self, slot: Slot, node_record: NodeRecord, state: RunState) -> None:
+        record = PendingRecord(
             tenant=slot.tenant,
             run_id=slot.run_id,
             shard=slot.shard,
             name=state.request.name,
-            mark=mark,
+            node_record=node_record,
             asked_at=datetime.now(UTC),
         )
-        key = subjects.parked_key(slot.tenant, slot.run_id, mark.mark_id)
-        await self._parked.put(key, record.model_dump_json().encode())
-        if mark.request is not None and mark.request.correlation is not None:
-            await self._correlate(slot, mark.request.correlation, mark.mark_id)
+        key = subjects.pending_key(slot.tenant, slot.run_id, node_record.record_id)
+        await self._pending.put(key, record.model_dump_json().encode())
+        if node_record.request is not None and node_record.request.correlation is not None:
+            await self._correlate(slot, node_record.request.correlation, node_record.record_id)
 
-    async def _unpark(self, slot: Slot, mark: Mark, *, over: bool = False) -> None:
-        await self._parked.delete(subjects.parked_key(slot.tenant, slot.run_id, mark.mark_id))
-        correlation = mark.request.correlation if mark.request is not None else None
+    async def _unpark(self, slot: Slot, node_record: NodeRecord, *, over: bool = False) -> None:
+        await self._pending.delete(
+            subjects.pending_key(slot.tenant, slot.run_id, node_record.record_id)
+        )
+        correlation = node_record.request.correlation if node_record.request is not None else None
         if correlation is not None and (over or correlation not in _needed(slot)):
             await self._forget(slot, correlation)
 
-    async def _correlate(self, slot: Slot, correlation: str, mark_id: str | None) -> None:
-        record = CorrelationRecord(run_id=slot.run_id, shard=slot.shard, mark_id=mark_id)
+    async def _correlate(self, slot: Slot, correlation: str, record_id: str | None) -> None:
+        record = CorrelationRecord(run_id=slot.run_id, shard=slot.shard, record_id=record_id)
         hashed = correlation_hash(correlation)
         key = subjects.correlation_key(slot.tenant, hashed, slot.run_id)
-        await self._parked.put(key, record.model_dump_json().encode())
+        await self._pending.put(key, record.model_dump_json().encode())
 
     async def _forget(self, slot: Slot, correlation: str) -> None:
         hashed = correlation_hash(correlation)
-        await self._parked.delete(subjects.correlation_key(slot.tenant, hashed, slot.run_id))
+        await self._pending.delete(subjects.correlation_key(slot.tenant, hashed, slot.run_id))
 
     async def begun(self, slot: Slot, correlation: str) -> None:
         """Let events find the run by a key, from now to its end."""
@@ -293,10 +299,10 @@ class BusEffects:
         if state.request.parent is not None:
             await self._tell_parent(slot.tenant, state)
         await self._cancel_children(slot, unneeded_children(state, ended=True))
-        if state.open_marks:
-            asked = [known.mark for known in state.marks.values() if known.open]
-            open_marks = [mark for mark in asked if mark.request is not None]
-            await _all([self._unpark(slot, mark, over=True) for mark in open_marks])
+        if state.open_records:
+            asked = [known.node_record for known in state.node_records.values() if known.open]
+            open_records = [node_record for node_record in asked if node_record.request is not None]
+            await _all([self._unpark(slot, node_record, over=True) for node_record in open_records])
         if correlation is not None:
             await self._forget(slot, correlation)
 
@@ -343,10 +349,12 @@ class BusEffects:
                 child = await self._read(slot.tenant, run_id)
                 if child.ended is not None and child.invoked is not None:
                     await self._tell_parent(slot.tenant, child)
-        if state.open_marks:
+        if state.open_records:
             nothing = new_state(slot.tenant, slot.shard, slot.run_id)
             told = nothing if state.invoked is None else state
-            await self.parked(slot, told, [known.mark for known in state.marks.values()])
+            await self.pending(
+                slot, told, [known.node_record for known in state.node_records.values()]
+            )
 
     # -- writing -----------------------------------------------------------------------------
 
@@ -399,9 +407,11 @@ def _needed(slot: Slot) -> set[str]:
     if state is None:
         return set()
     needed = {
-        known.mark.request.correlation
-        for known in state.marks.values()
-        if known.open and known.mark.request is not None and known.mark.request.correlation
+        known.node_record.request.correlation
+        for known in state.node_records.values()
+        if known.open
+        and known.node_record.request is not None
+        and known.node_record.request.correlation
     }
     if plan is not None and plan.correlation is not None:
         key = correlation_of(plan, state)

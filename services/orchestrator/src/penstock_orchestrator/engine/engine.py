@@ -35,9 +35,9 @@ from penstock.contracts.facts import (
     fact_bytes,
 )
 from penstock.contracts.plan import Plan
-from penstock.contracts.state import Entry, RunState, evolve, fold, new_state
 from penstock.contracts.subjects import FactSubject
 from penstock.failpoints import reach
+from penstock.runs.state import Entry, RunState, evolve, fold, new_state
 from penstock_orchestrator.core.decide import decide, expired, repair, timers_of, unplanned
 from penstock_orchestrator.core.decisions import Decided, Output, Timer
 from penstock_orchestrator.core.progress import Progress
@@ -412,9 +412,9 @@ class Engine:
         if decided.timers:
             await self._set_timers(slot, decided.timers)
             reach("engine.timers_set")
-        if decided.marks:
-            await self._effects.parked(slot, state, decided.marks)
-            reach("engine.parked_indexed")
+        if decided.node_records:
+            await self._effects.pending(slot, state, decided.node_records)
+            reach("engine.pending_indexed")
         if decided.stop or decided.stops:
             stop = subjects.stop(slot.tenant, slot.shard, slot.run_id)
             body = b"" if decided.stop else stop_body(decided.stops)

@@ -10,7 +10,7 @@ from datetime import datetime
 
 from penstock.contracts.errors import ErrorInfo, RejectedError
 from penstock.contracts.plan import Plan
-from penstock.contracts.state import RunState, StepState
+from penstock.runs.state import RunState, StepState
 from penstock_orchestrator.core.decide import run_deadline
 from penstock_orchestrator.engine.admission import Admission, turn_name
 from penstock_orchestrator.engine.runs import Slot

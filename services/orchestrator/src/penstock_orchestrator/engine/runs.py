@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from penstock.contracts.plan import Plan
-from penstock.contracts.state import RunState
+from penstock.runs.state import RunState
 from penstock_orchestrator.core.decide import wake_at
 from penstock_orchestrator.core.progress import Progress
 

@@ -25,8 +25,8 @@ from penstock.contracts.schedules import (
     schedule_run_id,
     schedule_scope,
 )
-from penstock.contracts.templates import render
 from penstock.contracts.versions import check_input, routed
+from penstock.expressions.templates import render
 from penstock.failpoints import reach
 from penstock_orchestrator.schedules.metrics import (
     SCHEDULES_FAILED,

@@ -10,7 +10,7 @@ from pydantic import JsonValue
 
 from penstock.contracts import plan
 from penstock.contracts.plan import Block, CompiledTool, Node
-from penstock.contracts.templates import whole_expression
+from penstock.expressions.templates import whole_expression
 from penstock_registry.core.blocks import Inner, blocks_of, needs_of, undo_id
 from penstock_registry.core.requests import call_of
 from penstock_registry.core.steps import ChildStep, HttpRequest, StepSpec, UndoSpec

@@ -34,8 +34,12 @@ def load_yaml(text: str, *, path: str = "") -> list[JsonValue]:
         detail = ErrorDetail(path=path, message="nested too deeply")
         raise invalid_document([detail]) from error
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
+        node_record = getattr(error, "problem_mark", None)
+        where = (
+            f" (line {node_record.line + 1}, column {node_record.column + 1})"
+            if node_record is not None
+            else ""
+        )
         problem = getattr(error, "problem", None) or "cannot be read"
         detail = ErrorDetail(path=path, message=f"not YAML: {problem}{where}")
         raise invalid_document([detail]) from error

@@ -14,7 +14,7 @@ from pydantic import JsonValue
 
 from penstock.contracts.errors import ErrorDetail
 from penstock.contracts.plan import CompiledTool
-from penstock.contracts.templates import split
+from penstock.expressions.templates import split
 from penstock_registry.core.documents import HttpSpec
 from penstock_registry.core.parts import SecretHeader
 from penstock_registry.core.places import at

@@ -8,17 +8,17 @@ from typing import Final
 
 from pydantic import JsonValue
 
-from penstock.contracts.conditions import (
+from penstock.contracts.errors import ErrorDetail, RejectedError
+from penstock.expressions.conditions import (
     check_condition,
     check_expression,
     check_template,
     condition_references,
 )
-from penstock.contracts.errors import ErrorDetail, RejectedError
-from penstock.contracts.expressions import references as reads
-from penstock.contracts.inference import kind_at
-from penstock.contracts.samples import Sample
-from penstock.contracts.templates import references, show_path, split
+from penstock.expressions.evaluator import references as reads
+from penstock.expressions.inference import kind_at
+from penstock.expressions.samples import Sample
+from penstock.expressions.templates import references, show_path, split
 from penstock_registry.core.places import at
 
 RUN_ROOTS: Final = ("input", "run", "session", "steps")

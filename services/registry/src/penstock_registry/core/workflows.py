@@ -8,10 +8,10 @@ from typing import Final, NamedTuple, TypeGuard
 
 from pydantic import JsonValue
 
-from penstock.contracts import expressions
 from penstock.contracts.errors import ErrorDetail, RejectedError
-from penstock.contracts.samples import sample_of
-from penstock.contracts.templates import whole_expression
+from penstock.expressions import evaluator
+from penstock.expressions.samples import sample_of
+from penstock.expressions.templates import whole_expression
 from penstock_registry.core.blocks import (
     MAX_BLOCKS,
     MAX_LOOPS,
@@ -178,7 +178,7 @@ class _Walk:
             message = "what handlers do is not undone"
             yield ErrorDetail(path=f"{path}.compensate", message=message, allowed="only in steps")
         try:
-            expressions.references(f"steps.{step.id}.output")
+            evaluator.references(f"steps.{step.id}.output")
         except RejectedError:
             message = f"{step.id!r} is a word of the expression language"
             yield ErrorDetail(path=f"{path}.id", message=message)
@@ -257,7 +257,7 @@ class _Walk:
 
     def _variable(self, name: str, path: str, sight: Sight) -> Iterator[ErrorDetail]:
         try:
-            usable = expressions.references(name) == ((name,),)
+            usable = evaluator.references(name) == ((name,),)
         except RejectedError:
             usable = False
         if not usable or name in RESERVED:

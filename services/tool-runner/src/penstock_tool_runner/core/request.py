@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from penstock.contracts.errors import ErrorDetail, RejectedError
 from penstock.contracts.json import Json
-from penstock.contracts.templates import render
+from penstock.expressions.templates import render
 
 DEFAULT_TIMEOUT_SECONDS: Final = 30.0
 DEFAULT_MAX_RESPONSE_BYTES: Final = 1024 * 1024

@@ -38,7 +38,9 @@ def upgrade() -> None:
     for column in (
         sa.Column("decisions", sa.BigInteger(), nullable=False, server_default=ZERO),
         sa.Column("paused", sa.Boolean(), nullable=False, server_default=sa.false()),
-        sa.Column("parked", sa.Text(), comment="JSON: open marks that something outside settles"),
+        sa.Column(
+            "pending", sa.Text(), comment="JSON: open node records that something outside settles"
+        ),
         sa.Column("error_code", sa.Text()),
         sa.Column("profile", sa.Text(), comment="JSON, from its end on: of runs of many steps"),
         sa.Column("parent_run_id", sa.Text()),
@@ -147,7 +149,7 @@ def downgrade() -> None:
         "parent_run_id",
         "profile",
         "error_code",
-        "parked",
+        "pending",
         "paused",
         "decisions",
         "steps",

@@ -1,0 +1,179 @@
+"""What runs ask, as clients see it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Final, Literal
+
+from pydantic import AwareDatetime
+
+from penstock.contracts.facts import NodeRecord, PendingRequest, Record, SignalReceived
+from penstock.contracts.json import Json
+
+ApprovalStatus = Literal["open", "approved", "rejected", "expired", "closed"]
+"""``closed``: nobody waits for it any more, for its run has ended or went another way."""
+
+_NOTHING_ASKED: Final = PendingRequest()
+_EXPIRED: Final = frozenset({"approval_expired", "client_tool_timeout"})
+
+
+class DecisionView(Record):
+    """What somebody said to an approval."""
+
+    decision: Literal["approve", "reject"]
+    by: str | None = None
+    reason: str = ""
+    at: AwareDatetime
+
+
+class ApprovalView(Record):
+    """Something that a run must not do, or not go on with, before somebody has agreed."""
+
+    run_id: str
+    record_id: str
+    step_id: str
+    """The tool call, or the approval step."""
+    run_name: str
+    """The definition that runs."""
+    status: ApprovalStatus
+    tool: str | None = None
+    """The tool that is to be called; absent for a step that is an approval."""
+    arguments: Json = None
+    """The exact arguments of the call."""
+    digest: str = ""
+    """SHA-256 of tool and arguments: give it back to be sure what you agree to."""
+    role: str | None = None
+    message: str = ""
+    asked_at: AwareDatetime
+    expires_at: AwareDatetime | None = None
+    decided: DecisionView | None = None
+
+
+class CallView(Record):
+    """A call of a client tool: the run waits for its caller to execute it."""
+
+    step_id: str
+    tool: str
+    arguments: Json = None
+    digest: str = ""
+    asked_at: AwareDatetime
+    expires_at: AwareDatetime | None = None
+
+
+class UnknownView(Record):
+    """A step whose attempt was lost, and that must not be made again unless somebody says so."""
+
+    step_id: str
+    record_id: str
+    tool: str
+    arguments: Json = None
+    digest: str = ""
+    message: str = ""
+    role: str | None = None
+    asked_at: AwareDatetime
+    expires_at: AwareDatetime | None = None
+
+
+def expired(node_record: NodeRecord, now: datetime) -> bool:
+    """Tell whether nobody answered in time, whether or not the engine has noticed."""
+    if node_record.status == "open":
+        return node_record.due_at is not None and node_record.due_at <= now
+    if node_record.error is not None:
+        return node_record.error.code in _EXPIRED
+    # An approval step that goes on without an answer says so in its output.
+    return isinstance(node_record.output, dict) and node_record.output.get("expired") is True
+
+
+def decision_view(fact: SignalReceived) -> DecisionView | None:
+    """Return what an answer to an approval says; ``None`` if it is none."""
+    said = fact.payload if isinstance(fact.payload, dict) else {}
+    decision = said.get("decision")
+    if decision != "approve" and decision != "reject":
+        return None
+    by, reason = said.get("by"), said.get("reason")
+    return DecisionView(
+        decision="approve" if decision == "approve" else "reject",
+        by=by if isinstance(by, str) else fact.sent_by,
+        reason=reason if isinstance(reason, str) else "",
+        at=fact.occurred_at,
+    )
+
+
+def approval_view(
+    run_id: str,
+    run_name: str,
+    node_record: NodeRecord,
+    asked_at: datetime,
+    *,
+    now: datetime,
+    answer: SignalReceived | None = None,
+    run_ended: bool = False,
+) -> ApprovalView:
+    """Return an approval as clients see it.
+
+    Args:
+        run_id: The run that asks.
+        run_name: The definition that runs.
+        node_record: What it asks, in its latest form.
+        asked_at: When the node record was made.
+        now: To tell what has expired.
+        answer: What was answered, if anything was.
+        run_ended: Whether nobody can wait any more.
+    """
+    request = node_record.request or _NOTHING_ASKED
+    decided = decision_view(answer) if answer is not None else None
+    step_id = node_record.record_id.removesuffix("-a")
+    return ApprovalView(
+        run_id=run_id,
+        record_id=node_record.record_id,
+        step_id=step_id,
+        run_name=run_name,
+        status=_status(node_record, decided, now, run_ended=run_ended),
+        tool=request.name or None if step_id != node_record.record_id else None,
+        arguments=request.arguments,
+        digest=request.digest,
+        role=request.role,
+        message=request.message,
+        asked_at=asked_at,
+        expires_at=node_record.due_at,
+        decided=decided,
+    )
+
+
+def _status(
+    node_record: NodeRecord, decided: DecisionView | None, now: datetime, *, run_ended: bool
+) -> ApprovalStatus:
+    if decided is not None:
+        return "approved" if decided.decision == "approve" else "rejected"
+    if expired(node_record, now):
+        return "expired"
+    return "open" if node_record.status == "open" and not run_ended else "closed"
+
+
+def call_view(node_record: NodeRecord, asked_at: datetime) -> CallView:
+    """Return a call of a client tool as clients see it."""
+    request = node_record.request or _NOTHING_ASKED
+    return CallView(
+        step_id=node_record.record_id,
+        tool=request.name,
+        arguments=request.arguments,
+        digest=request.digest,
+        asked_at=asked_at,
+        expires_at=node_record.due_at,
+    )
+
+
+def unknown_view(node_record: NodeRecord, asked_at: datetime) -> UnknownView:
+    """Return a step with an unknown outcome as clients see it."""
+    request = node_record.request or _NOTHING_ASKED
+    return UnknownView(
+        step_id=node_record.record_id.removesuffix("-r"),
+        record_id=node_record.record_id,
+        tool=request.name,
+        arguments=request.arguments,
+        digest=request.digest,
+        message=request.message,
+        role=request.role,
+        asked_at=asked_at,
+        expires_at=node_record.due_at,
+    )

@@ -1,0 +1,412 @@
+"""Nodes and calls that wait for the world outside: times, events, approvals, caller's tools."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Final
+
+from pydantic import JsonValue
+
+from penstock.contracts.errors import ErrorDetail, ErrorInfo, RejectedError
+from penstock.contracts.facts import NodeRecord, PendingRequest, RecordKind, SignalReceived
+from penstock.contracts.ids import answer_signal_id, approval_record_id, resolution_record_id
+from penstock.contracts.json import Json
+from penstock.contracts.pending import call_digest
+from penstock.contracts.plan import ApprovalPolicy, Node, WaitSpec
+from penstock.expressions.conditions import holds
+from penstock.expressions.templates import render
+from penstock.runs.state import StepState
+from penstock_orchestrator.core import single_steps
+from penstock_orchestrator.core.decisions import timer_at
+from penstock_orchestrator.core.progress import Outcome, Path, Visit
+
+if TYPE_CHECKING:
+    from penstock_orchestrator.core.schedule import Call
+    from penstock_orchestrator.core.walk import Walk
+
+_LONGEST_SECONDS: Final = 366 * 86_400.0
+_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)")
+
+
+def _open(
+    walk: Walk,
+    node: Node,
+    path: Path,
+    record_id: str,
+    kind: RecordKind,
+    request: PendingRequest | None,
+    due_at: datetime | None,
+) -> NodeRecord:
+    """Ask the world outside for something."""
+    node_record = NodeRecord(
+        record_id=record_id, kind=kind, status="open", due_at=due_at, request=request
+    )
+    walk.view.note(node_record)
+    if due_at is not None:
+        timer = timer_at(due_at)
+        if timer not in walk.timers[-1:]:
+            walk.timers.append(timer)
+        walk.progress.later(due_at, Visit(node, path))
+    return node_record
+
+
+def _close(
+    walk: Walk, node_record: NodeRecord, output: Json, error: ErrorInfo | None, **told: str
+) -> None:
+    """Note how an open node record was settled."""
+    status = "succeeded" if error is None else "failed"
+    changes = {"status": status, "output": output, "error": error, "request": None, **told}
+    walk.view.note(node_record.model_copy(update=changes))
+
+
+def _answer(walk: Walk, kind: str, node_record: NodeRecord) -> SignalReceived | None:
+    digest = node_record.request.digest if node_record.request is not None else ""
+    signal = walk.state.signals.get(answer_signal_id(kind, node_record.record_id, digest))
+    return signal.fact if signal is not None else None
+
+
+def _overdue(walk: Walk, node: Node, path: Path, node_record: NodeRecord) -> bool:
+    if node_record.due_at is None:
+        return False
+    if walk.now >= node_record.due_at:
+        return True
+    known = walk.state.node_records.get(node_record.record_id)
+    if known is not None and node_record.record_id not in walk.progress.opened:
+        walk.progress.opened.add(node_record.record_id)
+        walk.progress.later(node_record.due_at, Visit(node, path))
+    return False
+
+
+# -- waits ---------------------------------------------------------------------------------------
+
+
+def wait(walk: Walk, node: Node, path: Path, iid: str) -> Outcome | None:
+    """Take a wait on: for a time, or for a signal."""
+    spec = node.wait or WaitSpec(seconds=0)
+    node_record = walk.view.node_record(iid)
+    if node_record is None:
+        node_record = _begin_wait(walk, node, path, iid, spec)
+    if spec.signal is not None:
+        waits = walk.progress.waits.setdefault(spec.signal, {})
+        taken = _matching(walk, node, path, spec)
+        if taken is not None:
+            signal_id, fact = taken
+            waits.pop(iid, None)
+            walk.progress.consumed.add(signal_id)
+            output: dict[str, JsonValue] = {"name": fact.name, "payload": fact.payload}
+            _close(walk, node_record, output, None, choice=signal_id)
+            return Outcome("succeeded", output)
+        waits[iid] = Visit(node, path)
+    if not _overdue(walk, node, path, node_record):
+        return None
+    if spec.signal is None:
+        _close(walk, node_record, None, None)
+        return Outcome("succeeded", None)
+    walk.progress.waits[spec.signal].pop(iid, None)
+    if spec.on_timeout == "continue":
+        _close(walk, node_record, None, None)
+        return Outcome("succeeded", None)
+    error = ErrorInfo(code="wait_timeout", message=f"no signal {spec.signal!r} came in time")
+    return walk.fail(node, path, iid, error)
+
+
+def _begin_wait(walk: Walk, node: Node, path: Path, iid: str, spec: WaitSpec) -> NodeRecord:
+    scope = walk.scope(node, path)
+    due_at: datetime | None = None
+    request: PendingRequest | None = None
+    if spec.signal is not None:
+        key = render(spec.correlation, scope) if spec.correlation is not None else None
+        request = PendingRequest(
+            name=spec.signal, correlation=str(key) if key is not None else None, node_id=node.id
+        )
+        if spec.timeout_seconds is not None:
+            due_at = walk.now + timedelta(seconds=spec.timeout_seconds)
+    elif spec.until is not None:
+        due_at = _moment(render(spec.until, scope), node)
+    else:
+        due_at = walk.now + timedelta(seconds=_seconds(render(spec.seconds, scope), node))
+    return _open(walk, node, path, iid, "wait", request, due_at)
+
+
+def _matching(
+    walk: Walk, node: Node, path: Path, spec: WaitSpec
+) -> tuple[str, SignalReceived] | None:
+    """Return the earliest signal that fits and that no other wait has taken."""
+    consumed = _consumed(walk)
+    fitting = [
+        (signal.seq, signal_id, signal.fact)
+        for signal_id, signal in walk.state.signals.items()
+        if signal.fact.name == spec.signal
+        and signal.fact.kind in ("event", "message")
+        and signal_id not in consumed
+    ]
+    for _, signal_id, fact in sorted(fitting, key=lambda each: each[:2]):
+        if spec.match is None:
+            return signal_id, fact
+        told: JsonValue = {"name": fact.name, "payload": fact.payload}
+        if holds(spec.match, walk.scope(node, path, {"signal": told})):
+            return signal_id, fact
+    return None
+
+
+def _consumed(walk: Walk) -> set[str]:
+    progress = walk.progress
+    if "-signals" not in progress.opened:
+        progress.opened.add("-signals")
+        progress.consumed.update(
+            known.node_record.choice
+            for known in walk.state.node_records.values()
+            if known.node_record.kind == "wait" and known.node_record.choice is not None
+        )
+    return progress.consumed
+
+
+def _seconds(value: Json, node: Node) -> float:
+    """Read a duration: seconds, or text such as ``90s``, ``2h30m``, ``3d``."""
+    found: float | None = None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        found = float(value)
+    elif isinstance(value, str):
+        parts = _DURATION.findall(value)
+        if parts and not _DURATION.sub("", value).strip():
+            found = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if found is None or not 0 <= found <= _LONGEST_SECONDS:
+        raise RejectedError(
+            "invalid_duration",
+            f"step {node.id} cannot wait for {value!r}",
+            details=(
+                ErrorDetail(
+                    path=f"{node.id}.wait",
+                    message=f"got {value!r}"[:200],
+                    allowed="seconds, or text such as 90s, 2h30m, 3d; at most 366 days",
+                ),
+            ),
+        )
+    return found
+
+
+def _moment(value: Json, node: Node) -> datetime:
+    """Read a time: RFC 3339 text, UTC where it names no offset."""
+    try:
+        at = datetime.fromisoformat(str(value))
+    except ValueError as error:
+        raise RejectedError(
+            "invalid_time",
+            f"step {node.id} cannot wait until {value!r}",
+            details=(
+                ErrorDetail(
+                    path=f"{node.id}.wait.until",
+                    message=f"got {value!r}"[:200],
+                    allowed="RFC 3339, such as 2026-01-31T08:00:00Z",
+                ),
+            ),
+        ) from error
+    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+
+
+# -- approvals -----------------------------------------------------------------------------------
+
+
+def approval(walk: Walk, node: Node, path: Path, iid: str) -> Outcome | None:
+    """Take an approval step on."""
+    spec = node.approval
+    if spec is None:
+        return walk.done(node, iid, {"approved": True})
+    node_record = walk.view.node_record(iid)
+    if node_record is None:
+        scope = walk.scope(node, path)
+        shown = render(node.input, scope) if node.input is not None else None
+        request = PendingRequest(
+            name=node.id,
+            arguments=shown,
+            digest=call_digest(node.id, shown),
+            role=spec.role,
+            message=str(render(spec.message, scope)),
+            node_id=node.id,
+        )
+        due_at = walk.now + timedelta(seconds=spec.expires_seconds)
+        node_record = _open(walk, node, path, iid, "approval", request, due_at)
+    verdict = _verdict(walk, node, path, node_record)
+    if verdict is None:
+        return None
+    output, error = verdict
+    if error is None or spec.on_reject == "continue":
+        _close(walk, node_record, output, None)
+        return Outcome("succeeded", output)
+    return walk.fail(node, path, iid, error)
+
+
+def gate(walk: Walk, node: Node, path: Path, step_id: str, call: Call) -> Outcome | None:
+    """Hold a call back until somebody agrees to it.
+
+    Returns:
+        ``None``: the call may go ahead. ``succeeded``: it is asked for, there is no answer yet.
+        ``failed``: it may not.
+    """
+    tool, given, _ = call
+    if tool.policy == "block":
+        error = ErrorInfo(code="tool_blocked", message=f"tool {tool.name} is blocked by policy")
+        return _refused(walk, node, path, step_id, error)
+    if tool.policy != "require_approval":
+        return None
+    record_id = approval_record_id(step_id)
+    node_record = walk.view.node_record(record_id)
+    if node_record is None:
+        spec = tool.approval or ApprovalPolicy()
+        request = PendingRequest(
+            name=tool.name,
+            arguments=given,
+            digest=call_digest(tool.name, given),
+            role=spec.role,
+            message=spec.message,
+            node_id=node.id,
+        )
+        due_at = walk.now + timedelta(seconds=spec.expires_seconds)
+        node_record = _open(walk, node, path, record_id, "approval", request, due_at)
+    if node_record.status == "succeeded":
+        return None
+    if node_record.status == "failed" and node_record.error is not None:
+        return _refused(walk, node, path, step_id, node_record.error)
+    verdict = _verdict(walk, node, path, node_record) if node_record.status == "open" else None
+    if verdict is None:
+        return Outcome("succeeded")
+    output, error_ = verdict
+    _close(walk, node_record, output, error_)
+    return None if error_ is None else _refused(walk, node, path, step_id, error_)
+
+
+def _refused(walk: Walk, node: Node, path: Path, step_id: str, error: ErrorInfo) -> Outcome:
+    """A tool node fails; an agent is told, and goes on."""
+    if node.kind == "agent":
+        return Outcome("failed", None, error)
+    return walk.fail(node, path, step_id, error)
+
+
+def _verdict(
+    walk: Walk, node: Node, path: Path, node_record: NodeRecord
+) -> tuple[dict[str, JsonValue], ErrorInfo | None] | None:
+    """Return what somebody decided, or that nobody did in time; ``None``: it is still open."""
+    answer = _answer(walk, "approval", node_record)
+    if answer is None:
+        if not _overdue(walk, node, path, node_record):
+            return None
+        said = "nobody decided in time"
+        return (
+            {"approved": False, "reason": said, "by": None, "expired": True},
+            ErrorInfo(code="approval_expired", message=said),
+        )
+    payload = answer.payload if isinstance(answer.payload, dict) else {}
+    approved = payload.get("decision") == "approve"
+    output: dict[str, JsonValue] = {
+        "approved": approved,
+        "reason": payload.get("reason"),
+        "by": payload.get("by") or answer.sent_by,
+        "expired": False,
+    }
+    if approved:
+        return output, None
+    reason = payload.get("reason") or "no reason given"
+    return output, ErrorInfo(code="approval_rejected", message=f"rejected: {reason}")
+
+
+# -- tools of the caller, unknown outcomes -------------------------------------------------------
+
+
+def client_tool(walk: Walk, node: Node, path: Path, step_id: str, call: Call) -> Outcome | None:
+    """Let the caller of the run execute a tool."""
+    tool, given, _ = call
+    node_record = walk.view.node_record(step_id)
+    if node_record is None:
+        request = PendingRequest(
+            name=tool.name, arguments=given, digest=call_digest(tool.name, given), node_id=node.id
+        )
+        due_at = walk.now + timedelta(seconds=tool.timeout_seconds)
+        node_record = _open(walk, node, path, step_id, "client_tool", request, due_at)
+    answer = _answer(walk, "tool_result", node_record)
+    if answer is None:
+        if not _overdue(walk, node, path, node_record):
+            return None
+        error = ErrorInfo(code="client_tool_timeout", message="the caller sent no result in time")
+    else:
+        payload = answer.payload if isinstance(answer.payload, dict) else {}
+        if payload.get("status") != "failed":
+            output = payload.get("output")
+            _close(walk, node_record, output, None)
+            return Outcome("succeeded", output)
+        error = _client_error(payload.get("error"))
+    if node.kind == "agent":
+        _close(walk, node_record, None, error)
+        return Outcome("failed", None, error)
+    return walk.fail(node, path, step_id, error)
+
+
+def _client_error(value: Json) -> ErrorInfo:
+    told = value if isinstance(value, dict) else {}
+    return ErrorInfo(
+        code=str(told.get("code") or "client_tool_failed"),
+        message=str(told.get("message") or "the caller's tool failed"),
+    )
+
+
+def resolution(walk: Walk, node: Node, path: Path, step: StepState) -> Outcome | None:
+    """Ask what became of an attempt that was lost and must not be repeated.
+
+    Returns the step's outcome as it was decided; an agent's call that failed is told to the agent.
+    """
+    record_id = resolution_record_id(step.step_id)
+    digest = f"attempt-{step.attempt}"
+    node_record = walk.view.node_record(record_id)
+    if node_record is not None and node_record.status != "open" and node_record.choice == digest:
+        return _resolved(walk, node, path, step, node_record)
+    if node_record is not None and node_record.choice == f"{digest}-retried":
+        single_steps.retry(walk, node, path, step, step.attempt + 1)
+        return None
+    if node_record is not None and node_record.status == "skipped":
+        return None  # nobody waits for it any more
+    if node_record is None or node_record.status != "open":
+        request = PendingRequest(
+            name=step.name,
+            digest=digest,
+            node_id=node.id,
+            message=step.error.message if step.error is not None else "the attempt was lost",
+        )
+        node_record = _open(walk, node, path, record_id, "resolution", request, None)
+    answer = _answer(walk, "resolution", node_record)
+    if answer is None:
+        return None
+    payload = answer.payload if isinstance(answer.payload, dict) else {}
+    action = payload.get("action")
+    if action == "retry":
+        _close(walk, node_record, None, None, choice=f"{digest}-retried")
+        single_steps.retry(walk, node, path, step, step.attempt + 1)
+        return None
+    error = None
+    if action != "succeed":
+        reason = payload.get("reason") or "it was decided that the lost attempt failed"
+        error = ErrorInfo(code="outcome_unknown", message=str(reason))
+    _close(walk, node_record, payload.get("output"), error, choice=digest)
+    closed = walk.view.node_record(record_id)
+    return _resolved(walk, node, path, step, closed) if closed is not None else None
+
+
+def _resolved(
+    walk: Walk, node: Node, path: Path, step: StepState, node_record: NodeRecord
+) -> Outcome:
+    if node_record.error is None:
+        if node.kind != "agent":
+            return walk.done(node, step.step_id, node_record.output)
+        if walk.view.node_record(step.step_id) is None:
+            walk.view.note(
+                NodeRecord(
+                    record_id=step.step_id,
+                    kind="tool",
+                    status="succeeded",
+                    output=node_record.output,
+                )
+            )
+        return Outcome("succeeded", node_record.output)
+    if node.kind != "agent":
+        return walk.fail(node, path, step.step_id, node_record.error)
+    return Outcome("failed", None, node_record.error)

@@ -1,0 +1,229 @@
+"""The catalogue of messages: every model that crosses the bus alone, and its JSON Schema.
+
+``make docs`` writes the schemas to ``docs/messages``; no process imports this module. A model
+that is in no entry, and part of none, fails the contract tests.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import re
+import sys
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from penstock.contracts import (
+    actions,
+    archive,
+    errors,
+    facts,
+    pending,
+    plan,
+    rpc,
+    runners,
+    schedules,
+    turns,
+)
+from penstock.runs import bundles, events, views
+
+
+class Message(NamedTuple):
+    """One kind of message: its name in the catalogue, its model, and where it travels."""
+
+    name: str
+    model: type[BaseModel]
+    where: str
+
+
+_RUN: Final = "run.{tenant}.{shard}.{run}"
+
+FACTS: Final = (
+    Message("run.invoked", facts.RunInvoked, f"stream RUNS, `{_RUN}.in.invoke`"),
+    Message(
+        "step.result", facts.StepResult, f"stream RUNS, `{_RUN}.in.result.{{step}}.{{attempt}}`"
+    ),
+    Message("run.signalled", facts.SignalReceived, f"stream RUNS, `{_RUN}.in.signal.{{signal}}`"),
+    Message("run.cancel_requested", facts.CancelRequested, f"stream RUNS, `{_RUN}.in.cancel`"),
+    Message(
+        "step.scheduled",
+        facts.StepScheduled,
+        f"stream RUNS, `{_RUN}.out.{{n}}.step.{{kind}}.{{queue}}.{{step}}.{{attempt}}`",
+    ),
+    Message("run.state", facts.StateChanged, f"stream RUNS, `{_RUN}.out.{{n}}.state`"),
+    Message("run.ended", facts.RunEnded, f"stream RUNS, `{_RUN}.out.{{n}}.end`"),
+)
+"""What the log holds."""
+
+OTHERS: Final = (
+    Message("claim", facts.Claim, "stream RUNS, in place of a body above the threshold"),
+    Message("action.respond", actions.Respond, "`output` of an agent's `step.result`"),
+    Message("action.use_tools", actions.UseTools, "`output` of an agent's `step.result`"),
+    Message("action.route_to_agent", actions.RouteToAgent, "`output` of an agent's `step.result`"),
+    Message("control.stop", runners.StopRequest, "`control.stop.{tenant}.{shard}.{run}`"),
+    Message(
+        "timer.due",
+        facts.TimerDue,
+        "stream TIMERS, `timer.due.{tenant}.{shard}.{run}.{timer}`",
+    ),
+    Message(
+        "delta", facts.DeltaBatch, "stream DELTAS, `delta.{tenant}.{shard}.{run}.{step}.{attempt}`"
+    ),
+    Message("dead", facts.DeadLetter, "stream DEAD, `dead.{stream}.{consumer}`"),
+    Message("log_entry", facts.LogEntry, "pages and exports of the log"),
+    Message("bundle.header", bundles.BundleHeader, "first line of a bundle"),
+    Message("bundle.plan", bundles.BundlePlan, "second line of a bundle"),
+    Message("bundle.entry", bundles.BundleEntry, "lines of a bundle"),
+    Message("bundle.footer", bundles.BundleFooter, "last line of a bundle"),
+    Message("plan", plan.Plan, "bucket `plans`, under its digest"),
+    Message("published_version", plan.PublishedVersion, "bucket `published`, `{tenant}.{name}`"),
+    Message("pending", pending.PendingRecord, "bucket `pending`, `{tenant}.{run}.{node record}`"),
+    Message(
+        "correlation",
+        pending.CorrelationRecord,
+        "bucket `pending`, `{tenant}.by_key.{hash}.{run}`",
+    ),
+    Message("runner", runners.RunnerRecord, "bucket `runners`, `{kind}.{queue}.{runner}`"),
+    Message("schedule", schedules.ScheduleRecord, "bucket `schedules`, `{tenant}.{name}`"),
+    Message(
+        "schedule_control", schedules.ScheduleControl, "bucket `schedules`, beside its schedule"
+    ),
+    Message(
+        "schedule_progress", schedules.ScheduleProgress, "bucket `schedules`, beside its schedule"
+    ),
+    Message("turn", turns.TurnRecord, "bucket `turns`, `{tenant}.{hash}`"),
+    Message("limit", runners.LimitRecord, "bucket `limits`, `rate.{hash}`"),
+    Message("block", runners.BlockRecord, "bucket `limits`, `block.{hash}`"),
+    Message("api_key", runners.KeyRecord, "bucket `keys`, under the SHA-256 of the key"),
+    Message("webhook", runners.WebhookRecord, "bucket `webhooks`, `{tenant}.{name}`"),
+    Message("client_event", events.ClientEvent, "server-sent events and pages of events"),
+    Message("run_view", views.RunView, "answers about runs"),
+    Message("error", errors.ErrorInfo, "facts, replies"),
+)
+"""What travels beside the log."""
+
+
+def _declared_in(module: Any) -> Iterator[type[BaseModel]]:
+    for value in vars(module).values():
+        if (
+            isinstance(value, type)
+            and issubclass(value, BaseModel)
+            and value.__module__ == module.__name__
+        ):
+            yield value
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+REGISTRY: Final = tuple(
+    Message(f"registry.{_snake(model.__name__)}", model, "request/reply, `rpc.registry.*`")
+    for model in _declared_in(rpc)
+)
+"""What the registry is asked and answers."""
+
+ARCHIVE: Final = tuple(
+    Message(f"archive.{_snake(model.__name__)}", model, "request/reply, `rpc.archive.*`")
+    for model in _declared_in(archive)
+)
+"""What the archive is asked and answers."""
+
+MESSAGES: Final = (*FACTS, *OTHERS, *REGISTRY, *ARCHIVE)
+"""Every message, each under a name of its own."""
+
+
+def schema(message: Message) -> dict[str, Any]:
+    """Return a message's JSON Schema (2020-12), as whoever writes the message has to obey it."""
+    _, document = models_json_schema(
+        [(message.model, "validation")], ref_template="#/$defs/{model}"
+    )
+    definitions: dict[str, Any] = document["$defs"]
+    for name, definition in definitions.items():
+        _describe(definition, _texts().get(name, {}))
+    top = definitions.pop(message.model.__name__)
+    document = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": message.name,
+        **{key: value for key, value in top.items() if key != "title"},
+    }
+    if definitions:
+        document["$defs"] = definitions
+    return document
+
+
+def _describe(definition: dict[str, Any], texts: dict[str, str]) -> None:
+    for name, field in definition.get("properties", {}).items():
+        field.pop("title", None)
+        if name in texts:
+            field.setdefault("description", texts[name])
+        if "const" in field:
+            # It tells the message from others, so a reader of the union cannot do without.
+            field.pop("default", None)
+            definition["required"] = [name, *definition.get("required", ())]
+
+
+@lru_cache(maxsize=1)
+def _texts() -> dict[str, dict[str, str]]:
+    """Read the texts below the fields of every model from its source, by model and field."""
+    modules = {message.model.__module__ for message in MESSAGES}
+    found: dict[str, dict[str, str]] = {}
+    for module in sorted(modules):
+        tree = ast.parse(inspect.getsource(sys.modules[module]))
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef):
+                found[node.name] = dict(_field_texts(node))
+    return found
+
+
+def _field_texts(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
+    for field, text in zip(node.body, node.body[1:], strict=False):
+        if (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(text, ast.Expr)
+            and isinstance(text.value, ast.Constant)
+            and isinstance(text.value.value, str)
+        ):
+            yield field.target.id, inspect.cleandoc(text.value.value)
+
+
+def pages() -> dict[str, str]:
+    """Return the files of the catalogue by their names: an index, and a schema per message."""
+    files = {
+        f"{message.name}.schema.json": json.dumps(schema(message), indent=2) + "\n"
+        for message in MESSAGES
+    }
+    return {"README.md": _index(), **files}
+
+
+def _index() -> str:
+    introduction = (
+        "# Messages\n\n"
+        "Generated from the code by `make docs`. All messages are JSON. Readers ignore fields "
+        "that they do not know; changes are additive, anything else is a new type. A schema says "
+        "what a writer has to obey: what is not required has the default that it names.\n"
+    )
+    parts = [introduction]
+    for title, messages in (
+        ("Facts: the log of a run", FACTS),
+        ("Beside the log", OTHERS),
+        ("Requests to the registry and its replies", REGISTRY),
+        ("Requests to the archive and its replies", ARCHIVE),
+    ):
+        rows = [
+            f"| [`{message.name}`]({message.name}.schema.json) | {message.where} | "
+            f"{(message.model.__doc__ or '').strip().splitlines()[0]} |"
+            for message in messages
+        ]
+        parts.append(
+            f"\n## {title}\n\n| message | where | what it says |\n|---|---|---|\n"
+            + "\n".join(rows)
+            + "\n"
+        )
+    return "".join(parts)

@@ -1,0 +1,241 @@
+"""JSONPath (RFC 9535) over the scope of a run, for conditions.
+
+The library does the finding. Here a query is bounded: its work is counted, filters hold simple
+queries alone, regular expressions run in linear time, and it begins with names, so that only
+what it names is handed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
+
+from pydantic import JsonValue
+
+from penstock.contracts.errors import RejectedError
+from penstock.expressions.evaluator import Path
+from penstock.expressions.patterns import matches
+from penstock.expressions.syntax import MAX_CHARACTERS
+from penstock.expressions.templates import look_up, parse_path, show_path
+from penstock.expressions.values import Evaluation, failed
+
+if TYPE_CHECKING:
+    from jsonpath_rfc9535 import JSONPathQuery
+
+_UNITS_OF_A_VALUE: Final = 10
+"""A value that a query visits costs as much as so many parts of an expression."""
+
+_EVALUATION: Final[ContextVar[Evaluation]] = ContextVar("penstock_jsonpath_evaluation")
+"""What pays for the functions of the query that is being worked on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A checked query."""
+
+    prefix: Path
+    """The names and indexes that it begins with."""
+    singular: bool
+    """Whether it is names and indexes alone, and so finds one value or none."""
+    rest: JSONPathQuery | None
+    """The whole query for the library; none where ``prefix`` does without."""
+    reads: tuple[Path, ...]
+    """Every path that it reads, those of filters included."""
+
+
+@lru_cache(maxsize=1024)
+def parse_query(text: str) -> Query:
+    """Parse a query.
+
+    Raises:
+        RejectedError: ``invalid_condition``: it is none, or one that is not allowed here.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise _invalid(text, f"it has more than {MAX_CHARACTERS} characters")
+    if text.startswith("$."):
+        try:
+            path = parse_path(text[2:])
+        except RejectedError:
+            pass
+        else:
+            _check_prefix(text, path)
+            return Query(path, singular=True, rest=None, reads=(path,))
+    return _parsed(text)
+
+
+def _invalid(text: str, reason: str) -> RejectedError:
+    return RejectedError("invalid_condition", f"{text[:200]}: {reason}")
+
+
+def _check_prefix(text: str, path: Path) -> None:
+    if not path:
+        raise _invalid(text, "a path begins with $ and a name, such as $.input.city")
+    if path[0] == "secrets":
+        raise _invalid(text, "secrets cannot be used in a condition")
+    if path[0] == "steps" and not (len(path) > 1 and isinstance(path[1], str)):
+        raise _invalid(text, "name the step: $.steps.NAME")
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Any:
+    import jsonpath_rfc9535 as library  # noqa: PLC0415 - only queries that are no paths need it
+    from jsonpath_rfc9535 import function_extensions as extensions  # noqa: PLC0415
+
+    class Match(extensions.FilterFunction):
+        arg_types = [extensions.ExpressionType.VALUE] * 2
+        return_type = extensions.ExpressionType.LOGICAL
+
+        def __init__(self, form: str) -> None:
+            self._form = form
+
+        def __call__(self, text: object, pattern: object) -> bool:
+            if not isinstance(text, str) or not isinstance(pattern, str):
+                return False
+            return matches(_EVALUATION.get(), text, self._form.format(pattern))
+
+    environment = library.JSONPathEnvironment()
+    environment.function_extensions["match"] = Match("^(?:{})$")
+    environment.function_extensions["search"] = Match("{}")
+    return environment
+
+
+def _parsed(text: str) -> Query:
+    import jsonpath_rfc9535 as library  # noqa: PLC0415 - see above
+
+    try:
+        query = _environment().compile(text)
+    except library.JSONPathError as error:
+        raise _invalid(text, str(error).split("\n", maxsplit=1)[0]) from error
+    except RecursionError as error:
+        raise _invalid(text, "it is nested too deeply") from error
+    prefix = _prefix(query)
+    _check_prefix(text, prefix)
+    reads = [prefix]
+    for inner, absolute in _inner_queries(query):
+        if not inner.singular_query():
+            raise _invalid(text, "a filter takes names and indexes alone, such as ?@.price > 3")
+        if absolute:
+            _check_prefix(text, _prefix(inner))
+            reads.append(_prefix(inner))
+    rest = None if len(prefix) == len(query.segments) else query
+    return Query(prefix, query.singular_query(), rest, tuple(dict.fromkeys(reads)))
+
+
+def _prefix(query: Any) -> Path:
+    from jsonpath_rfc9535.segments import JSONPathChildSegment  # noqa: PLC0415 - see above
+    from jsonpath_rfc9535.selectors import IndexSelector, NameSelector  # noqa: PLC0415
+
+    parts: list[str | int] = []
+    for segment in query.segments:
+        if not isinstance(segment, JSONPathChildSegment) or len(segment.selectors) != 1:
+            break
+        match segment.selectors[0]:
+            case NameSelector(name=name):
+                parts.append(name)
+            case IndexSelector(index=index) if index >= 0 and parts:
+                parts.append(index)
+            case _:
+                break
+    return tuple(parts)
+
+
+def _inner_queries(query: Any) -> Iterator[tuple[Any, bool]]:
+    """Iterate over the queries in a query's filters, and whether they begin at ``$``."""
+    from jsonpath_rfc9535 import filter_expressions as library  # noqa: PLC0415 - see above
+    from jsonpath_rfc9535.selectors import FilterSelector  # noqa: PLC0415
+
+    selectors = (selector for segment in query.segments for selector in segment.selectors)
+    waiting: list[Any] = [
+        selector.expression for selector in selectors if isinstance(selector, FilterSelector)
+    ]
+    while waiting:
+        part = waiting.pop()
+        match part:
+            case library.FilterExpression(expression=inner):
+                waiting.append(inner)
+            case library.PrefixExpression(right=inner):
+                waiting.append(inner)
+            case (
+                library.LogicalExpression(left=left, right=right)
+                | library.ComparisonExpression(left=left, right=right)
+            ):
+                waiting += (left, right)
+            case library.FunctionExtension(args=arguments):
+                waiting += arguments
+            case library.FilterQuery(query=inner):
+                yield inner, isinstance(part, library.RootFilterQuery)
+            case _:
+                pass
+
+
+def find(query: Query, scope: Mapping[str, JsonValue]) -> list[JsonValue]:
+    """Return what a query finds, in its order.
+
+    Raises:
+        RejectedError: ``expression_failed``: it is too much work, or its root is unknown.
+    """
+    for path in query.reads:
+        if path[0] not in scope:
+            known = ", ".join(sorted(scope))
+            raise failed(f"there is no {path[0]}", known)
+    if query.rest is None:
+        try:
+            return [look_up(query.prefix, scope)]
+        except RejectedError:
+            return []
+    return [node.value for node in _nodes(query.rest, _document(query, scope))]
+
+
+def missing(query: Query, scope: Mapping[str, JsonValue]) -> RejectedError:
+    """Return the error of a singular query that finds nothing, with what there is instead."""
+    try:
+        look_up(query.prefix, scope)
+    except RejectedError as error:
+        allowed = error.details[0].allowed if error.details else None
+        return failed(error.message, allowed)
+    return failed(f"it finds nothing in {show_path(query.prefix)}")
+
+
+def _document(query: Query, scope: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    document: dict[str, JsonValue] = {}
+    steps: dict[str, JsonValue] = {}
+    for path in query.reads:
+        value = scope[str(path[0])]
+        if path[0] != "steps":
+            document[str(path[0])] = value
+        elif isinstance(value, Mapping) and path[1] in value:
+            document["steps"] = steps
+            steps[str(path[1])] = value[str(path[1])]
+    return document
+
+
+def _nodes(query: Any, document: dict[str, JsonValue]) -> list[Any]:
+    import jsonpath_rfc9535 as library  # noqa: PLC0415 - see above
+
+    of = Evaluation({})
+
+    class Counted(library.JSONPathNode):
+        __slots__ = ()
+
+        def new_child(
+            self, value: object, key: int | str, parent: library.JSONPathNode | None
+        ) -> library.JSONPathNode:
+            of.spend(_UNITS_OF_A_VALUE)
+            location = (*self.location, key)
+            return Counted(value=value, location=location, parent=parent, root=self.root)
+
+    nodes: Any = [Counted(value=document, location=(), parent=None, root=document)]
+    for segment in query.segments:
+        nodes = segment.resolve(nodes)
+    token = _EVALUATION.set(of)
+    try:
+        return list(nodes)
+    except library.JSONPathError as error:
+        raise failed(str(error).split("\n", maxsplit=1)[0]) from error
+    except RecursionError as error:
+        raise failed("its values are nested too deeply") from error
+    finally:
+        _EVALUATION.reset(token)

@@ -1,0 +1,283 @@
+"""Lineage: which nodes of a plan depend on which, and what is stale once one of them changes.
+
+A node depends on what it needs, on what its templates and conditions read, on the nodes around it
+and, within a loop, on the iterations before. What is stale is told by prefixes of instance paths,
+so that a map of ten thousand items costs no more than one of two.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Final, Literal
+
+from penstock.contracts.json import Json
+from penstock.contracts.plan import Block, CompiledTool, Node, Place, Plan
+from penstock.expressions import evaluator, templates
+from penstock.expressions.conditions import condition_references
+
+Path = tuple[int, ...]
+Reference = tuple[str | int, ...]
+
+Extent = Literal["whole", "outcome", "followers"]
+"""What is stale of a node: all of it and what is inside, its own outcome, or what follows it."""
+
+_MISSING: Final = object()
+
+
+class Lineage:
+    """The dependencies of one plan."""
+
+    def __init__(self, plan: Plan) -> None:
+        """Read all templates and conditions of ``plan``."""
+        self.plan = plan
+        self.followers: dict[str, set[str]] = defaultdict(set)
+        """For each node those that begin only after it."""
+        self.shown_in: dict[str, set[str]] = defaultdict(set)
+        """For each node the containers whose output alone reads it."""
+        self.inputs: dict[str, set[Reference]] = defaultdict(set)
+        """For each node what it reads of the run's input."""
+        for place in plan.places.values():
+            self._read(place)
+
+    def _read(self, place: Place) -> None:
+        node = place.node
+        for needed in node.needs:
+            self.followers[needed].add(node.id)
+        for reference in _references(self.plan, node):
+            if reference[0] == "input":
+                self.inputs[node.id].add(reference)
+            for read in self._nodes_of(reference, node.id):
+                self.followers[read].add(node.id)
+        for block in node.blocks:
+            for reference in _of_template(block.output):
+                if reference[0] == "input":
+                    self.inputs[node.id].add(reference)
+                for read in self._nodes_of(reference, node.id):
+                    self.shown_in[read].add(node.id)
+
+    def _nodes_of(self, reference: Reference, reader: str) -> Iterator[str]:
+        """Yield the nodes that a reference reads, and what stands around them."""
+        if reference[0] != "steps":
+            return
+        around = {reader, *(owner.id for owner in self.owners(reader))}
+        named = [str(reference[1])] if len(reference) > 1 else list(self.plan.places)
+        for node_id in named:
+            if node_id in self.plan.places:
+                enclosing = [owner.id for owner in self.owners(node_id)]
+                if reader not in enclosing:  # what is inside is known by the reader's outcome
+                    yield from (found for found in (node_id, *enclosing) if found not in around)
+
+    def owners(self, node_id: str) -> Iterator[Node]:
+        """Yield the nodes around a node, innermost first."""
+        owner = self.plan.places[node_id].owner
+        while owner is not None:
+            yield owner
+            owner = self.plan.places[owner.id].owner
+
+    def readers(self, before: Json, after: Json) -> frozenset[str]:
+        """Return the nodes that read something of the run's input that is another now."""
+        return frozenset(
+            node_id
+            for node_id, references in self.inputs.items()
+            if any(_read_at(before, path[1:]) != _read_at(after, path[1:]) for path in references)
+        )
+
+
+class Staleness:
+    """What of a run's recorded outcomes no longer holds."""
+
+    def __init__(self, lineage: Lineage) -> None:
+        """Begin with nothing stale."""
+        self._lineage = lineage
+        self._places = lineage.plan.places
+        self._whole: dict[str, set[Path]] = defaultdict(set)
+        self._outcomes: dict[str, set[Path]] = defaultdict(set)
+        self._changed: dict[str, set[Path]] = defaultdict(set)
+        self._loops: dict[tuple[str, Path], int] = {}
+
+    def add(self, node_id: str, prefix: Path, extent: Extent) -> None:
+        """Note that a node's instances under ``prefix`` are stale, with all that depends on them.
+
+        Args:
+            node_id: A node of the plan.
+            prefix: The beginning of its instances' paths; ``()`` for all of them.
+            extent: What of the node itself is stale.
+        """
+        pending: list[tuple[str, Path, Extent]] = [(node_id, prefix, extent)]
+        while pending:
+            current, prefix, extent = pending.pop()
+            place = self._places[current]
+            prefix = prefix[: place.depth]
+            known = {
+                "whole": self._whole,
+                "outcome": self._outcomes,
+                "followers": self._changed,
+            }[extent][current]
+            if _under(prefix, known):
+                continue
+            known.add(prefix)
+            if extent == "whole":
+                for block in place.node.blocks:
+                    pending += [(inner.id, prefix, "whole") for inner in block.nodes]
+            pending += [(each, prefix, "whole") for each in self._lineage.followers[current]]
+            pending += [(each, prefix, "outcome") for each in self._lineage.shown_in[current]]
+            if place.owner is not None:
+                self._around(place.owner, prefix, pending)
+
+    def _around(self, owner: Node, prefix: Path, pending: list[tuple[str, Path, Extent]]) -> None:
+        depth = self._places[owner.id].depth
+        pending.append((owner.id, prefix, "outcome"))
+        if owner.loop is not None and len(prefix) > depth:
+            key = (owner.id, prefix[:depth])
+            self._loops[key] = min(prefix[depth] + 1, self._loops.get(key, prefix[depth] + 1))
+
+    def whole(self, node_id: str, path: Path) -> bool:
+        """Whether an instance is stale with all that is inside it."""
+        if _under(path, self._whole.get(node_id, ())):
+            return True
+        if not self._loops:
+            return False
+        for owner in self._lineage.owners(node_id):
+            depth = self._places[owner.id].depth
+            if owner.loop is not None and len(path) > depth:
+                first = self._loops.get((owner.id, path[:depth]))
+                if first is not None and path[depth] >= first:
+                    return True
+        return False
+
+    def outcome(self, node_id: str, path: Path) -> bool:
+        """Whether the outcome of an instance is stale."""
+        return _under(path, self._outcomes.get(node_id, ())) or self.whole(node_id, path)
+
+    @property
+    def touches_main(self) -> bool:
+        """Whether anything of the run's main phase is stale."""
+        return any(
+            prefixes and self._places[node_id].phase == "main"
+            for found in (self._whole, self._outcomes, self._changed)
+            for node_id, prefixes in found.items()
+        )
+
+
+def changed_nodes(before: Plan, after: Plan) -> tuple[frozenset[str], frozenset[str]]:
+    """Return which nodes of ``after`` are defined otherwise than in ``before``.
+
+    Returns:
+        Nodes that are another thing now, and those of which only the shape of the output is.
+    """
+    whole: set[str] = set()
+    outcome: set[str] = set()
+    for node_id, place in after.places.items():
+        old = before.places.get(node_id)
+        if old is None:
+            continue
+        if _definition(before, old) != _definition(after, place):
+            whole.add(node_id)
+        elif [_shape(block) for block in old.node.blocks] != [
+            _shape(block) for block in place.node.blocks
+        ]:
+            outcome.add(node_id)
+    return frozenset(whole), frozenset(outcome)
+
+
+def _definition(plan: Plan, place: Place) -> tuple[object, ...]:
+    node = place.node
+    bare = {
+        "compensate": None,
+        "branch": node.branch and node.branch.model_copy(update={"blocks": ()}),
+        "parallel": node.parallel and node.parallel.model_copy(update={"blocks": ()}),
+        "map": node.map and node.map.model_copy(update={"body": None}),
+        "loop": node.loop and node.loop.model_copy(update={"body": None}),
+    }
+    agents = _agents_of(plan, node)
+    return (
+        node.model_copy(update=bare),
+        tuple(block.name for block in node.blocks),
+        place.owner.id if place.owner is not None else None,
+        place.block.name,
+        place.depth,
+        place.phase,
+        [plan.agents[name] for name in agents],
+        list(_tools_of(plan, node, agents)),
+    )
+
+
+def _shape(block: Block) -> tuple[Json, tuple[str, ...]]:
+    return block.output, tuple(node.id for node in block.nodes)
+
+
+def _agents_of(plan: Plan, node: Node) -> list[str]:
+    """Return the agents that may speak in a node, the first one first."""
+    if node.kind != "agent":
+        return []
+    found: list[str] = []
+    pending = [node.ref]
+    while pending:
+        name = pending.pop(0)
+        if name in plan.agents and name not in found:
+            found.append(name)
+            pending += plan.agents[name].routes
+    return found
+
+
+def _tools_of(plan: Plan, node: Node, agents: list[str]) -> Iterator[CompiledTool]:
+    if node.kind == "tool" and node.ref in plan.tools:
+        yield plan.tools[node.ref]
+    for name in agents:
+        agent = plan.agents[name]
+        for tool_name in agent.tools:
+            tool = agent.overrides.get(tool_name) or plan.tools.get(tool_name)
+            if tool is not None:
+                yield tool
+
+
+def _references(plan: Plan, node: Node) -> Iterator[Reference]:
+    """Yield what a node reads before or while it runs, but not what its blocks do."""
+    agents = _agents_of(plan, node)
+    read: list[Json] = [node.input, node.fallback]
+    read += [plan.agents[name].instructions for name in agents]
+    for tool in _tools_of(plan, node, agents):
+        read += [parameter.value for parameter in tool.sources.values()]
+    conditions: list[Json] = [node.when]
+    if node.branch is not None:
+        conditions += node.branch.conditions
+    if node.loop is not None:
+        conditions += [node.loop.while_, node.loop.until]
+    if node.wait is not None:
+        conditions.append(node.wait.match)
+        read += [node.wait.seconds, node.wait.until, node.wait.correlation]
+    if node.approval is not None:
+        read.append(node.approval.message)
+    if node.send is not None:
+        send = node.send
+        read += [send.run_id, send.correlation, send.session_id, send.payload]
+    if node.end is not None:
+        read += [node.end.output, node.end.message]
+    if node.map is not None:
+        yield from evaluator.references(node.map.over)
+    for template in read:
+        yield from _of_template(template)
+    for condition in conditions:
+        if condition is not None:
+            yield from condition_references(condition)
+
+
+def _of_template(template: Json) -> Iterator[Reference]:
+    for _, path in templates.references(template):
+        yield path
+
+
+def _under(path: Path, prefixes: set[Path] | tuple[()]) -> bool:
+    return bool(prefixes) and any(path[:length] in prefixes for length in range(len(path) + 1))
+
+
+def _read_at(value: object, path: Reference) -> object:
+    for part in path:
+        if isinstance(value, dict):
+            value = value.get(str(part), _MISSING)
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            value = value[part]
+        else:
+            return _MISSING
+    return value

@@ -1,0 +1,338 @@
+"""Where a run's time and money went: per node, per model, and what held it up.
+
+Pure, and one for all: the projector stores with each run what the gateway computes from a run's
+facts. Shares compare with the run's wall time and count what overlaps once, so that nodes that
+run side by side are never taken for one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, NamedTuple
+
+from penstock.contracts.facts import (
+    Record,
+    RunEnded,
+    RunInvoked,
+    StateChanged,
+    StepResult,
+    StepScheduled,
+    Usage,
+)
+from penstock.contracts.subjects import parse_suffix
+from penstock.runs.state import Entry
+
+THRESHOLD: Final = 0.5
+"""Share of the wall time strictly above which a node is a bottleneck."""
+STEPS_SHOWN: Final = 50
+"""A profile names so many single steps, the longest first."""
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+_BY_PREFIX: Final = {
+    "gemini": "google",
+    "google": "google",
+    "vertex_ai": "google",
+    "palm": "google",
+    "ollama": "ollama",
+    "ollama_chat": "ollama",
+    "claude": "anthropic",
+}
+_BY_NAME: Final = (
+    ("gpt-", "openai"),
+    ("chatgpt", "openai"),
+    ("text-embedding-", "openai"),
+    ("o1", "openai"),
+    ("o3", "openai"),
+    ("o4", "openai"),
+    ("claude", "anthropic"),
+    ("gemini", "google"),
+    ("gemma", "google"),
+    ("ollama", "ollama"),
+)
+FREE: Final = frozenset({"ollama"})
+"""Providers whose models run on one's own machine: they cost nothing, and that is known."""
+
+
+def provider_of(model: str | None) -> str:
+    """Return who provides a model, by its name; empty where the name says nothing of it."""
+    if not model:
+        return ""
+    prefix, slash, _ = model.partition("/")
+    if slash:
+        return _BY_PREFIX.get(prefix, prefix)
+    lowered = model.lower()
+    for beginning, provider in _BY_NAME:
+        if lowered.startswith(beginning):
+            return provider
+    return ""
+
+
+def priced(usage: Usage, provider: str) -> Usage:
+    """Return what a call cost; models of one's own machine cost nothing."""
+    if provider in FREE and (usage.cost_usd or usage.unknown_price):
+        return usage.model_copy(update={"cost_usd": 0.0, "unknown_price": False})
+    return usage
+
+
+class StepProfile(Record):
+    """One step: all its attempts together."""
+
+    step_id: str
+    node_id: str
+    attempts: int
+    queue_wait_ms: float
+    """From scheduled to started, of all attempts."""
+    duration_ms: float
+    """From started to ended, of all attempts."""
+    share: float
+
+
+class NodeProfile(Record):
+    """One node of the plan: all steps that ran for it."""
+
+    node_id: str
+    kind: str
+    name: str
+    steps: int
+    attempts: int
+    queue_wait_ms: float
+    """The sum over all attempts."""
+    duration_ms: float
+    """Wall time during which at least one of its steps was running."""
+    longest_ms: float
+    """Its longest attempt."""
+    share: float
+    """``duration_ms`` as a part of the run's wall time, 0 to 1."""
+    cost_usd: float
+    unknown_price: bool = False
+    bottleneck: bool = False
+
+
+class ModelCost(Record):
+    """What the calls of one model cost."""
+
+    provider: str
+    model: str
+    usage: Usage
+
+
+class RunProfile(Record):
+    """Where a run's time and money went; nodes by duration, models by cost, largest first."""
+
+    wall_ms: float
+    queue_wait_ms: float = 0.0
+    threshold: float = THRESHOLD
+    nodes: tuple[NodeProfile, ...] = ()
+    steps: tuple[StepProfile, ...] = ()
+    """The longest ones."""
+    models: tuple[ModelCost, ...] = ()
+    bottlenecks: tuple[str, ...] = ()
+    """Nodes whose share is strictly above the threshold."""
+
+
+class Attempt(NamedTuple):
+    """One attempt at a step; times in microseconds since 1970, by whoever's clock stated them."""
+
+    step_id: str
+    node_id: str
+    kind: str
+    name: str
+    attempt: int
+    scheduled: int | None
+    started: int | None
+    ended: int | None
+    usage: Usage | None = None
+    model: str | None = None
+
+    @property
+    def wait_ms(self) -> float:
+        """From scheduled to started."""
+        if self.scheduled is None or self.started is None:
+            return 0.0
+        return max(0, self.started - self.scheduled) / 1000
+
+    @property
+    def run_ms(self) -> float:
+        """From started to ended."""
+        if self.started is None or self.ended is None:
+            return 0.0
+        return max(0, self.ended - self.started) / 1000
+
+
+def profile_fields(
+    begun: int | None, ended: int, attempts: Iterable[Attempt], *, threshold: float = THRESHOLD
+) -> dict[str, Any]:
+    """Return a ``RunProfile`` as plain values, at a fraction of the cost of the model.
+
+    Args:
+        begun: When the run was asked for, in microseconds since 1970.
+        ended: When it ended, or what is now for an open run.
+        attempts: All that is known of its steps.
+        threshold: See ``THRESHOLD``.
+    """
+    wall = max(0, ended - begun) / 1000 if begun is not None else 0.0
+    of_node: dict[str, list[Attempt]] = {}
+    costs: dict[tuple[str, str], Usage] = {}
+    waited = 0.0
+    # In one order, whoever asks: sums of floats depend on it.
+    for attempt in sorted(attempts, key=lambda one: (one.step_id, one.attempt)):
+        of_node.setdefault(attempt.node_id or attempt.step_id, []).append(attempt)
+        waited += attempt.wait_ms
+        if attempt.usage is not None and attempt.usage.model_calls:
+            provider = provider_of(attempt.model)
+            key = provider, attempt.model or ""
+            spent, usage = costs.get(key), priced(attempt.usage, provider)
+            costs[key] = usage if spent is None else spent.plus(usage)
+    nodes = [_node(node_id, own, wall, threshold) for node_id, own in of_node.items()]
+    nodes.sort(key=lambda node: (-node["duration_ms"], node["node_id"]))
+    return {
+        "wall_ms": wall,
+        "queue_wait_ms": waited,
+        "threshold": threshold,
+        "nodes": nodes,
+        "steps": _longest_steps(of_node, wall),
+        "models": [
+            {"provider": provider, "model": model, "usage": usage}
+            for (provider, model), usage in sorted(
+                costs.items(), key=lambda item: (-item[1].cost_usd, item[0])
+            )
+        ],
+        "bottlenecks": [node["node_id"] for node in nodes if node["bottleneck"]],
+    }
+
+
+def _node(node_id: str, attempts: Sequence[Attempt], wall: float, threshold: float) -> Any:
+    covered = _covered_ms(attempts)
+    share = covered / wall if wall > 0 else 0.0
+    usages = [priced(one.usage, provider_of(one.model)) for one in attempts if one.usage]
+    return {
+        "node_id": node_id,
+        "kind": attempts[0].kind,
+        "name": next((one.name for one in attempts if one.name), ""),
+        "steps": len({one.step_id for one in attempts}),
+        "attempts": len(attempts),
+        "queue_wait_ms": sum(one.wait_ms for one in attempts),
+        "duration_ms": covered,
+        "longest_ms": max(one.run_ms for one in attempts),
+        "share": share,
+        "cost_usd": sum(usage.cost_usd for usage in usages),
+        "unknown_price": any(usage.unknown_price for usage in usages),
+        "bottleneck": share > threshold,
+    }
+
+
+def _covered_ms(attempts: Sequence[Attempt]) -> float:
+    """Return the length of the union of the attempts' running times."""
+    spans = sorted(
+        (one.started, one.ended)
+        for one in attempts
+        if one.started is not None and one.ended is not None and one.ended > one.started
+    )
+    total, reached = 0, 0
+    for begin, end in spans:
+        if end > reached:
+            total += end - max(begin, reached)
+            reached = end
+    return total / 1000
+
+
+def _longest_steps(of_node: dict[str, list[Attempt]], wall: float) -> list[dict[str, Any]]:
+    steps: dict[str, dict[str, Any]] = {}
+    for node_id, attempts in of_node.items():
+        for one in attempts:
+            step = steps.get(one.step_id)
+            if step is None:
+                step = steps[one.step_id] = {
+                    "step_id": one.step_id,
+                    "node_id": node_id,
+                    "attempts": 0,
+                    "queue_wait_ms": 0.0,
+                    "duration_ms": 0.0,
+                }
+            step["attempts"] += 1
+            step["queue_wait_ms"] += one.wait_ms
+            step["duration_ms"] += one.run_ms
+    found = sorted(steps.values(), key=lambda step: (-step["duration_ms"], step["step_id"]))
+    for step in found[:STEPS_SHOWN]:
+        step["share"] = step["duration_ms"] / wall if wall > 0 else 0.0
+    return found[:STEPS_SHOWN]
+
+
+def with_threshold(profile: RunProfile, threshold: float) -> RunProfile:
+    """Return the same profile with its bottlenecks by another threshold."""
+    nodes = tuple(
+        node.model_copy(update={"bottleneck": node.share > threshold}) for node in profile.nodes
+    )
+    return profile.model_copy(
+        update={
+            "threshold": threshold,
+            "nodes": nodes,
+            "bottlenecks": tuple(node.node_id for node in nodes if node.bottleneck),
+        }
+    )
+
+
+def profile_of_entries(
+    entries: Iterable[Entry], *, threshold: float = THRESHOLD
+) -> RunProfile | None:
+    """Return the profile of a run from all its facts; ``None`` where it was never asked for.
+
+    An open run is measured up to its latest fact.
+    """
+    begun: int | None = None
+    ended: int | None = None
+    latest = 0
+    scheduled: dict[tuple[str, int], Attempt] = {}
+    promised: dict[tuple[str, int], Attempt] = {}
+    results: list[tuple[tuple[str, int], StepResult]] = []
+    for entry in entries:
+        fact, subject = entry.fact, entry.subject
+        at = micros(fact.occurred_at)
+        latest = max(latest, at)
+        if isinstance(fact, StepScheduled | StateChanged | RunEnded) and fact.decision is not None:
+            for suffix in fact.decision.manifest:
+                kind, _, step_id, number = parse_suffix(suffix)
+                promised[step_id, number] = Attempt(step_id, "", kind, "", number, at, None, None)
+        match fact:
+            case RunInvoked():
+                begun = at
+            case RunEnded():
+                ended = at
+            case StepScheduled():
+                scheduled[subject.step_id, subject.attempt] = Attempt(
+                    subject.step_id,
+                    fact.node_id,
+                    subject.kind,
+                    fact.name,
+                    subject.attempt,
+                    at,
+                    None,
+                    None,
+                )
+            case StepResult():
+                results.append(((subject.step_id, subject.attempt), fact))
+            case _:
+                pass
+    if begun is None:
+        return None
+    for key, result in results:
+        known = scheduled.get(key) or promised.get(key)
+        if known is None:
+            continue  # nobody asked for it: it changes nothing
+        scheduled[key] = known._replace(
+            started=micros(result.started_at),
+            ended=micros(result.occurred_at),
+            usage=result.usage,
+            model=result.model,
+        )
+    fields = profile_fields(
+        begun, latest if ended is None else ended, scheduled.values(), threshold=threshold
+    )
+    return RunProfile.model_validate(fields)
+
+
+def micros(at: datetime) -> int:
+    """Return an aware time as microseconds since 1970."""
+    return (at - _EPOCH) // _MICROSECOND
