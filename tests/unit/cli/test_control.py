@@ -242,7 +242,7 @@ def test_show_at_a_sequence_asks_for_it_and_tells_what_the_run_waits_for(
         "children": [{"run_id": "CHILD"}],
     }
     gateway(lambda _: httpx.Response(200, json=shop))
-    shown = run("runs", "show", RUN_ID, "--at", "17", "--node records")
+    shown = run("runs", "show", RUN_ID, "--at", "17", "--records")
     assert shown.exit_code == 0, shown.output
     assert dict(requests[0].url.params) == {"at_seq": "17", "node_records": "true"}
     for words in ("pay-a", '{"amount": 250}', "large", "70 of 100 tokens", "PARENT", "CHILD"):
