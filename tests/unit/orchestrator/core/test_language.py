@@ -401,7 +401,16 @@ def waiting(**spec: Any) -> Node:
     return Node(id="w", kind="wait", wait=WaitSpec(**spec))
 
 
-@pytest.mark.parametrize("spec", [{"seconds": 10}, {"seconds": "10s"}, {"seconds": "{{ 5 + 5 }}"}])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"seconds": 10},
+        {"seconds": "10s"},
+        {"seconds": "{{ 5 + 5 }}"},
+        {"seconds": "{{ 'PT10S' }}"},
+        {"seconds": "{{ '10' }}"},
+    ],
+)
 def test_wait_ends_when_its_time_has_come(spec: dict[str, Any]) -> None:
     driver = Driver(make_plan(waiting(**spec))).start()
     assert driver.state.status is RunStatus.WAITING

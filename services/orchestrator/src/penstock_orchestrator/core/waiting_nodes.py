@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
+from penstock.contracts.durations import DURATION_FORMS, MAX_DURATION_SECONDS, parse_duration
 from penstock.contracts.errors import ErrorDetail, ErrorInfo, RejectedError
 from penstock.contracts.facts import NodeRecord, PendingRequest, RecordKind, SignalReceived
 from penstock.contracts.ids import answer_signal_id, approval_record_id, resolution_record_id
@@ -24,10 +24,6 @@ from penstock_orchestrator.core.progress import Outcome, Path, Visit
 if TYPE_CHECKING:
     from penstock_orchestrator.core.schedule import Call
     from penstock_orchestrator.core.walk import Walk
-
-_LONGEST_SECONDS: Final = 366 * 86_400.0
-_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
-_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)")
 
 
 def _open(
@@ -164,15 +160,15 @@ def _consumed(walk: Walk) -> set[str]:
 
 
 def _seconds(value: Json, node: Node) -> float:
-    """Read a duration: seconds, or text such as ``90s``, ``2h30m``, ``3d``."""
-    found: float | None = None
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        found = float(value)
-    elif isinstance(value, str):
-        parts = _DURATION.findall(value)
-        if parts and not _DURATION.sub("", value).strip():
-            found = sum(float(number) * _UNITS[unit] for number, unit in parts)
-    if found is None or not 0 <= found <= _LONGEST_SECONDS:
+    """Return the seconds of a rendered duration.
+
+    Raises:
+        RejectedError: ``invalid_duration``.
+    """
+    found = parse_duration(value) if isinstance(value, str) else value
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        found = None
+    if found is None or not 0 <= found <= MAX_DURATION_SECONDS:
         raise RejectedError(
             "invalid_duration",
             f"step {node.id} cannot wait for {value!r}",
@@ -180,11 +176,11 @@ def _seconds(value: Json, node: Node) -> float:
                 ErrorDetail(
                     path=f"{node.id}.wait",
                     message=f"got {value!r}"[:200],
-                    allowed="seconds, or text such as 90s, 2h30m, 3d; at most 366 days",
+                    allowed=f"{DURATION_FORMS}; at most 366 days",
                 ),
             ),
         )
-    return found
+    return float(found)
 
 
 def _moment(value: Json, node: Node) -> datetime:

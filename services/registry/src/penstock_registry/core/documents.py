@@ -9,11 +9,11 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AnyHttpUrl, Field, JsonValue, TypeAdapter, UrlConstraints
 
+from penstock.contracts.durations import MAX_DURATION_SECONDS
 from penstock.contracts.errors import ErrorFamily
 from penstock.contracts.ids import Token
 from penstock.contracts.rpc import DocumentKind, Role
 from penstock_registry.core.parts import (
-    MAX_SECONDS,
     Duration,
     JsonSchema,
     LimitsSpec,
@@ -190,7 +190,7 @@ class ToolSpec(Part):
     sources: dict[str, SourceSpec] = {}
     """Where single parameters come from."""
     retry: RetrySpec = RetrySpec()
-    timeout_seconds: float = Field(default=60.0, gt=0, le=MAX_SECONDS)
+    timeout_seconds: float = Field(default=60.0, gt=0, le=MAX_DURATION_SECONDS)
     """For one attempt; for a client's tool until its result is there."""
     policy: Literal["allow", "require_approval", "block"] = "allow"
     """Whether a call is made, made once somebody has approved it, or refused."""
@@ -224,7 +224,7 @@ class WorkflowSpec(Part):
     """What is done."""
     output: JsonValue = None
     """Template of the run's output; where not given the output of the last step."""
-    timeout_seconds: float | None = Field(default=None, gt=0, le=MAX_SECONDS)
+    timeout_seconds: float | None = Field(default=None, gt=0, le=MAX_DURATION_SECONDS)
     """For the whole run: an hour where not given, 30 days where a step may wait for somebody."""
     limits: LimitsSpec = LimitsSpec()
     """Limits of each run."""
@@ -296,7 +296,7 @@ class NetworkSpec(Part):
     policy: NetworkPolicy = NetworkPolicy()
     limits: LimitsSpec = LimitsSpec()
     """Limits of each run."""
-    timeout_seconds: float = Field(default=3600.0, gt=0, le=MAX_SECONDS)
+    timeout_seconds: float = Field(default=3600.0, gt=0, le=MAX_DURATION_SECONDS)
     """For the whole run."""
 
 

@@ -18,53 +18,25 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from penstock.contracts.durations import DURATION_FORMS, MAX_DURATION_SECONDS, parse_duration
 from penstock.contracts.facts import RunLimits
 from penstock.contracts.ids import TOKEN_PATTERN, Token
 from penstock.contracts.plan import RetryPolicy
 
 SecretName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
 
-MAX_SECONDS: Final = 366 * 86_400
-"""The longest time that anything may take or wait."""
-DURATIONS: Final = "30s, 15m, 2h, 3d, PT1H30M or a number of seconds"
-
-_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
-_SHORT: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|[smhdw])")
-_ISO: Final = re.compile(
-    r"P(?:(\d+)W)?(?:(\d+)D)?(?:T(?:(\d+)H)?(?:(\d+)M)?(?:(\d+(?:\.\d+)?)S)?)?"
-)
-
-
-def seconds_of(text: str) -> float | None:
-    """Return the seconds of a length of time as it is written; ``None`` if it is none.
-
-    ``30s``, ``1h30m``, ``500ms``, ISO 8601 (``PT1H30M``) or a bare number.
-    """
-    text = text.strip()
-    if re.fullmatch(r"\d+(?:\.\d+)?", text):
-        return float(text)
-    if (found := _ISO.fullmatch(text)) is not None and any(found.groups()):
-        weeks, days, hours, minutes, seconds = (float(part or 0) for part in found.groups())
-        return weeks * 604_800 + days * 86_400 + hours * 3600 + minutes * 60 + seconds
-    parts = _SHORT.findall(text)
-    if not parts or "".join(number + unit for number, unit in parts) != text.replace(" ", ""):
-        return None
-    return sum(float(number) * (0.001 if unit == "ms" else _UNITS[unit]) for number, unit in parts)
-
 
 def read_duration(value: Any) -> Any:
-    """Return seconds for a length of time as documents write it.
+    """Return the seconds of a duration in a document.
 
     Raises:
-        PydanticCustomError: It is none, or out of range.
+        PydanticCustomError: Not a duration, or out of range.
     """
-    seconds = seconds_of(value) if isinstance(value, str) else value
+    seconds = parse_duration(value) if isinstance(value, str) else value
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        raise PydanticCustomError("duration", "not a length of time", {"allowed": DURATIONS})
-    if not math.isfinite(seconds) or not 0 < seconds <= MAX_SECONDS:
-        raise PydanticCustomError(
-            "duration", "not a possible length of time", {"allowed": "> 0, <= 366d"}
-        )
+        raise PydanticCustomError("duration", "not a duration", {"allowed": DURATION_FORMS})
+    if not math.isfinite(seconds) or not 0 < seconds <= MAX_DURATION_SECONDS:
+        raise PydanticCustomError("duration", "duration out of range", {"allowed": "> 0, <= 366d"})
     return float(seconds)
 
 
@@ -74,14 +46,14 @@ Duration = Annotated[
     WithJsonSchema(
         {
             "anyOf": [
-                {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_SECONDS},
+                {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_DURATION_SECONDS},
                 {"type": "string", "minLength": 1},
             ],
-            "description": f"A length of time: {DURATIONS}.",
+            "description": f"A duration: {DURATION_FORMS}.",
         }
     ),
 ]
-"""A length of time in seconds."""
+"""A duration in seconds."""
 
 
 class Part(BaseModel):
@@ -124,7 +96,7 @@ class LimitsSpec(Part):
 class ChildLimitsSpec(LimitsSpec):
     """Limits of a child run; it never gets more than is left of its parent's."""
 
-    timeout_seconds: float | None = Field(default=None, gt=0, le=MAX_SECONDS)
+    timeout_seconds: float | None = Field(default=None, gt=0, le=MAX_DURATION_SECONDS)
     """How long it may take."""
 
 
@@ -220,4 +192,4 @@ DurationOrTemplate = Annotated[
     float | str,
     PlainValidator(_read_time, json_schema_input_type=Annotated[float, Field(gt=0)] | str),
 ]
-"""Seconds, or a template that gives them."""
+"""A duration in seconds, or a template that gives one."""

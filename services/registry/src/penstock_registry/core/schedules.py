@@ -39,7 +39,7 @@ class ScheduleSpec(Part):
     """Five fields (minute, hour, day of month, month, day of week), six with seconds before them,
     or ``@hourly``, ``@daily``, ``@weekly``, ``@monthly``, ``@yearly``."""
     every: Duration | None = None
-    """A length of time between ticks, counted from ``starts_at`` or from 1970-01-01T00:00Z."""
+    """The interval between ticks, counted from ``starts_at`` or from 1970-01-01T00:00Z."""
     timezone: str = "UTC"
     """IANA name of the zone whose clock ``cron`` is read on."""
     input: JsonValue = None

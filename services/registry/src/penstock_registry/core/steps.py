@@ -9,11 +9,11 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, JsonValue, StringConstraints
 
+from penstock.contracts.durations import MAX_DURATION_SECONDS
 from penstock.contracts.ids import NodeId, Token
 from penstock.contracts.rpc import Role
 from penstock_registry.core.parts import (
     MAX_EXPRESSION,
-    MAX_SECONDS,
     ChildLimitsSpec,
     Condition,
     Duration,
@@ -136,10 +136,10 @@ class SignalSpec(Part):
 
 
 class WaitStep(Part):
-    """Waits for a length of time, for a moment, or for an event: exactly one of the three."""
+    """Waits for a duration, until a time, or for an event: exactly one of the three."""
 
     for_: DurationOrTemplate | None = Field(default=None, alias="for")
-    """A length of time, or a template that gives seconds."""
+    """A duration, or a template that gives one."""
     until: str | None = Field(default=None, min_length=1, max_length=4000)
     """A moment (RFC 3339), or a template that gives one."""
     signal: SignalSpec | None = None
@@ -260,7 +260,7 @@ class StepSpec(Part):
     """Condition; where it does not hold the step is skipped, and its output is null."""
     retry: RetrySpec | None = None
     """Instead of the agent's or tool's own."""
-    timeout_seconds: float | None = Field(default=None, gt=0, le=MAX_SECONDS)
+    timeout_seconds: float | None = Field(default=None, gt=0, le=MAX_DURATION_SECONDS)
     """For one attempt; instead of the agent's or tool's own."""
     on_error: OnError = "fail"
     """What becomes of the run if the step fails for good."""
