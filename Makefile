@@ -7,8 +7,12 @@ BIN := $(VENV)/bin
 UV := $(shell sed -n 's/^ *"\(uv==[0-9.]*\)",/\1/p' pyproject.toml)
 STAMP := $(VENV)/.synced
 ARGS ?=
-# Tests with servers mostly wait for them: three files at a time. One by one: ARGS=-n0
+# Arguments for pytest processes side by side. One process: ARGS=-n0
+PER_CORE := -n logical --dist worksteal
+# Tests with servers mostly wait for them: three files at a time.
 SIDE_BY_SIDE := -n 3 --dist loadfile
+# With ARGS, pytest may find no match in a suite (exit status 5); without, a suite must have tests.
+MAY_BE_EMPTY = $(if $(strip $(ARGS)), || test $$? -eq 5)
 
 export UV_PYTHON_DOWNLOADS := never
 export UV_PROJECT_ENVIRONMENT := $(VENV)
@@ -16,8 +20,8 @@ export UV_PROJECT_ENVIRONMENT := $(VENV)
 export UV_COMPILE_BYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test test-unit test-integration test-e2e test-chaos test-mlflow test-simulation test-chaos-small \
-	check format lint types imports bench docs docs-check clean
+.PHONY: help setup demo dev test t test-servers test-unit test-integration test-e2e test-chaos test-mlflow \
+	test-simulation test-chaos-small check format lint types imports bench docs docs-check clean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,22 +46,28 @@ demo: setup ## Run the example agent and workflow on an embedded stack
 dev: setup ## Start nats-server and the five services on loopback
 	$(BIN)/penstock dev $(ARGS)
 
-test: test-unit test-integration test-e2e test-chaos-small ## Run all tests
+test: test-unit test-servers ## Run all tests; ARGS="-k name" selects by name
+
+t: setup ## Run single tests in one process: make t T=tests/unit/test_stack.py::test_name
+	$(BIN)/pytest $(or $(T),$(error T is empty: make t T=tests/unit/test_stack.py)) $(ARGS)
+
+test-servers: setup ## Run chaos (small), e2e and integration tests, the longest files first
+	$(BIN)/pytest tests/chaos tests/e2e tests/integration $(SIDE_BY_SIDE) $(ARGS)$(MAY_BE_EMPTY)
 
 test-unit: setup ## Run the tests that need no server
-	$(BIN)/pytest tests/unit tests/properties tests/contracts tests/simulation $(ARGS)
+	$(BIN)/pytest tests/unit tests/properties tests/contracts tests/simulation $(PER_CORE) $(ARGS)$(MAY_BE_EMPTY)
 
 test-integration: setup ## Run one service at a time against real servers
-	$(BIN)/pytest tests/integration $(SIDE_BY_SIDE) $(ARGS)
+	$(BIN)/pytest tests/integration $(SIDE_BY_SIDE) $(ARGS)$(MAY_BE_EMPTY)
 
 test-e2e: setup ## Run all services as processes
-	$(BIN)/pytest tests/e2e $(SIDE_BY_SIDE) $(ARGS)
+	$(BIN)/pytest tests/e2e $(SIDE_BY_SIDE) $(ARGS)$(MAY_BE_EMPTY)
 
 test-chaos: setup ## Kill, stop and cut off everything under full load; ends with figures
 	CHAOS_SIZE=full $(BIN)/pytest tests/chaos $(ARGS)
 
 test-chaos-small: setup ## The same with fewer runs and blows
-	$(BIN)/pytest tests/chaos $(ARGS)
+	$(BIN)/pytest tests/chaos $(ARGS)$(MAY_BE_EMPTY)
 
 test-simulation: setup ## Run 10,000 simulated installations, each from one seed
 	PYTHONHASHSEED=0 $(BIN)/python -m tests.simulation $(ARGS)

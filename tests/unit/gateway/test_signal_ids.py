@@ -20,7 +20,7 @@ def test_signal_id_of_a_token_is_the_token(key: str) -> None:
     [
         answer_signal_id("approval", "pay-a", "d"),
         answer_signal_id("tool_result", "ask", "d"),
-        control_signal_id("pause"),
+        pytest.param(control_signal_id("pause"), id="drawn control id"),
         "m-0123",
         "key-0123",
         "with spaces",
