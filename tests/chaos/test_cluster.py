@@ -23,7 +23,7 @@ from tests.chaos.blows import (
 from tests.chaos.crowd import Crowd, Followers, client_of
 from tests.chaos.figures import Figures, spread
 from tests.chaos.judgement import judge, report
-from tests.chaos.rig import CROWD, RECOVERY_GOAL_SECONDS, Rig, Size, chosen_seed, define
+from tests.chaos.rig import CROWD, Rig, Size, chosen_seed, define
 from tests.chaos.verdict import Span
 from tests.chaos.witness import Witness
 from tests.support.cluster import Cluster, Node
@@ -162,5 +162,3 @@ async def test_runs_survive_a_cluster_losing_leaders_and_links(
     figures.add(name, "servers up to date after p50 / p99 / max", spread(nodes.rejoined_seconds))
     found.require_clean()
     assert len({run.run_id for run in crowd.accepted}) == len(crowd.accepted) == len(witness.ended)
-    slow = [str(s.blow) for s in striker.struck if s.seconds > RECOVERY_GOAL_SECONDS]
-    assert slow == [], "recovery took too long"

@@ -17,7 +17,7 @@ from tests.chaos.blows import Blow, Striker
 from tests.chaos.crowd import Crowd, Followers, client_of
 from tests.chaos.figures import Figures
 from tests.chaos.judgement import judge, report
-from tests.chaos.rig import CROWD, RECOVERY_GOAL_SECONDS, SHARDS, Rig, Size, define
+from tests.chaos.rig import CROWD, SHARDS, Rig, Size, define
 from tests.chaos.witness import Witness
 from tests.support.postgres import create_database
 from tests.support.waiting import eventually
@@ -113,8 +113,6 @@ async def test_two_of_each_service_share_the_work_and_lose_nothing(
     found.require_clean()
     assert len({run.run_id for run in crowd.accepted}) == len(crowd.accepted) == len(witness.ended)
     assert all(peaceful.values()), "one engine did nothing"
-    slow = [str(s.blow) for s in striker.struck if s.seconds > RECOVERY_GOAL_SECONDS]
-    assert slow == [], "recovery took too long"
 
 
 async def _work(witness: Witness, seconds: float) -> None:
