@@ -21,7 +21,7 @@ export UV_COMPILE_BYTECODE := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo dev test t test-servers test-unit test-integration test-e2e test-chaos test-mlflow \
-	test-simulation test-chaos-small check format lint types imports bench docs docs-check clean
+	test-simulation test-chaos-small check format lint types imports bench docs docs-check language clean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,7 +77,7 @@ test-mlflow: setup ## The MLflow sink against a real MLflow, in a venv of its ow
 		.mlflow/bin/python -m pip install --quiet --disable-pip-version-check mlflow; }
 	PENSTOCK_TEST_MLFLOW=$(CURDIR)/.mlflow/bin/mlflow $(BIN)/pytest tests/integration/archive/test_mlflow.py $(ARGS)
 
-check: lint types imports docs-check ## Run all static checks
+check: lint types imports docs-check language ## Run all static checks
 
 format: setup ## Rewrite the code in the house format
 	$(BIN)/ruff check --quiet --fix-only .
@@ -98,6 +98,9 @@ bench: setup ## Measure, print a table, append to bench/results.jsonl
 
 docs-check: setup ## Compare the generated pages with the code
 	$(BIN)/python docs/generate.py --check
+
+language: setup ## Count stilted phrases; ARGS="--report PATH" lists them
+	$(BIN)/python docs/language.py $(ARGS)
 
 docs: setup ## Generate the reference pages under docs/
 	$(BIN)/python docs/generate.py $(ARGS)
