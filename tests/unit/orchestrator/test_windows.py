@@ -214,7 +214,7 @@ def test_tenants_that_wait_get_the_same_share_to_within_one_step(
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from(["take", "release", "drop", "resize", "next", "hold"]),
+            st.sampled_from(["take", "room", "wait", "release", "drop", "resize", "next", "hold"]),
             st.integers(0, 5),
             st.integers(0, 12),
             st.integers(-1, 1),
@@ -233,6 +233,11 @@ def test_window_is_kept_and_free_places_are_never_left_whatever_happens(
         slot = f"t{run % 3}/{run}"
         if move == "take":
             assert 0 <= pool.take(slot[:2], QUEUE, priority, slot, count) <= count
+        elif move == "room":
+            room = pool.room(QUEUE, slot)
+            assert room == 0 or pool.take(slot[:2], QUEUE, priority, slot, room) == room
+        elif move == "wait":
+            pool.wait(slot[:2], QUEUE, priority, slot)
         elif move == "release":
             pool.release(QUEUE, slot, count)
         elif move == "drop":

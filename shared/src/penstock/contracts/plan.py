@@ -379,6 +379,16 @@ class Plan(Record):
         """For each node those that need it."""
         return self.main.successors
 
+    @cached_property
+    def pools(self) -> frozenset[str]:
+        """The runner pools (``{kind}.{queue}``) that a run may schedule steps for."""
+        tools = [*self.tools.values()]
+        for agent in self.agents.values():
+            tools += agent.overrides.values()
+        return frozenset(f"tool.{tool.queue}" for tool in tools) | frozenset(
+            f"agent.{agent.queue}" for agent in self.agents.values()
+        )
+
     def to_bytes(self) -> bytes:
         """Return the canonical bytes, the ones that the digest is taken of."""
         said = PLAN.dump_python(self, mode="json", exclude_defaults=True)

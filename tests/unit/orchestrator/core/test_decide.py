@@ -452,3 +452,31 @@ def test_decide_asked_again_after_its_decision_is_nothing() -> None:
 
     assert decide(driver.plan, driver.state, START, 1) is None
     assert repair(driver.plan, driver.state) == []
+
+
+def test_decide_schedules_no_more_than_the_room_and_names_full_pools() -> None:
+    plan = make_plan(tool_node("a"), tool_node("b"), tool_node("c"))
+    driver = Driver(plan)
+    message = driver.log.append(subjects.invoke(PREFIX), driver.invoked)
+    pool = f"tool.{plan.tools['add'].queue}"
+
+    decided = decide(plan, driver.state, START, message.seq, room={pool: 2})
+
+    assert decided is not None
+    assert len(decided.outputs) == 2
+    assert decided.used == {pool: 2}
+    assert decided.full_pools == {pool}
+
+
+def test_decide_without_room_publishes_nothing_but_names_full_pools() -> None:
+    plan = make_plan(tool_node("a"))
+    driver = Driver(plan)
+    message = driver.log.append(subjects.invoke(PREFIX), driver.invoked)
+    pool = f"tool.{plan.tools['add'].queue}"
+
+    decided = decide(plan, driver.state, START, message.seq, room={pool: 0})
+
+    assert decided is not None
+    assert decided.outputs == ()
+    assert decided.used == {}
+    assert decided.full_pools == {pool}

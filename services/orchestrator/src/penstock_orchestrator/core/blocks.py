@@ -121,7 +121,7 @@ def _begin_items(walk: Walk, node: Node, path: Path, spec: MapSpec, run: MapRun)
             # The next item begins when this decision is stored.
             walk.progress.queue.add(node, path)
             return
-        if walk.full_queues:
+        if walk.full_pools:
             walk.hold(node, path)
             return
         inner = (*path, run.begun)

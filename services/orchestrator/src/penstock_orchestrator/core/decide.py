@@ -7,6 +7,7 @@ says what is left to do, in the end nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Final, Literal
 
@@ -36,7 +37,7 @@ from penstock_orchestrator.core.decisions import (
 )
 from penstock_orchestrator.core.progress import Progress
 from penstock_orchestrator.core.view import View
-from penstock_orchestrator.core.walk import Turn, Walk
+from penstock_orchestrator.core.walk import Walk
 
 EXPIRY_GRACE: Final = timedelta(seconds=2)
 """How long after a step's expiry its runner may still report; then it is stated as failed."""
@@ -48,7 +49,7 @@ def decide(
     now: datetime,
     cause_seq: int,
     progress: Progress | None = None,
-    turn: Turn | None = None,
+    room: Mapping[str, int] | None = None,
 ) -> Decided | None:
     """Return the run's next decision, or ``None`` if there is nothing to decide.
 
@@ -60,8 +61,9 @@ def decide(
         progress: What was remembered of earlier decisions of the same run, and told of what has
             changed since; it is brought up to date, on the understanding that the decision is
             published and folded in. The answer is the same without it, found later.
-        turn: Tells whether a runner pool (``{kind}.{queue}``) takes one more step of this run;
-            what it does not take is decided later.
+        room: How many more steps of this run each runner pool (``{kind}.{queue}``) takes; a pool
+            that is not named takes any number. Steps beyond that are decided later, and the
+            result names their pools.
     """
     if state.ended is not None or state.invoked is None:
         return None
@@ -80,7 +82,7 @@ def decide(
             check_against(plan.name, plan.input_schema, state.invoked.input)
         except RejectedError as rejected:
             return _end(state, now, cause_seq, RunStatus.FAILED, error=rejected.info())
-    walk = Walk(plan, state, now, progress if progress is not None else Progress(), turn)
+    walk = Walk(plan, state, now, progress if progress is not None else Progress(), room)
     try:
         ended = phases.advance(walk)
     except RejectedError as rejected:
@@ -105,8 +107,9 @@ def decide(
 def _go_on(state: RunState, now: datetime, cause_seq: int, walk: Walk) -> Decided | None:
     """Make a decision of what was found, if anything was."""
     node_records = walk.node_records
+    full_pools = frozenset(walk.full_pools)
     if not (walk.steps or node_records or walk.waits or walk.stops or walk.blocked):
-        return None
+        return Decided(state.decisions + 1, (), full_pools=full_pools) if full_pools else None
     stops = tuple(walk.stops)
     decision = made(
         Decision,
@@ -125,7 +128,13 @@ def _go_on(state: RunState, now: datetime, cause_seq: int, walk: Walk) -> Decide
     else:
         outputs = (Output(STATE_SUFFIX, StateChanged(occurred_at=now, decision=decision)),)
     return Decided(
-        state.decisions + 1, outputs, tuple(walk.timers), stops=stops, node_records=node_records
+        state.decisions + 1,
+        outputs,
+        tuple(walk.timers),
+        stops=stops,
+        node_records=node_records,
+        used=walk.used_room(),
+        full_pools=full_pools,
     )
 
 

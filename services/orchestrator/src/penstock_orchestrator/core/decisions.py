@@ -99,7 +99,10 @@ class Decided:
     """Decision ``number``: its messages in order, the first of which carries fence and manifest.
 
     ``stop`` says that everything still at work for the run is to stop, ``stops`` names single
-    steps; ``node_records`` are all node records of the decision.
+    steps; ``node_records`` are all node records of the decision. ``used`` counts the scheduled
+    steps by runner pool (``{kind}.{queue}``) where room was limited; ``full_pools`` are pools that
+    had no room for a step: decide again when they have. With ``full_pools`` alone there are no
+    ``outputs``: nothing is to be published.
     """
 
     number: int
@@ -108,6 +111,8 @@ class Decided:
     stop: bool = False
     stops: tuple[str, ...] = ()
     node_records: tuple[NodeRecord, ...] = ()
+    used: dict[str, int] = field(default_factory=dict)
+    full_pools: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ def tool(walk: Walk, node: Node, path: Path, iid: str) -> Outcome | None:
 
 
 def order(walk: Walk, node: Node, path: Path, planned: Planned) -> bool:
-    """Schedule a step if its queue has room and the budget allows; tell whether it is so."""
+    """Schedule a step if its runner pool has room and the budget allows; return whether it was."""
     if walk.budget.bounded:
         verdict = walk.budget.take(planned.reserve or budget.NOTHING)
         if verdict == "later":
@@ -53,7 +53,7 @@ def order(walk: Walk, node: Node, path: Path, planned: Planned) -> bool:
         if verdict == "exhausted":
             walk.run_out()
             return False
-    if not walk.has_turn(planned.pool):
+    if not walk.take_room(planned.pool):
         walk.hold(node, path)
         return False
     walk.ordered.add(instance_id(node.id, path) if path else node.id)

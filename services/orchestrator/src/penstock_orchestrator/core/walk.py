@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Final
@@ -29,8 +30,6 @@ one atomic batch, and so many node records into one message."""
 _STARVED_AT_ONCE: Final = 8
 _HELD_AT_ONCE: Final = 256
 
-Turn = Callable[[str], bool]
-
 Handler = Callable[["Walk", Node, Path, str], Outcome | None]
 
 
@@ -43,7 +42,7 @@ class Walk:
         state: RunState,
         now: datetime,
         progress: Progress,
-        turn: Turn | None = None,
+        room: Mapping[str, int] | None = None,
     ) -> None:
         """Prepare a look.
 
@@ -52,13 +51,15 @@ class Walk:
             state: All that is known of it.
             now: The time.
             progress: What is remembered; it is changed.
-            turn: Tells whether a queue has room for one more step of this run.
+            room: How many more steps of this run each runner pool (``{kind}.{queue}``) takes; a
+                pool that is not named takes any number.
         """
         self.plan = plan
         self.state = state
         self.now = now
         self.progress = progress
-        self._turn = turn
+        self._room = room
+        self._granted: Counter[str] = Counter()
         self.view = View(plan, state, progress)
         if progress.limits is None:
             progress.limits = limits_of(plan, state)
@@ -66,7 +67,8 @@ class Walk:
         self.steps: list[Planned] = []
         self.budgeted = False
         """Whether any step reserves anything."""
-        self.full_queues: set[str] = set()
+        self.full_pools: set[str] = set()
+        """Runner pools that had no room for a step of this run."""
         self.ordered: set[str] = set()
         """Instances of which something was scheduled: they are not looked at again this time."""
         self.waits: list[Wait] = []
@@ -305,17 +307,24 @@ class Walk:
         self.steps.append(planned)
         self.budgeted |= planned.reserve is not None
 
-    def has_turn(self, queue: str) -> bool:
-        """Tell whether a queue takes one more step of this run; if not, the run waits for it."""
-        if self._turn is None:
+    def take_room(self, pool: str) -> bool:
+        """Return whether a runner pool has room for one more step, which is counted."""
+        if self._room is None or pool not in self._room:
             return True
-        if queue in self.full_queues or not self._turn(queue):
-            self.full_queues.add(queue)
+        if self._granted[pool] >= self._room[pool]:
+            self.full_pools.add(pool)
             return False
+        self._granted[pool] += 1
         return True
 
+    def used_room(self) -> dict[str, int]:
+        """Return how many steps the decision schedules per runner pool; empty without limits."""
+        if self._room is None:
+            return {}
+        return dict(Counter(planned.pool for planned in self.steps))
+
     def hold(self, node: Node, path: Path) -> None:
-        """Look again at a node when its queue has room."""
+        """Visit a node again when its runner pool has room."""
         self.progress.held.append(Visit(node, path))
 
     def starve(self, node: Node, path: Path) -> None:

@@ -285,8 +285,12 @@ class Engine:
             return
         progress = slot.progress
         while slot.state is not None:
-            decided = decide(plan, slot.state, now, cause_seq, progress, self._places.turn_of(slot))
+            room = self._places.room(slot, plan)
+            decided = decide(plan, slot.state, now, cause_seq, progress, room)
             if decided is None:
+                return
+            self._places.take(slot, slot.state, decided)
+            if not decided.outputs:
                 return
             reach("engine.decided")
             await self._publish(slot, slot.state, decided)

@@ -5,13 +5,14 @@ Places of runs with a concurrency key are kept on the bus, those at the runner p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from datetime import datetime
 
 from penstock.contracts.errors import ErrorInfo, RejectedError
 from penstock.contracts.plan import Plan
 from penstock.runs.state import RunState, StepState
 from penstock_orchestrator.core.decide import run_deadline
+from penstock_orchestrator.core.decisions import Decided
 from penstock_orchestrator.engine.admission import Admission, turn_name
 from penstock_orchestrator.engine.runs import Slot
 from penstock_orchestrator.engine.windows import Windows
@@ -82,17 +83,22 @@ class Places:
 
     # -- steps -------------------------------------------------------------------------------
 
-    def turn_of(self, slot: Slot) -> Callable[[str], bool] | None:
-        """Return what tells whether a runner pool takes one more step of a run."""
-        windows, state = self._windows, slot.state
-        if windows is None or state is None or state.invoked is None:
+    def room(self, slot: Slot, plan: Plan) -> dict[str, int] | None:
+        """Return how many more steps of a run each of its plan's runner pools takes."""
+        windows = self._windows
+        if windows is None:
             return None
-        tenant, priority = slot.tenant, state.invoked.priority
+        return {pool: windows.room(pool, slot) for pool in plan.pools}
 
-        def turn(pool: str) -> bool:
-            return windows.take(tenant, pool, priority, slot, 1) > 0
-
-        return turn
+    def take(self, slot: Slot, state: RunState, decided: Decided) -> None:
+        """Take the room that a decision uses, and wait for what it found full."""
+        if self._windows is None:
+            return
+        tenant, priority = slot.tenant, state.request.priority
+        for pool, count in decided.used.items():
+            self._windows.take(tenant, pool, priority, slot, count)
+        for pool in decided.full_pools:
+            self._windows.wait(tenant, pool, priority, slot)
 
     def came_out(self, slot: Slot, step: StepState) -> None:
         """Give back the place of a step that has its outcome."""

@@ -101,6 +101,37 @@ class Windows(Generic[SlotT]):
             return wanted
         return self._take_turns(window, _Wish(slot, tenant, priority, wanted))
 
+    def room(self, queue: str, slot: SlotT) -> int:
+        """Return how many steps of a queue ``take`` would grant a run at once."""
+        window = self._windows.get(queue)
+        if window is None:
+            window = self._window(queue)
+        if window.wishes:
+            return window.given.get(slot, 0)
+        free = window.size - window.out
+        if not window.given:
+            return max(0, free)
+        return window.given.get(slot, 0) + (free if free >= window.batch else 0)
+
+    def wait(self, tenant: str, queue: str, priority: int, slot: SlotT) -> None:
+        """Let a run wait for a place of a queue: ``next`` names it when there is one.
+
+        Args:
+            tenant: Whose run it is.
+            queue: The queue, with its kind.
+            priority: The run's.
+            slot: The run.
+        """
+        window = self._window(queue)
+        known = window.wishes.get(slot)
+        if known is not None:
+            if known.priority == priority:
+                return
+            _remove(window, known)
+        _add(window, _Wish(slot, tenant, priority, 1))
+        if window.out <= window.size - window.batch:
+            self._give(window)
+
     def release(self, queue: str, slot: SlotT, count: int = 1) -> None:
         """Take back the places of steps that have come out; more than were given are ignored."""
         window = self._windows.get(queue)
