@@ -32,7 +32,8 @@ from penstock.contracts.facts import (
 )
 from penstock.contracts.plan import CompiledAgent, CompiledTool, Node, Plan, RetryPolicy
 from penstock.runs.state import Entry, RunState, evolve, fold, new_state
-from penstock_orchestrator.core.decide import decide, expired, repair, run_deadline
+from penstock_orchestrator.core.deadlines import run_deadline
+from penstock_orchestrator.core.decide import decide, expired, repair
 from penstock_orchestrator.core.decisions import Decided, Output, Timer
 from penstock_orchestrator.core.progress import Progress
 

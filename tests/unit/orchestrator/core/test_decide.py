@@ -16,7 +16,8 @@ from penstock.contracts.facts import (
     Usage,
 )
 from penstock.contracts.plan import Node
-from penstock_orchestrator.core.decide import decide, expired, repair, run_deadline, wake_at
+from penstock_orchestrator.core.deadlines import run_deadline
+from penstock_orchestrator.core.decide import decide, expired, repair, wake_at
 from tests.support.simulation import (
     NEVER,
     PREFIX,

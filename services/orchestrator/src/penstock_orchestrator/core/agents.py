@@ -6,7 +6,7 @@ whoever may not respond must go on. What is not allowed is logged, and the agent
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from penstock.contracts.actions import Action, Respond, RouteToAgent, UseTools
 from penstock.contracts.errors import ErrorInfo
@@ -16,17 +16,15 @@ from penstock.contracts.plan import CompiledAgent, Node
 from penstock.expressions.templates import render
 from penstock.runs.state import StepState
 from penstock_orchestrator.core import (
+    attempts,
     budget,
     conversation,
+    dispatch,
     outcomes,
-    schedule,
-    single_steps,
     waiting_nodes,
 )
 from penstock_orchestrator.core.progress import Outcome, Path
-
-if TYPE_CHECKING:
-    from penstock_orchestrator.core.walk import Walk
+from penstock_orchestrator.core.walk import Walk
 
 
 class Speech(NamedTuple):
@@ -83,7 +81,7 @@ def _unfinished(
     if turn.status in ("failed", "waiting"):
         verdict = walk.again(node, path, turn, node.retry or speaker.retry)
         if verdict == "failed":
-            error = schedule.step_error(turn.step_id, turn.attempt, turn.error)
+            error = dispatch.step_error(turn.step_id, turn.attempt, turn.error)
             return walk.fail(node, path, iid, error)
         if verdict == "now" and turn.wait is not None:
             _, _, number, _ = parse_step_id(turn.step_id)
@@ -131,7 +129,7 @@ def _speak(walk: Walk, node: Node, path: Path, iid: str, speech: Speech) -> Outc
     reserve, most = None, None
     limited = walk.budget.bounded or compiled.max_tokens or compiled.max_cost_usd is not None
     if limited:
-        size = schedule.prompt_bytes(compiled, told)
+        size = dispatch.prompt_bytes(compiled, told)
         reserve, most, verdict = budget.turn_reservation(walk.budget, compiled, size)
         if verdict == "later":
             walk.starve(node, path)
@@ -139,11 +137,11 @@ def _speak(walk: Walk, node: Node, path: Path, iid: str, speech: Speech) -> Outc
         if verdict == "exhausted":
             walk.run_out()
             return None
-    prompt = schedule.Prompt(told, reserve, most)
-    planned = schedule.agent_turn(
+    prompt = dispatch.Prompt(told, reserve, most)
+    planned = dispatch.agent_turn(
         walk.view, node, path, compiled, speech.turn, speech.attempt, walk.now, prompt
     )
-    single_steps.order(walk, node, path, planned)
+    attempts.order(walk, node, path, planned)
     return None
 
 
@@ -182,7 +180,7 @@ def _refusal(walk: Walk, speaker: CompiledAgent, call: ToolCall) -> str | None:
     equipped = call.name in speaker.tools and (
         call.name in speaker.overrides or call.name in walk.plan.tools
     )
-    if equipped and schedule.tool_for(walk.view, speaker, call.name).policy != "block":
+    if equipped and dispatch.tool_for(walk.view, speaker, call.name).policy != "block":
         return None
     return conversation.blocked_reason(walk.view, speaker, call)
 
@@ -197,9 +195,9 @@ def _call(
     step: StepState | None,
 ) -> bool:
     """Take one call on; tell whether it is still open. A failure is the agent's to handle."""
-    tool = schedule.tool_for(walk.view, speaker, call.name)
+    tool = dispatch.tool_for(walk.view, speaker, call.name)
     if step is None:
-        made = schedule.Call(tool, call.arguments, {})
+        made = dispatch.Call(tool, call.arguments, {})
         gate = waiting_nodes.gate(walk, node, path, step_id, made)
         if gate is not None:
             return gate.status != "failed"
@@ -208,13 +206,13 @@ def _call(
             if node_record is not None and node_record.status != "open":
                 return False
             return waiting_nodes.client_tool(walk, node, path, step_id, made) is None
-        planned = schedule.tool_step(walk.view, node, path, made, step_id, 1, walk.now)
-        single_steps.order(walk, node, path, planned)
+        planned = dispatch.tool_step(walk.view, node, path, made, step_id, 1, walk.now)
+        attempts.order(walk, node, path, planned)
         return True
     if step.status in ("failed", "waiting"):
         verdict = walk.again(node, path, step, tool.retry)
         if verdict == "now" and step.wait is not None:
-            single_steps.retry(walk, node, path, step, step.wait.next_attempt)
+            attempts.retry(walk, node, path, step, step.wait.next_attempt)
         return verdict != "failed"
     if step.status == "unknown":
         return waiting_nodes.resolution(walk, node, path, step) is None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import JsonValue
 
 from penstock.contracts.errors import ErrorDetail, ErrorInfo, RejectedError
@@ -13,9 +11,7 @@ from penstock.contracts.plan import Block, LoopSpec, MapSpec, Node
 from penstock.expressions.conditions import holds
 from penstock_orchestrator.core import outcomes
 from penstock_orchestrator.core.progress import MapRun, Outcome, Path, Scope
-
-if TYPE_CHECKING:
-    from penstock_orchestrator.core.walk import Walk
+from penstock_orchestrator.core.walk import Walk
 
 
 def branch(walk: Walk, node: Node, path: Path, iid: str) -> Outcome | None:

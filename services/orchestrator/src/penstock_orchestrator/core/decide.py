@@ -26,7 +26,8 @@ from penstock.contracts.plan import Plan
 from penstock.contracts.subjects import END_SUFFIX, STATE_SUFFIX
 from penstock.contracts.versions import check_against
 from penstock.runs.state import RunState, StepState
-from penstock_orchestrator.core import phases, single_steps
+from penstock_orchestrator.core import attempts, phases
+from penstock_orchestrator.core.deadlines import run_deadline
 from penstock_orchestrator.core.decisions import (
     Decided,
     Expired,
@@ -35,6 +36,7 @@ from penstock_orchestrator.core.decisions import (
     Timer,
     timer_at,
 )
+from penstock_orchestrator.core.kinds import HANDLERS
 from penstock_orchestrator.core.progress import Progress
 from penstock_orchestrator.core.view import View
 from penstock_orchestrator.core.walk import Walk
@@ -82,7 +84,9 @@ def decide(
             check_against(plan.name, plan.input_schema, state.invoked.input)
         except RejectedError as rejected:
             return _end(state, now, cause_seq, RunStatus.FAILED, error=rejected.info())
-    walk = Walk(plan, state, now, progress if progress is not None else Progress(), room)
+    if progress is None:
+        progress = Progress()
+    walk = Walk(plan, state, now, progress, HANDLERS, room)
     try:
         ended = phases.advance(walk)
     except RejectedError as rejected:
@@ -167,7 +171,7 @@ def repair(plan: Plan, state: RunState) -> list[Repair]:
 def _scheduled_again(view: View, step: StepState) -> Output:
     node_id, path, _, _ = parse_step_id(step.step_id)
     node = view.plan.places[node_id].node
-    planned = single_steps.attempted(view, node, path, step, step.attempt, step.decided_at)
+    planned = attempts.attempted(view, node, path, step, step.attempt, step.decided_at)
     return planned.output()
 
 
@@ -201,13 +205,6 @@ def expired(state: RunState, now: datetime) -> list[Expired]:
 def _awaited(step: StepState) -> bool:
     """Tell whether an attempt's outcome matters: to the plan, or to the budget alone."""
     return step.status == "scheduled" or (step.status == "stopped" and step.reserve is not None)
-
-
-def run_deadline(plan: Plan, state: RunState) -> datetime:
-    """Return when the run ends at the latest; it must have been asked for."""
-    invoked = state.request
-    limit = invoked.limits.timeout_seconds or plan.timeout_seconds
-    return invoked.occurred_at + timedelta(seconds=min(limit, plan.timeout_seconds))
 
 
 def wake_at(plan: Plan, state: RunState) -> datetime | None:

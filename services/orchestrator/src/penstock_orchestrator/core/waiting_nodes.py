@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
@@ -17,13 +16,11 @@ from penstock.contracts.plan import ApprovalPolicy, Node, WaitSpec
 from penstock.expressions.conditions import holds
 from penstock.expressions.templates import render
 from penstock.runs.state import StepState
-from penstock_orchestrator.core import single_steps
+from penstock_orchestrator.core import attempts
 from penstock_orchestrator.core.decisions import timer_at
+from penstock_orchestrator.core.dispatch import Call
 from penstock_orchestrator.core.progress import Outcome, Path, Visit
-
-if TYPE_CHECKING:
-    from penstock_orchestrator.core.schedule import Call
-    from penstock_orchestrator.core.walk import Walk
+from penstock_orchestrator.core.walk import Walk
 
 
 def _open(
@@ -357,7 +354,7 @@ def resolution(walk: Walk, node: Node, path: Path, step: StepState) -> Outcome |
     if node_record is not None and node_record.status != "open" and node_record.choice == digest:
         return _resolved(walk, node, path, step, node_record)
     if node_record is not None and node_record.choice == f"{digest}-retried":
-        single_steps.retry(walk, node, path, step, step.attempt + 1)
+        attempts.retry(walk, node, path, step, step.attempt + 1)
         return None
     if node_record is not None and node_record.status == "skipped":
         return None  # nobody waits for it any more
@@ -376,7 +373,7 @@ def resolution(walk: Walk, node: Node, path: Path, step: StepState) -> Outcome |
     action = payload.get("action")
     if action == "retry":
         _close(walk, node_record, None, None, choice=f"{digest}-retried")
-        single_steps.retry(walk, node, path, step, step.attempt + 1)
+        attempts.retry(walk, node, path, step, step.attempt + 1)
         return None
     error = None
     if action != "succeed":

@@ -11,11 +11,11 @@ from penstock.contracts.errors import ErrorInfo, RejectedError
 from penstock.contracts.facts import BlockedCall, NodeRecord, Wait
 from penstock.contracts.ids import instance_id, parse_step_id
 from penstock.contracts.json import Json
-from penstock.contracts.plan import Block, Node, Plan, RetryPolicy
+from penstock.contracts.plan import Block, Node, NodeKind, Plan, RetryPolicy
 from penstock.expressions.conditions import holds
 from penstock.expressions.templates import render
 from penstock.runs.state import RunState, StepState
-from penstock_orchestrator.core import agents, blocks, outcomes, single_steps, waiting_nodes
+from penstock_orchestrator.core import outcomes
 from penstock_orchestrator.core.budget import Budget, limits_of
 from penstock_orchestrator.core.decisions import Planned, Timer
 from penstock_orchestrator.core.progress import Outcome, Path, Progress, Scope, Visit
@@ -31,6 +31,7 @@ _STARVED_AT_ONCE: Final = 8
 _HELD_AT_ONCE: Final = 256
 
 Handler = Callable[["Walk", Node, Path, str], Outcome | None]
+"""Advances one instance of a node; returns its outcome once it has one."""
 
 
 class Walk:
@@ -42,6 +43,7 @@ class Walk:
         state: RunState,
         now: datetime,
         progress: Progress,
+        handlers: Mapping[NodeKind, Handler],
         room: Mapping[str, int] | None = None,
     ) -> None:
         """Prepare a look.
@@ -51,6 +53,7 @@ class Walk:
             state: All that is known of it.
             now: The time.
             progress: What is remembered; it is changed.
+            handlers: What advances a node, by kind.
             room: How many more steps of this run each runner pool (``{kind}.{queue}``) takes; a
                 pool that is not named takes any number.
         """
@@ -58,6 +61,7 @@ class Walk:
         self.state = state
         self.now = now
         self.progress = progress
+        self._handlers = handlers
         self._room = room
         self._granted: Counter[str] = Counter()
         self.view = View(plan, state, progress)
@@ -162,7 +166,7 @@ class Walk:
         outcome = outcomes.of_record(node, node_record) if node_record is not None else None
         if outcome is None:
             try:
-                outcome = _HANDLERS[node.kind](self, node, path, iid)
+                outcome = self._handlers[node.kind](self, node, path, iid)
             except RejectedError as error:
                 outcome = self.fail(node, path, iid, error.info())
         elif node.map is not None and outcome.status == "succeeded":
@@ -359,19 +363,3 @@ def _place_of(record_id: str) -> tuple[str, Path]:
     except ValueError:
         return "", ()
     return node_id, path
-
-
-_HANDLERS: Final[dict[str, Handler]] = {
-    "tool": single_steps.tool,
-    "agent": agents.agent,
-    "transform": single_steps.transform,
-    "branch": blocks.branch,
-    "parallel": blocks.parallel,
-    "map": blocks.map_,
-    "loop": blocks.loop,
-    "wait": waiting_nodes.wait,
-    "approval": waiting_nodes.approval,
-    "workflow": single_steps.workflow,
-    "send": single_steps.send,
-    "end": single_steps.end,
-}

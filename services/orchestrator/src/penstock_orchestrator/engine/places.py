@@ -11,7 +11,7 @@ from datetime import datetime
 from penstock.contracts.errors import ErrorInfo, RejectedError
 from penstock.contracts.plan import Plan
 from penstock.runs.state import RunState, StepState
-from penstock_orchestrator.core.decide import run_deadline
+from penstock_orchestrator.core.deadlines import run_deadline
 from penstock_orchestrator.core.decisions import Decided
 from penstock_orchestrator.engine.admission import Admission, turn_name
 from penstock_orchestrator.engine.runs import Slot

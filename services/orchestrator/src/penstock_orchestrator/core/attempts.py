@@ -1,0 +1,108 @@
+"""Attempts at steps: the first, the next, and the repeat of one that was decided before.
+
+Every kind of node schedules its steps here, so that budget and room are checked in one place.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from penstock.contracts.actions import Respond, RouteToAgent
+from penstock.contracts.errors import InvariantError
+from penstock.contracts.facts import RunLimits
+from penstock.contracts.ids import instance_id, parse_step_id, turn_step_id
+from penstock.contracts.plan import Node
+from penstock.expressions.templates import render
+from penstock.runs.state import StepState
+from penstock_orchestrator.core import budget, conversation, dispatch, outcomes
+from penstock_orchestrator.core.deadlines import step_deadline
+from penstock_orchestrator.core.decisions import Planned
+from penstock_orchestrator.core.progress import Path
+from penstock_orchestrator.core.view import View
+from penstock_orchestrator.core.walk import Walk
+
+
+def order(walk: Walk, node: Node, path: Path, planned: Planned) -> bool:
+    """Schedule a step if its runner pool has room and the budget allows; return whether it was."""
+    if walk.budget.bounded:
+        verdict = walk.budget.take(planned.reserve or budget.NOTHING)
+        if verdict == "later":
+            walk.starve(node, path)
+            return False
+        if verdict == "exhausted":
+            walk.run_out()
+            return False
+    if not walk.take_room(planned.pool):
+        walk.hold(node, path)
+        return False
+    walk.ordered.add(instance_id(node.id, path) if path else node.id)
+    walk.plan_step(planned)
+    return True
+
+
+def retry(walk: Walk, node: Node, path: Path, step: StepState, attempt: int) -> None:
+    """Schedule a further attempt at a step."""
+    if node.kind == "workflow":
+        begin_child(walk, node, path, attempt)
+        return
+    order(walk, node, path, attempted(walk.view, node, path, step, attempt, walk.now))
+
+
+def attempted(
+    view: View, node: Node, path: Path, step: StepState, attempt: int, now: datetime
+) -> Planned:
+    """Make an attempt again that was decided before, with what was reserved for it then."""
+    iid = instance_id(node.id, path)
+    if node.kind == "tool":
+        made = dispatch.node_call(view, node, path)
+        return dispatch.tool_step(view, node, path, made, iid, attempt, now)
+    if node.kind == "workflow":
+        asked = node.child.limits if node.child is not None else RunLimits()
+        own = budget.limits_of(view.plan, view.state)
+        limits = budget.limits_within(own, asked, step.reserve or budget.NOTHING)
+        expires_at = step_deadline(node, view.plan, view.state, now)
+        return dispatch.child_run(view, node, path, attempt, now, expires_at, limits, step.reserve)
+    if node.kind == "send":
+        return dispatch.message(
+            view, node, path, attempt, now, step_deadline(node, view.plan, view.state, now)
+        )
+    _, _, turn, index = parse_step_id(step.step_id)
+    if turn is None:
+        raise InvariantError("no_such_step", f"{step.step_id} belongs to no node of the plan")
+    if index is None:
+        return _turn(view, node, path, step, turn, now)
+    spoken = view.state.steps[turn_step_id(iid, turn)]
+    action = outcomes.action_of(spoken)
+    if isinstance(action, Respond | RouteToAgent):
+        raise InvariantError("no_such_call", f"step {step.step_id} belongs to no tool call")
+    call = action.calls[index]
+    speaker = view.plan.agents[spoken.name or node.ref]
+    made = dispatch.Call(dispatch.tool_for(view, speaker, call.name), call.arguments, {})
+    return dispatch.tool_step(view, node, path, made, step.step_id, attempt, now)
+
+
+def _turn(view: View, node: Node, path: Path, step: StepState, turn: int, now: datetime) -> Planned:
+    iid = instance_id(node.id, path)
+    name = step.name or conversation.speaker_at(view, iid, turn, node.ref)
+    agent = view.plan.agents[name]
+    given = render(node.input, view.scope(node.id, path))
+    messages = conversation.messages(view, iid, given, turn, agent, node.ref)
+    most = budget.answer_within(step.reserve, dispatch.prompt_bytes(agent, messages))
+    prompt = dispatch.Prompt(messages, step.reserve, most)
+    return dispatch.agent_turn(view, node, path, agent, turn, step.attempt, now, prompt)
+
+
+def begin_child(walk: Walk, node: Node, path: Path, attempt: int) -> None:
+    """Schedule an attempt at a child run, with the share of the budget that is left for it."""
+    asked = node.child.limits if node.child is not None else RunLimits()
+    limits, reserve, verdict = budget.child_limits(walk.budget, asked)
+    if verdict == "later":
+        walk.starve(node, path)
+    elif verdict == "exhausted":
+        walk.run_out()
+    else:
+        expires_at = step_deadline(node, walk.plan, walk.state, walk.now)
+        planned = dispatch.child_run(
+            walk.view, node, path, attempt, walk.now, expires_at, limits, reserve
+        )
+        order(walk, node, path, planned)
