@@ -23,9 +23,10 @@ from penstock.expressions.conditions import (
 from penstock.expressions.evaluator import evaluate, references
 from penstock.expressions.jsonpath import parse_query
 from penstock.expressions.samples import sample_of
+from penstock.expressions.secrets import fill_secrets
 from penstock.expressions.syntax import MAX_CHARACTERS
-from penstock.expressions.templates import fill_secrets, render, render_with_secrets
 from penstock.expressions.templates import references as template_references
+from penstock.expressions.templates import render, render_with_secrets
 
 NAMES = ("a", "b", "c", "input", "items")
 

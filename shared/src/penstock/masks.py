@@ -15,7 +15,7 @@ from urllib.parse import quote, quote_plus
 
 from penstock.contracts.errors import ErrorDetail, ErrorInfo
 from penstock.contracts.json import Json
-from penstock.expressions.templates import MASK
+from penstock.expressions.secrets import MASK
 
 _LEFT_IN_QUERIES: Final = "/?:@!$&'()*+,;=-._~"
 

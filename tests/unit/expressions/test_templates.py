@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from pydantic import JsonValue
 
 from penstock.contracts.errors import RejectedError
+from penstock.expressions.secrets import fill_secrets
 from penstock.expressions.templates import (
     expressions_of,
-    fill_secrets,
     parse_path,
     references,
     render,

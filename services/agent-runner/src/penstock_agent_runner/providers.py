@@ -13,10 +13,15 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from penstock.contracts.errors import ErrorFamily, PenstockError, RejectedError, TransientError
+from penstock.contracts.errors import (
+    THROTTLED,
+    ErrorFamily,
+    PenstockError,
+    RejectedError,
+    TransientError,
+)
 from penstock.contracts.facts import Usage
 from penstock.contracts.json import Json
-from penstock.runs.state import THROTTLED
 from penstock.telemetry.logs import EventLog
 from penstock_agent_runner.core.routes import instructions_of, route_tools, split_route
 from penstock_agent_runner.core.turn import CallCollector, Turn, chat_messages, chat_tools

@@ -6,9 +6,12 @@ Nobody reads an error's text to decide anything. HTTP status codes live in the g
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from pydantic import BaseModel, ConfigDict
+
+THROTTLED: Final = "rate_limited"
+"""Code of an attempt that a rate limit refused before it began."""
 
 
 class ErrorFamily(StrEnum):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -23,13 +23,8 @@ from pydantic import JsonValue
 from penstock.contracts.errors import ErrorDetail, RejectedError
 from penstock.expressions import evaluator
 from penstock.expressions.evaluator import Path
+from penstock.expressions.secrets import SecretReference, masked
 from penstock.expressions.syntax import LITERALS, MAX_CHARACTERS, TOKEN
-
-SecretReference = dict[str, str]
-"""``{"secret": NAME}``."""
-
-MASK: Final = "[secret]"
-"""What stands in a rendered value where a secret will be."""
 
 _HEAD: Final = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*)")
 _PART: Final = re.compile(
@@ -260,60 +255,11 @@ def _render_around(
         {"secret": piece.name} if isinstance(piece, _Secret) else _as_text(_value(piece, scope))
         for piece in pieces
     )
-    return _masked(secrets[pointer])
+    return masked(secrets[pointer])
 
 
 def _escaped(name: str) -> str:
     return name.replace("~", "~0").replace("/", "~1")
-
-
-def _masked(pieces: Sequence[str | SecretReference]) -> str:
-    return "".join(piece if isinstance(piece, str) else MASK for piece in pieces)
-
-
-def fill_secrets(
-    value: JsonValue,
-    secrets: Mapping[str, Sequence[str | SecretReference]],
-    lookup: Callable[[str], str],
-) -> JsonValue:
-    """Return a copy of a rendered value with its secrets filled in.
-
-    Args:
-        value: ``Rendered.value``.
-        secrets: ``Rendered.secrets``, also after a way through JSON.
-        lookup: Gives a secret by its name; its errors pass through.
-
-    Raises:
-        RejectedError: ``secrets_misplaced``: the value is not the one that was rendered.
-    """
-    for pointer, pieces in secrets.items():
-        parts = [part.replace("~1", "/").replace("~0", "~") for part in pointer.split("/")[1:]]
-        value = _filled(value, pointer, parts, pieces, lookup)
-    return value
-
-
-def _filled(
-    value: JsonValue,
-    pointer: str,
-    parts: Sequence[str],
-    pieces: Sequence[str | SecretReference],
-    lookup: Callable[[str], str],
-) -> JsonValue:
-    if parts:
-        first, *rest = parts
-        if isinstance(value, dict) and first in value:
-            return {**value, first: _filled(value[first], pointer, rest, pieces, lookup)}
-        if isinstance(value, list) and first.isdecimal() and int(first) < len(value):
-            copy = list(value)
-            copy[int(first)] = _filled(copy[int(first)], pointer, rest, pieces, lookup)
-            return copy
-    elif value == _masked(pieces):
-        return "".join(
-            piece if isinstance(piece, str) else lookup(piece["secret"]) for piece in pieces
-        )
-    raise RejectedError(
-        "secrets_misplaced", f"what stands at {pointer or 'the top'} is not what was rendered"
-    )
 
 
 def references(template: JsonValue, at: str = "") -> Iterator[tuple[str, Path]]:

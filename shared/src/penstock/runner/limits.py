@@ -19,12 +19,11 @@ from pydantic import ValidationError
 from penstock.bus.connection import Bus, JetStreamError
 from penstock.bus.kv import Bucket, KvChange, Watch
 from penstock.contracts import subjects
-from penstock.contracts.errors import PenstockError, TransientError
+from penstock.contracts.errors import THROTTLED, PenstockError, TransientError
 from penstock.contracts.facts import StepKind
 from penstock.contracts.json import Json
 from penstock.contracts.runners import BlockRecord
 from penstock.runner.rates import LEASE_SECONDS, Rule, name_hash
-from penstock.runs.state import THROTTLED
 from penstock.telemetry.logs import EventLog
 
 UNAVAILABLE_SECONDS: Final = 5.0

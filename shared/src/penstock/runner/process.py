@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from functools import partial
 from typing import Final, NoReturn
 
@@ -39,8 +39,6 @@ def run(runners: Sequence[Runner], *, settings: RunnerSettings | None = None, se
     Raises:
         SystemExit: With 0 after a drain, 1 if it could not start.
     """
-    import uvloop  # noqa: PLC0415 - only where a process is run
-
     settings = settings if settings is not None else RunnerSettings()
     logs.configure(
         service=service,
@@ -55,13 +53,23 @@ def run(runners: Sequence[Runner], *, settings: RunnerSettings | None = None, se
     )
     status = 0
     try:
-        uvloop.run(serve(runners, settings, name=service))
+        _run_loop(serve(runners, settings, name=service))
     except PenstockError as error:
         events.error("runner.failed", error, code=error.code)
         status = EXIT_FAILED
     finally:
         tracing.shutdown()
     _leave(status)
+
+
+def _run_loop(serving: Coroutine[object, object, None]) -> None:
+    """Run under uvloop where it is installed, else under asyncio's own loop."""
+    try:
+        import uvloop  # noqa: PLC0415 - optional
+    except ModuleNotFoundError:
+        asyncio.run(serving)
+    else:
+        uvloop.run(serving)
 
 
 def _leave(status: int) -> NoReturn:

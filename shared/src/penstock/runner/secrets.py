@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from penstock.contracts.errors import RejectedError
 from penstock.contracts.facts import StepScheduled
 from penstock.contracts.json import Json
-from penstock.expressions.templates import SecretReference, fill_secrets
+from penstock.expressions.secrets import SecretReference, fill_secrets
 from penstock.masks import Mask
 from penstock.telemetry.logs import conceal
 

@@ -24,6 +24,7 @@ from penstock.bus.kv import Bucket
 from penstock.contracts import subjects
 from penstock.contracts.archive import RESTORED_HEADER
 from penstock.contracts.errors import (
+    THROTTLED,
     ConflictError,
     ErrorFamily,
     ErrorInfo,
@@ -38,7 +39,6 @@ from penstock.runner.context import StepContext
 from penstock.runner.handlers import Handler
 from penstock.runner.harness import Harness
 from penstock.runner.limits import Permit
-from penstock.runs.state import THROTTLED
 from penstock.telemetry.logs import bind_task
 from penstock.telemetry.metrics import step_metrics
 from penstock.telemetry.tracing import TRACEPARENT, exporting, span

@@ -15,7 +15,7 @@ from typing import Final, Literal, TypeVar
 from immutables import Map
 
 from penstock.contracts import subjects
-from penstock.contracts.errors import ErrorInfo, InvariantError
+from penstock.contracts.errors import THROTTLED, ErrorInfo, InvariantError
 from penstock.contracts.facts import (
     CancelRequested,
     Decision,
@@ -194,8 +194,6 @@ class Entry:
 
 PENDING: Final = frozenset({"wait", "approval", "client_tool", "resolution"})
 """Kinds of node records that something outside settles."""
-THROTTLED: Final = "rate_limited"
-"""Code of an attempt that a rate limit turned away before it began."""
 
 _State = TypeVar("_State", RunState, StepState)
 

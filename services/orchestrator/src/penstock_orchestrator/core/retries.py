@@ -6,9 +6,10 @@ import zlib
 from datetime import datetime, timedelta
 from typing import Final
 
+from penstock.contracts.errors import THROTTLED
 from penstock.contracts.facts import Wait
 from penstock.contracts.plan import RetryPolicy
-from penstock.runs.state import THROTTLED, RunState, StepState
+from penstock.runs.state import RunState, StepState
 
 _LONGEST_SECONDS: Final = 366 * 86_400.0
 """No run lives so long; beyond it a foreign ``Retry-After`` would leave the calendar."""
