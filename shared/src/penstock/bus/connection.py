@@ -33,6 +33,8 @@ EXIT_CONNECTION_LOST: Final = 70
 """Exit status of a process whose connection was closed for good (EX_SOFTWARE)."""
 
 
+_USER_INFO: Final = re.compile(r"//[^/@,]*@")
+"""Login in a URL of the bus, which no log line shows."""
 _UNAVAILABLE: Final = 503
 
 
@@ -186,8 +188,19 @@ async def connect(settings: CoreSettings, *, name: str, patience_seconds: float 
     nc = HotClient()
     bus = Bus(nc)
 
+    address = _USER_INFO.sub("//", settings.nats_url)
+    connecting = True
+    reported = False
+
     async def on_error(error: Exception) -> None:
-        _log.warning("bus.error", extra={"error": repr(error)})
+        nonlocal reported
+        if not connecting:
+            _log.warning("bus.error", extra={"error": repr(error)})
+        elif not reported:
+            # Once, although the client tries four times a second.
+            reported = True
+            waited = {"address": address, "patience_seconds": patience_seconds}
+            _log.warning("bus.unreachable", extra={**waited, "error": repr(error)})
 
     async def on_disconnected() -> None:
         if not nc.closing_on_purpose:
@@ -229,8 +242,9 @@ async def connect(settings: CoreSettings, *, name: str, patience_seconds: float 
     except (NoServersError, OSError, TimeoutError) as error:
         raise TransientError(
             "bus_unreachable",
-            f"no nats-server at {settings.nats_url} within {patience_seconds} s: {error}",
+            f"no nats-server at {address} within {patience_seconds} s: {error}",
         ) from error
+    connecting = False
     nc.closing_on_purpose = False
     info: dict[str, Any] = nc._server_info  # noqa: SLF001 - carries what no property does
     try:

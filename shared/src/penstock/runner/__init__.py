@@ -1,10 +1,13 @@
-"""The runner SDK: what a program needs to do a part of Penstock's work.
+"""The runner SDK: all that the author of a runner imports.
 
-``Runner`` is given handlers by decorator and consumes the steps of one queue; ``StepContext`` is
-what a handler is told about its step. Everything else in this package is their inside.
+``Runner`` takes handlers by decorator and consumes the steps of one queue; ``StepContext`` is a
+handler's view of its step. A handler raises ``RejectedError`` to fail for good and
+``TransientError`` to be called again; an agent records its ``Usage``.
 """
 
+from penstock.contracts.errors import RejectedError, TransientError
+from penstock.contracts.facts import Usage
 from penstock.runner.context import StepContext
 from penstock.runner.runner import Runner
 
-__all__ = ["Runner", "StepContext"]
+__all__ = ["RejectedError", "Runner", "StepContext", "TransientError", "Usage"]

@@ -10,16 +10,15 @@ import sys
 import threading
 from collections.abc import Coroutine, Sequence
 from functools import partial
-from typing import Final, NoReturn
+from typing import Final, NoReturn, Protocol
 
 from penstock.bus.connection import connect
-from penstock.contracts.errors import PenstockError
+from penstock.contracts.errors import PenstockError, TransientError
 from penstock.contracts.runners import RunnerRecord
 from penstock.memory import settle
 from penstock.runner.harness import Harness
 from penstock.runner.heartbeat import Heartbeat
-from penstock.runner.runner import Runner
-from penstock.runner.settings import RunnerSettings
+from penstock.runner.settings import RunnerSettings, find_settings
 from penstock.telemetry import logs, tracing
 from penstock.telemetry.health import HealthServer
 
@@ -28,18 +27,38 @@ EXIT_FAILED: Final = 1
 events = logs.EventLog("penstock.runner")
 
 
-def run(runners: Sequence[Runner], *, settings: RunnerSettings | None = None, service: str) -> None:
+class QueueRunner(Protocol):
+    """A runner, as its process uses it."""
+
+    queue: str
+
+    def record(self) -> RunnerRecord:
+        """Return the heartbeat's content."""
+
+    async def start(self, harness: Harness) -> None:
+        """Begin to take steps."""
+
+    def begin_drain(self) -> None:
+        """Announce in the next heartbeat that no more steps are taken."""
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Finish the steps in work, or hand them back after the grace."""
+
+
+def run(
+    runners: Sequence[QueueRunner], *, settings: RunnerSettings | None = None, service: str
+) -> None:
     """Run until SIGTERM or SIGINT, then drain and leave the process.
 
     Args:
         runners: At least one; they share a connection and a heartbeat.
-        settings: Built from ``PENSTOCK_*`` variables if not given.
+        settings: Built from ``PENSTOCK_*`` variables and ``stack.json`` if not given.
         service: Name in logs and traces.
 
     Raises:
         SystemExit: With 0 after a drain, 1 if it could not start.
     """
-    settings = settings if settings is not None else RunnerSettings()
+    settings = settings if settings is not None else find_settings()
     logs.configure(
         service=service,
         instance_id=settings.instance_id,
@@ -55,7 +74,9 @@ def run(runners: Sequence[Runner], *, settings: RunnerSettings | None = None, se
     try:
         _run_loop(serve(runners, settings, name=service))
     except PenstockError as error:
-        events.error("runner.failed", error, code=error.code)
+        # A server that is away needs no traceback; anything else may be a fault.
+        fault = None if isinstance(error, TransientError) else error
+        events.error("runner.failed", fault, code=error.code, reason=str(error))
         status = EXIT_FAILED
     finally:
         tracing.shutdown()
@@ -73,9 +94,9 @@ def _run_loop(serving: Coroutine[object, object, None]) -> None:
 
 
 def _leave(status: int) -> NoReturn:
-    """End the process, also when a plain function still works in its thread.
+    """End the process, also while a plain function still runs in its thread.
 
-    Its step was handed back; Python would wait for it, and somebody would have to kill us.
+    Its step was handed back; Python would wait for the thread until the process is killed.
     """
     left = [
         thread.name
@@ -90,7 +111,7 @@ def _leave(status: int) -> NoReturn:
 
 
 async def serve(
-    runners: Sequence[Runner],
+    runners: Sequence[QueueRunner],
     settings: RunnerSettings,
     *,
     name: str,
@@ -128,17 +149,17 @@ async def serve(
         await bus.close()
 
 
-def _records(runners: Sequence[Runner]) -> list[RunnerRecord]:
+def _records(runners: Sequence[QueueRunner]) -> list[RunnerRecord]:
     return [runner.record() for runner in runners]
 
 
 async def _drain(
-    runners: Sequence[Runner], harness: Harness, heartbeat: Heartbeat, settings: RunnerSettings
+    runners: Sequence[QueueRunner], harness: Harness, heartbeat: Heartbeat, settings: RunnerSettings
 ) -> None:
     for runner in runners:
         runner.begin_drain()
     heartbeat.beat_now()
     await asyncio.gather(*(runner.drain(settings.drain_seconds) for runner in runners))
     await harness.close()
-    # Last, so that nobody calls us lost while steps are still in work.
+    # Last, so that the runner does not count as lost while steps are still in work.
     await heartbeat.stop()

@@ -257,7 +257,8 @@ class Runner:
         """Run as the only thing of this process, until SIGTERM or SIGINT, then exit with 0.
 
         Args:
-            settings: Built from ``PENSTOCK_*`` variables if not given.
+            settings: Built from ``PENSTOCK_*`` variables if not given; without
+                ``PENSTOCK_NATS_URL`` the bus is that of the stack running in ``.penstock``.
 
         Raises:
             SystemExit: Always, at the end.

@@ -9,6 +9,7 @@ from pydantic_settings import NoDecode
 
 from penstock.runner.rates import read_rules
 from penstock.settings import CoreSettings
+from penstock.stack import read_stack_file
 
 
 class RunnerSettings(CoreSettings):
@@ -51,6 +52,24 @@ def _split(value: object) -> object:
     if isinstance(value, str):
         return tuple(item.strip() for item in value.split(",") if item.strip())
     return value
+
+
+def find_settings() -> RunnerSettings:
+    """Build the settings of a runner that was given none.
+
+    ``PENSTOCK_*`` variables come first. Where none names the bus, it is that of the stack that
+    runs in the data folder, as for the command line; else the default address.
+
+    Raises:
+        ValidationError: A variable has a value that is not allowed.
+    """
+    settings = RunnerSettings()
+    if "nats_url" in settings.model_fields_set:
+        return settings
+    stack = read_stack_file(settings.data_dir)
+    return (
+        settings if stack is None else settings.model_copy(update={"nats_url": stack["nats_url"]})
+    )
 
 
 class EgressSettings(RunnerSettings):
