@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -336,6 +337,8 @@ async def test_process_without_a_bus_says_so_and_exits_with_1(tmp_path: Path) ->
     )
     assert found.returncode == 1
     assert "bus_unreachable" in found.stderr
+    (waiting,) = [line for line in found.stderr.splitlines() if "bus.unreachable" in line]
+    assert json.loads(waiting)["address"] == "nats://127.0.0.1:1"
 
 
 async def test_step_longer_than_the_ack_wait_is_done_once(
