@@ -30,14 +30,15 @@ from penstock.contracts.ids import answer_signal_id
 from penstock.contracts.plan import (
     ApprovalPolicy,
     Block,
-    BranchSpec,
-    EndSpec,
-    LoopSpec,
-    MapSpec,
+    BranchNode,
+    EndNode,
+    LoopNode,
+    MapNode,
     Node,
-    ParallelSpec,
+    ParallelNode,
     ToolParameter,
-    WaitSpec,
+    TransformNode,
+    WaitNode,
 )
 from penstock.runs.state import RunState
 from tests.support.simulation import (
@@ -85,7 +86,7 @@ def due(run: Driver, step_id: str) -> float:
 
 
 def show(node_id: str, template: Any, *needs: str, **changes: Any) -> Node:
-    return Node(id=node_id, kind="transform", input=template, needs=needs, **changes)
+    return TransformNode(id=node_id, input=template, needs=needs, **changes)
 
 
 def tool_with_a_retry() -> Driver:
@@ -163,22 +164,19 @@ def map_and_branch() -> Driver:
         name="each",
         nodes=(
             tool_node("work", input={"a": "{{ item }}"}),
-            Node(
+            BranchNode(
                 id="size",
-                kind="branch",
                 needs=("work",),
-                branch=BranchSpec(
-                    conditions=("steps.work.output > 5", None),
-                    blocks=(
-                        Block(name="large", nodes=(show("large", "large {{ index }}"),)),
-                        Block(name="small", nodes=(show("small", "small {{ index }}"),)),
-                    ),
+                conditions=("steps.work.output > 5", None),
+                blocks=(
+                    Block(name="large", nodes=(show("large", "large {{ index }}"),)),
+                    Block(name="small", nodes=(show("small", "small {{ index }}"),)),
                 ),
             ),
         ),
     )
     plan = make_plan(
-        Node(id="each", kind="map", map=MapSpec(over="input.items", body=body, concurrency=2)),
+        MapNode(id="each", over="input.items", body=body, concurrency=2),
         show("count", "{{ size(steps.each.output) }}", "each", when="size(input.items) > 2"),
         show("never", "x", "each", when="false"),
         output={"each": "{{ steps.each.output }}", "count": "{{ steps.count.output }}"},
@@ -192,7 +190,9 @@ def map_and_branch() -> Driver:
 
 def loop_and_parallel() -> Driver:
     body = Block(name="again", nodes=(tool_node("step", input={"a": "{{ iteration }}"}),))
-    sides = ParallelSpec(
+    both = ParallelNode(
+        id="both",
+        needs=("again",),
         blocks=(
             Block(name="left", nodes=(tool_node("left"),)),
             Block(name="right", nodes=(tool_node("right"),)),
@@ -200,9 +200,9 @@ def loop_and_parallel() -> Driver:
         wait=1,
     )
     plan = make_plan(
-        Node(id="again", kind="loop", loop=LoopSpec(body=body, until="previous >= 2")),
-        Node(id="both", kind="parallel", needs=("again",), parallel=sides),
-        Node(id="stop", kind="end", needs=("both",), end=EndSpec(output={"done": True})),
+        LoopNode(id="again", body=body, until="previous >= 2"),
+        both,
+        EndNode(id="stop", needs=("both",), output={"done": True}),
         tool_node("unreached", "stop"),
     )
     run = Driver(plan).start()
@@ -213,17 +213,14 @@ def loop_and_parallel() -> Driver:
 
 def waits_and_signals() -> Driver:
     plan = make_plan(
-        Node(id="nap", kind="wait", wait=WaitSpec(seconds=60)),
-        Node(
+        WaitNode(id="nap", seconds=60),
+        WaitNode(
             id="paid",
-            kind="wait",
             needs=("nap",),
-            wait=WaitSpec(
-                signal="paid",
-                match="signal.payload.order == input.order",
-                correlation="order-{{ input.order }}",
-                timeout_seconds=300,
-            ),
+            signal="paid",
+            match="signal.payload.order == input.order",
+            correlation="order-{{ input.order }}",
+            timeout_seconds=300,
         ),
         output="{{ steps.paid.output.payload.amount }}",
     )

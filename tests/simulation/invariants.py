@@ -26,7 +26,7 @@ from penstock.contracts.ids import (
     resolution_record_id,
     turn_step_id,
 )
-from penstock.contracts.plan import Node, Plan
+from penstock.contracts.plan import EndNode, Node, ParallelNode, Plan
 from penstock.contracts.subjects import FactSubject
 from penstock.runs.state import Entry, RunState, fold, new_state
 from penstock_orchestrator.archive.projection import Projection
@@ -343,7 +343,7 @@ class Invariants:
 def _cut(ledger: RunLedger) -> bool:
     """Tell whether something in a run's plan ends before all within it has ended."""
     nodes = ledger.plan.by_id.values() if ledger.plan is not None else ()
-    return any(node.end is not None or node.parallel is not None for node in nodes)
+    return any(isinstance(node, EndNode | ParallelNode) for node in nodes)
 
 
 def _done(ledger: RunLedger, node: Node, iid: str) -> bool:

@@ -10,26 +10,21 @@ from collections.abc import Callable
 from random import Random
 from typing import Any, Final, Literal
 
+from pydantic import TypeAdapter
+
 from penstock.contracts.facts import DefinitionKind, Reservation, RunLimits
 from penstock.contracts.plan import (
     ApprovalPolicy,
-    ApprovalSpec,
     Block,
-    BranchSpec,
     ChildSpec,
     CompiledAgent,
     CompiledTool,
     ConcurrencySpec,
-    EndSpec,
-    LoopSpec,
-    MapSpec,
     Node,
-    ParallelSpec,
     Plan,
     Price,
     RetryPolicy,
-    SendSpec,
-    WaitSpec,
+    ToolNode,
 )
 
 TOOLS = ("add", "look")
@@ -66,6 +61,9 @@ def draw_features(random: Random) -> frozenset[str]:
     """Draw what the plans of a world use."""
     share = random.choice([0.0, 0.2, 0.5, 0.9])
     return frozenset(each for each in FEATURES if random.random() < share)
+
+
+NODE: TypeAdapter[Node] = TypeAdapter(Node)
 
 
 class PlanMaker:
@@ -154,8 +152,8 @@ class PlanMaker:
             told |= {"on_error": "continue", "fallback": random.choice([None, {"n": 0}])}
         if self.uses("compensate", 0.4) and kind in ("tool", "agent"):
             undo = self._new_id()
-            told["compensate"] = Node(id=undo, kind="tool", ref="add", input={"undo": node_id})
-        return Node(**told)
+            told["compensate"] = ToolNode(id=undo, ref="add", input={"undo": node_id})
+        return NODE.validate_python(told)
 
     def _new_id(self) -> str:
         self._made += 1
@@ -181,58 +179,54 @@ class PlanMaker:
     def _branch(self, _node_id: str, depth: int) -> dict[str, Any]:
         conditions = self.random.choice([("input.n > 4", None), ("input.n > 4", "input.n > 8")])
         blocks = tuple(self._inner(f"case{index}", depth) for index in range(2))
-        return {"branch": BranchSpec(conditions=conditions, blocks=blocks)}
+        return {"conditions": conditions, "blocks": blocks}
 
     def _parallel(self, _node_id: str, depth: int) -> dict[str, Any]:
         count = self.random.choice([2, 3])
-        spec = ParallelSpec(
-            blocks=tuple(self._inner(f"side{index}", depth) for index in range(count)),
-            wait=self.random.choice([None, None, 1, 2]),
-            collect=self.random.random() < 0.4,
-        )
-        return {"parallel": spec}
+        return {
+            "blocks": tuple(self._inner(f"side{index}", depth) for index in range(count)),
+            "wait": self.random.choice([None, None, 1, 2]),
+            "collect": self.random.random() < 0.4,
+        }
 
     def _map(self, _node_id: str, depth: int) -> dict[str, Any]:
-        spec = MapSpec(
-            over="input.items",
-            body=self._inner("body", depth),
-            concurrency=self.random.choice([None, 1, 2]),
-            collect=self.random.random() < 0.4,
-        )
-        return {"map": spec}
+        return {
+            "over": "input.items",
+            "body": self._inner("body", depth),
+            "concurrency": self.random.choice([None, 1, 2]),
+            "collect": self.random.random() < 0.4,
+        }
 
     def _loop(self, _node_id: str, depth: int) -> dict[str, Any]:
         told: dict[str, Any] = self.random.choice(
             [{"until": "iteration >= 1"}, {"while_": "iteration < 2"}, {"until": "input.n < 0"}]
         )
-        spec = LoopSpec(
+        return dict(
             body=self._inner("body", depth),
             max_iterations=3,
             on_limit=self.random.choice(["fail", "stop"]),
             **told,
         )
-        return {"loop": spec}
 
     def _wait(self, _node_id: str, _depth: int) -> dict[str, Any]:
         random = self.random
         if random.random() < 0.5:
-            return {"wait": WaitSpec(seconds=random.choice([0, 0.5, "3s"]))}
-        spec = WaitSpec(
-            signal=EVENT,
-            match=random.choice([None, "signal.payload.n > 3"]),
-            correlation=random.choice([None, KEY]),
-            timeout_seconds=random.choice([2.0, 10.0]),
-            on_timeout=random.choice(["fail", "continue", "continue"]),
-        )
-        return {"wait": spec}
+            return {"seconds": random.choice([0, 0.5, "3s"])}
+        return {
+            "signal": EVENT,
+            "match": random.choice([None, "signal.payload.n > 3"]),
+            "correlation": random.choice([None, KEY]),
+            "timeout_seconds": random.choice([2.0, 10.0]),
+            "on_timeout": random.choice(["fail", "continue", "continue"]),
+        }
 
     def _approval(self, _node_id: str, _depth: int) -> dict[str, Any]:
-        spec = ApprovalSpec(
-            message="may it?",
-            expires_seconds=self.random.choice([3.0, 15.0]),
-            on_reject=self.random.choice(["fail", "continue"]),
-        )
-        return {"approval": spec, "input": {"n": "{{ input.n }}"}}
+        return {
+            "input": {"n": "{{ input.n }}"},
+            "message": "may it?",
+            "expires_seconds": self.random.choice([3.0, 15.0]),
+            "on_reject": self.random.choice(["fail", "continue"]),
+        }
 
     def _workflow(self, _node_id: str, _depth: int) -> dict[str, Any]:
         random = self.random
@@ -253,11 +247,11 @@ class PlanMaker:
 
     def _send(self, _node_id: str, _depth: int) -> dict[str, Any]:
         to: dict[str, Any] = self.random.choice([{"correlation": KEY}, {"run_id": "{{ run.id }}"}])
-        return {"send": SendSpec(name=EVENT, payload={"n": "{{ input.n }}"}, **to)}
+        return {"name": EVENT, "payload": {"n": "{{ input.n }}"}, **to}
 
     def _end(self, _node_id: str, _depth: int) -> dict[str, Any]:
         status: Literal["done", "failed"] = self.random.choice(["done", "failed"])
-        return {"end": EndSpec(status=status, output="{{ input.n }}", message="over")}
+        return {"status": status, "output": "{{ input.n }}", "message": "over"}
 
     # -- what nodes refer to ---------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from penstock.contracts.facts import (
     fact_bytes,
 )
 from penstock.contracts.ids import answer_signal_id
-from penstock.contracts.plan import Node
+from penstock.contracts.plan import AgentNode, Node, ToolNode
 from tests.simulation.actors import Actor
 from tests.simulation.clock import wall
 from tests.simulation.loop import Process
@@ -186,4 +186,5 @@ def sketch(nodes: Iterable[Node]) -> str:
 def _sketch(node: Node) -> str:
     inner = " | ".join(sketch(block.nodes) for block in node.blocks)
     needs = f" after {' '.join(node.needs)}" if node.needs else ""
-    return f"{node.id}:{node.ref or node.kind}" + (f"[{inner}]" if inner else "") + needs
+    name = node.ref if isinstance(node, AgentNode | ToolNode) else node.kind
+    return f"{node.id}:{name}" + (f"[{inner}]" if inner else "") + needs

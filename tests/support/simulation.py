@@ -30,7 +30,15 @@ from penstock.contracts.facts import (
     StepScheduled,
     Usage,
 )
-from penstock.contracts.plan import CompiledAgent, CompiledTool, Node, Plan, RetryPolicy
+from penstock.contracts.plan import (
+    AgentNode,
+    CompiledAgent,
+    CompiledTool,
+    Node,
+    Plan,
+    RetryPolicy,
+    ToolNode,
+)
 from penstock.runs.state import Entry, RunState, evolve, fold, new_state
 from penstock_orchestrator.core.deadlines import run_deadline
 from penstock_orchestrator.core.decide import decide, expired, repair
@@ -61,13 +69,13 @@ def make_agent(name: str = "writer", **changes: Any) -> CompiledAgent:
     return CompiledAgent(**{"name": name, "model": "scripted/test", "retry": QUICK, **changes})
 
 
-def tool_node(node_id: str, *needs: str, ref: str = "add", **changes: Any) -> Node:
-    return Node(**{"id": node_id, "kind": "tool", "ref": ref, "needs": needs, **changes})
+def tool_node(node_id: str, *needs: str, ref: str = "add", **changes: Any) -> ToolNode:
+    return ToolNode(**{"id": node_id, "ref": ref, "needs": needs, **changes})
 
 
-def agent_node(node_id: str, *needs: str, ref: str = "writer", **changes: Any) -> Node:
-    base = {"id": node_id, "kind": "agent", "ref": ref, "needs": needs, "input": "{{ input }}"}
-    return Node(**{**base, **changes})
+def agent_node(node_id: str, *needs: str, ref: str = "writer", **changes: Any) -> AgentNode:
+    base = {"id": node_id, "ref": ref, "needs": needs, "input": "{{ input }}"}
+    return AgentNode(**{**base, **changes})
 
 
 def make_plan(

@@ -23,7 +23,11 @@ from penstock.contracts.facts import (
     SignalReceived,
 )
 from penstock.contracts.ids import run_id_from, shard_of
-from penstock.contracts.plan import Node, Plan, WaitSpec
+from penstock.contracts.plan import (
+    Plan,
+    ToolNode,
+    WaitNode,
+)
 from penstock.embedded import NatsServer
 from penstock_orchestrator.archive.settings import ArchiveSettings
 from penstock_orchestrator.settings import OrchestratorSettings
@@ -47,15 +51,15 @@ async def world(bus: Bus, server: NatsServer) -> AsyncIterator[World]:
     await writer.close()
 
 
-def steps_around(wait: WaitSpec) -> Plan:
+def steps_around(wait: WaitNode) -> Plan:
     """A step, a wait, another step."""
     return Plan(
         name="patient",
         kind=DefinitionKind.WORKFLOW,
         nodes=(
-            Node(id="a", kind="tool", ref="noop", input={}),
-            Node(id="w", kind="wait", needs=("a",), wait=wait),
-            Node(id="b", kind="tool", ref="noop", needs=("w",), input={"got": "{{ steps.w }}"}),
+            ToolNode(id="a", ref="noop", input={}),
+            wait,
+            ToolNode(id="b", ref="noop", needs=("w",), input={"got": "{{ steps.w }}"}),
         ),
         tools={"noop": NOOP},
         timeout_seconds=YEAR_SECONDS,
@@ -124,7 +128,7 @@ async def test_run_older_than_the_log_goes_on_when_its_signal_comes(
 ) -> None:
     async with archive(world.bus, settings):
         await world.start_engine()
-        run_id = await begin(world, steps_around(WaitSpec(signal="go")))
+        run_id = await begin(world, steps_around(WaitNode(id="w", needs=("a",), signal="go")))
         await grow_old(world, run_id)
         await world.start_engine("engine-2")
         signal = SignalReceived(occurred_at=datetime.now(UTC), name="go", payload=7)
@@ -138,7 +142,7 @@ async def test_run_older_than_the_log_goes_on_when_its_time_comes(
 ) -> None:
     async with archive(world.bus, settings):
         await world.start_engine()
-        run_id = await begin(world, steps_around(WaitSpec(seconds=3)))
+        run_id = await begin(world, steps_around(WaitNode(id="w", needs=("a",), seconds=3)))
         await grow_old(world, run_id)
         await world.start_engine("engine-2")
         await assert_done_once(world, run_id)
@@ -150,7 +154,9 @@ async def test_run_older_than_the_log_ends_at_its_deadline_after_a_restart(
     limits = RunLimits(timeout_seconds=AGE.total_seconds() + 4)
     async with archive(world.bus, settings):
         await world.start_engine()
-        run_id = await begin(world, steps_around(WaitSpec(signal="go")), limits=limits)
+        run_id = await begin(
+            world, steps_around(WaitNode(id="w", needs=("a",), signal="go")), limits=limits
+        )
         await grow_old(world, run_id)
         await world.start_engine("engine-2")
         ended = await world.ended(run_id, within=20)

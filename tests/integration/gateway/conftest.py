@@ -44,7 +44,12 @@ from penstock.contracts.pending import (
     call_digest,
     correlation_hash,
 )
-from penstock.contracts.plan import CompiledTool, Node, Plan, PublishedVersion
+from penstock.contracts.plan import (
+    CompiledTool,
+    Plan,
+    PublishedVersion,
+    ToolNode,
+)
 from penstock.contracts.runners import WebhookRecord
 from penstock.embedded import NatsServer
 from penstock.runs.state import Entry
@@ -252,7 +257,7 @@ def client_plan(name: str = "clerk") -> Plan:
     return Plan(
         name=name,
         kind=DefinitionKind.WORKFLOW,
-        nodes=(Node(id="ask", kind="tool", ref="screen"),),
+        nodes=(ToolNode(id="ask", ref="screen"),),
         tools={"screen": CompiledTool(name="screen", queue="client", client=True)},
     )
 

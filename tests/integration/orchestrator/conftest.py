@@ -33,7 +33,12 @@ from penstock.contracts.facts import (
 )
 from penstock.contracts.ids import shard_of
 from penstock.contracts.json import Json
-from penstock.contracts.plan import CompiledTool, Node, Plan, RetryPolicy
+from penstock.contracts.plan import (
+    CompiledTool,
+    Plan,
+    RetryPolicy,
+    ToolNode,
+)
 from penstock.embedded import NatsServer
 from penstock.runids import new_run_id
 from penstock.runs.state import Entry, RunState, fold, new_state
@@ -49,7 +54,7 @@ NOOP = CompiledTool(
 def chain(*names: str, timeout_seconds: float = 60.0) -> Plan:
     """Return a plan of tool nodes, each after the one before."""
     nodes = tuple(
-        Node(id=name, kind="tool", ref="noop", needs=names[max(0, n - 1) : n], input={"n": n})
+        ToolNode(id=name, ref="noop", needs=names[max(0, n - 1) : n], input={"n": n})
         for n, name in enumerate(names)
     )
     return Plan(
@@ -63,7 +68,7 @@ def chain(*names: str, timeout_seconds: float = 60.0) -> Plan:
 
 def fan(width: int) -> Plan:
     """Return a plan of tool nodes side by side."""
-    nodes = tuple(Node(id=f"n{n}", kind="tool", ref="noop", input={}) for n in range(width))
+    nodes = tuple(ToolNode(id=f"n{n}", ref="noop", input={}) for n in range(width))
     return Plan(
         name="fan", kind=DefinitionKind.WORKFLOW, nodes=nodes, tools={"noop": NOOP}, output="all"
     )

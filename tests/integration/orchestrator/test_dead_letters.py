@@ -14,7 +14,11 @@ from penstock.bus.consumer import Consumer, Delivery
 from penstock.contracts import subjects
 from penstock.contracts.errors import ErrorInfo, InvariantError, TransientError
 from penstock.contracts.facts import DeadLetter, DefinitionKind
-from penstock.contracts.plan import CompiledTool, Node, Plan
+from penstock.contracts.plan import (
+    CompiledTool,
+    Plan,
+    ToolNode,
+)
 from penstock_gateway.dead import DeadLetters
 from penstock_gateway.settings import GatewaySettings
 from tests.integration.gateway.conftest import Running, running
@@ -151,7 +155,7 @@ async def test_step_that_must_not_be_repeated_waits_for_a_decision(site: Site) -
     plan = Plan(
         name="once",
         kind=DefinitionKind.WORKFLOW,
-        nodes=(Node(id="a", kind="tool", ref="pay"),),
+        nodes=(ToolNode(id="a", ref="pay"),),
         tools={"pay": CompiledTool(name="pay", queue="q", at_most_once=True)},
     )
     run_id, letter = await given_up(site, plan)

@@ -21,11 +21,13 @@ from penstock.contracts.plan import (
     Block,
     ChildSpec,
     CompiledTool,
-    MapSpec,
+    MapNode,
     Node,
     Plan,
-    SendSpec,
-    WaitSpec,
+    SendNode,
+    ToolNode,
+    WaitNode,
+    WorkflowNode,
 )
 from tests.integration.orchestrator.conftest import NOOP, TENANT, CreateWorld, World, chain
 from tests.support.waiting import eventually
@@ -38,7 +40,7 @@ def plan_of(*nodes: Node, **changes: Any) -> Plan:
 
 def calling(child: Plan, **changes: Any) -> Node:
     spec = ChildSpec(name=child.name, kind=child.kind, version=1, plan_digest=child.digest())
-    return Node(id="c", kind="workflow", child=spec, input={"from": "{{ run.id }}"}, **changes)
+    return WorkflowNode(id="c", child=spec, input={"from": "{{ run.id }}"}, **changes)
 
 
 async def send(
@@ -117,14 +119,14 @@ async def test_child_is_started_by_the_next_engine_where_the_first_died(
 async def test_message_reaches_the_run_that_waits_for_its_key(create_world: CreateWorld) -> None:
     world = await create_world()
     await world.start_engine()
-    wait = Node(id="w", kind="wait", wait=WaitSpec(signal="paid", correlation="order-{{ 7 }}"))
+    wait = WaitNode(id="w", signal="paid", correlation="order-{{ 7 }}")
     waiting_id = await world.invoke(plan_of(wait))
     await world.until(waiting_id, lambda s: s.status is RunStatus.WAITING)
     key = subjects.correlation_key(TENANT, correlation_hash("order-7"), waiting_id)
     await eventually(lambda: _contains(world, key), within=5)
 
-    told = SendSpec(name="paid", correlation="order-7", payload={"eur": 5})
-    sender_id = await world.invoke(plan_of(Node(id="s", kind="send", send=told)))
+    message = SendNode(id="s", name="paid", correlation="order-7", payload={"eur": 5})
+    sender_id = await world.invoke(plan_of(message))
 
     assert (await world.ended(sender_id)).output == {"run_ids": [waiting_id]}
     ended = await world.ended(waiting_id)
@@ -143,9 +145,9 @@ async def _empty(world: World) -> bool:
 async def test_message_to_nobody_fails_its_step(create_world: CreateWorld) -> None:
     world = await create_world()
     await world.start_engine()
-    told = SendSpec(name="paid", correlation="order-8")
+    message = SendNode(id="s", name="paid", correlation="order-8")
 
-    sender_id = await world.invoke(plan_of(Node(id="s", kind="send", send=told)))
+    sender_id = await world.invoke(plan_of(message))
 
     ended = await world.ended(sender_id)
     assert ended.error is not None
@@ -156,7 +158,7 @@ async def test_approval_is_listed_until_it_is_answered(create_world: CreateWorld
     world = await create_world()
     await world.start_engine()
     tool = CompiledTool(name="noop", queue="q", policy="require_approval")
-    node = Node(id="pay", kind="tool", ref="noop", input={"eur": 5})
+    node = ToolNode(id="pay", ref="noop", input={"eur": 5})
     run_id = await world.invoke(plan_of(node, tools={"noop": tool}))
     await world.until(run_id, lambda s: s.status is RunStatus.WAITING)
     key = subjects.pending_key(TENANT, run_id, "pay-a")
@@ -177,12 +179,10 @@ async def test_approval_is_listed_until_it_is_answered(create_world: CreateWorld
 async def test_many_waits_of_a_map_come_due_together(create_world: CreateWorld) -> None:
     world = await create_world()
     await world.start_engine()
-    wait = Node(id="w", kind="wait", wait=WaitSpec(seconds=2))
+    wait = WaitNode(id="w", seconds=2)
     body = Block(name="body", nodes=(wait,))
     items = "[" + ",".join(map(str, range(400))) + "]"
-    run_id = await world.invoke(
-        plan_of(Node(id="m", kind="map", map=MapSpec(over=items, body=body)))
-    )
+    run_id = await world.invoke(plan_of(MapNode(id="m", over=items, body=body)))
 
     ended = await world.ended(run_id, within=20)
 
@@ -200,7 +200,7 @@ async def test_many_waits_of_a_map_come_due_together(create_world: CreateWorld) 
 async def test_wait_survives_the_engine(create_world: CreateWorld) -> None:
     world = await create_world()
     engine = await world.start_engine()
-    run_id = await world.invoke(plan_of(Node(id="w", kind="wait", wait=WaitSpec(seconds=2))))
+    run_id = await world.invoke(plan_of(WaitNode(id="w", seconds=2)))
     await world.until(run_id, lambda s: s.status is RunStatus.WAITING)
     await engine.stop()
     await asyncio.sleep(0)

@@ -13,7 +13,14 @@ from penstock.bus.kv import Bucket
 from penstock.contracts import subjects
 from penstock.contracts.errors import ErrorInfo
 from penstock.contracts.facts import DefinitionKind, RunInvoked, RunLimits
-from penstock.contracts.plan import Block, MapSpec, Node, Plan, PublishedVersion
+from penstock.contracts.plan import (
+    Block,
+    MapNode,
+    Node,
+    Plan,
+    PublishedVersion,
+    ToolNode,
+)
 from penstock_gateway.settings import GatewaySettings
 from tests.integration.gateway.conftest import running
 from tests.integration.orchestrator.conftest import NOOP, TENANT, World, chain
@@ -23,7 +30,7 @@ BROKEN = ErrorInfo(code="broken", message="no")
 
 def reading(node_id: str, *needs: str, **changes: Any) -> Node:
     given: Any = {name: f"{{{{ steps.{name}.output }}}}" for name in needs}
-    return Node(id=node_id, kind="tool", ref="noop", needs=needs, input=given, **changes)
+    return ToolNode(id=node_id, ref="noop", needs=needs, input=given, **changes)
 
 
 def plan_of(*nodes: Node, **changes: Any) -> Plan:
@@ -156,16 +163,14 @@ async def test_fork_at_every_sequence_ends(site: Site) -> None:
 
 
 async def test_fork_with_another_version_and_input_does_again_what_differs(site: Site) -> None:
-    first = plan_of(
-        reading("a"), Node(id="b", kind="tool", ref="noop", input={"x": "{{ input.city }}"})
-    )
+    first = plan_of(reading("a"), ToolNode(id="b", ref="noop", input={"x": "{{ input.city }}"}))
     run_id = await site.world.invoke(first)
     await site.play(run_id, a=1, b=2)
     await site.world.ended(run_id)
     await site.publish(
         plan_of(
             reading("a", timeout_seconds=9),
-            Node(id="b", kind="tool", ref="noop", input={"x": "{{ input.city }}"}),
+            ToolNode(id="b", ref="noop", input={"x": "{{ input.city }}"}),
         ),
         2,
     )
@@ -181,12 +186,11 @@ async def test_fork_with_another_version_and_input_does_again_what_differs(site:
 
 
 async def test_large_seed_is_taken_over(site: Site) -> None:
-    work = Node(id="w", kind="tool", ref="noop", input={"n": "{{ item }}"})
-    spec = MapSpec(over="[0,1,2,3,4,5,6,7,8,9]", body=Block(name="body", nodes=(work,)))
+    work = ToolNode(id="w", ref="noop", input={"n": "{{ item }}"})
+    body = Block(name="body", nodes=(work,))
+    many = MapNode(id="m", over="[0,1,2,3,4,5,6,7,8,9]", body=body)
     run_id = await site.world.invoke(
-        plan_of(
-            Node(id="m", kind="map", map=spec), reading("z", "m"), output="{{ steps.z.output }}"
-        )
+        plan_of(many, reading("z", "m"), output="{{ steps.z.output }}")
     )
     await site.play(run_id, **{f"w-x{index}": "x" * 200_000 for index in range(10)}, z=BROKEN)
     await site.world.ended(run_id)

@@ -19,7 +19,11 @@ from penstock.contracts.facts import (
     SignalReceived,
 )
 from penstock.contracts.ids import answer_signal_id
-from penstock.contracts.plan import ConcurrencySpec, Node, Plan
+from penstock.contracts.plan import (
+    ConcurrencySpec,
+    Plan,
+    ToolNode,
+)
 from penstock.runids import new_run_id
 from penstock_orchestrator.engine.admission import Admission
 from penstock_orchestrator.engine.engine import Engine
@@ -36,7 +40,7 @@ def keyed(spec: ConcurrencySpec) -> Plan:
     return Plan(
         name="keyed",
         kind=DefinitionKind.WORKFLOW,
-        nodes=(Node(id="a", kind="tool", ref="noop", input={}),),
+        nodes=(ToolNode(id="a", ref="noop", input={}),),
         tools={"noop": NOOP},
         timeout_seconds=120.0,
         concurrency=spec,

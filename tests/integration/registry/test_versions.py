@@ -15,7 +15,7 @@ from penstock.bus.kv import Bucket
 from penstock.contracts import subjects
 from penstock.contracts.errors import ConflictError, RejectedError
 from penstock.contracts.ids import content_digest
-from penstock.contracts.plan import PLAN, CompiledTool, PublishedVersion
+from penstock.contracts.plan import PLAN, CompiledTool, PublishedVersion, WorkflowNode
 from penstock.contracts.rpc import (
     Alias,
     Aliases,
@@ -70,8 +70,9 @@ async def pinned(bus: Bus, tenant: str, name: str) -> int:
     assert version is not None
     entry = await Bucket(bus, subjects.PLANS).get(version.plan_digest)
     assert entry is not None
-    child = PLAN.validate_json(entry.value).nodes[0].child
-    assert child is not None
+    node = PLAN.validate_json(entry.value).nodes[0]
+    assert isinstance(node, WorkflowNode)
+    child = node.child
     pin = await published(bus, tenant, f"{child.name}@{child.version}")
     assert pin is not None
     assert pin.plan_digest == child.plan_digest
@@ -302,7 +303,7 @@ async def _write_as_before(url: str, tenant: str) -> None:
             made = CompiledTool.model_validate_json(compiled)
             old = made.model_dump(mode="json", include=OLD_TOOL)
         else:
-            plan = PLAN.validate_json(compiled).model_copy(update={"format": "penstock.plan/1"})
+            plan = PLAN.validate_json(compiled)
             old = plan.model_dump(mode="json", include=OLD_PLAN)
         body = json.dumps(old).encode()
         await session.execute(

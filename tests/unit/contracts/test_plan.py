@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from penstock.contracts.plan import PLAN, CompiledTool, Node, RetryPolicy
+from penstock.contracts.plan import (
+    PLAN,
+    CompiledTool,
+    RetryPolicy,
+    ToolNode,
+)
 from tests.support.simulation import agent_node, make_plan, tool_node
 
 
@@ -37,7 +42,7 @@ def test_plan_successors_are_the_nodes_that_need_a_node() -> None:
 @pytest.mark.parametrize("node_id", ["", "a-b", "1a", "a.b", "x" * 41])
 def test_node_with_an_id_that_no_step_id_can_hold_is_refused(node_id: str) -> None:
     with pytest.raises(ValidationError):
-        Node(id=node_id, kind="tool", ref="add")
+        ToolNode(id=node_id, ref="add")
 
 
 def test_tool_whose_queue_is_no_token_is_refused() -> None:

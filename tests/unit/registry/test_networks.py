@@ -32,7 +32,9 @@ def test_network_compiles_to_one_conversation() -> None:
 
     plan = PLAN.validate_json(compiled(net, agent(), tool()).body)
 
-    assert [(node.id, node.kind, node.ref) for node in plan.nodes] == [("network", "agent", "a")]
+    assert [(node.id, node.kind, getattr(node, "ref", None)) for node in plan.nodes] == [
+        ("network", "agent", "a")
+    ]
     assert plan.agents["a"].routes == ("b",)
     assert plan.agents["a"].description == "leads"
     assert plan.agents["b"].responds_to == "caller"

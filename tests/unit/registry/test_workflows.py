@@ -4,7 +4,16 @@ from typing import Any
 import pytest
 
 from penstock.contracts.errors import RejectedError
-from penstock.contracts.plan import PLAN, Node, Plan
+from penstock.contracts.plan import (
+    PLAN,
+    BranchNode,
+    Node,
+    ParallelNode,
+    Plan,
+    ToolNode,
+    WaitNode,
+    WorkflowNode,
+)
 from tests.unit.registry.builders import agent, compiled, faults_of, tool, workflow
 
 INPUT = {
@@ -87,10 +96,10 @@ def test_branch_compiles_to_cases_with_names_and_else() -> None:
         }
     )
 
-    assert node.branch is not None
-    assert node.branch.conditions == ("input.n > 1", "true", None)
-    assert [block.name for block in node.branch.blocks] == ["case_1", "sure", "else"]
-    assert node.branch.blocks[0].output == 7
+    assert isinstance(node, BranchNode)
+    assert node.conditions == ("input.n > 1", "true", None)
+    assert [block.name for block in node.blocks] == ["case_1", "sure", "else"]
+    assert node.blocks[0].output == 7
 
 
 @pytest.mark.parametrize(("wait", "count"), [("all", None), ("any", 1), (2, 2)])
@@ -99,8 +108,8 @@ def test_parallel_compiles_how_many_must_succeed(wait: Any, count: int | None) -
 
     node = node_of({"parallel": {"branches": branches, "wait": wait, "on_failure": "collect"}})
 
-    assert node.parallel is not None
-    assert (node.parallel.wait, node.parallel.collect) == (count, True)
+    assert isinstance(node, ParallelNode)
+    assert (node.wait, node.collect) == (count, True)
 
 
 @pytest.mark.parametrize(
@@ -110,8 +119,8 @@ def test_parallel_compiles_how_many_must_succeed(wait: Any, count: int | None) -
 def test_wait_compiles_lengths_of_time_to_seconds(written: Any, seconds: float) -> None:
     node = node_of({"wait": {"for": written}})
 
-    assert node.wait is not None
-    assert node.wait.seconds == seconds
+    assert isinstance(node, WaitNode)
+    assert node.seconds == seconds
 
 
 def test_wait_lets_a_run_take_longer_than_an_hour() -> None:
@@ -375,9 +384,10 @@ def test_child_is_pinned_by_the_digest_of_its_plan() -> None:
 
     plan = PLAN.validate_json(compiled(child("outer", "inner"), inner).body)
 
-    assert plan.nodes[0].child is not None
-    assert plan.nodes[0].child.plan_digest == compiled(inner).digest
-    assert plan.nodes[0].input == "{{ input }}"
+    node = plan.nodes[0]
+    assert isinstance(node, WorkflowNode)
+    assert node.child.plan_digest == compiled(inner).digest
+    assert node.input == "{{ input }}"
 
 
 def test_workflows_that_run_each_other_are_refused_with_the_way() -> None:
@@ -419,6 +429,7 @@ def test_http_step_becomes_a_tool_whose_arguments_the_run_gives() -> None:
     )
 
     node, made = plan.nodes[0], plan.tools["http-get"]
+    assert isinstance(node, ToolNode)
     assert node.ref == "http-get"
     assert node.input == {
         "input_city": "{{ input.city }}",
@@ -450,7 +461,7 @@ def test_http_step_keeps_out_of_the_way_of_a_tool_with_its_name() -> None:
 
     plan = PLAN.validate_json(compiled(flow, tool("http-get")).body)
 
-    assert [node.ref for node in plan.nodes] == ["http-get", "http-get-2"]
+    assert [getattr(node, "ref", None) for node in plan.nodes] == ["http-get", "http-get-2"]
     assert set(plan.tools) == {"http-get", "http-get-2"}
 
 

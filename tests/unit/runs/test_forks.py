@@ -11,16 +11,17 @@ from penstock.contracts.errors import RejectedError
 from penstock.contracts.facts import RunStatus, Seed, SignalReceived, StepKind, StepResult
 from penstock.contracts.ids import answer_signal_id
 from penstock.contracts.plan import (
-    ApprovalSpec,
+    ApprovalNode,
     Block,
-    BranchSpec,
-    EndSpec,
-    LoopSpec,
-    MapSpec,
+    BranchNode,
+    EndNode,
+    LoopNode,
+    MapNode,
     Node,
-    ParallelSpec,
+    ParallelNode,
     Plan,
-    WaitSpec,
+    TransformNode,
+    WaitNode,
 )
 from penstock.runs.forks import seed_of
 from penstock.runs.lineage import Lineage, changed_nodes
@@ -70,11 +71,11 @@ def body(*nodes: Node, **changes: Any) -> Block:
 
 
 def mapped(over: str, *nodes: Node, **changes: Any) -> Node:
-    return Node(id="m", kind="map", map=MapSpec(over=over, body=body(*nodes), **changes))
+    return MapNode(id="m", over=over, body=body(*nodes), **changes)
 
 
 def looped(*nodes: Node, **changes: Any) -> Node:
-    return Node(id="l", kind="loop", loop=LoopSpec(body=body(*nodes), **changes))
+    return LoopNode(id="l", body=body(*nodes), **changes)
 
 
 def assert_same_end(source: Driver, copy: Driver) -> None:
@@ -215,7 +216,7 @@ def test_failure_that_was_continued_after_is_taken_over() -> None:
 def test_retry_without_needs_follows_references() -> None:
     plan = make_plan(
         tool_node("a"),
-        Node(id="t", kind="transform", input="{{ steps.a.output + 1 }}", needs=("a",)),
+        TransformNode(id="t", input="{{ steps.a.output + 1 }}", needs=("a",)),
         tool_node("c", "t", when="steps.t.output > 5"),
     )
     source = Driver(plan).start().result("a", 1)
@@ -273,8 +274,7 @@ def test_unknown_outcome_that_was_decided_is_taken_over() -> None:
 
 def branching(condition: str) -> Node:
     blocks = (Block(name="yes", nodes=(tool_node("y"),)), Block(name="no", nodes=(tool_node("n"),)))
-    spec = BranchSpec(conditions=(condition, None), blocks=blocks)
-    return Node(id="br", kind="branch", branch=spec, needs=("a",))
+    return BranchNode(id="br", conditions=(condition, None), blocks=blocks, needs=("a",))
 
 
 def test_branch_is_decided_again_where_its_condition_reads_an_override() -> None:
@@ -300,7 +300,7 @@ def test_branch_keeps_its_choice_where_a_step_inside_is_overridden() -> None:
 
 def parallel(**changes: Any) -> Node:
     blocks = tuple(Block(name=name, nodes=(tool_node(name, retry=NEVER),)) for name in "abc")
-    return Node(id="p", kind="parallel", parallel=ParallelSpec(blocks=blocks, **changes))
+    return ParallelNode(id="p", blocks=blocks, **changes)
 
 
 def test_retry_of_a_parallel_step_repeats_the_failed_block_alone() -> None:
@@ -521,8 +521,8 @@ def test_network_of_agents_is_taken_over_and_goes_on_from_an_override() -> None:
 
 
 def test_wait_keeps_the_event_that_it_took_and_others_stay_for_later() -> None:
-    wait = Node(id="w", kind="wait", wait=WaitSpec(signal="go"))
-    again = Node(id="v", kind="wait", wait=WaitSpec(signal="go"), needs=("z",))
+    wait = WaitNode(id="w", signal="go")
+    again = WaitNode(id="v", signal="go", needs=("z",))
     source = Driver(make_plan(wait, reading("z", "w", retry=NEVER), again)).start()
     signal(source, "s1", payload=1)
     signal(source, "s0", payload=2)
@@ -536,8 +536,8 @@ def test_wait_keeps_the_event_that_it_took_and_others_stay_for_later() -> None:
 
 
 def test_events_are_taken_again_in_their_order() -> None:
-    first = Node(id="w", kind="wait", wait=WaitSpec(signal="go"))
-    second = Node(id="v", kind="wait", wait=WaitSpec(signal="go"), needs=("w",))
+    first = WaitNode(id="w", signal="go")
+    second = WaitNode(id="v", signal="go", needs=("w",))
     source = Driver(
         make_plan(tool_node("a"), first.model_copy(update={"needs": ("a",)}), second)
     ).start()
@@ -551,7 +551,7 @@ def test_events_are_taken_again_in_their_order() -> None:
 
 
 def test_wait_that_was_given_up_with_the_run_is_begun_again() -> None:
-    wait = Node(id="w", kind="wait", wait=WaitSpec(signal="go"))
+    wait = WaitNode(id="w", signal="go")
     plan = make_plan(wait, tool_node("a", retry=NEVER), finally_=(tool_node("f"),))
     source = Driver(plan).start().result("a", error=rejected()).result("f", 1)
     assert source.state.node_records["w"].node_record.status == "skipped"
@@ -594,7 +594,7 @@ def test_rejected_call_of_an_agent_is_taken_over() -> None:
 
 
 def test_approval_step_is_taken_over() -> None:
-    node = Node(id="ask", kind="approval", approval=ApprovalSpec())
+    node = ApprovalNode(id="ask")
     source = Driver(make_plan(node, tool_node("z", "ask"))).start()
     answer(source, "ask", "approve")
     source.result("z", 1)
@@ -606,7 +606,7 @@ def test_end_ends_the_fork_as_well() -> None:
     plan = make_plan(
         tool_node("slow"),
         tool_node("quick"),
-        Node(id="stop", kind="end", needs=("quick",), end=EndSpec(output="early")),
+        EndNode(id="stop", needs=("quick",), output="early"),
         tool_node("never", "stop", "slow"),
     )
     source = Driver(plan).start().result("quick", 1)
@@ -698,10 +698,8 @@ def test_version_with_another_tool_runs_its_steps_again() -> None:
 
 def test_version_with_another_output_of_a_block_keeps_what_is_inside() -> None:
     source = Driver(make_plan(mapped("[1]", tool_node("w")))).start().result("w-x0", "A")
-    node = Node(
-        id="m",
-        kind="map",
-        map=MapSpec(over="[1]", body=body(tool_node("w"), output={"w": "{{ steps.w.output }}"})),
+    node = MapNode(
+        id="m", over="[1]", body=body(tool_node("w"), output={"w": "{{ steps.w.output }}"})
     )
     plan = make_plan(node)
     whole, reshaped = changed_nodes(source.plan, plan)

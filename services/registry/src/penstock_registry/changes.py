@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from penstock.contracts.errors import ErrorDetail, RejectedError
 from penstock.contracts.facts import DefinitionKind
-from penstock.contracts.plan import PLAN, CompiledTool, Plan, PublishedVersion
+from penstock.contracts.plan import PLAN, CompiledTool, PublishedVersion
 from penstock.contracts.rpc import AppliedDefinition, DocumentKind
 from penstock.telemetry.logs import EventLog
 from penstock_registry import store
@@ -352,9 +352,7 @@ def _same_plan(version: VersionRow, artifact: Artifact) -> bool:
     kind = DocumentKind(version.kind)
     try:
         if kind in RUNNABLE:
-            plan = PLAN.validate_json(version.compiled)
-            current = Plan.model_fields["format"].default
-            return plan.model_copy(update={"format": current}).to_bytes() == artifact.body
+            return PLAN.validate_json(version.compiled).to_bytes() == artifact.body
         if kind is DocumentKind.TOOL:
             tool = CompiledTool.model_validate_json(version.compiled)
             return tool.model_dump_json().encode() == artifact.body

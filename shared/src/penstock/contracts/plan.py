@@ -7,9 +7,9 @@ definitions may change or vanish while a run goes on.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Final, Literal, NamedTuple
+from typing import Annotated, Final, Literal, NamedTuple
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, SerializerFunctionWrapHandler, TypeAdapter, model_serializer
 from pydantic_core import to_json
 
 from penstock.contracts.errors import ErrorFamily
@@ -131,102 +131,6 @@ class Block(Record):
         return {node_id: tuple(nodes) for node_id, nodes in found.items()}
 
 
-class BranchSpec(Record):
-    """The first case whose condition holds is taken; ``None`` always holds (``else``)."""
-
-    conditions: tuple[Json, ...]
-    blocks: tuple[Block, ...]
-    """One for each condition. Where no condition holds, the node is done, with output null."""
-
-
-class ParallelSpec(Record):
-    """All blocks run side by side."""
-
-    blocks: tuple[Block, ...]
-    wait: int | None = None
-    """How many must succeed; ``None``: all. The others are stopped then."""
-    collect: bool = False
-    """A block that fails does not fail the node: its error stands in the result."""
-
-
-class MapSpec(Record):
-    """The body runs once for every item of a list; the result keeps the list's order."""
-
-    over: str
-    """CEL expression that gives the list."""
-    body: Block
-    variable: NodeId = "item"
-    concurrency: int | None = Field(default=None, ge=1)
-    max_items: int = Field(default=10_000, ge=1, le=10_000)
-    collect: bool = False
-
-
-class LoopSpec(Record):
-    """The body runs again and again; ``iteration`` counts from 0, ``previous`` is its output."""
-
-    body: Block
-    while_: Json = None
-    """Checked before each iteration."""
-    until: Json = None
-    """Checked after each iteration."""
-    max_iterations: int = Field(default=100, ge=1, le=10_000)
-    on_limit: Literal["fail", "stop"] = "fail"
-
-
-class WaitSpec(Record):
-    """Waits for time to pass or for a signal."""
-
-    seconds: Json = None
-    """A number, or a template that gives one."""
-    until: Json = None
-    """RFC 3339 text, or a template that gives one."""
-    signal: str | None = None
-    """Name of the event."""
-    match: Json = None
-    """Condition over ``signal.payload`` and the rest of the scope."""
-    correlation: Json = None
-    """Template of the key by which the event finds the run."""
-    timeout_seconds: float | None = Field(default=None, gt=0)
-    on_timeout: Literal["fail", "continue"] = "fail"
-
-
-class ApprovalSpec(Record):
-    """Waits for somebody's yes or no."""
-
-    message: Json = ""
-    role: str | None = None
-    expires_seconds: float = Field(default=86_400.0, gt=0)
-    on_reject: Literal["fail", "continue"] = "fail"
-
-
-class ChildSpec(Record):
-    """A run of another definition, of exactly this plan."""
-
-    name: Token
-    kind: DefinitionKind
-    version: int
-    plan_digest: str
-    limits: RunLimits = RunLimits()
-
-
-class SendSpec(Record):
-    """A message to another run, found by its id or by the key that it waits for."""
-
-    name: str
-    run_id: Json = None
-    correlation: Json = None
-    session_id: Json = None
-    payload: Json = None
-
-
-class EndSpec(Record):
-    """Ends the run at once."""
-
-    status: Literal["done", "failed"] = "done"
-    output: Json = None
-    message: Json = ""
-
-
 NodeKind = Literal[
     "agent",
     "tool",
@@ -243,51 +147,212 @@ NodeKind = Literal[
 ]
 
 
-class Node(Record):
-    """One node of a plan: something to be done once all that it needs is done."""
+class BaseNode(Record):
+    """What all nodes have in common: each starts once all that it needs is done."""
 
     id: NodeId
     kind: NodeKind
-    ref: str = ""
-    """Name of the agent or tool, a key of the plan's ``agents`` or ``tools``."""
     needs: tuple[NodeId, ...] = ()
     """Nodes of the same block."""
     when: Json = None
     """Condition; where it does not hold the node is skipped."""
     input: Json = None
     """Template of the node's input; of a transform's output."""
-    retry: RetryPolicy | None = None
-    timeout_seconds: float | None = Field(default=None, gt=0)
     on_error: Literal["fail", "continue"] = "fail"
     fallback: Json = None
-    """Output of a node that failed and is to be continued after."""
-    compensate: Node | None = None
-    """Undoes the node if it succeeded and the run fails: a tool or an agent."""
-    branch: BranchSpec | None = None
-    parallel: ParallelSpec | None = None
-    map: MapSpec | None = None
-    loop: LoopSpec | None = None
-    wait: WaitSpec | None = None
-    approval: ApprovalSpec | None = None
-    child: ChildSpec | None = None
-    send: SendSpec | None = None
-    end: EndSpec | None = None
+    """Output of a node that failed and after which the run continues."""
+    compensate: Annotated[AgentNode | ToolNode, Field(discriminator="kind")] | None = None
+    """Undoes the node if it succeeded and the run fails."""
+
+    @model_serializer(mode="wrap")
+    def _with_kind(self, dump: SerializerFunctionWrapHandler) -> dict[str, Json]:
+        """Keep the discriminator where defaults are left out."""
+        return {"kind": self.kind, **dump(self)}
 
     @cached_property
     def mentions_secrets(self) -> bool:
         """Whether the input may hold references to secrets."""
         return b"secrets" in to_json(self.input)
 
+
+class LeafNode(BaseNode):
+    """A node without nodes inside it."""
+
     @property
     def blocks(self) -> tuple[Block, ...]:
-        """The blocks within the node."""
-        if self.branch is not None:
-            return self.branch.blocks
-        if self.parallel is not None:
-            return self.parallel.blocks
-        if self.map is not None:
-            return (self.map.body,)
-        return (self.loop.body,) if self.loop is not None else ()
+        """The blocks inside the node: none."""
+        return ()
+
+
+class CalledNode(LeafNode):
+    """A node whose work is one or more steps, which may be retried and may take too long."""
+
+    retry: RetryPolicy | None = None
+    """Instead of the policy of the agent or tool."""
+    timeout_seconds: float | None = Field(default=None, gt=0)
+    """For one attempt."""
+
+
+class AgentNode(CalledNode):
+    """Turns of an agent until it responds."""
+
+    kind: Literal["agent"] = "agent"
+    ref: str
+    """Name of the agent, a key of the plan's ``agents``."""
+
+
+class ToolNode(CalledNode):
+    """One call of a tool."""
+
+    kind: Literal["tool"] = "tool"
+    ref: str
+    """Name of the tool, a key of the plan's ``tools``."""
+
+
+class TransformNode(LeafNode):
+    """Computes its output from a template."""
+
+    kind: Literal["transform"] = "transform"
+
+
+class BranchNode(BaseNode):
+    """The first case whose condition holds is taken; ``None`` always holds (``else``)."""
+
+    kind: Literal["branch"] = "branch"
+    conditions: tuple[Json, ...]
+    blocks: tuple[Block, ...]
+    """One for each condition. Where no condition holds, the node is done, with output null."""
+
+
+class ParallelNode(BaseNode):
+    """All blocks run side by side."""
+
+    kind: Literal["parallel"] = "parallel"
+    blocks: tuple[Block, ...]
+    wait: int | None = None
+    """How many must succeed; ``None``: all. The others are stopped then."""
+    collect: bool = False
+    """A block that fails does not fail the node: its error is part of the result."""
+
+
+class BodyNode(BaseNode):
+    """A node that runs one block several times; each run of it extends the instance path."""
+
+    body: Block
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The blocks inside the node: its body."""
+        return (self.body,)
+
+
+class MapNode(BodyNode):
+    """The body runs once for every item of a list; the result keeps the list's order."""
+
+    kind: Literal["map"] = "map"
+    over: str
+    """CEL expression that gives the list."""
+    variable: NodeId = "item"
+    concurrency: int | None = Field(default=None, ge=1)
+    max_items: int = Field(default=10_000, ge=1, le=10_000)
+    collect: bool = False
+    """An item that fails does not fail the node: its error is part of the result."""
+
+
+class LoopNode(BodyNode):
+    """The body runs repeatedly; ``iteration`` counts from 0, ``previous`` is its output."""
+
+    kind: Literal["loop"] = "loop"
+    while_: Json = None
+    """Checked before each iteration."""
+    until: Json = None
+    """Checked after each iteration."""
+    max_iterations: int = Field(default=100, ge=1, le=10_000)
+    on_limit: Literal["fail", "stop"] = "fail"
+
+
+class WaitNode(LeafNode):
+    """Waits for a duration, for a moment or for a signal."""
+
+    kind: Literal["wait"] = "wait"
+    seconds: Json = None
+    """A number, or a template that gives one."""
+    until: Json = None
+    """RFC 3339 text, or a template that gives one."""
+    signal: str | None = None
+    """Name of the event."""
+    match: Json = None
+    """Condition over ``signal.payload`` and the rest of the scope."""
+    correlation: Json = None
+    """Template of the key by which the event finds the run."""
+    timeout_seconds: float | None = Field(default=None, gt=0)
+    """How long to wait for the signal."""
+    on_timeout: Literal["fail", "continue"] = "fail"
+
+
+class ApprovalNode(LeafNode):
+    """Waits for a person's decision."""
+
+    kind: Literal["approval"] = "approval"
+    message: Json = ""
+    role: str | None = None
+    expires_seconds: float = Field(default=86_400.0, gt=0)
+    on_reject: Literal["fail", "continue"] = "fail"
+
+
+class ChildSpec(Record):
+    """A run of another definition, of exactly this plan."""
+
+    name: Token
+    kind: DefinitionKind
+    version: int
+    plan_digest: str
+    limits: RunLimits = RunLimits()
+
+
+class WorkflowNode(CalledNode):
+    """A child run."""
+
+    kind: Literal["workflow"] = "workflow"
+    child: ChildSpec
+
+
+class SendNode(CalledNode):
+    """A message to another run, found by its id or by the key that it waits for."""
+
+    kind: Literal["send"] = "send"
+    name: str
+    run_id: Json = None
+    correlation: Json = None
+    session_id: Json = None
+    payload: Json = None
+
+
+class EndNode(LeafNode):
+    """Ends the run at once."""
+
+    kind: Literal["end"] = "end"
+    status: Literal["done", "failed"] = "done"
+    output: Json = None
+    message: Json = ""
+
+
+Node = Annotated[
+    AgentNode
+    | ToolNode
+    | TransformNode
+    | BranchNode
+    | ParallelNode
+    | MapNode
+    | LoopNode
+    | WaitNode
+    | ApprovalNode
+    | WorkflowNode
+    | SendNode
+    | EndNode,
+    Field(discriminator="kind"),
+]
+"""One node of a plan."""
 
 
 class ConcurrencySpec(Record):
@@ -315,7 +380,7 @@ class Place(NamedTuple):
 class Plan(Record):
     """What a run executes."""
 
-    format: Literal["penstock.plan/1", "penstock.plan/2"] = "penstock.plan/2"
+    format: Literal["penstock.plan/2"] = "penstock.plan/2"
     name: Token
     kind: DefinitionKind
     nodes: tuple[Node, ...]
@@ -365,7 +430,7 @@ class Plan(Record):
                     undo = node.compensate
                     alone = Block.model_construct(name=undo.id, nodes=(undo,), output=None)
                     found[undo.id] = Place(undo, alone, None, depth, "compensation")
-                below = depth + (node.map is not None or node.loop is not None)
+                below = depth + isinstance(node, BodyNode)
                 for inner in node.blocks:
                     walk(inner, node, below, phase)
 

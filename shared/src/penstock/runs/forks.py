@@ -24,7 +24,7 @@ from penstock.contracts.ids import (
     turn_step_id,
 )
 from penstock.contracts.json import Json
-from penstock.contracts.plan import Node, Plan
+from penstock.contracts.plan import AgentNode, LoopNode, MapNode, Node, ParallelNode, Plan, ToolNode
 from penstock.runs.lineage import Lineage, Path, Staleness
 from penstock.runs.seeds import called_tool, invalid, made_up, replaced, seeded
 from penstock.runs.state import Entry, StepState, fold, new_state
@@ -214,9 +214,8 @@ class _Harvest:
             if owner is None:
                 return place.phase == "compensation"
             around = path[: self.plan.places[owner.id].depth]
-            spec = owner.map or owner.parallel
-            if spec is not None:
-                if spec.collect and getattr(spec, "wait", None) is None:
+            if isinstance(owner, MapNode | ParallelNode):
+                if owner.collect and (isinstance(owner, MapNode) or owner.wait is None):
                     return True
                 settled = self.state.node_records.get(instance_id(owner.id, around))
                 if settled is not None and settled.node_record.status == "succeeded":
@@ -448,7 +447,7 @@ class _Harvest:
         owner = self.plan.places[found.node.id].owner
         while owner is not None:
             depth = self.plan.places[owner.id].depth
-            if owner.map is not None or owner.loop is not None:
+            if isinstance(owner, MapNode | LoopNode):
                 known = self.state.node_records.get(instance_id(owner.id, found.path[:depth]))
                 if known is None or found.path[depth] >= (known.node_record.count or 0):
                     return False
@@ -457,6 +456,8 @@ class _Harvest:
 
     def _overridden_turn(self, step_id: str, found: Element, output: Json) -> SeededStep:
         turn = found.turn or 0
+        if not isinstance(found.node, AgentNode):
+            raise self._unknown(step_id)
         before = self.cuts.get(found.iid)
         if before is not None or found.iid in self.replaced:
             raise invalid(
@@ -497,7 +498,7 @@ class _Harvest:
         known = self.state.steps.get(step_id)
         if known is not None:
             return replaced(known, output)
-        if found.node.kind == "tool":
+        if isinstance(found.node, ToolNode):
             return made_up(
                 self.plan, self._now, step_id, found.node, StepKind.TOOL, found.node.ref, output
             )

@@ -12,7 +12,21 @@ from collections.abc import Iterator
 from typing import Final, Literal
 
 from penstock.contracts.json import Json
-from penstock.contracts.plan import Block, CompiledTool, Node, Place, Plan
+from penstock.contracts.plan import (
+    ApprovalNode,
+    Block,
+    BranchNode,
+    CompiledTool,
+    EndNode,
+    LoopNode,
+    MapNode,
+    Node,
+    ParallelNode,
+    Place,
+    Plan,
+    SendNode,
+    WaitNode,
+)
 from penstock.expressions import evaluator, templates
 from penstock.expressions.conditions import condition_references
 
@@ -128,7 +142,7 @@ class Staleness:
     def _around(self, owner: Node, prefix: Path, pending: list[tuple[str, Path, Extent]]) -> None:
         depth = self._places[owner.id].depth
         pending.append((owner.id, prefix, "outcome"))
-        if owner.loop is not None and len(prefix) > depth:
+        if isinstance(owner, LoopNode) and len(prefix) > depth:
             key = (owner.id, prefix[:depth])
             self._loops[key] = min(prefix[depth] + 1, self._loops.get(key, prefix[depth] + 1))
 
@@ -140,7 +154,7 @@ class Staleness:
             return False
         for owner in self._lineage.owners(node_id):
             depth = self._places[owner.id].depth
-            if owner.loop is not None and len(path) > depth:
+            if isinstance(owner, LoopNode) and len(path) > depth:
                 first = self._loops.get((owner.id, path[:depth]))
                 if first is not None and path[depth] >= first:
                     return True
@@ -183,13 +197,11 @@ def changed_nodes(before: Plan, after: Plan) -> tuple[frozenset[str], frozenset[
 
 def _definition(plan: Plan, place: Place) -> tuple[object, ...]:
     node = place.node
-    bare = {
-        "compensate": None,
-        "branch": node.branch and node.branch.model_copy(update={"blocks": ()}),
-        "parallel": node.parallel and node.parallel.model_copy(update={"blocks": ()}),
-        "map": node.map and node.map.model_copy(update={"body": None}),
-        "loop": node.loop and node.loop.model_copy(update={"body": None}),
-    }
+    bare: dict[str, object] = {"compensate": None}
+    if isinstance(node, MapNode | LoopNode):
+        bare["body"] = None
+    elif isinstance(node, BranchNode | ParallelNode):
+        bare["blocks"] = ()
     agents = _agents_of(plan, node)
     return (
         node.model_copy(update=bare),
@@ -240,22 +252,24 @@ def _references(plan: Plan, node: Node) -> Iterator[Reference]:
     for tool in _tools_of(plan, node, agents):
         read += [parameter.value for parameter in tool.sources.values()]
     conditions: list[Json] = [node.when]
-    if node.branch is not None:
-        conditions += node.branch.conditions
-    if node.loop is not None:
-        conditions += [node.loop.while_, node.loop.until]
-    if node.wait is not None:
-        conditions.append(node.wait.match)
-        read += [node.wait.seconds, node.wait.until, node.wait.correlation]
-    if node.approval is not None:
-        read.append(node.approval.message)
-    if node.send is not None:
-        send = node.send
-        read += [send.run_id, send.correlation, send.session_id, send.payload]
-    if node.end is not None:
-        read += [node.end.output, node.end.message]
-    if node.map is not None:
-        yield from evaluator.references(node.map.over)
+    match node:
+        case BranchNode():
+            conditions += node.conditions
+        case LoopNode():
+            conditions += [node.while_, node.until]
+        case WaitNode():
+            conditions.append(node.match)
+            read += [node.seconds, node.until, node.correlation]
+        case ApprovalNode():
+            read.append(node.message)
+        case SendNode():
+            read += [node.run_id, node.correlation, node.session_id, node.payload]
+        case EndNode():
+            read += [node.output, node.message]
+        case MapNode():
+            yield from evaluator.references(node.over)
+        case _:
+            pass
     for template in read:
         yield from _of_template(template)
     for condition in conditions:

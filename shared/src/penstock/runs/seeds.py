@@ -55,8 +55,8 @@ def made_up(
 ) -> SeededStep:
     """Return the outcome of something that was never done."""
     queue = "default"
-    if kind is StepKind.AGENT and node.ref in plan.agents:
-        queue = plan.agents[node.ref].queue
+    if kind is StepKind.AGENT and name in plan.agents:
+        queue = plan.agents[name].queue
     elif name in plan.tools:
         queue = plan.tools[name].queue
     return SeededStep(

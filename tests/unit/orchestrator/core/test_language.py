@@ -21,17 +21,19 @@ from penstock.contracts.facts import (
 )
 from penstock.contracts.ids import answer_signal_id
 from penstock.contracts.plan import (
-    ApprovalSpec,
+    ApprovalNode,
     Block,
-    BranchSpec,
+    BranchNode,
     ChildSpec,
     ConcurrencySpec,
-    EndSpec,
-    LoopSpec,
-    MapSpec,
+    EndNode,
+    LoopNode,
+    MapNode,
     Node,
-    ParallelSpec,
-    WaitSpec,
+    ParallelNode,
+    TransformNode,
+    WaitNode,
+    WorkflowNode,
 )
 from tests.support.simulation import (
     NEVER,
@@ -53,7 +55,7 @@ from tests.support.simulation import (
 
 
 def transform(node_id: str, value: Any, *needs: str, **changes: Any) -> Node:
-    return Node(id=node_id, kind="transform", input=value, needs=needs, **changes)
+    return TransformNode(id=node_id, input=value, needs=needs, **changes)
 
 
 def body(*nodes: Node, **changes: Any) -> Block:
@@ -61,16 +63,16 @@ def body(*nodes: Node, **changes: Any) -> Block:
 
 
 def mapped(over: str, *nodes: Node, **changes: Any) -> Node:
-    return Node(id="m", kind="map", map=MapSpec(over=over, body=body(*nodes), **changes))
+    return MapNode(id="m", over=over, body=body(*nodes), **changes)
 
 
 def looped(*nodes: Node, **changes: Any) -> Node:
-    return Node(id="l", kind="loop", loop=LoopSpec(body=body(*nodes), **changes))
+    return LoopNode(id="l", body=body(*nodes), **changes)
 
 
 def side_by_side(**changes: Any) -> Node:
     blocks = tuple(Block(name=name, nodes=(tool_node(name, retry=NEVER),)) for name in "abc")
-    return Node(id="p", kind="parallel", parallel=ParallelSpec(blocks=blocks, **changes))
+    return ParallelNode(id="p", blocks=blocks, **changes)
 
 
 def signal(driver: Driver, signal_id: str, **said: Any) -> None:
@@ -136,7 +138,7 @@ def test_end_ends_the_run_whatever_is_under_way() -> None:
     plan = make_plan(
         tool_node("slow"),
         tool_node("quick"),
-        Node(id="stop", kind="end", needs=("quick",), end=EndSpec(output={"early": True})),
+        EndNode(id="stop", needs=("quick",), output={"early": True}),
         tool_node("never", "stop", "slow"),
     )
 
@@ -147,7 +149,7 @@ def test_end_ends_the_run_whatever_is_under_way() -> None:
 
 
 def test_end_may_fail_the_run() -> None:
-    plan = make_plan(Node(id="e", kind="end", end=EndSpec(status="failed", message="no {{ 1+1 }}")))
+    plan = make_plan(EndNode(id="e", status="failed", message="no {{ 1+1 }}"))
 
     driver = Driver(plan).start()
 
@@ -163,7 +165,7 @@ def branching(*conditions: Any) -> Node:
     blocks = tuple(
         Block(name=f"c{index}", nodes=(tool_node(f"c{index}"),)) for index in range(len(conditions))
     )
-    return Node(id="br", kind="branch", branch=BranchSpec(conditions=conditions, blocks=blocks))
+    return BranchNode(id="br", conditions=conditions, blocks=blocks)
 
 
 @pytest.mark.parametrize(
@@ -186,11 +188,7 @@ def test_branch_without_a_case_that_holds_is_done() -> None:
 
 def test_branch_whose_block_fails_fails() -> None:
     plan = make_plan(
-        Node(
-            id="br",
-            kind="branch",
-            branch=BranchSpec(conditions=(None,), blocks=(body(tool_node("x", retry=NEVER)),)),
-        )
+        BranchNode(id="br", conditions=(None,), blocks=(body(tool_node("x", retry=NEVER)),))
     )
 
     assert code_of(Driver(plan).start().result("x", error=rejected())) == "bad_arguments"
@@ -251,8 +249,8 @@ def test_parallel_collects_failures() -> None:
 def test_step_of_a_block_that_has_failed_is_not_tried_again_by_whoever_reads_the_log() -> None:
     fragile = Block(name="a", nodes=(tool_node("x"), tool_node("y", retry=NEVER)))
     sturdy = Block(name="b", nodes=(tool_node("z"),))
-    spec = ParallelSpec(blocks=(fragile, sturdy), collect=True)
-    driver = Driver(make_plan(Node(id="p", kind="parallel", parallel=spec))).start()
+    sides = ParallelNode(id="p", blocks=(fragile, sturdy), collect=True)
+    driver = Driver(make_plan(sides)).start()
     for step_id, error in (("x", transient()), ("y", rejected())):
         fact = make_result(error=error, now=at(1))
         driver.log.append(subjects.result(PREFIX, step_id, 1), fact)
@@ -313,16 +311,10 @@ def test_map_schedules_many_items_in_several_decisions() -> None:
 
 
 def test_map_of_maps_sees_both_items() -> None:
-    inner = Node(
-        id="inner",
-        kind="map",
-        map=MapSpec(
-            over="row", variable="cell", body=body(transform("t", "{{ cell * size(row) }}"))
-        ),
+    inner = MapNode(
+        id="inner", over="row", variable="cell", body=body(transform("t", "{{ cell * size(row) }}"))
     )
-    outer = Node(
-        id="m", kind="map", map=MapSpec(over="[[1,2],[3]]", variable="row", body=body(inner))
-    )
+    outer = MapNode(id="m", over="[[1,2],[3]]", variable="row", body=body(inner))
 
     assert Driver(make_plan(outer)).start().end.output == [[2, 4], [3]]
 
@@ -398,7 +390,7 @@ def test_loop_of_many_iterations_is_decided_in_pieces() -> None:
 
 
 def waiting(**spec: Any) -> Node:
-    return Node(id="w", kind="wait", wait=WaitSpec(**spec))
+    return WaitNode(id="w", **spec)
 
 
 @pytest.mark.parametrize(
@@ -445,8 +437,8 @@ def test_signal_that_matches_ends_a_wait() -> None:
 def test_signals_that_came_before_the_wait_are_taken_in_their_order() -> None:
     plan = make_plan(
         tool_node("t"),
-        Node(id="w1", kind="wait", needs=("t",), wait=WaitSpec(signal="go")),
-        Node(id="w2", kind="wait", needs=("w1",), wait=WaitSpec(signal="go")),
+        WaitNode(id="w1", needs=("t",), signal="go"),
+        WaitNode(id="w2", needs=("w1",), signal="go"),
         transform("o", ["{{ steps.w1.output.payload }}", "{{ steps.w2.output.payload }}"], "w2"),
     )
     driver = Driver(plan).start()
@@ -540,7 +532,7 @@ def test_agent_is_told_of_a_rejected_call_and_goes_on() -> None:
 
 
 def test_approval_step_gives_who_agreed() -> None:
-    step = Node(id="ok", kind="approval", approval=ApprovalSpec(message="{{ input.city }}?"))
+    step = ApprovalNode(id="ok", message="{{ input.city }}?")
     driver = Driver(make_plan(step)).start()
     request = driver.state.node_records["ok"].node_record.request
     assert request is not None
@@ -553,7 +545,7 @@ def test_approval_step_gives_who_agreed() -> None:
 
 
 def test_approval_step_that_is_rejected_may_be_continued_after() -> None:
-    step = Node(id="ok", kind="approval", approval=ApprovalSpec(on_reject="continue"))
+    step = ApprovalNode(id="ok", on_reject="continue")
     driver = Driver(make_plan(step)).start()
 
     answer(driver, "approval", "ok", {"decision": "reject"})
@@ -604,7 +596,7 @@ def test_lost_attempt_needs_a_decision(
 
 def child(**changes: Any) -> Node:
     spec = ChildSpec(name="sub", kind=DefinitionKind.WORKFLOW, version=3, plan_digest="d" * 64)
-    return Node(id="c", kind="workflow", child=spec, input={"of": "{{ input.city }}"}, **changes)
+    return WorkflowNode(id="c", child=spec, input={"of": "{{ input.city }}"}, **changes)
 
 
 def test_child_run_is_a_step_of_the_engine() -> None:
@@ -680,7 +672,7 @@ def test_output_that_cannot_be_made_fails_the_run_as_a_step_would() -> None:
 def test_on_error_recovers_the_run_by_an_end() -> None:
     plan = make_plan(
         tool_node("a", retry=NEVER),
-        on_error=(Node(id="e", kind="end", end=EndSpec(output="{{ error.code }} borne")),),
+        on_error=(EndNode(id="e", output="{{ error.code }} borne"),),
     )
 
     driver = Driver(plan).start().result("a", error=rejected())

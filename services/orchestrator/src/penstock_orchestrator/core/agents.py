@@ -12,7 +12,7 @@ from penstock.contracts.actions import Action, Respond, RouteToAgent, UseTools
 from penstock.contracts.errors import ErrorInfo
 from penstock.contracts.facts import BlockedCall, ToolCall
 from penstock.contracts.ids import call_step_id, parse_step_id, turn_step_id
-from penstock.contracts.plan import CompiledAgent, Node
+from penstock.contracts.plan import AgentNode, CompiledAgent
 from penstock.expressions.templates import render
 from penstock.runs.state import StepState
 from penstock_orchestrator.core import (
@@ -35,7 +35,7 @@ class Speech(NamedTuple):
     name: str
 
 
-def agent(walk: Walk, node: Node, path: Path, iid: str) -> Outcome | None:
+def agent(walk: Walk, node: AgentNode, path: Path, iid: str) -> Outcome | None:
     """Take an agent node on."""
     turns = walk.progress.turns
     number = outcomes.latest_turn(iid, walk.state, turns.get(iid, 0))
@@ -76,7 +76,7 @@ def _note_refusal(
 
 
 def _unfinished(
-    walk: Walk, node: Node, path: Path, iid: str, turn: StepState, speaker: CompiledAgent
+    walk: Walk, node: AgentNode, path: Path, iid: str, turn: StepState, speaker: CompiledAgent
 ) -> Outcome | None:
     if turn.status in ("failed", "waiting"):
         verdict = walk.again(node, path, turn, node.retry or speaker.retry)
@@ -96,7 +96,7 @@ def _block(walk: Walk, turn: StepState, wanted: str, reason: str) -> None:
 
 def _go_on(
     walk: Walk,
-    node: Node,
+    node: AgentNode,
     path: Path,
     iid: str,
     number: int,
@@ -121,7 +121,7 @@ def _go_on(
     return _speak(walk, node, path, iid, Speech(number + 1, 1, following))
 
 
-def _speak(walk: Walk, node: Node, path: Path, iid: str, speech: Speech) -> Outcome | None:
+def _speak(walk: Walk, node: AgentNode, path: Path, iid: str, speech: Speech) -> Outcome | None:
     """Schedule an attempt at a turn, if the budget allows."""
     compiled = walk.plan.agents[speech.name]
     given = render(node.input, walk.scope(node, path))
@@ -147,7 +147,7 @@ def _speak(walk: Walk, node: Node, path: Path, iid: str, speech: Speech) -> Outc
 
 def _calls(
     walk: Walk,
-    node: Node,
+    node: AgentNode,
     path: Path,
     iid: str,
     number: int,
@@ -187,7 +187,7 @@ def _refusal(walk: Walk, speaker: CompiledAgent, call: ToolCall) -> str | None:
 
 def _call(
     walk: Walk,
-    node: Node,
+    node: AgentNode,
     path: Path,
     speaker: CompiledAgent,
     step_id: str,

@@ -9,9 +9,8 @@ from datetime import datetime
 
 from penstock.contracts.actions import Respond, RouteToAgent
 from penstock.contracts.errors import InvariantError
-from penstock.contracts.facts import RunLimits
 from penstock.contracts.ids import instance_id, parse_step_id, turn_step_id
-from penstock.contracts.plan import Node
+from penstock.contracts.plan import AgentNode, Node, SendNode, ToolNode, WorkflowNode
 from penstock.expressions.templates import render
 from penstock.runs.state import StepState
 from penstock_orchestrator.core import budget, conversation, dispatch, outcomes
@@ -42,7 +41,7 @@ def order(walk: Walk, node: Node, path: Path, planned: Planned) -> bool:
 
 def retry(walk: Walk, node: Node, path: Path, step: StepState, attempt: int) -> None:
     """Schedule a further attempt at a step."""
-    if node.kind == "workflow":
+    if isinstance(node, WorkflowNode):
         begin_child(walk, node, path, attempt)
         return
     order(walk, node, path, attempted(walk.view, node, path, step, attempt, walk.now))
@@ -51,37 +50,53 @@ def retry(walk: Walk, node: Node, path: Path, step: StepState, attempt: int) -> 
 def attempted(
     view: View, node: Node, path: Path, step: StepState, attempt: int, now: datetime
 ) -> Planned:
-    """Make an attempt again that was decided before, with what was reserved for it then."""
-    iid = instance_id(node.id, path)
-    if node.kind == "tool":
-        made = dispatch.node_call(view, node, path)
-        return dispatch.tool_step(view, node, path, made, iid, attempt, now)
-    if node.kind == "workflow":
-        asked = node.child.limits if node.child is not None else RunLimits()
-        own = budget.limits_of(view.plan, view.state)
-        limits = budget.limits_within(own, asked, step.reserve or budget.NOTHING)
-        expires_at = step_deadline(node, view.plan, view.state, now)
-        return dispatch.child_run(view, node, path, attempt, now, expires_at, limits, step.reserve)
-    if node.kind == "send":
-        return dispatch.message(
-            view, node, path, attempt, now, step_deadline(node, view.plan, view.state, now)
-        )
+    """Build an attempt again that was decided before, with what was reserved for it then.
+
+    Raises:
+        InvariantError: The step belongs to no node of the plan.
+        RejectedError: A template cannot be rendered.
+    """
+    match node:
+        case ToolNode():
+            call = dispatch.node_call(view, node, path)
+            return dispatch.tool_step(view, node, path, call, step.step_id, attempt, now)
+        case WorkflowNode():
+            own = budget.limits_of(view.plan, view.state)
+            limits = budget.limits_within(own, node.child.limits, step.reserve or budget.NOTHING)
+            end = step_deadline(node, view.plan, view.state, now)
+            return dispatch.child_run(view, node, path, attempt, now, end, limits, step.reserve)
+        case SendNode():
+            end = step_deadline(node, view.plan, view.state, now)
+            return dispatch.message(view, node, path, attempt, now, end)
+        case AgentNode():
+            return _agent_step(view, node, path, step, attempt, now)
+        case _:
+            raise InvariantError("no_such_step", f"{step.step_id} belongs to no node of the plan")
+
+
+def _agent_step(
+    view: View, node: AgentNode, path: Path, step: StepState, attempt: int, now: datetime
+) -> Planned:
+    """Build an attempt at a turn of an agent, or at a tool call of a turn."""
     _, _, turn, index = parse_step_id(step.step_id)
     if turn is None:
         raise InvariantError("no_such_step", f"{step.step_id} belongs to no node of the plan")
     if index is None:
         return _turn(view, node, path, step, turn, now)
-    spoken = view.state.steps[turn_step_id(iid, turn)]
-    action = outcomes.action_of(spoken)
+    asked_by = view.state.steps[turn_step_id(instance_id(node.id, path), turn)]
+    action = outcomes.action_of(asked_by)
     if isinstance(action, Respond | RouteToAgent):
         raise InvariantError("no_such_call", f"step {step.step_id} belongs to no tool call")
-    call = action.calls[index]
-    speaker = view.plan.agents[spoken.name or node.ref]
-    made = dispatch.Call(dispatch.tool_for(view, speaker, call.name), call.arguments, {})
-    return dispatch.tool_step(view, node, path, made, step.step_id, attempt, now)
+    requested = action.calls[index]
+    speaker = view.plan.agents[asked_by.name or node.ref]
+    tool = dispatch.tool_for(view, speaker, requested.name)
+    call = dispatch.Call(tool, requested.arguments, {})
+    return dispatch.tool_step(view, node, path, call, step.step_id, attempt, now)
 
 
-def _turn(view: View, node: Node, path: Path, step: StepState, turn: int, now: datetime) -> Planned:
+def _turn(
+    view: View, node: AgentNode, path: Path, step: StepState, turn: int, now: datetime
+) -> Planned:
     iid = instance_id(node.id, path)
     name = step.name or conversation.speaker_at(view, iid, turn, node.ref)
     agent = view.plan.agents[name]
@@ -92,10 +107,9 @@ def _turn(view: View, node: Node, path: Path, step: StepState, turn: int, now: d
     return dispatch.agent_turn(view, node, path, agent, turn, step.attempt, now, prompt)
 
 
-def begin_child(walk: Walk, node: Node, path: Path, attempt: int) -> None:
+def begin_child(walk: Walk, node: WorkflowNode, path: Path, attempt: int) -> None:
     """Schedule an attempt at a child run, with the share of the budget that is left for it."""
-    asked = node.child.limits if node.child is not None else RunLimits()
-    limits, reserve, verdict = budget.child_limits(walk.budget, asked)
+    limits, reserve, verdict = budget.child_limits(walk.budget, node.child.limits)
     if verdict == "later":
         walk.starve(node, path)
     elif verdict == "exhausted":

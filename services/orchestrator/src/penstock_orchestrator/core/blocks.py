@@ -7,22 +7,19 @@ from pydantic import JsonValue
 from penstock.contracts.errors import ErrorDetail, ErrorInfo, RejectedError
 from penstock.contracts.facts import NodeRecord
 from penstock.contracts.json import Json
-from penstock.contracts.plan import Block, LoopSpec, MapSpec, Node
+from penstock.contracts.plan import Block, BranchNode, LoopNode, MapNode, Node, ParallelNode
 from penstock.expressions.conditions import holds
 from penstock_orchestrator.core import outcomes
 from penstock_orchestrator.core.progress import MapRun, Outcome, Path, Scope
 from penstock_orchestrator.core.walk import Walk
 
 
-def branch(walk: Walk, node: Node, path: Path, iid: str) -> Outcome | None:
+def branch(walk: Walk, node: BranchNode, path: Path, iid: str) -> Outcome | None:
     """Take the first case whose condition holds."""
-    spec = node.branch
-    if spec is None:
-        return walk.done(node, iid, None)
     node_record = walk.view.node_record(iid)
     if node_record is None:
         scope = walk.scope(node, path)
-        for index, condition in enumerate(spec.conditions):
+        for index, condition in enumerate(node.conditions):
             if condition is None or holds(condition, scope):
                 node_record = NodeRecord(
                     record_id=iid, kind="branch", status="open", choice=str(index)
@@ -31,7 +28,7 @@ def branch(walk: Walk, node: Node, path: Path, iid: str) -> Outcome | None:
                 break
         else:
             return walk.done(node, iid, None)
-    taken = walk.enter(spec.blocks[int(node_record.choice or 0)], path)
+    taken = walk.enter(node.blocks[int(node_record.choice or 0)], path)
     if taken.failed is not None:
         return walk.fail(node, path, iid, taken.failed)
     if taken.remaining:
@@ -40,62 +37,56 @@ def branch(walk: Walk, node: Node, path: Path, iid: str) -> Outcome | None:
     return walk.done(node, iid, output, choice=node_record.choice)
 
 
-def parallel(walk: Walk, node: Node, path: Path, iid: str) -> Outcome | None:
+def parallel(walk: Walk, node: ParallelNode, path: Path, iid: str) -> Outcome | None:
     """Run all blocks side by side, until enough of them have succeeded."""
-    spec = node.parallel
-    if spec is None:
-        return walk.done(node, iid, None)
     if walk.view.node_record(iid) is None:
         most = walk.budget.limits.max_fan_out
-        if most is not None and len(spec.blocks) > most:
-            return walk.fail(node, path, iid, _too_wide(node, len(spec.blocks), most))
+        if most is not None and len(node.blocks) > most:
+            return walk.fail(node, path, iid, _too_wide(node, len(node.blocks), most))
         walk.view.note(
-            NodeRecord(record_id=iid, kind="parallel", status="open", count=len(spec.blocks))
+            NodeRecord(record_id=iid, kind="parallel", status="open", count=len(node.blocks))
         )
-    scopes = [walk.enter(block, path) for block in spec.blocks]
+    scopes = [walk.enter(block, path) for block in node.blocks]
     failed = [scope for scope in scopes if scope.failed is not None]
     done = [scope for scope in scopes if scope.failed is None and not scope.remaining]
-    wanted = spec.wait if spec.wait is not None else len(scopes)
-    if spec.wait is None and spec.collect:
+    wanted = node.wait if node.wait is not None else len(scopes)
+    if node.wait is None and node.collect:
         if len(failed) + len(done) < len(scopes):
             return None
     elif len(done) < wanted:
-        tolerated = len(scopes) - wanted if spec.wait is not None else 0
-        if len(failed) > tolerated or (failed and not spec.collect and spec.wait is None):
+        tolerated = len(scopes) - wanted if node.wait is not None else 0
+        if len(failed) > tolerated or (failed and not node.collect and node.wait is None):
             return walk.fail(node, path, iid, failed[-1].failed or _lost(node))
         return None
     output: dict[str, JsonValue] = {}
     for scope in scopes:
-        if scope in done or (scope in failed and spec.collect):
+        if scope in done or (scope in failed and node.collect):
             name = scope.block.name
-            output[name] = walk.view.item_result(scope.block, path, collect=spec.collect)
+            output[name] = walk.view.item_result(scope.block, path, collect=node.collect)
     if len(done) + len(failed) < len(scopes):
         walk.abandon(node.blocks, path)
     return walk.done(node, iid, output)
 
 
-def map_(walk: Walk, node: Node, path: Path, iid: str) -> Outcome | None:
+def map_(walk: Walk, node: MapNode, path: Path, iid: str) -> Outcome | None:
     """Run the body for every item, so many at a time."""
-    spec = node.map
-    if spec is None:
-        return walk.done(node, iid, [])
     items = walk.view.items(node, path)
     run = walk.progress.maps[iid]
     if walk.view.node_record(iid) is None:
-        most = min(spec.max_items, walk.budget.limits.max_fan_out or spec.max_items)
+        most = min(node.max_items, walk.budget.limits.max_fan_out or node.max_items)
         if len(items) > most:
             return walk.fail(node, path, iid, _too_wide(node, len(items), most))
         walk.view.note(NodeRecord(record_id=iid, kind="map", status="open", count=len(items)))
     _count_items(run)
-    if run.error is not None and not spec.collect:
+    if run.error is not None and not node.collect:
         return walk.fail(node, path, iid, run.error)
     if run.succeeded + run.failed == len(items):
         output: Json = [
-            walk.view.item_result(spec.body, (*path, index), collect=spec.collect)
+            walk.view.item_result(node.body, (*path, index), collect=node.collect)
             for index in range(len(items))
         ]
         return walk.done(node, iid, output, count=len(items))
-    _begin_items(walk, node, path, spec, run)
+    _begin_items(walk, node, path, run)
     return None
 
 
@@ -110,8 +101,8 @@ def _count_items(run: MapRun) -> None:
             run.error = run.error or scope.failed
 
 
-def _begin_items(walk: Walk, node: Node, path: Path, spec: MapSpec, run: MapRun) -> None:
-    most = spec.concurrency or len(run.items)
+def _begin_items(walk: Walk, node: MapNode, path: Path, run: MapRun) -> None:
+    most = node.concurrency or len(run.items)
     while run.begun < len(run.items) and run.running < most:
         if walk.full:
             # The next item begins when this decision is stored.
@@ -123,45 +114,42 @@ def _begin_items(walk: Walk, node: Node, path: Path, spec: MapSpec, run: MapRun)
         inner = (*path, run.begun)
         run.begun += 1
         run.running += 1
-        if any(outcomes.begun(each, iid, walk.state) for each, iid in _first(spec.body, inner)):
-            walk.enter(spec.body, inner)
+        if any(outcomes.begun(each, iid, walk.state) for each, iid in _first(node.body, inner)):
+            walk.enter(node.body, inner)
         else:
-            walk.enter_now(spec.body, inner)
+            walk.enter_now(node.body, inner)
 
 
 def _first(block: Block, path: Path) -> list[tuple[Node, str]]:
     return outcomes.instances(block, path)
 
 
-def loop(walk: Walk, node: Node, path: Path, iid: str) -> Outcome | None:
+def loop(walk: Walk, node: LoopNode, path: Path, iid: str) -> Outcome | None:
     """Run the body again and again, as its conditions say."""
-    spec = node.loop
-    if spec is None:
-        return walk.done(node, iid, None)
     node_record = walk.view.node_record(iid)
     begun = node_record.count or 0 if node_record is not None else 0
     if begun:
-        scope = walk.enter(spec.body, (*path, begun - 1))
+        scope = walk.enter(node.body, (*path, begun - 1))
         if scope.failed is not None:
             return walk.fail(node, path, iid, scope.failed)
         if scope.remaining:
             return None
-        if spec.until is not None and _holds(walk, node, path, spec.until, begun - 1, scope):
+        if node.until is not None and _holds(walk, node, path, node.until, begun - 1, scope):
             return _looped(walk, node, path, iid, begun)
-    if spec.while_ is not None and not _holds(walk, node, path, spec.while_, begun, None):
+    if node.while_ is not None and not _holds(walk, node, path, node.while_, begun, None):
         return _looped(walk, node, path, iid, begun)
-    if begun >= spec.max_iterations:
-        return _limit(walk, node, path, iid, begun, spec)
+    if begun >= node.max_iterations:
+        return _limit(walk, node, path, iid, begun)
     walk.view.note(NodeRecord(record_id=iid, kind="loop", status="open", count=begun + 1))
-    walk.enter(spec.body, (*path, begun))
+    walk.enter(node.body, (*path, begun))
     return None
 
 
 def _holds(
-    walk: Walk, node: Node, path: Path, condition: Json, iteration: int, after: Scope | None
+    walk: Walk, node: LoopNode, path: Path, condition: Json, iteration: int, after: Scope | None
 ) -> bool:
     """Check a loop's condition before an iteration, or after it."""
-    body = node.blocks[0]
+    body = node.body
     last = iteration if after is not None else iteration - 1
     told: dict[str, JsonValue] = {"iteration": iteration, "previous": None}
     if last >= 0:
@@ -172,13 +160,13 @@ def _holds(
     return holds(condition, walk.scope(node, path, told))
 
 
-def _looped(walk: Walk, node: Node, path: Path, iid: str, begun: int) -> Outcome:
-    output = walk.view.block_output(node.blocks[0], (*path, begun - 1)) if begun else None
+def _looped(walk: Walk, node: LoopNode, path: Path, iid: str, begun: int) -> Outcome:
+    output = walk.view.block_output(node.body, (*path, begun - 1)) if begun else None
     return walk.done(node, iid, output, count=begun)
 
 
-def _limit(walk: Walk, node: Node, path: Path, iid: str, begun: int, spec: LoopSpec) -> Outcome:
-    if spec.on_limit == "stop" or (spec.while_ is None and spec.until is None):
+def _limit(walk: Walk, node: LoopNode, path: Path, iid: str, begun: int) -> Outcome:
+    if node.on_limit == "stop" or (node.while_ is None and node.until is None):
         return _looped(walk, node, path, iid, begun)
     message = f"step {node.id} was not done after {begun} iterations"
     return walk.fail(node, path, iid, ErrorInfo(code="loop_limit", message=message))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from penstock.contracts.plan import Node, Plan
+from penstock.contracts.plan import CalledNode, Plan
 from penstock.runs.state import RunState
 
 
@@ -15,7 +15,7 @@ def run_deadline(plan: Plan, state: RunState) -> datetime:
     return invoked.occurred_at + timedelta(seconds=min(limit, plan.timeout_seconds))
 
 
-def step_deadline(node: Node, plan: Plan, state: RunState, now: datetime) -> datetime:
+def step_deadline(node: CalledNode, plan: Plan, state: RunState, now: datetime) -> datetime:
     """Return when a step that the engine does itself ends at the latest."""
     deadline = run_deadline(plan, state)
     if node.timeout_seconds is None:

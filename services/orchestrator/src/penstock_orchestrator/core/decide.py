@@ -36,7 +36,7 @@ from penstock_orchestrator.core.decisions import (
     Timer,
     timer_at,
 )
-from penstock_orchestrator.core.kinds import HANDLERS
+from penstock_orchestrator.core.kinds import advance
 from penstock_orchestrator.core.progress import Progress
 from penstock_orchestrator.core.view import View
 from penstock_orchestrator.core.walk import Walk
@@ -86,7 +86,7 @@ def decide(
             return _end(state, now, cause_seq, RunStatus.FAILED, error=rejected.info())
     if progress is None:
         progress = Progress()
-    walk = Walk(plan, state, now, progress, HANDLERS, room)
+    walk = Walk(plan, state, now, progress, advance, room)
     try:
         ended = phases.advance(walk)
     except RejectedError as rejected:

@@ -13,7 +13,15 @@ from penstock.contracts.errors import ErrorDetail, ErrorInfo, RejectedError
 from penstock.contracts.facts import Reservation, RunLimits, SecretRef
 from penstock.contracts.ids import instance_id, turn_step_id
 from penstock.contracts.json import Json
-from penstock.contracts.plan import CompiledAgent, CompiledTool, Node
+from penstock.contracts.plan import (
+    AgentNode,
+    CompiledAgent,
+    CompiledTool,
+    Node,
+    SendNode,
+    ToolNode,
+    WorkflowNode,
+)
 from penstock.expressions.templates import render, render_with_secrets
 from penstock_orchestrator.core import conversation
 from penstock_orchestrator.core.decisions import Planned
@@ -46,7 +54,7 @@ def tool_for(view: View, agent: CompiledAgent | None, name: str) -> CompiledTool
     return view.plan.tools[name]
 
 
-def node_call(view: View, node: Node, path: Path) -> Call:
+def node_call(view: View, node: ToolNode, path: Path) -> Call:
     """Return the call that a tool node makes.
 
     Raises:
@@ -82,7 +90,7 @@ def tool_step(
 ) -> Planned:
     """Schedule an attempt at a tool call."""
     tool, arguments, found = call
-    own = node.timeout_seconds if node.kind == "tool" else None
+    own = node.timeout_seconds if isinstance(node, ToolNode) else None
     if tool.sources:
         arguments, more = with_sources(view, node, path, tool, arguments)
         found = {**found, **more}
@@ -131,7 +139,7 @@ def _under(place: str, found: dict[str, tuple[str | dict[str, str], ...]]) -> _S
 
 def agent_turn(
     view: View,
-    node: Node,
+    node: AgentNode,
     path: Path,
     agent: CompiledAgent,
     turn: int,
@@ -213,7 +221,7 @@ def _shown(tool: CompiledTool, name: str) -> dict[str, JsonValue]:
 
 def child_run(
     view: View,
-    node: Node,
+    node: WorkflowNode,
     path: Path,
     attempt: int,
     now: datetime,
@@ -227,8 +235,6 @@ def child_run(
         RejectedError: Its input cannot be rendered, or runs nest too deep.
     """
     child, state = node.child, view.state
-    if child is None:
-        raise RejectedError("not_a_workflow", f"step {node.id} names no workflow")
     depth = (state.request.parent.depth if state.request.parent is not None else 0) + 1
     if limits.max_depth is not None and limits.max_depth < 0:
         raise RejectedError(
@@ -257,28 +263,25 @@ def child_run(
 
 
 def message(
-    view: View, node: Node, path: Path, attempt: int, now: datetime, expires_at: datetime
+    view: View, node: SendNode, path: Path, attempt: int, now: datetime, expires_at: datetime
 ) -> Planned:
     """Schedule a message to another run.
 
     Raises:
         RejectedError: A template cannot be rendered.
     """
-    send = node.send
-    if send is None:
-        raise RejectedError("not_a_message", f"step {node.id} sends nothing")
     scope = view.scope(node.id, path)
     to: dict[str, JsonValue] = {
-        "run_id": render(send.run_id, scope),
-        "correlation": render(send.correlation, scope),
-        "session_id": render(send.session_id, scope),
+        "run_id": render(node.run_id, scope),
+        "correlation": render(node.correlation, scope),
+        "session_id": render(node.session_id, scope),
     }
     return Planned(
         suffix=subjects.step_suffix("run", "send", instance_id(node.id, path), attempt),
         node_id=node.id,
-        name=send.name,
-        input=render(send.payload, scope),
-        config={"to": to, "name": send.name},
+        name=node.name,
+        input=render(node.payload, scope),
+        config={"to": to, "name": node.name},
         at=now,
         expires_at=expires_at,
     )

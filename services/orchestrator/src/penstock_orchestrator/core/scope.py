@@ -8,7 +8,7 @@ from pydantic import JsonValue
 
 from penstock.contracts.errors import ErrorInfo
 from penstock.contracts.json import Json
-from penstock.contracts.plan import Node, Plan
+from penstock.contracts.plan import LoopNode, MapNode, Node, Plan
 from penstock.runs.state import RunState
 from penstock_orchestrator.core.progress import Outcome, Path
 
@@ -84,12 +84,12 @@ def run_scope(state: RunState) -> dict[str, JsonValue]:
     }
 
 
-def enclosing(plan: Plan, node_id: str) -> list[Node]:
+def enclosing(plan: Plan, node_id: str) -> list[MapNode | LoopNode]:
     """Return the maps and loops around a node, outermost first."""
-    found: list[Node] = []
+    found: list[MapNode | LoopNode] = []
     owner = plan.places[node_id].owner
     while owner is not None:
-        if owner.map is not None or owner.loop is not None:
+        if isinstance(owner, MapNode | LoopNode):
             found.append(owner)
         owner = plan.places[owner.id].owner
     found.reverse()
@@ -101,8 +101,8 @@ def with_variables(
     plan: Plan,
     node_id: str,
     path: Path,
-    item: Callable[[Node, Path, int], Json],
-    previous: Callable[[Node, Path, int], Json],
+    item: Callable[[MapNode, Path, int], Json],
+    previous: Callable[[LoopNode, Path, int], Json],
 ) -> None:
     """Add the variables of the maps and loops around a node.
 
@@ -116,8 +116,8 @@ def with_variables(
     """
     for depth, owner in enumerate(enclosing(plan, node_id)):
         index = path[depth]
-        if owner.map is not None:
-            scope[owner.map.variable] = item(owner, path[:depth], index)
+        if isinstance(owner, MapNode):
+            scope[owner.variable] = item(owner, path[:depth], index)
             scope["index"] = index
         else:
             scope["iteration"] = index

@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import Final
 
 from penstock.contracts.errors import ErrorInfo
-from penstock.contracts.plan import Node, RetryPolicy
+from penstock.contracts.plan import (
+    EndNode,
+    RetryPolicy,
+    SendNode,
+    ToolNode,
+    TransformNode,
+    WorkflowNode,
+)
 from penstock.expressions.templates import render
 from penstock.runs.state import StepState
 from penstock_orchestrator.core import attempts, dispatch, waiting_nodes
@@ -17,7 +24,7 @@ ONCE: Final = RetryPolicy(max_attempts=1)
 """A child run retries its own steps; it is not run again unless its step says so."""
 
 
-def tool(walk: Walk, node: Node, path: Path, iid: str) -> Outcome | None:
+def tool(walk: Walk, node: ToolNode, path: Path, iid: str) -> Outcome | None:
     """Take a tool node on."""
     compiled = walk.plan.tools[node.ref]
     step = walk.state.steps.get(iid)
@@ -35,7 +42,11 @@ def tool(walk: Walk, node: Node, path: Path, iid: str) -> Outcome | None:
 
 
 def outcome(
-    walk: Walk, node: Node, path: Path, step: StepState, policy: RetryPolicy
+    walk: Walk,
+    node: ToolNode | WorkflowNode | SendNode,
+    path: Path,
+    step: StepState,
+    policy: RetryPolicy,
 ) -> Outcome | None:
     """Take a node on that is one step: its outcome, or its next attempt."""
     if step.status == "succeeded":
@@ -52,12 +63,12 @@ def outcome(
     return None
 
 
-def transform(walk: Walk, node: Node, path: Path, iid: str) -> Outcome | None:
+def transform(walk: Walk, node: TransformNode, path: Path, iid: str) -> Outcome | None:
     """Work out a value."""
     return walk.done(node, iid, render(node.input, walk.scope(node, path)))
 
 
-def workflow(walk: Walk, node: Node, path: Path, iid: str) -> Outcome | None:
+def workflow(walk: Walk, node: WorkflowNode, path: Path, iid: str) -> Outcome | None:
     """Take a child run on."""
     step = walk.state.steps.get(iid)
     if step is not None:
@@ -66,7 +77,7 @@ def workflow(walk: Walk, node: Node, path: Path, iid: str) -> Outcome | None:
     return None
 
 
-def send(walk: Walk, node: Node, path: Path, iid: str) -> Outcome | None:
+def send(walk: Walk, node: SendNode, path: Path, iid: str) -> Outcome | None:
     """Take a message on."""
     step = walk.state.steps.get(iid)
     if step is not None:
@@ -78,13 +89,12 @@ def send(walk: Walk, node: Node, path: Path, iid: str) -> Outcome | None:
     return None
 
 
-def end(walk: Walk, node: Node, path: Path, iid: str) -> Outcome | None:
+def end(walk: Walk, node: EndNode, path: Path, iid: str) -> Outcome | None:
     """End the run, or its present phase."""
-    spec = node.end
     scope = walk.scope(node, path)
-    output = render(spec.output, scope) if spec is not None else None
-    if spec is not None and spec.status == "failed":
-        said = str(render(spec.message, scope)) or "a step ended the run as failed"
+    output = render(node.output, scope)
+    if node.status == "failed":
+        said = str(render(node.message, scope)) or "a step ended the run as failed"
         error = ErrorInfo(code="ended_by_step", message=said)
         walk.ending = Outcome("failed", output, error)
     else:

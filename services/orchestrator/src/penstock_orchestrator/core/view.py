@@ -11,7 +11,7 @@ from penstock.contracts.errors import ErrorDetail, ErrorInfo, RejectedError
 from penstock.contracts.facts import NodeRecord
 from penstock.contracts.ids import instance_id, turn_step_id
 from penstock.contracts.json import Json
-from penstock.contracts.plan import Block, Node, Plan
+from penstock.contracts.plan import AgentNode, Block, LoopNode, MapNode, Node, Plan
 from penstock.expressions.evaluator import evaluate
 from penstock.expressions.templates import render
 from penstock.runs.state import RunState
@@ -65,19 +65,19 @@ class View:
         node_record = self.node_record(iid)
         if node_record is not None:
             outcome = outcomes.of_record(node, node_record)
-            if outcome is None or node.map is None or outcome.status != "succeeded":
+            if outcome is None or not isinstance(node, MapNode) or outcome.status != "succeeded":
                 return outcome
             if outcome.output is None:  # given otherwise only by an override of a fork
                 return outcome._replace(output=self._map_output(node, path, node_record.count or 0))
             return outcome
-        if node.kind == "agent":
+        if isinstance(node, AgentNode):
             return self._answer(node, iid)
         step = self.state.steps.get(iid)
         if step is not None and step.status == "succeeded":
             return Outcome("succeeded", step.output)
         return None
 
-    def _answer(self, node: Node, iid: str) -> Outcome | None:
+    def _answer(self, node: AgentNode, iid: str) -> Outcome | None:
         turn = outcomes.latest_turn(iid, self.state, self.progress.turns.get(iid, 0))
         step = self.state.steps.get(turn_step_id(iid, turn))
         if step is None or step.status != "succeeded":
@@ -95,12 +95,12 @@ class View:
             return None
         return Outcome("succeeded", outcomes.answer_of(action))
 
-    def _map_output(self, node: Node, path: Path, count: int) -> Json:
+    def _map_output(self, node: MapNode, path: Path, count: int) -> Json:
         """Return the result of a map: it is not stored a second time."""
-        if node.map is None:
-            return None
-        body, collect = node.map.body, node.map.collect
-        return [self.item_result(body, (*path, index), collect=collect) for index in range(count)]
+        return [
+            self.item_result(node.body, (*path, index), collect=node.collect)
+            for index in range(count)
+        ]
 
     def item_result(self, block: Block, path: Path, *, collect: bool) -> Json:
         """Return what a block of a map or parallel step adds to the result."""
@@ -153,12 +153,12 @@ class View:
         """Build the scope anew: the run has failed meanwhile."""
         self._base = None
 
-    def item(self, owner: Node, path: Path, index: int) -> Json:
+    def item(self, owner: MapNode, path: Path, index: int) -> Json:
         """Return one item of a map."""
         items = self.items(owner, path)
         return items[index] if index < len(items) else None
 
-    def items(self, owner: Node, path: Path) -> list[Json]:
+    def items(self, owner: MapNode, path: Path) -> list[Json]:
         """Return the list that a map goes over.
 
         Raises:
@@ -167,13 +167,11 @@ class View:
         iid = instance_id(owner.id, path)
         run = self.progress.maps.get(iid)
         if run is None:
-            if owner.map is None:
-                return []
-            found = evaluate(owner.map.over, self.scope(owner.id, path))
+            found = evaluate(owner.over, self.scope(owner.id, path))
             if not isinstance(found, list):
                 raise RejectedError(
                     "map_not_a_list",
-                    f"step {owner.id} maps over {owner.map.over}, which is no list",
+                    f"step {owner.id} maps over {owner.over}, which is no list",
                     details=(
                         ErrorDetail(
                             path=f"{owner.id}.over",
@@ -185,8 +183,8 @@ class View:
             run = self.progress.maps[iid] = MapRun(found)
         return run.items
 
-    def _previous(self, owner: Node, path: Path, index: int) -> Json:
-        return self.block_output(owner.blocks[0], (*path, index))
+    def _previous(self, owner: LoopNode, path: Path, index: int) -> Json:
+        return self.block_output(owner.body, (*path, index))
 
     def shown(self, node: Node, path: Path) -> Json:
         """Return a node as other expressions see it."""

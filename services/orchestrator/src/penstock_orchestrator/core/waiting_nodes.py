@@ -12,7 +12,7 @@ from penstock.contracts.facts import NodeRecord, PendingRequest, RecordKind, Sig
 from penstock.contracts.ids import answer_signal_id, approval_record_id, resolution_record_id
 from penstock.contracts.json import Json
 from penstock.contracts.pending import call_digest
-from penstock.contracts.plan import ApprovalPolicy, Node, WaitSpec
+from penstock.contracts.plan import ApprovalNode, ApprovalPolicy, Node, WaitNode
 from penstock.expressions.conditions import holds
 from penstock.expressions.templates import render
 from penstock.runs.state import StepState
@@ -75,15 +75,14 @@ def _overdue(walk: Walk, node: Node, path: Path, node_record: NodeRecord) -> boo
 # -- waits ---------------------------------------------------------------------------------------
 
 
-def wait(walk: Walk, node: Node, path: Path, iid: str) -> Outcome | None:
+def wait(walk: Walk, node: WaitNode, path: Path, iid: str) -> Outcome | None:
     """Take a wait on: for a time, or for a signal."""
-    spec = node.wait or WaitSpec(seconds=0)
     node_record = walk.view.node_record(iid)
     if node_record is None:
-        node_record = _begin_wait(walk, node, path, iid, spec)
-    if spec.signal is not None:
-        waits = walk.progress.waits.setdefault(spec.signal, {})
-        taken = _matching(walk, node, path, spec)
+        node_record = _begin_wait(walk, node, path, iid)
+    if node.signal is not None:
+        waits = walk.progress.waits.setdefault(node.signal, {})
+        taken = _matching(walk, node, path)
         if taken is not None:
             signal_id, fact = taken
             waits.pop(iid, None)
@@ -94,52 +93,50 @@ def wait(walk: Walk, node: Node, path: Path, iid: str) -> Outcome | None:
         waits[iid] = Visit(node, path)
     if not _overdue(walk, node, path, node_record):
         return None
-    if spec.signal is None:
+    if node.signal is None:
         _close(walk, node_record, None, None)
         return Outcome("succeeded", None)
-    walk.progress.waits[spec.signal].pop(iid, None)
-    if spec.on_timeout == "continue":
+    walk.progress.waits[node.signal].pop(iid, None)
+    if node.on_timeout == "continue":
         _close(walk, node_record, None, None)
         return Outcome("succeeded", None)
-    error = ErrorInfo(code="wait_timeout", message=f"no signal {spec.signal!r} came in time")
+    error = ErrorInfo(code="wait_timeout", message=f"no signal {node.signal!r} came in time")
     return walk.fail(node, path, iid, error)
 
 
-def _begin_wait(walk: Walk, node: Node, path: Path, iid: str, spec: WaitSpec) -> NodeRecord:
+def _begin_wait(walk: Walk, node: WaitNode, path: Path, iid: str) -> NodeRecord:
     scope = walk.scope(node, path)
     due_at: datetime | None = None
     request: PendingRequest | None = None
-    if spec.signal is not None:
-        key = render(spec.correlation, scope) if spec.correlation is not None else None
+    if node.signal is not None:
+        key = render(node.correlation, scope) if node.correlation is not None else None
         request = PendingRequest(
-            name=spec.signal, correlation=str(key) if key is not None else None, node_id=node.id
+            name=node.signal, correlation=str(key) if key is not None else None, node_id=node.id
         )
-        if spec.timeout_seconds is not None:
-            due_at = walk.now + timedelta(seconds=spec.timeout_seconds)
-    elif spec.until is not None:
-        due_at = _moment(render(spec.until, scope), node)
+        if node.timeout_seconds is not None:
+            due_at = walk.now + timedelta(seconds=node.timeout_seconds)
+    elif node.until is not None:
+        due_at = _moment(render(node.until, scope), node)
     else:
-        due_at = walk.now + timedelta(seconds=_seconds(render(spec.seconds, scope), node))
+        due_at = walk.now + timedelta(seconds=_seconds(render(node.seconds, scope), node))
     return _open(walk, node, path, iid, "wait", request, due_at)
 
 
-def _matching(
-    walk: Walk, node: Node, path: Path, spec: WaitSpec
-) -> tuple[str, SignalReceived] | None:
+def _matching(walk: Walk, node: WaitNode, path: Path) -> tuple[str, SignalReceived] | None:
     """Return the earliest signal that fits and that no other wait has taken."""
     consumed = _consumed(walk)
     fitting = [
         (signal.seq, signal_id, signal.fact)
         for signal_id, signal in walk.state.signals.items()
-        if signal.fact.name == spec.signal
+        if signal.fact.name == node.signal
         and signal.fact.kind in ("event", "message")
         and signal_id not in consumed
     ]
     for _, signal_id, fact in sorted(fitting, key=lambda each: each[:2]):
-        if spec.match is None:
+        if node.match is None:
             return signal_id, fact
         told: JsonValue = {"name": fact.name, "payload": fact.payload}
-        if holds(spec.match, walk.scope(node, path, {"signal": told})):
+        if holds(node.match, walk.scope(node, path, {"signal": told})):
             return signal_id, fact
     return None
 
@@ -202,11 +199,8 @@ def _moment(value: Json, node: Node) -> datetime:
 # -- approvals -----------------------------------------------------------------------------------
 
 
-def approval(walk: Walk, node: Node, path: Path, iid: str) -> Outcome | None:
+def approval(walk: Walk, node: ApprovalNode, path: Path, iid: str) -> Outcome | None:
     """Take an approval step on."""
-    spec = node.approval
-    if spec is None:
-        return walk.done(node, iid, {"approved": True})
     node_record = walk.view.node_record(iid)
     if node_record is None:
         scope = walk.scope(node, path)
@@ -215,17 +209,17 @@ def approval(walk: Walk, node: Node, path: Path, iid: str) -> Outcome | None:
             name=node.id,
             arguments=shown,
             digest=call_digest(node.id, shown),
-            role=spec.role,
-            message=str(render(spec.message, scope)),
+            role=node.role,
+            message=str(render(node.message, scope)),
             node_id=node.id,
         )
-        due_at = walk.now + timedelta(seconds=spec.expires_seconds)
+        due_at = walk.now + timedelta(seconds=node.expires_seconds)
         node_record = _open(walk, node, path, iid, "approval", request, due_at)
     verdict = _verdict(walk, node, path, node_record)
     if verdict is None:
         return None
     output, error = verdict
-    if error is None or spec.on_reject == "continue":
+    if error is None or node.on_reject == "continue":
         _close(walk, node_record, output, None)
         return Outcome("succeeded", output)
     return walk.fail(node, path, iid, error)

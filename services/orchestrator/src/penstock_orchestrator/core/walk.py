@@ -11,7 +11,7 @@ from penstock.contracts.errors import ErrorInfo, RejectedError
 from penstock.contracts.facts import BlockedCall, NodeRecord, Wait
 from penstock.contracts.ids import instance_id, parse_step_id
 from penstock.contracts.json import Json
-from penstock.contracts.plan import Block, Node, NodeKind, Plan, RetryPolicy
+from penstock.contracts.plan import Block, MapNode, Node, Plan, RetryPolicy
 from penstock.expressions.conditions import holds
 from penstock.expressions.templates import render
 from penstock.runs.state import RunState, StepState
@@ -43,7 +43,7 @@ class Walk:
         state: RunState,
         now: datetime,
         progress: Progress,
-        handlers: Mapping[NodeKind, Handler],
+        handler: Handler,
         room: Mapping[str, int] | None = None,
     ) -> None:
         """Prepare a look.
@@ -53,7 +53,7 @@ class Walk:
             state: All that is known of it.
             now: The time.
             progress: What is remembered; it is changed.
-            handlers: What advances a node, by kind.
+            handler: Advances a node of any kind.
             room: How many more steps of this run each runner pool (``{kind}.{queue}``) takes; a
                 pool that is not named takes any number.
         """
@@ -61,7 +61,7 @@ class Walk:
         self.state = state
         self.now = now
         self.progress = progress
-        self._handlers = handlers
+        self._handler = handler
         self._room = room
         self._granted: Counter[str] = Counter()
         self.view = View(plan, state, progress)
@@ -166,10 +166,10 @@ class Walk:
         outcome = outcomes.of_record(node, node_record) if node_record is not None else None
         if outcome is None:
             try:
-                outcome = self._handlers[node.kind](self, node, path, iid)
+                outcome = self._handler(self, node, path, iid)
             except RejectedError as error:
                 outcome = self.fail(node, path, iid, error.info())
-        elif node.map is not None and outcome.status == "succeeded":
+        elif isinstance(node, MapNode) and outcome.status == "succeeded":
             outcome = self.view.lookup(node, path)
         if outcome is not None:
             self._settle(node, path, iid, outcome)
@@ -227,7 +227,7 @@ class Walk:
             if scope.failed is not None and not outcome.broken:
                 return
             owner_path = path[: self.plan.places[place.owner.id].depth]
-            if place.owner.map is not None:
+            if isinstance(place.owner, MapNode):
                 run = progress.maps.get(instance_id(place.owner.id, owner_path))
                 if run is not None:
                     run.finished.append(scope)
@@ -238,7 +238,7 @@ class Walk:
     def done(self, node: Node, iid: str, output: Json, **told: object) -> Outcome:
         """Node record a node as succeeded."""
         fields = {"record_id": iid, "kind": node.kind, "status": "succeeded", **told}
-        stored = None if node.map is not None else output
+        stored = None if isinstance(node, MapNode) else output
         self.view.note(NodeRecord.model_validate({**fields, "output": stored}))
         return Outcome("succeeded", output)
 

@@ -16,12 +16,12 @@ from penstock.contracts.errors import ErrorDetail, RejectedError
 from penstock.contracts.facts import DefinitionKind, Reservation, RunLimits
 from penstock.contracts.ids import content_digest
 from penstock.contracts.plan import (
+    AgentNode,
     ApprovalPolicy,
     ChildSpec,
     CompiledAgent,
     CompiledTool,
     ConcurrencySpec,
-    Node,
     Plan,
     Price,
     PublishedVersion,
@@ -147,7 +147,7 @@ def agent_plan(document: AgentDocument, catalog: Catalog) -> Plan:
     return Plan(
         name=name,
         kind=DefinitionKind.AGENT,
-        nodes=(Node(id=AGENT_NODE, kind="agent", ref=name, input=RUN_INPUT),),
+        nodes=(AgentNode(id=AGENT_NODE, ref=name, input=RUN_INPUT),),
         agents={name: _agent(name, document.spec)},
         tools=_tools(document.spec.tools, catalog),
     )
@@ -229,7 +229,7 @@ def network_plan(document: NetworkDocument, catalog: Catalog) -> Plan:
     return Plan(
         name=document.metadata.name,
         kind=DefinitionKind.NETWORK,
-        nodes=(Node(id=NETWORK_NODE, kind="agent", ref=spec.entry, input=RUN_INPUT),),
+        nodes=(AgentNode(id=NETWORK_NODE, ref=spec.entry, input=RUN_INPUT),),
         agents=dict(sorted(agents.items())),
         tools=_tools(names, catalog),
         timeout_seconds=spec.timeout_seconds,

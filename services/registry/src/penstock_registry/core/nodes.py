@@ -4,16 +4,45 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final
+from typing import Final, TypedDict
 
 from pydantic import JsonValue
 
 from penstock.contracts import plan
-from penstock.contracts.plan import Block, CompiledTool, Node
+from penstock.contracts.plan import (
+    AgentNode,
+    ApprovalNode,
+    Block,
+    BranchNode,
+    CompiledTool,
+    EndNode,
+    LoopNode,
+    MapNode,
+    Node,
+    ParallelNode,
+    SendNode,
+    ToolNode,
+    TransformNode,
+    WaitNode,
+    WorkflowNode,
+)
 from penstock.expressions.templates import whole_expression
 from penstock_registry.core.blocks import Inner, blocks_of, needs_of, undo_id
 from penstock_registry.core.requests import call_of
-from penstock_registry.core.steps import ChildStep, HttpRequest, StepSpec, UndoSpec
+from penstock_registry.core.steps import (
+    ApprovalStep,
+    ChildStep,
+    EndStep,
+    HttpRequest,
+    LoopStep,
+    MapStep,
+    OnError,
+    ParallelStep,
+    SendStep,
+    StepSpec,
+    UndoSpec,
+    WaitStep,
+)
 
 Pin = Callable[[ChildStep], plan.ChildSpec]
 """Gives the exact plan of a child run."""
@@ -41,50 +70,54 @@ class Builder:
         return tuple(self._node(step, needs[index]) for index, step in enumerate(steps))
 
     def _node(self, step: StepSpec, needs: tuple[str, ...]) -> Node:
-        kind, ref, given = self._work(step)
-        inner = [self._block(one) for one in blocks_of(step)]
-        return Node(
-            id=step.id,
-            kind=kind,
-            ref=ref,
-            needs=needs,
-            when=step.when,
-            input=given,
-            retry=step.retry.policy() if step.retry is not None else None,
-            timeout_seconds=step.timeout_seconds,
-            on_error=step.on_error,
-            fallback=step.fallback,
-            compensate=(
-                self._undo(step.id, step.compensate) if step.compensate is not None else None
-            ),
-            branch=_branch(step, inner),
-            parallel=_parallel(step, inner),
-            map=_map(step, inner),
-            loop=_loop(step, inner),
-            wait=_wait(step),
-            approval=_approval(step),
-            child=self._pin(step.workflow) if step.workflow is not None else None,
-            send=_send(step),
-            end=_end(step),
-        )
-
-    def _work(self, step: StepSpec) -> tuple[plan.NodeKind, str, JsonValue]:
-        """Return kind, reference and input of what a step does."""
-        if step.work in ("agent", "tool", "http"):
-            return self._called(step, step.id)
-        given = step.transform
+        undo = step.compensate
+        common: _Common = {
+            "id": step.id,
+            "needs": needs,
+            "when": step.when,
+            "on_error": step.on_error,
+            "fallback": step.fallback,
+            "compensate": self._undo(step.id, undo) if undo is not None else None,
+        }
         if step.workflow is not None:
             given = RUN_INPUT if step.workflow.input is None else step.workflow.input
-        return _KINDS[step.work], "", given
+            child = self._pin(step.workflow)
+            return WorkflowNode(**common, **_attempts(step), input=given, child=child)
+        if step.send is not None:
+            return _send(step.send, common, _attempts(step))
+        if step.wait is not None:
+            return _wait(step.wait, common)
+        if step.approval is not None:
+            return _approval(step.approval, common)
+        if step.work == "transform":
+            return TransformNode(**common, input=step.transform)
+        if step.work == "end":
+            return _end(step.end or EndStep(), common)
+        return self._container(step, common) or self._called(step, common)
 
-    def _called(
-        self, step: StepSpec | UndoSpec, step_id: str
-    ) -> tuple[plan.NodeKind, str, JsonValue]:
+    def _container(self, step: StepSpec, common: _Common) -> Node | None:
+        """Return the node of a step with blocks, or ``None``."""
+        blocks = tuple(self._block(inner) for inner in blocks_of(step))
+        if step.branch is not None:
+            conditions = tuple(case.when for case in step.branch)
+            return BranchNode(**common, conditions=conditions, blocks=blocks)
+        if step.parallel is not None:
+            return _parallel(step.parallel, blocks, common)
+        if step.map is not None:
+            return _map(step.map, blocks[0], common)
+        if step.loop is not None:
+            return _loop(step.loop, blocks[0], common)
+        return None
+
+    def _called(self, step: StepSpec | UndoSpec, common: _Common) -> AgentNode | ToolNode:
+        attempts = _attempts(step)
         if step.agent is not None:
-            return "agent", step.agent, RUN_INPUT if step.input is None else step.input
+            given = RUN_INPUT if step.input is None else step.input
+            return AgentNode(**common, **attempts, ref=step.agent, input=given)
         if step.http is not None:
-            return "tool", *self._request(step_id, step.http)
-        return "tool", step.tool or "", step.input
+            ref, arguments = self._request(common["id"], step.http)
+            return ToolNode(**common, **attempts, ref=ref, input=arguments)
+        return ToolNode(**common, **attempts, ref=step.tool or "", input=step.input)
 
     def _request(self, step_id: str, request: HttpRequest) -> tuple[str, JsonValue]:
         name = stem = f"http-{step_id}"
@@ -97,57 +130,57 @@ class Builder:
         self.tools[name], arguments = call_of(name, description, request)
         return name, arguments
 
-    def _undo(self, step_id: str, undo: UndoSpec) -> Node:
-        name = undo_id(step_id, undo)
-        kind, ref, given = self._called(undo, name)
-        return Node(
-            id=name,
-            kind=kind,
-            ref=ref,
-            input=given,
-            retry=undo.retry.policy() if undo.retry is not None else None,
-            timeout_seconds=undo.timeout_seconds,
+    def _undo(self, step_id: str, undo: UndoSpec) -> AgentNode | ToolNode:
+        return self._called(
+            undo,
+            {
+                "id": undo_id(step_id, undo),
+                "needs": (),
+                "when": None,
+                "on_error": "fail",
+                "fallback": None,
+                "compensate": None,
+            },
         )
 
     def _block(self, inner: Inner) -> Block:
         return Block(name=inner.name, nodes=self.nodes(inner.steps), output=inner.output)
 
 
-_KINDS: Final[dict[str, plan.NodeKind]] = {
-    "transform": "transform",
-    "branch": "branch",
-    "parallel": "parallel",
-    "map": "map",
-    "loop": "loop",
-    "wait": "wait",
-    "approval": "approval",
-    "workflow": "workflow",
-    "send": "send",
-    "end": "end",
-}
+class _Common(TypedDict):
+    """Fields of every node."""
+
+    id: str
+    needs: tuple[str, ...]
+    when: JsonValue
+    on_error: OnError
+    fallback: JsonValue
+    compensate: AgentNode | ToolNode | None
 
 
-def _branch(step: StepSpec, inner: list[Block]) -> plan.BranchSpec | None:
-    if step.branch is None:
-        return None
-    return plan.BranchSpec(conditions=tuple(case.when for case in step.branch), blocks=tuple(inner))
+class _Attempts(TypedDict):
+    """Fields of nodes whose work may be retried."""
+
+    retry: plan.RetryPolicy | None
+    timeout_seconds: float | None
 
 
-def _parallel(step: StepSpec, inner: list[Block]) -> plan.ParallelSpec | None:
-    spec = step.parallel
-    if spec is None:
-        return None
+def _attempts(step: StepSpec | UndoSpec) -> _Attempts:
+    retry = step.retry.policy() if step.retry is not None else None
+    return {"retry": retry, "timeout_seconds": step.timeout_seconds}
+
+
+def _parallel(spec: ParallelStep, blocks: tuple[Block, ...], common: _Common) -> ParallelNode:
     wait = {"all": None, "any": 1}.get(spec.wait) if isinstance(spec.wait, str) else spec.wait
-    return plan.ParallelSpec(blocks=tuple(inner), wait=wait, collect=spec.on_failure == "collect")
+    collect = spec.on_failure == "collect"
+    return ParallelNode(**common, blocks=blocks, wait=wait, collect=collect)
 
 
-def _map(step: StepSpec, inner: list[Block]) -> plan.MapSpec | None:
-    spec = step.map
-    if spec is None:
-        return None
-    return plan.MapSpec(
+def _map(spec: MapStep, body: Block, common: _Common) -> MapNode:
+    return MapNode(
+        **common,
         over=whole_expression(spec.over) or spec.over,
-        body=inner[0],
+        body=body,
         variable=spec.variable,
         concurrency=spec.concurrency,
         max_items=spec.max_items,
@@ -155,12 +188,10 @@ def _map(step: StepSpec, inner: list[Block]) -> plan.MapSpec | None:
     )
 
 
-def _loop(step: StepSpec, inner: list[Block]) -> plan.LoopSpec | None:
-    spec = step.loop
-    if spec is None:
-        return None
-    return plan.LoopSpec(
-        body=inner[0],
+def _loop(spec: LoopStep, body: Block, common: _Common) -> LoopNode:
+    return LoopNode(
+        **common,
+        body=body,
         while_=spec.while_,
         until=spec.until,
         max_iterations=spec.max_iterations,
@@ -168,12 +199,10 @@ def _loop(step: StepSpec, inner: list[Block]) -> plan.LoopSpec | None:
     )
 
 
-def _wait(step: StepSpec) -> plan.WaitSpec | None:
-    spec = step.wait
-    if spec is None:
-        return None
+def _wait(spec: WaitStep, common: _Common) -> WaitNode:
     signal = spec.signal
-    return plan.WaitSpec(
+    return WaitNode(
+        **common,
         seconds=_whole(spec.for_),
         until=spec.until,
         signal=signal.name if signal is not None else None,
@@ -191,11 +220,9 @@ def _whole(seconds: float | str | None) -> float | str | None:
     return seconds
 
 
-def _approval(step: StepSpec) -> plan.ApprovalSpec | None:
-    spec = step.approval
-    if spec is None:
-        return None
-    return plan.ApprovalSpec(
+def _approval(spec: ApprovalStep, common: _Common) -> ApprovalNode:
+    return ApprovalNode(
+        **common,
         message=spec.message,
         role=spec.role,
         expires_seconds=spec.expires,
@@ -203,11 +230,10 @@ def _approval(step: StepSpec) -> plan.ApprovalSpec | None:
     )
 
 
-def _send(step: StepSpec) -> plan.SendSpec | None:
-    spec = step.send
-    if spec is None:
-        return None
-    return plan.SendSpec(
+def _send(spec: SendStep, common: _Common, attempts: _Attempts) -> SendNode:
+    return SendNode(
+        **common,
+        **attempts,
         name=spec.name,
         run_id=spec.to.run,
         correlation=spec.to.correlation,
@@ -216,8 +242,5 @@ def _send(step: StepSpec) -> plan.SendSpec | None:
     )
 
 
-def _end(step: StepSpec) -> plan.EndSpec | None:
-    spec = step.end
-    if spec is None:
-        return plan.EndSpec() if step.work == "end" else None
-    return plan.EndSpec(status=spec.status, output=spec.output, message=spec.message)
+def _end(spec: EndStep, common: _Common) -> EndNode:
+    return EndNode(**common, status=spec.status, output=spec.output, message=spec.message)
