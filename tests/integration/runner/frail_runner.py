@@ -9,7 +9,7 @@ from pathlib import Path
 from penstock.contracts.errors import ErrorInfo
 from penstock.runner import Runner, StepContext, steps
 from penstock.runner.attempt import Attempt
-from penstock.runner.steps import StepWorker
+from penstock.runner.execution import StepExecutor
 
 CRASH_AT = os.environ.get("CRASH_AT", "")
 runner = Runner(kind="tool", queue=os.environ["QUEUE"], concurrency=4)
@@ -29,7 +29,7 @@ def pay(ctx: StepContext) -> str:
     return "paid"
 
 
-class FrailWorker(StepWorker):
+class FrailExecutor(StepExecutor):
     async def _begin(self, ctx: StepContext, attempt: Attempt) -> None:
         pass_point("before it is noted")
         await super()._begin(ctx, attempt)
@@ -39,7 +39,7 @@ class FrailWorker(StepWorker):
         super()._count(failure)
 
 
-steps.StepWorker = FrailWorker  # type: ignore[misc]
+steps.StepExecutor = FrailExecutor  # type: ignore[misc]
 
 if __name__ == "__main__":
     runner.run()

@@ -240,6 +240,15 @@ def test_runner_in_page_is_the_example(page: str) -> None:
     assert [example.partition('"""\n\n')[2]] == shown
 
 
+def test_handler_tests_in_page_are_those_of_the_example() -> None:
+    example = (ROOT / "examples/runners/test_sdk_runner.py").read_text(encoding="utf-8")
+    page = (ROOT / "docs/runners.md").read_text(encoding="utf-8")
+    section = page.partition("### Test a handler")[2].partition("\n## ")[0]
+    blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    assert len(blocks) == 2
+    assert [block for block in blocks if block not in example] == []
+
+
 def test_decisions_are_all_listed() -> None:
     index = (ROOT / "docs/adr/README.md").read_text(encoding="utf-8")
     pages = {file.name for file in ROOT.glob("docs/adr/0*.md")}

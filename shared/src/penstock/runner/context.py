@@ -1,10 +1,9 @@
-"""What a handler is told about its step, and what it may tell while it runs."""
+"""The handler's view of its step: coordinates, input, deadline, progress and text."""
 
 from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 from penstock.contracts import subjects
 from penstock.contracts.facts import StepScheduled, Usage
@@ -12,11 +11,8 @@ from penstock.contracts.ids import idempotency_key
 from penstock.contracts.json import Json
 from penstock.contracts.subjects import FactSubject
 from penstock.runner.attempt import Attempt
-from penstock.runner.deltas import DeltaStream
+from penstock.runner.deltas import DeltaStream, Requester
 from penstock.runner.secrets import Filled
-
-if TYPE_CHECKING:
-    from penstock.bus.connection import Bus
 
 
 class StepContext:
@@ -39,7 +35,7 @@ class StepContext:
         subject: FactSubject,
         step: StepScheduled,
         attempt: Attempt,
-        bus: Bus,
+        bus: Requester,
         traceparent: str | None = None,
     ) -> None:
         """Made by the runner.

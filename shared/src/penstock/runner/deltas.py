@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from penstock.contracts.errors import TransientError
 from penstock.contracts.facts import DeltaBatch
 from penstock.masks import Mask, MaskedStream
-
-if TYPE_CHECKING:
-    from penstock.bus.connection import Bus
 
 PAUSE_SECONDS: Final = 0.025
 """Least time between two batches: shorter than a reader's eye can tell apart."""
@@ -27,6 +24,23 @@ GIVE_UP_SECONDS: Final = 30.0
 RETRY_SECONDS: Final = 0.2
 
 ANSWER_SECONDS: Final = 5.0
+
+
+class Reply(Protocol):
+    """A reply on the bus."""
+
+    @property
+    def data(self) -> bytes:
+        """The body."""
+
+
+class Requester(Protocol):
+    """The bus, as far as text is sent over it."""
+
+    async def request(
+        self, subject: str, body: bytes = b"", *, timeout_seconds: float = 5.0
+    ) -> Reply:
+        """Send a request and return its reply."""
 
 
 class DeltaStream:
@@ -50,7 +64,7 @@ class DeltaStream:
 
     def __init__(
         self,
-        bus: Bus,
+        bus: Requester,
         subject: str,
         *,
         mask: Mask | None = None,

@@ -160,6 +160,16 @@ class Runner:
         return register
 
     @property
+    def handlers(self) -> Mapping[str, Handler]:
+        """The handlers by name of agent or tool."""
+        return self._handlers
+
+    @property
+    def catch_all(self) -> Handler | None:
+        """The handler of every other step."""
+        return self._catch_all
+
+    @property
     def capabilities(self) -> tuple[Capability, ...]:
         """What this runner advertises."""
         return tuple(handler.capability for handler in self._handlers.values())
