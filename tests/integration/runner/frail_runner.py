@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 from penstock.contracts.errors import ErrorInfo
-from penstock.runner import Runner, StepContext, steps
+from penstock.runner import Runner, StepContext
 from penstock.runner.attempt import Attempt
 from penstock.runner.execution import StepExecutor
 
@@ -29,17 +29,21 @@ def pay(ctx: StepContext) -> str:
     return "paid"
 
 
-class FrailExecutor(StepExecutor):
-    async def _begin(self, ctx: StepContext, attempt: Attempt) -> None:
-        pass_point("before it is noted")
-        await super()._begin(ctx, attempt)
-
-    def _count(self, failure: ErrorInfo | None) -> None:
-        pass_point("after the outcome is recorded")
-        super()._count(failure)
+begin, count = StepExecutor._begin, StepExecutor._count
 
 
-steps.StepExecutor = FrailExecutor  # type: ignore[misc]
+async def frail_begin(self: StepExecutor, ctx: StepContext, attempt: Attempt) -> None:
+    pass_point("before it is noted")
+    await begin(self, ctx, attempt)
+
+
+def frail_count(self: StepExecutor, failure: ErrorInfo | None) -> None:
+    pass_point("after the outcome is recorded")
+    count(self, failure)
+
+
+StepExecutor._begin = frail_begin  # type: ignore[method-assign]
+StepExecutor._count = frail_count  # type: ignore[method-assign]
 
 if __name__ == "__main__":
     runner.run()
