@@ -55,7 +55,7 @@ def test_network_compiles_to_one_conversation() -> None:
         ([member("a", "b"), member("b", "a")], {"policy": {"cycles": "allow"}}, "policy",
          "nothing bounds the circle"),
         ([member("a")], {"entry": "z"}, "entry", "there is no agent 'z'"),
-        ([member("a", responds_to="caller")], {}, "agents", "nobody answers the user"),
+        ([member("a", responds_to="caller")], {}, "agents", "no agent answers the user"),
         ([member("a", responds_to="nobody"), ], {}, "agents[0].routes", "it may neither answer"),
         ([member("a", tools=[{"name": "zzz"}])], {}, "agents[0].tools[0].name", "there is no tool"),
         ([member("a", tools=[{"name": "add", "sources": {"q": {"value": 1}}}])], {},

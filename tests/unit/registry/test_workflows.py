@@ -293,7 +293,7 @@ def test_steps_of_a_block_see_those_around_it_that_are_done() -> None:
         ("{{ steps.each.output }}", "step 'each' encloses this place, it is not done by then"),
         ("{{ steps.after.output }}", "step 'after' need not be done by then"),
         ("{{ steps.beside.output }}", "step 'beside' is hidden in 'other'"),
-        ("{{ steps }}", "steps has no value of its own"),
+        ("{{ steps }}", "steps has no value by itself"),
         ("{{ steps.before.result }}", "a step has no 'result'"),
     ],
 )

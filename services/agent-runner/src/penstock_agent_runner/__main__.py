@@ -7,7 +7,7 @@ from penstock_agent_runner.settings import AgentRunnerSettings
 
 
 def main() -> None:
-    """Read the settings and run until told to stop."""
+    """Read the settings and run until a signal stops the process."""
     run(AgentRunnerSettings())
 
 

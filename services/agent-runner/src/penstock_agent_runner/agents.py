@@ -25,7 +25,7 @@ class Agents:
         """Answer one turn; its usage stands in the step's result.
 
         Raises:
-            PenstockError: Of the family that says what is to be done.
+            PenstockError: Of the family that fits the failure.
         """
         config = read_config(ctx.config)
         request = Request(

@@ -39,6 +39,6 @@ class Model(Protocol):
         """Answer a turn; ``emit`` takes its text piece by piece as it comes.
 
         Raises:
-            PenstockError: Of the family that says what is to be done.
+            PenstockError: Of the family that fits the failure.
         """
         ...

@@ -110,7 +110,7 @@ class ProviderModel:
     async def _loaded(self) -> Any:
         async with self._loading:
             if self._litellm is None:
-                # In a thread: the import takes seconds, and other steps go on meanwhile.
+                # In a thread: the import takes seconds, and other steps continue meanwhile.
                 self._litellm = await asyncio.to_thread(load_litellm)
         return self._litellm
 
@@ -168,7 +168,7 @@ def load_litellm() -> Any:
 
 
 class _Conversation:
-    """One request and what came of it."""
+    """One request and its outcome."""
 
     def __init__(self, litellm: Any, request: Request, emit: Emit) -> None:
         self._litellm = litellm

@@ -35,7 +35,7 @@ SILENCE_SECONDS: Final = 300.0
 MAX_RESPONSE_BYTES: Final = 16 * 1024 * 1024
 SHOWN_CHARACTERS: Final = 500
 READ_BYTES: Final = 65_536
-"""What is read of a refusal: more than is shown, so that no secret is cut in half."""
+"""Bytes read of an error response: more than is shown, so that no secret is cut in half."""
 TRANSIENT_STATUS: Final = frozenset({408, 425, 429})
 
 

@@ -10,7 +10,7 @@ from penstock_agent_runner.models import Emit, Request
 
 
 class ScriptedModel:
-    """A deterministic model without a network, and said to be one by its name ``scripted/…``."""
+    """A deterministic model without a network, and named accordingly: ``scripted/…``."""
 
     async def answer(self, request: Request, emit: Emit) -> Turn:
         """Answer as the agent's script says.

@@ -7,7 +7,7 @@ from penstock_registry.settings import RegistrySettings
 
 
 def main() -> None:
-    """Read the settings and serve until told to stop."""
+    """Read the settings and serve until a signal stops the process."""
     run(RegistrySettings())
 
 

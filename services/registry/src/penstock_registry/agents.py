@@ -29,11 +29,11 @@ from penstock.contracts.rpc import (
 from penstock.contracts.runners import Capability, RunnerRecord
 from penstock.telemetry.logs import EventLog
 from penstock_registry import store
-from penstock_registry.board import Board
 from penstock_registry.core.documents import API_VERSION
 from penstock_registry.core.liveness import HTTP_AGENT
 from penstock_registry.core.reading import merge_patch, parse_endpoint
 from penstock_registry.definitions import Definitions
+from penstock_registry.runner_registry import RunnerRegistry
 from penstock_registry.store import Store
 from penstock_registry.tables import AgentRow
 
@@ -61,7 +61,7 @@ class HttpAgents:
             database: Where registrations are kept.
             definitions: Makes the agents' definitions.
             now: The clock.
-            ttl_seconds: Life of a registration that names no TTL of its own.
+            ttl_seconds: Life of a registration that names no TTL.
         """
         self._runners = Bucket(bus, subjects.RUNNERS)
         self._store = database
@@ -142,26 +142,26 @@ class HttpAgents:
                 origin="registration",
             )
         except (ConflictError, RejectedError) as error:
-            # It is in use, or somebody deleted it or made it a document before.
+            # It is in use, was deleted, or had become a document.
             log.info("agent.definition_kept", agent_id=row.agent_id, code=error.code)
         log.info("agent.deregistered", tenant=row.tenant_id, agent_id=row.agent_id)
         return gone
 
-    async def runners(self, request: ListRunners, board: Board) -> Runners:
-        """Return the board's runners, and registered agents that it has never seen as lost.
+    async def runners(self, request: ListRunners, runner_registry: RunnerRegistry) -> Runners:
+        """Return the live runners, and registered agents that were never seen as lost.
 
-        Without the database the board alone answers.
+        Without the database the runner registry alone answers.
         """
         try:
             async with self._store.reading() as session:
                 rows = await store.list_agents(session, request.tenant)
         except TransientError as error:
             log.warning("runners.listed_without_database", code=error.code)
-            return Runners(items=tuple(board.list(request)))
+            return Runners(items=tuple(runner_registry.list(request)))
         registered = {row.agent_id for row in rows}
         views = [
             view
-            for view in board.list(request)
+            for view in runner_registry.list(request)
             if view.state is not RunnerState.LOST
             or view.runner.kind != HTTP_AGENT
             or view.runner.runner_id in registered
@@ -171,7 +171,7 @@ class HttpAgents:
             and request.queue in (None, request.tenant)
             and request.state in (None, RunnerState.LOST)
         ):
-            own = board.list(ListRunners(tenant=request.tenant, kind=HTTP_AGENT))
+            own = runner_registry.list(ListRunners(tenant=request.tenant, kind=HTTP_AGENT))
             there = {view.runner.runner_id for view in own}
             views += [_lost(row, self._now()) for row in rows if row.agent_id not in there]
         return Runners(items=tuple(views))

@@ -50,14 +50,14 @@ class Known:
     in_force: Catalog
 
     def namesake(self, kind: DocumentKind, name: str) -> Stored | None:
-        """Return the row that takes a name: of its own kind, or of one that shares the names."""
+        """Return the row that takes a name: of the same kind, or of one that shares the names."""
         for (other, taken), stored in self.rows.items():
             if taken == name and namespace_of(other) == namespace_of(kind):
                 return stored
         return None
 
     def runnable(self, name: str) -> Stored | None:
-        """Return the row of what is started by a name."""
+        """Return the row of the definition that a name starts."""
         return next((self.rows[kind, name] for kind in RUNNABLE if (kind, name) in self.rows), None)
 
 
@@ -116,7 +116,7 @@ class Changes:
         documents: Iterable[Document],
         artifacts: Mapping[Key, Artifact],
     ) -> list[AppliedDefinition]:
-        """Publish those that use what has changed, as far as that changes them."""
+        """Publish the users of changed definitions, as far as that changes them."""
         results: list[AppliedDefinition] = []
         for document in documents:
             key = key_of(document)
@@ -230,7 +230,7 @@ class Changes:
             _set(row, fields)
             row.revision += 1
             return (row, version), "updated"
-        # A deleted namesake comes back: its versions go on counting.
+        # A deleted namesake returns: its version numbers continue.
         old = await store.find_named(session, tenant, kind, name)
         if old is not None:
             row = old[0]
@@ -346,7 +346,7 @@ _UNKNOWN: Final = Artifact(b"", "")
 
 
 def _same_plan(version: VersionRow, artifact: Artifact) -> bool:
-    """Tell whether a version is what was compiled, if only written by an older release."""
+    """Return whether a version equals the compiled one, if only written by an older release."""
     if version.digest == artifact.digest:
         return True
     kind = DocumentKind(version.kind)

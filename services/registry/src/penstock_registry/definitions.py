@@ -226,7 +226,7 @@ class Definitions:
         )
 
     async def _withdraw(self, tenant: str, kind: DocumentKind, name: str) -> None:
-        """Make the bus forget what is no longer in force."""
+        """Remove superseded versions from the buckets."""
         await self._publisher.assert_definition(tenant, kind, name)
         await self._publisher.assert_selectors(tenant, kind, name)
 

@@ -9,9 +9,9 @@ from penstock.contracts import rpc
 from penstock.endpoint import Verb
 from penstock_registry.agents import HttpAgents
 from penstock_registry.aliases import VersionAliases
-from penstock_registry.board import Board
 from penstock_registry.definitions import Definitions
 from penstock_registry.keys import ApiKeys
+from penstock_registry.runner_registry import RunnerRegistry
 
 
 class Parts(NamedTuple):
@@ -21,15 +21,15 @@ class Parts(NamedTuple):
     aliases: VersionAliases
     agents: HttpAgents
     keys: ApiKeys
-    board: Board
+    runner_registry: RunnerRegistry
 
 
 def verbs(parts: Parts) -> Mapping[str, Verb]:
     """Return all verbs by name."""
-    definitions, aliases, agents, keys, board = parts
+    definitions, aliases, agents, keys, runner_registry = parts
 
     async def list_runners(request: rpc.ListRunners) -> rpc.Runners:
-        return await agents.runners(request, board)
+        return await agents.runners(request, runner_registry)
 
     return {
         "apply": Verb(rpc.ApplyDocuments, definitions.apply),

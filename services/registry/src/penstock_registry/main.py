@@ -1,4 +1,4 @@
-"""Composition of the registry: database, buckets, board, verbs, in the order of their needs."""
+"""Composition of the registry: database, buckets, live runners, verbs, in the order of their needs."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from penstock.telemetry import logs, tracing
 from penstock.telemetry.health import HealthServer
 from penstock_registry.agents import HttpAgents
 from penstock_registry.aliases import VersionAliases
-from penstock_registry.board import Board
 from penstock_registry.definitions import Definitions
 from penstock_registry.handlers import Parts, verbs
 from penstock_registry.keys import ApiKeys
 from penstock_registry.publisher import Publisher
+from penstock_registry.runner_registry import RunnerRegistry
 from penstock_registry.settings import RegistrySettings
 from penstock_registry.store import Store, revision
 from penstock_registry.tables import PACKAGE, REVISION
@@ -108,16 +108,18 @@ async def _serve(
     publisher = Publisher(bus, database, _now)
     definitions = Definitions(database, publisher, _now)
     aliases = VersionAliases(database, publisher, _now)
-    board = Board(bus, lost_kept_seconds=settings.registry_lost_kept_seconds)
+    runner_registry = RunnerRegistry(bus, lost_kept_seconds=settings.registry_lost_kept_seconds)
     agents = HttpAgents(bus, database, definitions, _now, ttl_seconds=settings.runner_ttl_seconds)
     keys = ApiKeys(database, publisher, _now)
-    endpoint = Endpoint(settings, SERVICE, verbs(Parts(definitions, aliases, agents, keys, board)))
+    endpoint = Endpoint(
+        settings, SERVICE, verbs(Parts(definitions, aliases, agents, keys, runner_registry))
+    )
 
     async def canary() -> None:
         await bus.request(subjects.canary(settings.instance_id), b"{}")
 
     health = HealthServer(host=settings.metrics_host, port=settings.metrics_port, canary=canary)
-    await board.start()
+    await runner_registry.start()
     await publisher.repair()
     repairs = asyncio.create_task(_keep_repaired(bus, settings, publisher), name="repairs")
     try:
@@ -131,7 +133,7 @@ async def _serve(
     finally:
         repairs.cancel()
         await asyncio.gather(repairs, return_exceptions=True)
-        await board.stop()
+        await runner_registry.stop()
 
 
 async def _keep_repaired(bus: Bus, settings: RegistrySettings, publisher: Publisher) -> None:

@@ -1,7 +1,7 @@
 """The publisher: makes the buckets say what the database says.
 
 The database is what counts. A bucket's key is compared with it, corrected by compare-and-set, and
-compared once more: whoever is last to look at a row leaves the bucket right, so replicas that
+compared once more: the last process to read a row leaves the bucket right, so replicas that
 publish at the same time need no lock, and a bus that lost its buckets is repaired by looking.
 """
 
@@ -83,7 +83,7 @@ class Publisher:
         return changed
 
     async def _forget_progress(self, tenant: str, name: str) -> None:
-        """Remove what was kept beside a schedule, if that is gone: a later namesake begins anew."""
+        """Remove the records of a deleted schedule, so that a later namesake starts fresh."""
         if await self._schedules.get(subjects.schedule_key(tenant, name)) is not None:
             return
         for part in _SCHEDULE_PARTS:
@@ -262,8 +262,8 @@ class Publisher:
     ) -> bool:
         changed = False
         for _ in range(_ATTEMPTS):
-            # The bucket is read before the database, so that what is written is never older than
-            # what was compared.
+            # The bucket is read before the database, so that the written value is never older than
+            # the compared value.
             entry = await bucket.get(key)
             value = await wanted()
             if (entry.value if entry is not None else None) == value:

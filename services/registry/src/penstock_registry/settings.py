@@ -17,8 +17,8 @@ class RegistrySettings(DatabaseSettings):
     registry_lost_kept_seconds: float = Field(
         default=900.0,
         ge=0,
-        description="How long a lost runner stays listed. 900: long enough for whoever was "
-        "called by the alert to see which one it was.",
+        description="How long a lost runner stays listed. 900: long enough for an "
+        "operator called by an alert to see which one it was.",
     )
     registry_repair_seconds: float = Field(
         default=300.0,

@@ -24,7 +24,7 @@ Stored = tuple[DefinitionRow, VersionRow | None]
 
 
 def namespace_of(kind: DocumentKind) -> str:
-    """Return the namespace in which a name must be unique; what is started by name shares one."""
+    """Return the namespace in which a name must be unique; all that a name starts shares one."""
     if kind in RUNNABLE:
         return _RUNNABLE
     return kind.value

@@ -7,7 +7,7 @@ from penstock_tool_runner.settings import ToolRunnerSettings
 
 
 def main() -> None:
-    """Read the settings and run until told to stop."""
+    """Read the settings and run until a signal stops the process."""
     run(ToolRunnerSettings())
 
 

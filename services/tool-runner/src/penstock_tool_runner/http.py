@@ -278,5 +278,5 @@ def _parsed(content_type: str, text: str) -> Json:
 
 
 def _shown(url: str) -> str:
-    """Return a URL without its query, which may hold what is nobody's business."""
+    """Return a URL without its query, which may hold confidential values."""
     return url.partition("?")[0][:SHOWN_CHARACTERS]

@@ -38,7 +38,7 @@ _FORMS: Final = "text, {path, op, value}, {all: [...]}, {any: [...]}, {not: ...}
 
 
 def holds(condition: Json, scope: Mapping[str, JsonValue]) -> bool:
-    """Tell whether a condition holds.
+    """Return whether a condition holds.
 
     ``all`` and ``any`` ask their conditions in turn and stop at the first that decides.
 
@@ -223,7 +223,7 @@ def _references(condition: Any, depth: int) -> Iterator[Path]:
 def check_condition(
     condition: Json, path: str, samples: Mapping[str, Sample] | None = None
 ) -> Iterator[ErrorDetail]:
-    """Yield what is wrong with a condition, as far as that can be seen without data.
+    """Yield the errors of a condition, as far as that can be seen without data.
 
     Args:
         condition: The condition.
@@ -333,7 +333,7 @@ def _a(value: Any) -> str:
 
 
 def _inferred(expression: str, path: str, samples: Mapping[str, Sample] | None) -> Any:
-    """Yield what is wrong with an expression; return its kind and whether anything was."""
+    """Yield the errors of an expression; return its kind and whether anything was."""
     try:
         kind, found = infer(expression, samples)
     except RejectedError as error:
@@ -349,7 +349,7 @@ def _inferred(expression: str, path: str, samples: Mapping[str, Sample] | None) 
 def check_expression(
     expression: str, path: str, samples: Mapping[str, Sample] | None = None
 ) -> Iterator[ErrorDetail]:
-    """Yield what is wrong with an expression, as far as that can be seen without data.
+    """Yield the errors of an expression, as far as that can be seen without data.
 
     Args:
         expression: CEL.
@@ -362,7 +362,7 @@ def check_expression(
 def check_template(
     template: Json, path: str, samples: Mapping[str, Sample] | None = None
 ) -> Iterator[ErrorDetail]:
-    """Yield what is wrong with a template and its expressions; the paths are not looked up.
+    """Yield the errors of a template and its expressions; the paths are not looked up.
 
     Args:
         template: Any JSON value.

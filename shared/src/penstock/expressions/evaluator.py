@@ -53,7 +53,7 @@ Path = tuple[str | int, ...]
 Step = Callable[[Evaluation], Any]
 
 _SHOWN: Final = 20
-"""So many names are told when one is not found."""
+"""The number of names listed when one is not found."""
 
 
 @lru_cache(maxsize=4096)

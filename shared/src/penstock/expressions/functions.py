@@ -48,7 +48,7 @@ def _function(name: str, *overloads: tuple[str, str, Callable[..., Any]]) -> Non
 
 
 def arity(name: str) -> tuple[int, int] | None:
-    """Tell how many arguments a function takes, least and most; none if there is no such."""
+    """Return how many arguments a function takes, least and most; none if there is no such."""
     overloads = FUNCTIONS.get(name)
     if overloads is None:
         return None

@@ -1,4 +1,4 @@
-"""What can be said of an expression without data: the kinds of its parts, and what cannot be.
+"""Static types of expressions: the kinds of its parts, and what cannot be.
 
 Only what would fail whatever the data are is reported: a kind that is open fits everywhere.
 """
@@ -40,7 +40,7 @@ _ONE_ITEM: Final = frozenset({"first", "last"})
 
 @dataclass(frozen=True, slots=True)
 class Type:
-    """A kind of values, or ``any``, with what is known of its elements and members."""
+    """A kind of values, or ``any``, with the known types of its elements and members."""
 
     kind: str = "any"
     items: Type | None = None
@@ -86,7 +86,7 @@ def _joint(types: list[Type]) -> Type:
 def infer(
     expression: str, samples: Mapping[str, Sample] | None = None
 ) -> tuple[str, list[ErrorDetail]]:
-    """Return the kind of an expression's value, or ``any``, and what is wrong in it.
+    """Return the kind of an expression's value, or ``any``, and its errors.
 
     Args:
         expression: CEL.

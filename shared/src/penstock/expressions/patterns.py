@@ -66,7 +66,7 @@ def _estimate(pattern: str, *, compiling: bool) -> int:
 
 
 def matches(of: Evaluation, text: str, pattern: str) -> bool:
-    """Tell whether a pattern is found in a text: RE2's syntax, no look-around, no references.
+    """Return whether a pattern is found in a text: RE2's syntax, no look-around, no references.
 
     Raises:
         RejectedError: The pattern is none, or it is too much work.

@@ -1,6 +1,6 @@
 """Examples of what a JSON Schema allows, for checks of expressions before there is data.
 
-A sample says no more than the schema does: what is left open is ``UNKNOWN``, and only the kinds
+A sample says no more than the schema does: an open part is ``UNKNOWN``, and only the kinds
 of values count, not the values.
 """
 

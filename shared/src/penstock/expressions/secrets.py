@@ -65,5 +65,6 @@ def _filled(
             piece if isinstance(piece, str) else lookup(piece["secret"]) for piece in pieces
         )
     raise RejectedError(
-        "secrets_misplaced", f"what stands at {pointer or 'the top'} is not what was rendered"
+        "secrets_misplaced",
+        f"what stands at {pointer or 'the top'} differs from the rendered value",
     )

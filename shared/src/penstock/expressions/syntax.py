@@ -1,8 +1,8 @@
 """The syntax of expressions: text in, tree out; nothing is looked up and nothing evaluated.
 
 The language is CEL (https://github.com/google/cel-spec, ``doc/langdef.md``) over JSON. Names are
-told apart while parsing: a variable of a macro is a ``Local``, anything else a ``Name`` of the
-scope. Length and depth are bounded, so whoever walks a tree may do so by recursion.
+distinguished while parsing: a variable of a macro is a ``Local``, anything else a ``Name`` of the
+scope. Length and depth are bounded, so a tree may be walked by recursion.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final
 from penstock.contracts.errors import ErrorDetail, RejectedError
 
 MAX_CHARACTERS: Final = 2_000
-"""Longest expression; what is longer belongs into a tool."""
+"""Longest expression; longer ones belong in a tool."""
 MAX_DEPTH: Final = 64
 """Deepest tree: brackets in brackets, and operators or members in a row."""
 
@@ -237,7 +237,7 @@ def parse(text: str, arity: Callable[[str], tuple[int, int] | None]) -> Tree:
 
     Args:
         text: The expression.
-        arity: Tells how many arguments a function takes, least and most; none for one that
+        arity: Returns how many arguments a function takes, least and most; none for one that
             there is not.
 
     Raises:

@@ -6,7 +6,7 @@ value itself, whatever its type; otherwise values are written into the text (str
 anything else as JSON).
 
 Secrets are references. They come from the template alone and travel beside the rendered value, so
-no text that was looked up can become one; whoever needs the secret fills it in.
+no text that was looked up can become one; the runner that needs the secret fills it in.
 """
 
 from __future__ import annotations
@@ -158,8 +158,8 @@ def look_up(path: Path, scope: Mapping[str, JsonValue]) -> JsonValue:
         text = show_path(path)
         raise RejectedError(
             "template_unresolved",
-            f"{text} has no value of its own; name something in it, such as {text}.NAME",
-            details=(ErrorDetail(path=text, message="has no value of its own"),),
+            f"{text} has no value by itself; name something in it, such as {text}.NAME",
+            details=(ErrorDetail(path=text, message="has no value by itself"),),
         )
     return value
 

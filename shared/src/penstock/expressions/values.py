@@ -229,7 +229,7 @@ def equal(of: Evaluation, left: Any, right: Any) -> bool:
 
 
 def contains(of: Evaluation, items: Any, value: Any) -> bool:
-    """Tell whether a list has an element, a map a member, or a string a part.
+    """Return whether a list has an element, a map a member, or a string a part.
 
     Raises:
         RejectedError: It is none of these, or too much work.

@@ -44,7 +44,7 @@ def route_tools(routes: tuple[RouteSpec, ...]) -> tuple[ToolSpec, ...]:
 
 
 def instructions_of(config: AgentConfig) -> str:
-    """Return what the model is told first: also that it must not answer itself, where so."""
+    """Return the model's instructions, including that it must not answer itself, where so."""
     if config.can_respond:
         return config.instructions
     names = ", ".join(route_tool_name(route.agent) for route in config.routes)
@@ -58,7 +58,7 @@ def instructions_of(config: AgentConfig) -> str:
 def split_route(
     config: AgentConfig, calls: tuple[ToolCall, ...], text: str
 ) -> tuple[tuple[ToolCall, ...], RouteToAgent | None]:
-    """Tell calls of tools from the wish to hand over; the first such wish counts.
+    """Separate tool calls from the request to hand over; the first such wish counts.
 
     A call that has the form of a route and is none of the agent's tools is taken for one: whether
     there is such an agent is for the engine to say.

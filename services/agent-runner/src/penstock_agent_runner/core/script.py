@@ -80,7 +80,7 @@ class Script(_Read):
 
 @dataclass(frozen=True, slots=True)
 class Performance:
-    """What is to be done: wait, emit the pieces meanwhile, then answer or fail."""
+    """Actions of a scripted turn: wait, emit the pieces meanwhile, then answer or fail."""
 
     pieces: tuple[str, ...]
     delay_seconds: float
@@ -93,7 +93,7 @@ _ECHO: Final = Script(turns=(ScriptedTurn(text="{{ input }}"),))
 
 
 def read_script(script: Json) -> Script:
-    """Read an agent's script; without one the model says what it was told.
+    """Read an agent's script; without one the model repeats its input.
 
     Raises:
         RejectedError: ``invalid_script``.

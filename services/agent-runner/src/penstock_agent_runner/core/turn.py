@@ -21,7 +21,7 @@ class _Read(BaseModel):
 
 
 class ToolSpec(_Read):
-    """A tool as a model is told of it."""
+    """A tool as it is described to a model."""
 
     name: str
     description: str = ""

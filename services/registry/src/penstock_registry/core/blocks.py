@@ -17,7 +17,7 @@ MAX_LOOPS: Final = 3
 TIMEOUT_SECONDS: Final = 3600.0
 """How long a run may take that says nothing of it."""
 WAITING_SECONDS: Final = 30 * 86_400.0
-"""The same where a step may wait for somebody."""
+"""The same where a step may wait for a person."""
 
 _ID_LENGTH: Final = 40
 

@@ -95,7 +95,7 @@ class Catalog:
         return self.names("agents") | self.names("workflows") | self.names("networks")
 
     def runnable(self, name: str) -> Runnable | None:
-        """Return what is started by a name."""
+        """Return the definition that a name starts."""
         return self.workflows.get(name) or self.networks.get(name) or self.agents.get(name)
 
     def documents(self) -> Iterator[Document]:

@@ -1,4 +1,4 @@
-"""Checks: what is wrong with documents among others, every fault at once, each with its place."""
+"""Checks of documents in the context of all others: every fault at once, each with its place."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from penstock_registry.core.documents import (
     WebhookDocument,
     WorkflowDocument,
 )
+from penstock_registry.core.expression_scope import RUN_ROOTS, ExpressionScope, template_faults
 from penstock_registry.core.faults import known_faults, one_of, repeated_faults, schema_faults
 from penstock_registry.core.networks import network_faults
 from penstock_registry.core.places import at
 from penstock_registry.core.reading import Parsed
 from penstock_registry.core.schedules import schedule_faults
-from penstock_registry.core.sight import RUN_ROOTS, Sight, template_faults
 from penstock_registry.core.workflows import workflow_faults
 
 SCRIPTED: Final = "scripted/"
-_SOURCE: Final = Sight.of("input", "run", "session", "secrets")
-_SCRIPT: Final = Sight.of("input", "tools")
-_WEBHOOK: Final = Sight.of("headers", "payload")
+_SOURCE: Final = ExpressionScope.of("input", "run", "session", "secrets")
+_SCRIPT: Final = ExpressionScope.of("input", "tools")
+_WEBHOOK: Final = ExpressionScope.of("headers", "payload")
 
 
 def all_faults(parsed: Parsed, others: Catalog) -> list[ErrorDetail]:
@@ -116,7 +116,7 @@ def _tool_faults(document: ToolDocument, path: str) -> Iterator[ErrorDetail]:
     if spec.approval is not None and spec.policy != "require_approval":
         yield ErrorDetail(
             path=at(path, "approval"),
-            message=f"nobody is asked with policy {spec.policy!r}",
+            message=f"no approval is requested with policy {spec.policy!r}",
             allowed="policy: require_approval",
         )
     if spec.client is not None:
@@ -131,9 +131,9 @@ def _http_faults(spec: HttpSpec, parameters: Iterable[str], path: str) -> Iterat
         message = "has body and json"
         yield ErrorDetail(path=path, message=message, allowed="one of body, json")
     headers = {name: text for name, text in spec.headers.items() if isinstance(text, str)}
-    request = Sight.of("arguments", arguments=parameters)
+    request = ExpressionScope.of("arguments", arguments=parameters)
     answer = request.plus("body", "headers", "status")
-    places: list[tuple[str, JsonValue, Sight]] = [
+    places: list[tuple[str, JsonValue, ExpressionScope]] = [
         ("url", spec.url, request),
         ("headers", dict(headers), request),
         ("query", spec.query, request),
@@ -141,8 +141,8 @@ def _http_faults(spec: HttpSpec, parameters: Iterable[str], path: str) -> Iterat
         ("body", spec.body, request),
         ("response", spec.response, answer),
     ]
-    for name, template, sight in places:
-        yield from template_faults(template, at(path, name), sight)
+    for name, template, scope in places:
+        yield from template_faults(template, at(path, name), scope)
 
 
 def _agent_faults(spec: AgentSpec, catalog: Catalog, path: str) -> Iterator[ErrorDetail]:
@@ -159,7 +159,9 @@ def _agent_faults(spec: AgentSpec, catalog: Catalog, path: str) -> Iterator[Erro
         script = spec.script.model_dump(mode="json", exclude_unset=True)
         yield from template_faults(script, script_path, _SCRIPT)
     # The steps are those of whichever workflow the agent is run in, if any.
-    yield from template_faults(spec.instructions, at(path, "instructions"), Sight(RUN_ROOTS))
+    yield from template_faults(
+        spec.instructions, at(path, "instructions"), ExpressionScope(RUN_ROOTS)
+    )
     tools_path = at(path, "tools")
     yield from repeated_faults(spec.tools, tools_path)
     for index, name in enumerate(spec.tools):

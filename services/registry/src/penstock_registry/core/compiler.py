@@ -61,7 +61,7 @@ MAX_PLAN_BYTES: Final = 900_000
 """Plans travel as one message; the server's default limit is 1 MiB, headers included."""
 
 Selected = tuple[str, int | str | None]
-"""A definition's name, and its version or alias; ``None``: what is in force."""
+"""A definition's name, and its version or alias; ``None``: the published version."""
 Pins = Mapping[Selected, PublishedVersion]
 """The exact versions of what workflows run as children."""
 

@@ -1,6 +1,7 @@
 """Documents: the form of what users write.
 
-What can be said of one field by itself is said here, in types; the rest is in ``checks``.
+Constraints of single fields are types here; constraints between fields and documents are in
+``checks``.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class ScriptedRoute(Part):
 
     agent: Token
     message: str = ""
-    """What it is told; the turn's text where not given."""
+    """Its input; the turn's text where not given."""
 
 
 class ScriptedTurn(Part):
@@ -99,7 +100,7 @@ class AgentSpec(Part):
 
     model: str | None = Field(default=None, min_length=1, max_length=200)
     """``provider/name``, such as ``openai/gpt-5-mini``; ``scripted/...`` plays ``script``, or says
-    what it was told where there is none."""
+    its input where there is none."""
     instructions: str = ""
     tools: tuple[Token, ...] = ()
     max_turns: int = Field(default=10, ge=1, le=1000)
@@ -144,7 +145,7 @@ class HttpSpec(Part):
 
 
 class RunnerSpec(Part):
-    """A tool that a runner of your own serves, by the document's name."""
+    """A tool that your own runner serves, by the document's name."""
 
     queue: Token
 
@@ -164,11 +165,11 @@ class ApprovalSpec(Part):
     """Who approves the calls of a tool, and for how long they wait."""
 
     role: Role | None = None
-    """Who may answer; whoever may operate runs where not given."""
+    """The role that may answer; operators where not given."""
     expires_seconds: Duration = 600.0
     """How long a call waits; then it counts as rejected."""
     message: str = Field(default="", max_length=4000)
-    """What is asked."""
+    """The question."""
 
 
 class ReserveSpec(Part):
@@ -193,7 +194,7 @@ class ToolSpec(Part):
     timeout_seconds: float = Field(default=60.0, gt=0, le=MAX_DURATION_SECONDS)
     """For one attempt; for a client's tool until its result is there."""
     policy: Literal["allow", "require_approval", "block"] = "allow"
-    """Whether a call is made, made once somebody has approved it, or refused."""
+    """Whether a call is made, made after an approval, or refused."""
     approval: ApprovalSpec | None = None
     """Who approves, where ``policy`` requires it."""
     at_most_once: bool = False
@@ -212,7 +213,7 @@ class ConcurrencySpec(Part):
     max: int = Field(default=1, ge=1, le=1000)
     """How many."""
     policy: Literal["queue", "reject", "cancel_oldest", "cancel_newest"] = "queue"
-    """What becomes of one too many."""
+    """The policy for runs beyond the limit."""
 
 
 class WorkflowSpec(Part):
@@ -221,11 +222,11 @@ class WorkflowSpec(Part):
     input: JsonSchema | None = None
     """JSON Schema (2020-12) of the input; checked before a run starts."""
     steps: Steps
-    """What is done."""
+    """The steps of the workflow."""
     output: JsonValue = None
     """Template of the run's output; where not given the output of the last step."""
     timeout_seconds: float | None = Field(default=None, gt=0, le=MAX_DURATION_SECONDS)
-    """For the whole run: an hour where not given, 30 days where a step may wait for somebody."""
+    """For the whole run: an hour where not given, 30 days where a step may wait for a person."""
     limits: LimitsSpec = LimitsSpec()
     """Limits of each run."""
     concurrency: ConcurrencySpec | None = None
@@ -233,7 +234,7 @@ class WorkflowSpec(Part):
     correlation: JsonValue = None
     """Template of the key by which events find a run, over ``input``, ``session`` and ``run``."""
     on_error: Annotated[tuple[StepSpec, ...], Field(max_length=100)] = ()
-    """Steps that run if the run has failed; ``error`` tells them why."""
+    """Steps that run if the run has failed; ``error`` holds the reason."""
     finally_: Annotated[tuple[StepSpec, ...], Field(max_length=100)] = Field(
         default=(), alias="finally"
     )
@@ -248,7 +249,7 @@ class EquippedTool(Part):
     tool: Token | None = None
     """The tool that it is; the one of the same name where not given."""
     description: str | None = Field(default=None, max_length=4000)
-    """What the agent is told instead of the tool's own description."""
+    """The description that the agent gets instead of the tool's description."""
     sources: dict[str, SourceSpec] = {}
     """Where single parameters come from here, instead of what the tool says of them."""
 
@@ -263,9 +264,9 @@ class MemberSpec(Part):
     spec: AgentSpec | None = None
     """The agent itself, where it has no document."""
     description: str = Field(default="", max_length=4000)
-    """What others are told who may route to it."""
+    """The description for agents that may route to it."""
     tools: tuple[EquippedTool, ...] | None = None
-    """Its tools in this network; those of its own where not given."""
+    """Its tools in this network; the agent's tools where not given."""
     routes: tuple[Token, ...] = ()
     """Agents of the network that it may hand the conversation to."""
     responds_to: Literal["user", "caller", "nobody"] = "user"
@@ -365,7 +366,7 @@ Document = (
     | ScheduleDocument
 )
 Runnable = AgentDocument | WorkflowDocument | NetworkDocument
-"""What is started by name; these share their names."""
+"""Definitions that a name starts; these share their names."""
 
 MODELS: Final[dict[DocumentKind, type[Document]]] = {
     DocumentKind.AGENT: AgentDocument,

@@ -1,4 +1,4 @@
-"""Faults: what can be wrong with any part of a document, said in the same words everywhere."""
+"""Faults: errors that any part of a document can have, worded once."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def repeated_faults(names: Iterable[str], path: str) -> Iterator[ErrorDetail]:
 
 
 def input_faults(schema: Mapping[str, JsonValue], path: str) -> Iterator[ErrorDetail]:
-    """Yield what is wrong with the schema of an input, which every process that starts runs has."""
+    """Yield the errors of the schema of an input, which every process that starts runs has."""
     size = len(json.dumps(schema))
     if size > MAX_INPUT_SCHEMA_BYTES:
         yield ErrorDetail(

@@ -25,5 +25,5 @@ def state_of(runner: RunnerRecord, silent_seconds: float, *, lost: bool) -> Runn
 
 
 def visible_to(tenant: str, runner: RunnerRecord) -> bool:
-    """Tell whether a tenant's work may reach a runner: HTTP agents belong to one tenant."""
+    """Return whether a tenant's work may reach a runner: HTTP agents belong to one tenant."""
     return runner.kind != HTTP_AGENT or runner.queue == tenant

@@ -1,4 +1,4 @@
-"""Networks: what is wrong with the graph of a network's agents, routes and tools."""
+"""Networks: checks of the graph of a network's agents, routes and tools."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Final
 from penstock.contracts.errors import ErrorDetail
 from penstock_registry.core.catalog import Catalog
 from penstock_registry.core.documents import AgentSpec, MemberSpec, NetworkDocument, NetworkSpec
+from penstock_registry.core.expression_scope import ExpressionScope, template_faults
 from penstock_registry.core.faults import input_faults, known_faults, repeated_faults
 from penstock_registry.core.places import at
-from penstock_registry.core.sight import Sight, template_faults
 
-_SYSTEM: Final = Sight.of("input", "run", "session", "secrets")
+_SYSTEM: Final = ExpressionScope.of("input", "run", "session", "secrets")
 
 
 def network_faults(document: NetworkDocument, catalog: Catalog, path: str) -> Iterator[ErrorDetail]:
@@ -97,7 +97,7 @@ def _graph_faults(spec: NetworkSpec, path: str) -> Iterator[ErrorDetail]:
     if not any(one.responds_to == "user" and one.name in reached for one in spec.agents):
         yield ErrorDetail(
             path=at(path, "agents"),
-            message="nobody answers the user",
+            message="no agent answers the user",
             allowed="responds_to: user for at least one agent",
         )
     bounded = spec.policy.max_steps or spec.policy.max_turns or spec.limits.max_steps

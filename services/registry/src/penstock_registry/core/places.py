@@ -1,4 +1,4 @@
-"""Places in documents, and the error that names what is wrong at which."""
+"""Places in documents, and the error that names the fault and its place."""
 
 from __future__ import annotations
 

@@ -112,12 +112,12 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """What came of reading many documents: those that could be read, and what is wrong."""
+    """The result of reading many documents: the readable ones, and the errors."""
 
     placed: list[Placed]
     faults: list[ErrorDetail]
     unreadable: frozenset[str]
-    """Names of documents that could not be read, so that nobody calls them unknown."""
+    """Names of documents that could not be read, so that they are not reported as unknown."""
 
 
 def parse_documents(raw: Iterable[JsonValue]) -> Parsed:

@@ -1,7 +1,7 @@
-"""Requests: an ``http`` step becomes a tool of its own, which only that step calls.
+"""Requests: an ``http`` step becomes a tool that only that step calls.
 
-What depends on the run is rendered by the engine into the call's arguments, so the log and
-whoever approves a call see what is sent; the tool's request puts the arguments in their places.
+The engine renders everything that depends on the run into the call's arguments, so that the log
+and approvers show the values sent; the tool's request puts the arguments in their places.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from penstock.contracts.errors import ErrorDetail
 from penstock.contracts.plan import CompiledTool
 from penstock.expressions.templates import split
 from penstock_registry.core.documents import HttpSpec
+from penstock_registry.core.expression_scope import ExpressionScope, template_faults
 from penstock_registry.core.parts import SecretHeader
 from penstock_registry.core.places import at
-from penstock_registry.core.sight import Sight, template_faults
 from penstock_registry.core.steps import HttpRequest
 
 QUEUE_SECONDS: Final = 30.0
 """What a request may wait for its runner, beside the time for its answer."""
 
-_ANSWER: Final = Sight.of("status", "headers", "body")
+_ANSWER: Final = ExpressionScope.of("status", "headers", "body")
 _SECRET: Final = re.compile(r"([^{}]*)\{\{\s*secrets\.([A-Za-z][A-Za-z0-9_]*)\s*\}\}")
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -36,13 +36,15 @@ class Call(NamedTuple):
     arguments: dict[str, JsonValue]
 
 
-def request_faults(request: HttpRequest, path: str, sight: Sight) -> Iterator[ErrorDetail]:
-    """Yield what is wrong with a request.
+def request_faults(
+    request: HttpRequest, path: str, scope: ExpressionScope
+) -> Iterator[ErrorDetail]:
+    """Yield the errors of a request.
 
     Args:
         request: The request.
         path: Where it stands.
-        sight: What its templates see.
+        scope: What its templates see.
     """
     if request.body is not None and request.json_body is not None:
         message = "has body and json"
@@ -64,7 +66,7 @@ def request_faults(request: HttpRequest, path: str, sight: Sight) -> Iterator[Er
         "body": request.body,
     }
     for name, template in templates.items():
-        yield from template_faults(template, at(path, name), sight)
+        yield from template_faults(template, at(path, name), scope)
     yield from template_faults(request.response, at(path, "response"), _ANSWER)
 
 

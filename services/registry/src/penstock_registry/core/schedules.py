@@ -1,4 +1,4 @@
-"""Schedules as documents: what is started when, and what can be wrong with that."""
+"""Schedules as documents: targets, times, and what can be wrong with that."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from penstock.contracts.schedules import (
     cron_fault,
     timezone_fault,
 )
+from penstock_registry.core.expression_scope import ExpressionScope, template_faults
 from penstock_registry.core.faults import known_faults, one_of
 from penstock_registry.core.parts import ChildLimitsSpec, Duration, Part
 from penstock_registry.core.places import at
-from penstock_registry.core.sight import Sight, template_faults
 
 MAX_JITTER_SECONDS: Final = 3600.0
 MIN_EVERY_SECONDS: Final = 1.0
 YEARS: Final = range(1971, 2200)
 """In which a schedule may start and end."""
-_INPUT: Final = Sight.of("schedule", schedule=("name", "tick", "scheduled_at"))
+_INPUT: Final = ExpressionScope.of("schedule", schedule=("name", "tick", "scheduled_at"))
 
 Target = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}(@[A-Za-z0-9_-]{1,64})?$")]
 """``name``, or ``name@version`` or ``name@alias``."""
 
 
 class ScheduleSpec(Part):
-    """A schedule: what is started when. Exactly one of ``cron`` and ``every``."""
+    """A schedule: a target and its times. Exactly one of ``cron`` and ``every``."""
 
     target: Target
     """The agent, network or workflow; with ``@version`` or ``@alias`` just that one."""
@@ -46,7 +46,7 @@ class ScheduleSpec(Part):
     """Template of the input over ``schedule.name``, ``schedule.tick`` (UTC) and
     ``schedule.scheduled_at`` (the same on the schedule's clock)."""
     missed: Literal["skip", "once", "all"] = "skip"
-    """What becomes of ticks at which nothing was there to start them: none, the latest, each."""
+    """The policy for ticks at which nothing was there to start them: none, the latest, each."""
     missed_limit: int = Field(default=100, ge=1, le=1000)
     """How many of them ``all`` makes up for; the latest ones."""
     grace: Duration = 30.0

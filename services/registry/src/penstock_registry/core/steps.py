@@ -1,6 +1,7 @@
 """Steps: the language of workflows, one model for each kind of step.
 
-A step is exactly one of the fields of `WORK`; the others say when it runs and what becomes of it.
+A step is exactly one of the fields of `WORK`; the others define when it runs
+and how failures are handled.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class HttpRequest(Part):
 
 
 class BlockSpec(Part):
-    """Steps that belong together, and what comes out of them."""
+    """Steps that belong together, and their output."""
 
     steps: Steps
     output: JsonValue = None
@@ -68,9 +69,9 @@ class CaseSpec(Part):
     when: Condition | None = Field(default=None, alias="if")
     """Condition under which the case is taken."""
     steps: Steps | None = None
-    """What is done in this case."""
+    """The steps of this case."""
     otherwise: Steps | None = Field(default=None, alias="else")
-    """What is done if no case before it is taken."""
+    """The steps if no case before it is taken."""
     output: JsonValue = None
     """Template of the output; where not given the output of the last step."""
     name: NodeId | None = None
@@ -96,7 +97,7 @@ class MapStep(Part):
     variable: NodeId = Field(default="item", alias="as")
     """Name of the item in expressions; ``index`` counts from 0."""
     steps: Steps
-    """What is done for each item."""
+    """The steps for each item."""
     output: JsonValue = None
     """Template of an item's output; where not given the output of the last step."""
     concurrency: int | None = Field(default=None, ge=1, le=10_000)
@@ -115,13 +116,13 @@ class LoopStep(Part):
     until: Condition | None = None
     """Checked after each iteration; it sees the steps of that iteration."""
     steps: Steps
-    """What is done in each iteration."""
+    """The steps of each iteration."""
     output: JsonValue = None
     """Template of an iteration's output; where not given the output of the last step."""
     max_iterations: int = Field(default=100, ge=1, le=10_000)
     """The hard bound."""
     on_limit: Literal["fail", "stop"] = "fail"
-    """What becomes of the step at the bound."""
+    """The step's outcome at the limit."""
 
 
 class SignalSpec(Part):
@@ -147,16 +148,16 @@ class WaitStep(Part):
     timeout: Duration | None = None
     """How long an event is waited for."""
     on_timeout: OnError = "fail"
-    """What becomes of the step if the event does not come in time."""
+    """The step's outcome if the event does not come in time."""
 
 
 class ApprovalStep(Part):
-    """Waits for somebody's yes or no."""
+    """Waits for an approval or a rejection."""
 
     message: JsonValue = ""
-    """Template of what is asked."""
+    """Template of the question."""
     role: Role | None = None
-    """Who may answer; whoever may operate runs where not given."""
+    """The role that may answer; operators where not given."""
     expires: Duration = 86_400.0
     """How long is waited; then it counts as rejected."""
     on_reject: OnError = "fail"
@@ -169,7 +170,7 @@ class ChildStep(Part):
     name: Token
     """Workflow, network or agent."""
     version: Selector | None = None
-    """Version or alias; what is in force where not given. Settled when this is published."""
+    """Version or alias; the published version where not given. Settled when this is published."""
     input: JsonValue = None
     """Template of its input."""
     limits: ChildLimitsSpec = ChildLimitsSpec()
@@ -244,7 +245,7 @@ class StepSpec(Part):
     wait: WaitStep | None = None
     """Waits for time or an event."""
     approval: ApprovalStep | None = None
-    """Waits for somebody's yes or no."""
+    """Waits for an approval or a rejection."""
     workflow: ChildStep | None = None
     """A run of another definition."""
     send: SendStep | None = None
@@ -263,7 +264,7 @@ class StepSpec(Part):
     timeout_seconds: float | None = Field(default=None, gt=0, le=MAX_DURATION_SECONDS)
     """For one attempt; instead of the agent's or tool's own."""
     on_error: OnError = "fail"
-    """What becomes of the run if the step fails for good."""
+    """The run's outcome if the step fails for good."""
     fallback: JsonValue = None
     """Template of the output where a failed step is continued after."""
     compensate: UndoSpec | None = None
@@ -304,7 +305,7 @@ WORK: Final = (
 BARE: Final = frozenset({"transform", "end"})
 """Kinds of work that need nothing behind their name."""
 CALLED: Final = frozenset({"agent", "tool", "http", "workflow"})
-"""Kinds that somebody else executes, which may be tried again and take too long."""
+"""Kinds that a runner or client executes, which may be tried again and take too long."""
 
 for _model in (BlockSpec, CaseSpec, ParallelStep, MapStep, LoopStep, StepSpec):
     _model.model_rebuild()

@@ -1,4 +1,4 @@
-"""Workflows: what is wrong with one, step by step through all of its blocks."""
+"""Workflows: checks of one workflow, step by step through all of its blocks."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from penstock_registry.core.blocks import (
 )
 from penstock_registry.core.catalog import Catalog
 from penstock_registry.core.documents import NetworkDocument, Runnable, WorkflowDocument
-from penstock_registry.core.faults import input_faults, known_faults, one_of
-from penstock_registry.core.places import at
-from penstock_registry.core.requests import request_faults
-from penstock_registry.core.sight import (
+from penstock_registry.core.expression_scope import (
     RESERVED,
     RUN_ROOTS,
-    Sight,
+    ExpressionScope,
     condition_faults,
     expression_faults,
     template_faults,
 )
+from penstock_registry.core.faults import input_faults, known_faults, one_of
+from penstock_registry.core.places import at
+from penstock_registry.core.requests import request_faults
 from penstock_registry.core.steps import CALLED, WORK, StepSpec, UndoSpec, WaitStep
 
 UNDOABLE: Final = CALLED | {"send"}
@@ -45,7 +45,7 @@ UNDOABLE: Final = CALLED | {"send"}
 class _Spot(NamedTuple):
     """Where the walk is."""
 
-    sight: Sight
+    scope: ExpressionScope
     blocks: int
     """How many blocks enclose it."""
     loops: int
@@ -76,12 +76,12 @@ class _Walk:
             yield from broken
             if not broken:
                 samples["input"] = sample_of(spec.input)
-        base = Sight(RUN_ROOTS, within=holders(spec), samples=samples).seeing(())
+        base = ExpressionScope(RUN_ROOTS, within=holders(spec), samples=samples).seeing(())
         yield from self._id_faults(path)
         yield from self._block(spec.steps, at(path, "steps"), _Spot(base, 0, 0, handler=False))
         ids = [step.id for step in spec.steps]
         yield from template_faults(spec.output, at(path, "output"), base.seeing(ids))
-        about = Sight(("input", "run", "session"), samples=samples)
+        about = ExpressionScope(("input", "run", "session"), samples=samples)
         if spec.concurrency is not None:
             place = at(path, "concurrency.key")
             yield from expression_faults(spec.concurrency.key, place, about)
@@ -122,30 +122,30 @@ class _Walk:
                 circle = sorted(one for one in above[step.id] if step.id in above.get(one, ()))
                 by_way = f", by way of {', '.join(circle)}" if circle != [step.id] else ""
                 yield ErrorDetail(path=f"{place}.depends_on", message=f"waits for itself{by_way}")
-            sight = spot.sight.seeing(above[step.id] - {step.id}, ids)
-            yield from self._step(step, place, spot._replace(sight=sight.inside(step.id)))
+            scope = spot.scope.seeing(above[step.id] - {step.id}, ids)
+            yield from self._step(step, place, spot._replace(scope=scope.inside(step.id)))
 
     def _unknown_step(self, name: str, ids: Iterable[str], path: str, spot: _Spot) -> ErrorDetail:
         message = f"there is no step {name!r}"
-        if name in spot.sight.within or name in spot.sight.done:
+        if name in spot.scope.within or name in spot.scope.done:
             message = f"step {name!r} is in another block; only steps of the same one can be named"
         return ErrorDetail(path=path, message=message, allowed=", ".join(ids))
 
     def _step(self, step: StepSpec, path: str, spot: _Spot) -> Iterator[ErrorDetail]:
         yield from self._form(step, path, spot)
         if step.when is not None:
-            yield from condition_faults(step.when, f"{path}.if", spot.sight)
-        sight = spot.sight.with_secrets if step.tool is not None else spot.sight
-        yield from template_faults(step.input, f"{path}.input", sight)
-        yield from template_faults(step.fallback, f"{path}.fallback", spot.sight)
-        yield from self._called(step, path, spot.sight)
+            yield from condition_faults(step.when, f"{path}.if", spot.scope)
+        scope = spot.scope.with_secrets if step.tool is not None else spot.scope
+        yield from template_faults(step.input, f"{path}.input", scope)
+        yield from template_faults(step.fallback, f"{path}.fallback", spot.scope)
+        yield from self._called(step, path, spot.scope)
         if step.work == "transform":
-            yield from template_faults(step.transform, f"{path}.transform", spot.sight)
+            yield from template_faults(step.transform, f"{path}.transform", spot.scope)
         if step.compensate is not None:
-            after = spot.sight.seeing([step.id])
+            after = spot.scope.seeing([step.id])
             yield from self._undo(step.compensate, f"{path}.compensate", after)
         yield from self._containers(step, path, spot)
-        yield from self._waiting(step, path, spot.sight)
+        yield from self._waiting(step, path, spot.scope)
 
     def _form(self, step: StepSpec, path: str, spot: _Spot) -> Iterator[ErrorDetail]:
         yield from one_of(WORK, step.works, path)
@@ -183,7 +183,9 @@ class _Walk:
             message = f"{step.id!r} is a word of the expression language"
             yield ErrorDetail(path=f"{path}.id", message=message)
 
-    def _called(self, step: StepSpec | UndoSpec, path: str, sight: Sight) -> Iterator[ErrorDetail]:
+    def _called(
+        self, step: StepSpec | UndoSpec, path: str, scope: ExpressionScope
+    ) -> Iterator[ErrorDetail]:
         """Check what a step calls: an agent, a tool, a request."""
         catalog = self._catalog
         if step.agent is not None:
@@ -197,9 +199,9 @@ class _Walk:
                 place = f"{path}.input"
                 yield from _given_faults(step.input, tool.spec.parameters, place, provided)
         if step.http is not None:
-            yield from request_faults(step.http, f"{path}.http", sight.with_secrets)
+            yield from request_faults(step.http, f"{path}.http", scope.with_secrets)
 
-    def _undo(self, undo: UndoSpec, path: str, sight: Sight) -> Iterator[ErrorDetail]:
+    def _undo(self, undo: UndoSpec, path: str, scope: ExpressionScope) -> Iterator[ErrorDetail]:
         kinds = ("agent", "tool", "http")
         given = tuple(name for name in kinds if getattr(undo, name) is not None)
         yield from one_of(kinds, given, path)
@@ -207,26 +209,26 @@ class _Walk:
             yield ErrorDetail(
                 path=f"{path}.input", message="a request has none", allowed="agent or tool"
             )
-        seen = sight.with_secrets if undo.tool is not None else sight
+        seen = scope.with_secrets if undo.tool is not None else scope
         yield from template_faults(undo.input, f"{path}.input", seen)
-        yield from self._called(undo, path, sight)
+        yield from self._called(undo, path, scope)
 
     def _containers(self, step: StepSpec, path: str, spot: _Spot) -> Iterator[ErrorDetail]:
-        sight = spot.sight
-        yield from self._cases(step, path, sight)
+        scope = spot.scope
+        yield from self._cases(step, path, scope)
         if step.map is not None:
-            yield from self._variable(step.map.variable, f"{path}.map.as", sight)
+            yield from self._variable(step.map.variable, f"{path}.map.as", scope)
             over = step.map.over
-            yield from expression_faults(whole_expression(over) or over, f"{path}.map.over", sight)
+            yield from expression_faults(whole_expression(over) or over, f"{path}.map.over", scope)
         if step.loop is not None:
-            yield from self._loop_conditions(step, path, sight)
+            yield from self._loop_conditions(step, path, scope)
         if step.parallel is not None:
             yield from self._parallel(step, path)
         loops = spot.loops + (step.map is not None or step.loop is not None)
         if loops > MAX_LOOPS:
             message = "too many maps and loops within others"
             yield ErrorDetail(path=path, message=message, allowed=f"<= {MAX_LOOPS}")
-        inside = spot._replace(sight=_within(step, sight), blocks=spot.blocks + 1, loops=loops)
+        inside = spot._replace(scope=_within(step, scope), blocks=spot.blocks + 1, loops=loops)
         names: dict[str, str] = {}
         for inner in blocks_of(step, path):
             if (twin := names.get(inner.name.lower())) is not None:
@@ -234,17 +236,17 @@ class _Walk:
                 yield ErrorDetail(path=inner.place, message=message)
             names.setdefault(inner.name.lower(), inner.name)
             yield from self._block(inner.steps, inner.path, inside)
-            after = inside.sight.seeing(one.id for one in inner.steps)
+            after = inside.scope.seeing(one.id for one in inner.steps)
             yield from template_faults(inner.output, inner.output_path, after)
 
-    def _cases(self, step: StepSpec, path: str, sight: Sight) -> Iterator[ErrorDetail]:
+    def _cases(self, step: StepSpec, path: str, scope: ExpressionScope) -> Iterator[ErrorDetail]:
         for index, case in enumerate(step.branch or ()):
             place = f"{path}.branch[{index}]"
             kinds = {"if": case.when, "else": case.otherwise}
             given = [name for name, value in kinds.items() if value is not None]
             yield from one_of(tuple(kinds), given, place)
             if case.when is not None:
-                yield from condition_faults(case.when, f"{place}.if", sight)
+                yield from condition_faults(case.when, f"{place}.if", scope)
                 if case.steps is None:
                     yield ErrorDetail(path=f"{place}.steps", message="is missing")
             if case.otherwise is not None:
@@ -255,22 +257,24 @@ class _Walk:
                     message = "no case after it would ever be taken"
                     yield ErrorDetail(path=f"{place}.else", message=message, allowed="last")
 
-    def _variable(self, name: str, path: str, sight: Sight) -> Iterator[ErrorDetail]:
+    def _variable(self, name: str, path: str, scope: ExpressionScope) -> Iterator[ErrorDetail]:
         try:
             usable = evaluator.references(name) == ((name,),)
         except RejectedError:
             usable = False
         if not usable or name in RESERVED:
             yield ErrorDetail(path=path, message=f"{name!r} has another meaning in expressions")
-        elif name in sight.roots:
+        elif name in scope.roots:
             message = f"{name!r} is the item of a map around it already"
             yield ErrorDetail(path=path, message=message)
 
-    def _loop_conditions(self, step: StepSpec, path: str, sight: Sight) -> Iterator[ErrorDetail]:
+    def _loop_conditions(
+        self, step: StepSpec, path: str, scope: ExpressionScope
+    ) -> Iterator[ErrorDetail]:
         loop = step.loop
         if loop is None:
             return
-        inside = _within(step, sight)
+        inside = _within(step, scope)
         if loop.while_ is None and loop.until is None:
             message = "has neither while nor until"
             yield ErrorDetail(path=f"{path}.loop", message=message, allowed="while, until or both")
@@ -299,12 +303,12 @@ class _Walk:
                 allowed=f"<= {bound}",
             )
 
-    def _waiting(self, step: StepSpec, path: str, sight: Sight) -> Iterator[ErrorDetail]:
+    def _waiting(self, step: StepSpec, path: str, scope: ExpressionScope) -> Iterator[ErrorDetail]:
         if step.wait is not None:
-            yield from self._wait(step.wait, f"{path}.wait", sight)
+            yield from self._wait(step.wait, f"{path}.wait", scope)
         if step.approval is not None:
             place = f"{path}.approval"
-            yield from template_faults(step.approval.message, f"{place}.message", sight)
+            yield from template_faults(step.approval.message, f"{place}.message", scope)
             if "expires" in step.approval.model_fields_set:
                 yield from self._too_long(step.approval.expires, f"{place}.expires")
         if step.send is not None:
@@ -314,23 +318,23 @@ class _Walk:
             given = [name for name in kinds if getattr(to, name) is not None]
             yield from one_of(kinds, given, f"{place}.to")
             for name in given:
-                yield from template_faults(getattr(to, name), f"{place}.to.{name}", sight)
-            yield from template_faults(step.send.payload, f"{place}.payload", sight)
+                yield from template_faults(getattr(to, name), f"{place}.to.{name}", scope)
+            yield from template_faults(step.send.payload, f"{place}.payload", scope)
         if step.end is not None:
-            yield from template_faults(step.end.output, f"{path}.end.output", sight)
-            yield from template_faults(step.end.message, f"{path}.end.message", sight)
+            yield from template_faults(step.end.output, f"{path}.end.output", scope)
+            yield from template_faults(step.end.message, f"{path}.end.message", scope)
         if step.workflow is not None:
-            yield from self._child(step, f"{path}.workflow", sight)
+            yield from self._child(step, f"{path}.workflow", scope)
 
-    def _wait(self, wait: WaitStep, path: str, sight: Sight) -> Iterator[ErrorDetail]:
+    def _wait(self, wait: WaitStep, path: str, scope: ExpressionScope) -> Iterator[ErrorDetail]:
         kinds = {"for": wait.for_, "until": wait.until, "signal": wait.signal}
         yield from one_of(tuple(kinds), [name for name, one in kinds.items() if one], path)
         if isinstance(wait.for_, str):
-            yield from template_faults(wait.for_, f"{path}.for", sight)
+            yield from template_faults(wait.for_, f"{path}.for", scope)
         elif wait.for_ is not None:
             yield from self._too_long(wait.for_, f"{path}.for")
         if wait.until is not None:
-            yield from template_faults(wait.until, f"{path}.until", sight)
+            yield from template_faults(wait.until, f"{path}.until", scope)
             if "{{" not in wait.until and not _is_moment(wait.until):
                 yield ErrorDetail(
                     path=f"{path}.until",
@@ -340,9 +344,9 @@ class _Walk:
         if wait.signal is not None:
             place = f"{path}.signal"
             if wait.signal.match is not None:
-                seen = sight.plus("signal")
+                seen = scope.plus("signal")
                 yield from condition_faults(wait.signal.match, f"{place}.match", seen)
-            yield from template_faults(wait.signal.correlation, f"{place}.correlation", sight)
+            yield from template_faults(wait.signal.correlation, f"{place}.correlation", scope)
             if wait.timeout is not None:
                 yield from self._too_long(wait.timeout, f"{path}.timeout")
         for name in ("timeout", "on_timeout"):
@@ -358,11 +362,11 @@ class _Walk:
                 allowed=f"< {self._longest:g} s, or a larger timeout_seconds of the workflow",
             )
 
-    def _child(self, step: StepSpec, path: str, sight: Sight) -> Iterator[ErrorDetail]:
+    def _child(self, step: StepSpec, path: str, scope: ExpressionScope) -> Iterator[ErrorDetail]:
         child = step.workflow
         if child is None:
             return
-        yield from template_faults(child.input, f"{path}.input", sight)
+        yield from template_faults(child.input, f"{path}.input", scope)
         names = self._catalog.runnables()
         yield from known_faults(child.name, names, "workflow, network or agent", f"{path}.name")
         if child.version is None:
@@ -380,13 +384,13 @@ class _Walk:
                 )
 
 
-def _within(step: StepSpec, sight: Sight) -> Sight:
+def _within(step: StepSpec, scope: ExpressionScope) -> ExpressionScope:
     """Return what the blocks of a step see beyond the step itself."""
     if step.map is not None:
-        return sight.plus(step.map.variable).plus(index=0)
+        return scope.plus(step.map.variable).plus(index=0)
     if step.loop is not None:
-        return sight.plus("previous").plus(iteration=0)
-    return sight
+        return scope.plus("previous").plus(iteration=0)
+    return scope
 
 
 def _is_moment(text: str) -> bool:

@@ -59,7 +59,7 @@ class HttpTool(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is to be sent."""
+    """The request to send."""
 
     method: str
     url: str

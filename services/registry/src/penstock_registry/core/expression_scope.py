@@ -1,4 +1,4 @@
-"""Sight: what the expressions at a place of a document can see, and what is wrong with them."""
+"""Expression scopes: the names that expressions at a place of a document can read, and checks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Paths = Iterable[tuple[str, tuple[str | int, ...]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class ExpressionScope:
     """What can be seen from a place.
 
     ``members`` says for some roots what their members are called, and which there are; the
@@ -53,7 +53,7 @@ class Sight:
     """Examples of what roots stand for, to find operations that cannot work."""
 
     @classmethod
-    def of(cls, *roots: str, **members: Iterable[str]) -> Sight:
+    def of(cls, *roots: str, **members: Iterable[str]) -> ExpressionScope:
         """See some roots, and of some of them only these members."""
         kinds = {name: (_KINDS.get(name, name), frozenset(of)) for name, of in members.items()}
         return cls(roots, kinds)
@@ -63,7 +63,7 @@ class Sight:
         """The steps that are done by then."""
         return self.members[STEPS][1] if STEPS in self.members else frozenset()
 
-    def plus(self, *roots: str, **samples: Sample) -> Sight:
+    def plus(self, *roots: str, **samples: Sample) -> ExpressionScope:
         """See more roots, of some of which there are examples."""
         return replace(
             self,
@@ -74,7 +74,7 @@ class Sight:
             },
         )
 
-    def seeing(self, steps: Iterable[str], later: Iterable[str] = ()) -> Sight:
+    def seeing(self, steps: Iterable[str], later: Iterable[str] = ()) -> ExpressionScope:
         """See more steps; ``later`` are there, but need not be done."""
         done = self.done | frozenset(steps)
         return replace(
@@ -83,12 +83,12 @@ class Sight:
             later=(self.later | frozenset(later)) - done,
         )
 
-    def inside(self, step_id: str) -> Sight:
+    def inside(self, step_id: str) -> ExpressionScope:
         """Look from within a step."""
         return replace(self, around=self.around | {step_id}, later=self.later - {step_id})
 
     @property
-    def with_secrets(self) -> Sight:
+    def with_secrets(self) -> ExpressionScope:
         """See secrets, by reference."""
         return self.plus(SECRETS)
 
@@ -96,42 +96,46 @@ class Sight:
 _KINDS: Final = {"arguments": "parameter", STEPS: "step"}
 
 
-def template_faults(template: JsonValue, path: str, sight: Sight) -> Iterator[ErrorDetail]:
-    """Yield what is wrong with every ``{{ expression }}`` of a template."""
+def template_faults(
+    template: JsonValue, path: str, scope: ExpressionScope
+) -> Iterator[ErrorDetail]:
+    """Yield the errors of every ``{{ expression }}`` of a template."""
     for place, text in _expressions(template, path):
         try:
             found = list(references(text, place))
         except RejectedError as error:
             yield from error.details
             continue
-        wrong = [*path_faults(found, sight), *check_template(text, place, sight.samples)]
-        yield from wrong or _kind_faults(found, sight)
+        wrong = [*path_faults(found, scope), *check_template(text, place, scope.samples)]
+        yield from wrong or _kind_faults(found, scope)
 
 
-def _kind_faults(found: Paths, sight: Sight) -> Iterator[ErrorDetail]:
+def _kind_faults(found: Paths, scope: ExpressionScope) -> Iterator[ErrorDetail]:
     """Yield the paths that ask a number, a text or the like for a member."""
     for place, parts in found:
         for depth in range(1, len(parts)):
-            kind = kind_at(parts[:depth], sight.samples)
+            kind = kind_at(parts[:depth], scope.samples)
             if kind not in ("any", "map" if isinstance(parts[depth], str) else "list"):
                 message = f"{show_path(parts[:depth])} is a {kind} and has no {parts[depth]!r}"
                 yield ErrorDetail(path=place, message=message)
                 break
 
 
-def expression_faults(expression: str, path: str, sight: Sight) -> Iterator[ErrorDetail]:
-    """Yield what is wrong with an expression."""
-    wrong = list(check_expression(expression, path, sight.samples))
-    yield from wrong or path_faults(((path, read) for read in reads(expression)), sight)
+def expression_faults(expression: str, path: str, scope: ExpressionScope) -> Iterator[ErrorDetail]:
+    """Yield the errors of an expression."""
+    wrong = list(check_expression(expression, path, scope.samples))
+    yield from wrong or path_faults(((path, read) for read in reads(expression)), scope)
 
 
-def condition_faults(condition: JsonValue, path: str, sight: Sight) -> Iterator[ErrorDetail]:
-    """Yield what is wrong with a condition."""
-    wrong = list(check_condition(condition, path, sight.samples))
+def condition_faults(
+    condition: JsonValue, path: str, scope: ExpressionScope
+) -> Iterator[ErrorDetail]:
+    """Yield the errors of a condition."""
+    wrong = list(check_condition(condition, path, scope.samples))
     if wrong:
         yield from wrong
     else:
-        yield from path_faults(((path, read) for read in condition_references(condition)), sight)
+        yield from path_faults(((path, read) for read in condition_references(condition)), scope)
 
 
 def _expressions(template: JsonValue, path: str) -> Iterator[tuple[str, str]]:
@@ -148,23 +152,23 @@ def _expressions(template: JsonValue, path: str) -> Iterator[tuple[str, str]]:
             yield from _expressions(value, f"{path}[{index}]")
 
 
-def path_faults(found: Paths, sight: Sight) -> Iterator[ErrorDetail]:
-    """Yield what is wrong with paths that are read at some places."""
+def path_faults(found: Paths, scope: ExpressionScope) -> Iterator[ErrorDetail]:
+    """Yield the errors of paths that are read at some places."""
     for place, parts in found:
         root = str(parts[0])
-        if root not in sight.roots:
+        if root not in scope.roots:
             yield ErrorDetail(
-                path=place, message=f"there is no {root!r} here", allowed=", ".join(sight.roots)
+                path=place, message=f"there is no {root!r} here", allowed=", ".join(scope.roots)
             )
             continue
-        kind, known = sight.members.get(root, ("", frozenset[str]()))
+        kind, known = scope.members.get(root, ("", frozenset[str]()))
         if not kind:
             continue
         member = str(parts[1]) if len(parts) > 1 else None
         if member is None:
             if root == STEPS:
                 yield ErrorDetail(
-                    path=place, message="steps has no value of its own", allowed="steps.ID.output"
+                    path=place, message="steps has no value by itself", allowed="steps.ID.output"
                 )
             continue
         if member in known:
@@ -176,21 +180,21 @@ def path_faults(found: Paths, sight: Sight) -> Iterator[ErrorDetail]:
                 )
             continue
         allowed = ", ".join(sorted(known)) or f"no {kind}"
-        yield ErrorDetail(path=place, message=_unseen(kind, member, sight), allowed=allowed)
+        yield ErrorDetail(path=place, message=_unseen(kind, member, scope), allowed=allowed)
 
 
 STEP_FIELDS: Final = ("output", "status", "error")
 """What can be read of a step that is done."""
 
 
-def _unseen(kind: str, member: str, sight: Sight) -> str:
+def _unseen(kind: str, member: str, scope: ExpressionScope) -> str:
     if kind != "step":
         return f"there is no {kind} {member!r}"
-    if member in sight.later:
+    if member in scope.later:
         return f"step {member!r} need not be done by then; name it in depends_on"
-    if member in sight.around:
+    if member in scope.around:
         return f"step {member!r} encloses this place, it is not done by then"
-    if member in sight.within:
-        holder = sight.within[member]
+    if member in scope.within:
+        holder = scope.within[member]
         return f"step {member!r} is hidden in {holder!r}; read steps.{holder}.output"
     return f"there is no step {member!r}"

@@ -1,8 +1,8 @@
-"""The board of runners: who lives, who is suspect, who was lost, from bucket ``runners``.
+"""The registry of runners: live, suspect and lost ones, from bucket ``runners``.
 
-The bucket tells by itself when a heartbeat's TTL has run out; nothing sweeps. Only when the bucket
+The bucket itself reports when a heartbeat's TTL has run out; nothing sweeps. Only when the bucket
 lost its keys before their time (a restarted server: it is kept in memory) is a runner given the
-rest of its TTL to beat again, so that a restart of the bus loses nobody.
+rest of its TTL to beat again, so that a restart of the bus loses no runner.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ class _Seen:
     timer: asyncio.TimerHandle | None = None
 
 
-class Board:
+class RunnerRegistry:
     """Follows the bucket and answers from memory."""
 
     def __init__(self, bus: Bus, *, lost_kept_seconds: float) -> None:
-        """Prepare the board.
+        """Prepare the registry.
 
         Args:
             bus: The connection.
