@@ -1,4 +1,4 @@
-"""Composition of the registry: database, buckets, live runners, verbs, in the order of their needs."""
+"""Composition of the registry: database, buckets, live runners and verbs, in dependency order."""
 
 from __future__ import annotations
 
