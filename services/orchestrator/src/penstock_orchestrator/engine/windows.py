@@ -138,7 +138,8 @@ class Windows(Generic[SlotT]):
         if window is None:
             return
         held = window.held.get(slot, 0)
-        back = min(held, count)
+        # A place that the run has not taken yet is none of a completed step.
+        back = min(held - window.given.get(slot, 0), count)
         if back == held:
             window.held.pop(slot, None)
         else:
