@@ -23,7 +23,7 @@ from penstock_orchestrator.core import (
     outcomes,
     waiting_nodes,
 )
-from penstock_orchestrator.core.progress import Outcome, Path
+from penstock_orchestrator.core.progress import Instance, Outcome
 from penstock_orchestrator.core.walk import Walk
 
 
@@ -35,31 +35,32 @@ class Speech(NamedTuple):
     name: str
 
 
-def agent(walk: Walk, node: AgentNode, path: Path, iid: str) -> Outcome | None:
+def agent(walk: Walk, instance: Instance[AgentNode]) -> Outcome | None:
     """Take an agent node on."""
+    node = instance.node
     turns = walk.progress.turns
-    number = outcomes.latest_turn(iid, walk.state, turns.get(iid, 0))
-    turns[iid] = number
+    number = outcomes.latest_turn(instance.id, walk.state, turns.get(instance.id, 0))
+    turns[instance.id] = number
     if number == 0:
-        return _speak(walk, node, path, iid, Speech(1, 1, node.ref))
-    turn = walk.state.steps[turn_step_id(iid, number)]
+        return _speak(walk, instance, Speech(1, 1, node.ref))
+    turn = walk.state.steps[turn_step_id(instance.id, number)]
     speaker = walk.plan.agents.get(turn.name) or walk.plan.agents[node.ref]
     if turn.status != "succeeded":
-        return _unfinished(walk, node, path, iid, turn, speaker)
+        return _unfinished(walk, instance, turn, speaker)
     try:
         action = outcomes.action_of(turn)
     except ValueError as error:
         message = f"the turn {turn.step_id} ended with no valid action: {error}"[:500]
-        return walk.fail(node, path, iid, ErrorInfo(code="invalid_action", message=message))
+        return walk.fail(instance, ErrorInfo(code="invalid_action", message=message))
     if isinstance(action, UseTools):
-        if _calls(walk, node, path, iid, number, speaker, action):
+        if _calls(walk, instance, number, speaker, action):
             return None
     else:
         _note_refusal(walk, turn, speaker, action)
-    following = conversation.following(walk.view, iid, number, node.ref, speaker, action)
+    following = conversation.following(walk.view, instance.id, number, node.ref, speaker, action)
     if following is None and isinstance(action, Respond):
         return Outcome("succeeded", outcomes.answer_of(action))
-    return _go_on(walk, node, path, iid, number, following or speaker.name, speaker, action)
+    return _go_on(walk, instance, number, following or speaker.name, speaker, action)
 
 
 def _note_refusal(
@@ -76,17 +77,17 @@ def _note_refusal(
 
 
 def _unfinished(
-    walk: Walk, node: AgentNode, path: Path, iid: str, turn: StepState, speaker: CompiledAgent
+    walk: Walk, instance: Instance[AgentNode], turn: StepState, speaker: CompiledAgent
 ) -> Outcome | None:
     if turn.status in ("failed", "waiting"):
-        verdict = walk.again(node, path, turn, node.retry or speaker.retry)
+        verdict = walk.again(instance, turn, instance.node.retry or speaker.retry)
         if verdict == "failed":
             error = dispatch.step_error(turn.step_id, turn.attempt, turn.error)
-            return walk.fail(node, path, iid, error)
+            return walk.fail(instance, error)
         if verdict == "now" and turn.wait is not None:
             _, _, number, _ = parse_step_id(turn.step_id)
             again = Speech(number or 1, turn.wait.next_attempt, speaker.name)
-            return _speak(walk, node, path, iid, again)
+            return _speak(walk, instance, again)
     return None
 
 
@@ -96,16 +97,14 @@ def _block(walk: Walk, turn: StepState, wanted: str, reason: str) -> None:
 
 def _go_on(
     walk: Walk,
-    node: AgentNode,
-    path: Path,
-    iid: str,
+    instance: Instance[AgentNode],
     number: int,
     following: str,
     speaker: CompiledAgent,
     action: Action,
 ) -> Outcome | None:
     """Begin the next turn, unless there were enough."""
-    entry = walk.plan.agents[node.ref]
+    entry = walk.plan.agents[instance.node.ref]
     own = entry if entry.routes else speaker
     limit = own.max_turns
     asked = walk.budget.limits.max_turns
@@ -114,42 +113,42 @@ def _go_on(
     if number >= limit:
         what = "the agents did" if entry.routes else f"agent {speaker.name} did"
         message = f"{what} not respond within {limit} turns"
-        return walk.fail(node, path, iid, ErrorInfo(code="max_turns_exceeded", message=message))
+        return walk.fail(instance, ErrorInfo(code="max_turns_exceeded", message=message))
     if isinstance(action, RouteToAgent) and following not in walk.plan.agents:
         message = f"there is no agent {following!r} in the plan"
-        return walk.fail(node, path, iid, ErrorInfo(code="no_such_agent", message=message))
-    return _speak(walk, node, path, iid, Speech(number + 1, 1, following))
+        return walk.fail(instance, ErrorInfo(code="no_such_agent", message=message))
+    return _speak(walk, instance, Speech(number + 1, 1, following))
 
 
-def _speak(walk: Walk, node: AgentNode, path: Path, iid: str, speech: Speech) -> Outcome | None:
+def _speak(walk: Walk, instance: Instance[AgentNode], speech: Speech) -> Outcome | None:
     """Schedule an attempt at a turn, if the budget allows."""
     compiled = walk.plan.agents[speech.name]
-    given = render(node.input, walk.scope(node, path))
-    told = conversation.messages(walk.view, iid, given, speech.turn, compiled, node.ref)
+    given = render(instance.node.input, walk.scope(instance))
+    told = conversation.messages(
+        walk.view, instance.id, given, speech.turn, compiled, instance.node.ref
+    )
     reserve, most = None, None
     limited = walk.budget.bounded or compiled.max_tokens or compiled.max_cost_usd is not None
     if limited:
         size = dispatch.prompt_bytes(compiled, told)
         reserve, most, verdict = budget.turn_reservation(walk.budget, compiled, size)
         if verdict == "later":
-            walk.starve(node, path)
+            walk.starve(instance)
             return None
         if verdict == "exhausted":
             walk.run_out()
             return None
     prompt = dispatch.Prompt(told, reserve, most)
     planned = dispatch.agent_turn(
-        walk.view, node, path, compiled, speech.turn, speech.attempt, walk.now, prompt
+        walk.view, instance, compiled, speech.turn, speech.attempt, walk.now, prompt
     )
-    attempts.order(walk, node, path, planned)
+    attempts.order(walk, instance, planned)
     return None
 
 
 def _calls(
     walk: Walk,
-    node: AgentNode,
-    path: Path,
-    iid: str,
+    instance: Instance[AgentNode],
     number: int,
     speaker: CompiledAgent,
     action: UseTools,
@@ -158,14 +157,14 @@ def _calls(
     waiting, begun = False, False
     blocked: list[BlockedCall] = []
     for index, call in enumerate(action.calls):
-        step_id = call_step_id(iid, number, index)
+        step_id = call_step_id(instance.id, number, index)
         reason = _refusal(walk, speaker, call)
         if reason is not None:
             blocked.append(BlockedCall(step_id=step_id, tool=call.name, reason=reason))
             continue
         step = walk.state.steps.get(step_id)
         begun |= step is not None or _marked(walk, step_id)
-        waiting |= _call(walk, node, path, speaker, step_id, call, step)
+        waiting |= _call(walk, instance, speaker, step_id, call, step)
     if not begun:
         # All calls of a turn begin in one decision; later ones do not tell of it again.
         walk.blocked += blocked
@@ -187,8 +186,7 @@ def _refusal(walk: Walk, speaker: CompiledAgent, call: ToolCall) -> str | None:
 
 def _call(
     walk: Walk,
-    node: AgentNode,
-    path: Path,
+    instance: Instance[AgentNode],
     speaker: CompiledAgent,
     step_id: str,
     call: ToolCall,
@@ -198,22 +196,22 @@ def _call(
     tool = dispatch.tool_for(walk.view, speaker, call.name)
     if step is None:
         made = dispatch.Call(tool, call.arguments, {})
-        gate = waiting_nodes.gate(walk, node, path, step_id, made)
+        gate = waiting_nodes.gate(walk, instance, step_id, made)
         if gate is not None:
             return gate.status != "failed"
         if tool.client:
             node_record = walk.view.node_record(step_id)
             if node_record is not None and node_record.status != "open":
                 return False
-            return waiting_nodes.client_tool(walk, node, path, step_id, made) is None
-        planned = dispatch.tool_step(walk.view, node, path, made, step_id, 1, walk.now)
-        attempts.order(walk, node, path, planned)
+            return waiting_nodes.client_tool(walk, instance, step_id, made) is None
+        planned = dispatch.tool_step(walk.view, instance, made, step_id, 1, walk.now)
+        attempts.order(walk, instance, planned)
         return True
     if step.status in ("failed", "waiting"):
-        verdict = walk.again(node, path, step, tool.retry)
+        verdict = walk.again(instance, step, tool.retry)
         if verdict == "now" and step.wait is not None:
-            attempts.retry(walk, node, path, step, step.wait.next_attempt)
+            attempts.retry(walk, instance, step, step.wait.next_attempt)
         return verdict != "failed"
     if step.status == "unknown":
-        return waiting_nodes.resolution(walk, node, path, step) is None
+        return waiting_nodes.resolution(walk, instance, step) is None
     return step.open

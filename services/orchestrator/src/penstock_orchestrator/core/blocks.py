@@ -10,41 +10,47 @@ from penstock.contracts.json import Json
 from penstock.contracts.plan import Block, BranchNode, LoopNode, MapNode, Node, ParallelNode
 from penstock.expressions.conditions import holds
 from penstock_orchestrator.core import outcomes
-from penstock_orchestrator.core.progress import MapRun, Outcome, Path, Scope
+from penstock_orchestrator.core.progress import Instance, MapRun, Outcome, Path, Scope
 from penstock_orchestrator.core.walk import Walk
 
 
-def branch(walk: Walk, node: BranchNode, path: Path, iid: str) -> Outcome | None:
+def branch(walk: Walk, instance: Instance[BranchNode]) -> Outcome | None:
     """Take the first case whose condition holds."""
-    node_record = walk.view.node_record(iid)
+    node_record = walk.view.node_record(instance.id)
     if node_record is None:
-        scope = walk.scope(node, path)
-        for index, condition in enumerate(node.conditions):
+        scope = walk.scope(instance)
+        for index, condition in enumerate(instance.node.conditions):
             if condition is None or holds(condition, scope):
                 node_record = NodeRecord(
-                    record_id=iid, kind="branch", status="open", choice=str(index)
+                    record_id=instance.id, kind="branch", status="open", choice=str(index)
                 )
                 walk.view.note(node_record)
                 break
         else:
-            return walk.done(node, iid, None)
-    taken = walk.enter(node.blocks[int(node_record.choice or 0)], path)
+            return walk.done(instance, None)
+    taken = walk.enter(instance.node.blocks[int(node_record.choice or 0)], instance.path)
     if taken.failed is not None:
-        return walk.fail(node, path, iid, taken.failed)
+        return walk.fail(instance, taken.failed)
     if taken.remaining:
         return None
-    output = walk.view.block_output(taken.block, path)
-    return walk.done(node, iid, output, choice=node_record.choice)
+    output = walk.view.block_output(taken.block, instance.path)
+    return walk.done(instance, output, choice=node_record.choice)
 
 
-def parallel(walk: Walk, node: ParallelNode, path: Path, iid: str) -> Outcome | None:
+def parallel(walk: Walk, instance: Instance[ParallelNode]) -> Outcome | None:
     """Run all blocks side by side, until enough of them have succeeded."""
-    if walk.view.node_record(iid) is None:
+    node, path = instance.node, instance.path
+    if walk.view.node_record(instance.id) is None:
         most = walk.budget.limits.max_fan_out
         if most is not None and len(node.blocks) > most:
-            return walk.fail(node, path, iid, _too_wide(node, len(node.blocks), most))
+            return walk.fail(instance, _too_wide(node, len(node.blocks), most))
         walk.view.note(
-            NodeRecord(record_id=iid, kind="parallel", status="open", count=len(node.blocks))
+            NodeRecord(
+                record_id=instance.id,
+                kind="parallel",
+                status="open",
+                count=len(node.blocks),
+            )
         )
     scopes = [walk.enter(block, path) for block in node.blocks]
     failed = [scope for scope in scopes if scope.failed is not None]
@@ -56,7 +62,7 @@ def parallel(walk: Walk, node: ParallelNode, path: Path, iid: str) -> Outcome | 
     elif len(done) < wanted:
         tolerated = len(scopes) - wanted if node.wait is not None else 0
         if len(failed) > tolerated or (failed and not node.collect and node.wait is None):
-            return walk.fail(node, path, iid, failed[-1].failed or _lost(node))
+            return walk.fail(instance, failed[-1].failed or _lost(node))
         return None
     output: dict[str, JsonValue] = {}
     for scope in scopes:
@@ -65,28 +71,31 @@ def parallel(walk: Walk, node: ParallelNode, path: Path, iid: str) -> Outcome | 
             output[name] = walk.view.item_result(scope.block, path, collect=node.collect)
     if len(done) + len(failed) < len(scopes):
         walk.abandon(node.blocks, path)
-    return walk.done(node, iid, output)
+    return walk.done(instance, output)
 
 
-def map_(walk: Walk, node: MapNode, path: Path, iid: str) -> Outcome | None:
+def map_(walk: Walk, instance: Instance[MapNode]) -> Outcome | None:
     """Run the body for every item, so many at a time."""
-    items = walk.view.items(node, path)
-    run = walk.progress.maps[iid]
-    if walk.view.node_record(iid) is None:
+    node = instance.node
+    items = walk.view.items(node, instance.path)
+    run = walk.progress.maps[instance.id]
+    if walk.view.node_record(instance.id) is None:
         most = min(node.max_items, walk.budget.limits.max_fan_out or node.max_items)
         if len(items) > most:
-            return walk.fail(node, path, iid, _too_wide(node, len(items), most))
-        walk.view.note(NodeRecord(record_id=iid, kind="map", status="open", count=len(items)))
+            return walk.fail(instance, _too_wide(node, len(items), most))
+        walk.view.note(
+            NodeRecord(record_id=instance.id, kind="map", status="open", count=len(items))
+        )
     _count_items(run)
     if run.error is not None and not node.collect:
-        return walk.fail(node, path, iid, run.error)
+        return walk.fail(instance, run.error)
     if run.succeeded + run.failed == len(items):
         output: Json = [
-            walk.view.item_result(node.body, (*path, index), collect=node.collect)
+            walk.view.item_result(node.body, (*instance.path, index), collect=node.collect)
             for index in range(len(items))
         ]
-        return walk.done(node, iid, output, count=len(items))
-    _begin_items(walk, node, path, run)
+        return walk.done(instance, output, count=len(items))
+    _begin_items(walk, instance, run)
     return None
 
 
@@ -101,17 +110,18 @@ def _count_items(run: MapRun) -> None:
             run.error = run.error or scope.failed
 
 
-def _begin_items(walk: Walk, node: MapNode, path: Path, run: MapRun) -> None:
+def _begin_items(walk: Walk, instance: Instance[MapNode], run: MapRun) -> None:
+    node = instance.node
     most = node.concurrency or len(run.items)
     while run.begun < len(run.items) and run.running < most:
         if walk.full:
             # The next item begins when this decision is stored.
-            walk.progress.queue.add(node, path)
+            walk.progress.queue.add(instance)
             return
         if walk.full_pools:
-            walk.hold(node, path)
+            walk.hold(instance)
             return
-        inner = (*path, run.begun)
+        inner = (*instance.path, run.begun)
         run.begun += 1
         run.running += 1
         if any(outcomes.begun(each, iid, walk.state) for each, iid in _first(node.body, inner)):
@@ -124,52 +134,56 @@ def _first(block: Block, path: Path) -> list[tuple[Node, str]]:
     return outcomes.instances(block, path)
 
 
-def loop(walk: Walk, node: LoopNode, path: Path, iid: str) -> Outcome | None:
+def loop(walk: Walk, instance: Instance[LoopNode]) -> Outcome | None:
     """Run the body again and again, as its conditions say."""
-    node_record = walk.view.node_record(iid)
+    node = instance.node
+    node_record = walk.view.node_record(instance.id)
     begun = node_record.count or 0 if node_record is not None else 0
     if begun:
-        scope = walk.enter(node.body, (*path, begun - 1))
+        scope = walk.enter(node.body, (*instance.path, begun - 1))
         if scope.failed is not None:
-            return walk.fail(node, path, iid, scope.failed)
+            return walk.fail(instance, scope.failed)
         if scope.remaining:
             return None
-        if node.until is not None and _holds(walk, node, path, node.until, begun - 1, scope):
-            return _looped(walk, node, path, iid, begun)
-    if node.while_ is not None and not _holds(walk, node, path, node.while_, begun, None):
-        return _looped(walk, node, path, iid, begun)
+        if node.until is not None and _holds(walk, instance, node.until, begun - 1, scope):
+            return _looped(walk, instance, begun)
+    if node.while_ is not None and not _holds(walk, instance, node.while_, begun, None):
+        return _looped(walk, instance, begun)
     if begun >= node.max_iterations:
-        return _limit(walk, node, path, iid, begun)
-    walk.view.note(NodeRecord(record_id=iid, kind="loop", status="open", count=begun + 1))
-    walk.enter(node.body, (*path, begun))
+        return _limit(walk, instance, begun)
+    walk.view.note(NodeRecord(record_id=instance.id, kind="loop", status="open", count=begun + 1))
+    walk.enter(node.body, (*instance.path, begun))
     return None
 
 
 def _holds(
-    walk: Walk, node: LoopNode, path: Path, condition: Json, iteration: int, after: Scope | None
+    walk: Walk, instance: Instance[LoopNode], condition: Json, iteration: int, after: Scope | None
 ) -> bool:
     """Check a loop's condition before an iteration, or after it."""
-    body = node.body
+    body = instance.node.body
     last = iteration if after is not None else iteration - 1
     told: dict[str, JsonValue] = {"iteration": iteration, "previous": None}
     if last >= 0:
-        told["previous"] = walk.view.block_output(body, (*path, last))
+        told["previous"] = walk.view.block_output(body, (*instance.path, last))
     if after is not None:
         # What an iteration has done can be seen by the condition that ends the loop.
         return holds(condition, walk.view.scope(body.nodes[-1].id, after.path, told))
-    return holds(condition, walk.scope(node, path, told))
+    return holds(condition, walk.scope(instance, told))
 
 
-def _looped(walk: Walk, node: LoopNode, path: Path, iid: str, begun: int) -> Outcome:
-    output = walk.view.block_output(node.body, (*path, begun - 1)) if begun else None
-    return walk.done(node, iid, output, count=begun)
+def _looped(walk: Walk, instance: Instance[LoopNode], begun: int) -> Outcome:
+    output = (
+        walk.view.block_output(instance.node.body, (*instance.path, begun - 1)) if begun else None
+    )
+    return walk.done(instance, output, count=begun)
 
 
-def _limit(walk: Walk, node: LoopNode, path: Path, iid: str, begun: int) -> Outcome:
+def _limit(walk: Walk, instance: Instance[LoopNode], begun: int) -> Outcome:
+    node = instance.node
     if node.on_limit == "stop" or (node.while_ is None and node.until is None):
-        return _looped(walk, node, path, iid, begun)
+        return _looped(walk, instance, begun)
     message = f"step {node.id} was not done after {begun} iterations"
-    return walk.fail(node, path, iid, ErrorInfo(code="loop_limit", message=message))
+    return walk.fail(instance, ErrorInfo(code="loop_limit", message=message))
 
 
 def _too_wide(node: Node, found: int, most: int) -> ErrorInfo:

@@ -37,7 +37,7 @@ from penstock_orchestrator.core.decisions import (
     timer_at,
 )
 from penstock_orchestrator.core.kinds import advance
-from penstock_orchestrator.core.progress import Progress
+from penstock_orchestrator.core.progress import Progress, instance_of
 from penstock_orchestrator.core.view import View
 from penstock_orchestrator.core.walk import Walk
 
@@ -171,7 +171,7 @@ def repair(plan: Plan, state: RunState) -> list[Repair]:
 def _scheduled_again(view: View, step: StepState) -> Output:
     node_id, path, _, _ = parse_step_id(step.step_id)
     node = view.plan.places[node_id].node
-    planned = attempts.attempted(view, node, path, step, step.attempt, step.decided_at)
+    planned = attempts.attempted(view, instance_of(node, path), step, step.attempt, step.decided_at)
     return planned.output()
 
 

@@ -11,7 +11,7 @@ from pydantic import JsonValue
 from penstock.contracts import subjects
 from penstock.contracts.errors import ErrorDetail, ErrorInfo, RejectedError
 from penstock.contracts.facts import Reservation, RunLimits, SecretRef
-from penstock.contracts.ids import instance_id, turn_step_id
+from penstock.contracts.ids import turn_step_id
 from penstock.contracts.json import Json
 from penstock.contracts.plan import (
     AgentNode,
@@ -25,7 +25,7 @@ from penstock.contracts.plan import (
 from penstock.expressions.templates import render, render_with_secrets
 from penstock_orchestrator.core import conversation
 from penstock_orchestrator.core.decisions import Planned
-from penstock_orchestrator.core.progress import Path
+from penstock_orchestrator.core.progress import Instance
 from penstock_orchestrator.core.view import View
 
 _Secrets = dict[str, tuple[str | SecretRef, ...]]
@@ -54,16 +54,17 @@ def tool_for(view: View, agent: CompiledAgent | None, name: str) -> CompiledTool
     return view.plan.tools[name]
 
 
-def node_call(view: View, node: ToolNode, path: Path) -> Call:
+def node_call(view: View, instance: Instance[ToolNode]) -> Call:
     """Return the call that a tool node makes.
 
     Raises:
         RejectedError: It cannot be rendered, or gives no object.
     """
+    node = instance.node
     tool = view.plan.tools[node.ref]
     if node.input is None:
         return Call(tool, {}, {})
-    scope = view.scope(node.id, path)
+    scope = view.scope(node.id, instance.path)
     secrets: _Secrets = {}
     if node.mentions_secrets:
         rendered = render_with_secrets(node.input, scope)
@@ -81,18 +82,18 @@ def node_call(view: View, node: ToolNode, path: Path) -> Call:
 
 def tool_step(
     view: View,
-    node: Node,
-    path: Path,
+    instance: Instance[Node],
     call: Call,
     step_id: str,
     attempt: int,
     now: datetime,
 ) -> Planned:
     """Schedule an attempt at a tool call."""
+    node = instance.node
     tool, arguments, found = call
     own = node.timeout_seconds if isinstance(node, ToolNode) else None
     if tool.sources:
-        arguments, more = with_sources(view, node, path, tool, arguments)
+        arguments, more = with_sources(view, instance, tool, arguments)
         found = {**found, **more}
     return Planned(
         suffix=subjects.step_suffix("tool", tool.queue, step_id, attempt),
@@ -110,12 +111,12 @@ def tool_step(
 
 
 def with_sources(
-    view: View, node: Node, path: Path, tool: CompiledTool, given: dict[str, JsonValue]
+    view: View, instance: Instance[Node], tool: CompiledTool, given: dict[str, JsonValue]
 ) -> tuple[dict[str, JsonValue], _Secrets]:
     """Apply the parameters' sources: system values win, defaults fill in."""
     arguments: dict[str, JsonValue] = dict(given)
     secrets: _Secrets = {}
-    scope = view.scope(node.id, path)
+    scope = view.scope(instance.node.id, instance.path)
     for name, parameter in tool.sources.items():
         if parameter.source == "system" or (
             parameter.source == "default" and name not in arguments
@@ -139,8 +140,7 @@ def _under(place: str, found: dict[str, tuple[str | dict[str, str], ...]]) -> _S
 
 def agent_turn(
     view: View,
-    node: AgentNode,
-    path: Path,
+    instance: Instance[AgentNode],
     agent: CompiledAgent,
     turn: int,
     attempt: int,
@@ -151,8 +151,7 @@ def agent_turn(
 
     Args:
         view: What is known.
-        node: The node that the turn is of.
-        path: Its instance.
+        instance: The agent node's instance that the turn belongs to.
         agent: Whose turn it is.
         turn: Number of the turn in the node's conversation, from 1.
         attempt: Number of the attempt, from 1.
@@ -162,8 +161,8 @@ def agent_turn(
     Raises:
         RejectedError: A template cannot be rendered.
     """
-    scope = view.scope(node.id, path)
-    iid = instance_id(node.id, path)
+    node = instance.node
+    scope = view.scope(node.id, instance.path)
     parameters = agent.parameters
     if prompt.max_tokens is not None:
         other = "max_completion_tokens" in parameters
@@ -187,10 +186,10 @@ def agent_turn(
         ]
         config["can_respond"] = agent.responds_to != "nobody"
     if view.plan.agents[node.ref].routes:
-        config["own_turn"] = conversation.own_turn(view.state, iid, agent.name, turn)
+        config["own_turn"] = conversation.own_turn(view.state, instance.id, agent.name, turn)
     timeout = node.timeout_seconds or agent.timeout_seconds
     return Planned(
-        suffix=subjects.step_suffix("agent", agent.queue, turn_step_id(iid, turn), attempt),
+        suffix=subjects.step_suffix("agent", agent.queue, turn_step_id(instance.id, turn), attempt),
         node_id=node.id,
         name=agent.name,
         input={"messages": prompt.messages},
@@ -221,8 +220,7 @@ def _shown(tool: CompiledTool, name: str) -> dict[str, JsonValue]:
 
 def child_run(
     view: View,
-    node: WorkflowNode,
-    path: Path,
+    instance: Instance[WorkflowNode],
     attempt: int,
     now: datetime,
     expires_at: datetime,
@@ -234,13 +232,17 @@ def child_run(
     Raises:
         RejectedError: Its input cannot be rendered, or runs nest too deep.
     """
+    node = instance.node
     child, state = node.child, view.state
     depth = (state.request.parent.depth if state.request.parent is not None else 0) + 1
     if limits.max_depth is not None and limits.max_depth < 0:
         raise RejectedError(
-            "too_deep", f"step {node.id} would start a run at depth {depth}: limits.max_depth"
+            "too_deep",
+            f"step {node.id} would start a run at depth {depth}: limits.max_depth",
         )
-    given: Json = render(node.input, view.scope(node.id, path)) if node.input is not None else None
+    given: Json = (
+        render(node.input, view.scope(node.id, instance.path)) if node.input is not None else None
+    )
     config: dict[str, JsonValue] = {
         "name": child.name,
         "kind": child.kind.value,
@@ -249,7 +251,7 @@ def child_run(
         "limits": limits.model_dump(mode="json", exclude_none=True),
         "depth": depth,
     }
-    step_id = instance_id(node.id, path)
+    step_id = instance.id
     return Planned(
         suffix=subjects.step_suffix("run", "workflow", step_id, attempt),
         node_id=node.id,
@@ -263,21 +265,22 @@ def child_run(
 
 
 def message(
-    view: View, node: SendNode, path: Path, attempt: int, now: datetime, expires_at: datetime
+    view: View, instance: Instance[SendNode], attempt: int, now: datetime, expires_at: datetime
 ) -> Planned:
     """Schedule a message to another run.
 
     Raises:
         RejectedError: A template cannot be rendered.
     """
-    scope = view.scope(node.id, path)
+    node = instance.node
+    scope = view.scope(node.id, instance.path)
     to: dict[str, JsonValue] = {
         "run_id": render(node.run_id, scope),
         "correlation": render(node.correlation, scope),
         "session_id": render(node.session_id, scope),
     }
     return Planned(
-        suffix=subjects.step_suffix("run", "send", instance_id(node.id, path), attempt),
+        suffix=subjects.step_suffix("run", "send", instance.id, attempt),
         node_id=node.id,
         name=node.name,
         input=render(node.payload, scope),

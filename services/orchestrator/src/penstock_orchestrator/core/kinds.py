@@ -18,42 +18,42 @@ from penstock.contracts.plan import (
     WorkflowNode,
 )
 from penstock_orchestrator.core import agents, blocks, single_steps, waiting_nodes
-from penstock_orchestrator.core.progress import Outcome, Path
+from penstock_orchestrator.core.progress import Instance, Outcome
 from penstock_orchestrator.core.walk import Walk
 
 
-def advance(walk: Walk, node: Node, path: Path, iid: str) -> Outcome | None:
-    """Advance one instance of a node; return its outcome once it has one."""
-    match node:
-        case ToolNode():
-            return single_steps.tool(walk, node, path, iid)
-        case AgentNode():
-            return agents.agent(walk, node, path, iid)
-        case TransformNode():
-            return single_steps.transform(walk, node, path, iid)
-        case WorkflowNode():
-            return single_steps.workflow(walk, node, path, iid)
-        case SendNode():
-            return single_steps.send(walk, node, path, iid)
-        case EndNode():
-            return single_steps.end(walk, node, path, iid)
-        case WaitNode():
-            return waiting_nodes.wait(walk, node, path, iid)
-        case ApprovalNode():
-            return waiting_nodes.approval(walk, node, path, iid)
-        case _:
-            return _advance_block(walk, node, path, iid)
+def advance(walk: Walk, instance: Instance[Node]) -> Outcome | None:
+    """Advance an instance; return its outcome once it has one."""
+    match instance.node:
+        case ToolNode() as node:
+            return single_steps.tool(walk, instance.of(node))
+        case AgentNode() as node:
+            return agents.agent(walk, instance.of(node))
+        case TransformNode() as node:
+            return single_steps.transform(walk, instance.of(node))
+        case WorkflowNode() as node:
+            return single_steps.workflow(walk, instance.of(node))
+        case SendNode() as node:
+            return single_steps.send(walk, instance.of(node))
+        case EndNode() as node:
+            return single_steps.end(walk, instance.of(node))
+        case WaitNode() as node:
+            return waiting_nodes.wait(walk, instance.of(node))
+        case ApprovalNode() as node:
+            return waiting_nodes.approval(walk, instance.of(node))
+        case node:
+            return _advance_block(walk, instance.of(node))
 
 
 def _advance_block(
-    walk: Walk, node: BranchNode | ParallelNode | MapNode | LoopNode, path: Path, iid: str
+    walk: Walk, instance: Instance[BranchNode | ParallelNode | MapNode | LoopNode]
 ) -> Outcome | None:
-    match node:
-        case BranchNode():
-            return blocks.branch(walk, node, path, iid)
-        case ParallelNode():
-            return blocks.parallel(walk, node, path, iid)
-        case MapNode():
-            return blocks.map_(walk, node, path, iid)
-        case LoopNode():
-            return blocks.loop(walk, node, path, iid)
+    match instance.node:
+        case BranchNode() as node:
+            return blocks.branch(walk, instance.of(node))
+        case ParallelNode() as node:
+            return blocks.parallel(walk, instance.of(node))
+        case MapNode() as node:
+            return blocks.map_(walk, instance.of(node))
+        case LoopNode() as node:
+            return blocks.loop(walk, instance.of(node))

@@ -11,9 +11,9 @@ from typing import Final
 
 from penstock.contracts.errors import ErrorInfo, RejectedError
 from penstock.contracts.facts import NodeRecord
-from penstock.contracts.ids import instance_id, parse_step_id
+from penstock.contracts.ids import parse_step_id
 from penstock.contracts.plan import Block, Node
-from penstock_orchestrator.core.progress import Outcome, Path, Visit
+from penstock_orchestrator.core.progress import Outcome, Path, instance_of
 from penstock_orchestrator.core.view import MAIN_RECORD
 from penstock_orchestrator.core.walk import Walk
 
@@ -178,14 +178,13 @@ def _compensated(walk: Walk) -> bool:
     if progress.compensations is None:
         _enter(walk, "compensation")
         progress.compensations = deque(
-            Visit(node.compensate, path)
+            instance_of(node.compensate, path)
             for _, node, path in _undoable(walk)
             if node.compensate is not None
         )
     pending = progress.compensations
     while pending:
-        node, path = pending[0]
-        iid = instance_id(node.id, path)
+        node, path, iid = pending[0]
         block = walk.plan.places[node.id].block
         walk.enter(block, path)
         walk.run()

@@ -12,13 +12,13 @@ import heapq
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal, NamedTuple
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 from penstock.contracts.errors import ErrorInfo
 from penstock.contracts.facts import RunLimits
-from penstock.contracts.ids import parse_step_id
+from penstock.contracts.ids import instance_id, parse_step_id
 from penstock.contracts.json import Json
-from penstock.contracts.plan import Block, Node, Plan
+from penstock.contracts.plan import BaseNode, Block, Node, Plan
 from penstock.runs.state import RunState
 
 Path = tuple[int, ...]
@@ -66,11 +66,25 @@ class MapRun:
     finished: deque[Scope] = field(default_factory=deque)
 
 
-class Visit(NamedTuple):
-    """A node to look at, in one of its instances."""
+NodeT_co = TypeVar("NodeT_co", bound=BaseNode, covariant=True)
+OtherT = TypeVar("OtherT", bound=BaseNode)
 
-    node: Node
+
+class Instance(NamedTuple, Generic[NodeT_co]):
+    """A node in one item or iteration of each map and loop around it."""
+
+    node: NodeT_co
     path: Path
+    id: str
+
+    def of(self, node: OtherT) -> Instance[OtherT]:
+        """Return the same instance with its node's narrower type."""
+        return Instance(node, self.path, self.id)
+
+
+def instance_of(node: OtherT, path: Path) -> Instance[OtherT]:
+    """Return the instance of a node at ``path``."""
+    return Instance(node, path, instance_id(node.id, path) if path else node.id)
 
 
 class Queue:
@@ -80,8 +94,8 @@ class Queue:
 
     def __init__(self) -> None:
         """Begin with nothing."""
-        self._order: deque[Visit] = deque()
-        self._waiting: set[tuple[str, Path]] = set()
+        self._order: deque[Instance[Node]] = deque()
+        self._waiting: set[str] = set()
 
     def __bool__(self) -> bool:
         """Whether there is anything to look at."""
@@ -91,18 +105,17 @@ class Queue:
         """Count what is to be looked at."""
         return len(self._order)
 
-    def add(self, node: Node, path: Path) -> None:
-        """Add a node at the end, unless it is there."""
-        key = (node.id, path)
-        if key not in self._waiting:
-            self._waiting.add(key)
-            self._order.append(Visit(node, path))
+    def add(self, instance: Instance[Node]) -> None:
+        """Add an instance at the end, unless it is there."""
+        if instance.id not in self._waiting:
+            self._waiting.add(instance.id)
+            self._order.append(instance)
 
-    def take(self) -> Visit:
-        """Take the first."""
-        visit = self._order.popleft()
-        self._waiting.discard((visit.node.id, visit.path))
-        return visit
+    def take(self) -> Instance[Node]:
+        """Remove and return the first."""
+        instance = self._order.popleft()
+        self._waiting.discard(instance.id)
+        return instance
 
     def clear(self) -> None:
         """Forget everything."""
@@ -143,13 +156,13 @@ class Progress:
         self.maps: dict[str, MapRun] = {}
         self.turns: dict[str, int] = {}
         self.due: list[tuple[datetime, str, Path]] = []
-        self.waits: dict[str, dict[str, Visit]] = {}
+        self.waits: dict[str, dict[str, Instance[Node]]] = {}
         self.consumed: set[str] = set()
-        self.starved: deque[Visit] = deque()
+        self.starved: deque[Instance[Node]] = deque()
         """Nodes that wait for the budget."""
-        self.held: deque[Visit] = deque()
+        self.held: deque[Instance[Node]] = deque()
         """Nodes that wait for their turn at a runner pool."""
-        self.compensations: deque[Visit] | None = None
+        self.compensations: deque[Instance[Node]] | None = None
 
     def touch_step(self, plan: Plan, step_id: str) -> None:
         """Look again at the node that a step belongs to."""
@@ -197,8 +210,8 @@ class Progress:
         if signal.fact.target:
             self.touch_record(plan, signal.fact.target)
         else:
-            for visit in self.waits.get(signal.fact.name, {}).values():
-                self.queue.add(*visit)
+            for instance in self.waits.get(signal.fact.name, {}).values():
+                self.queue.add(instance)
 
     def touch_record(self, plan: Plan, record_id: str) -> None:
         """Look again at the node that a node record belongs to."""
@@ -207,11 +220,11 @@ class Progress:
     def _touch(self, plan: Plan, node_id: str, path: Path) -> None:
         place = plan.places.get(node_id)
         if place is not None and len(path) == place.depth:
-            self.queue.add(place.node, path)
+            self.queue.add(instance_of(place.node, path))
 
-    def later(self, due_at: datetime, visit: Visit) -> None:
+    def later(self, due_at: datetime, instance: Instance[Node]) -> None:
         """Look again at a node when its time has come."""
-        heapq.heappush(self.due, (due_at, visit.node.id, visit.path))
+        heapq.heappush(self.due, (due_at, instance.node.id, instance.path))
 
     def take_due(self, plan: Plan, now: datetime) -> None:
         """Put what has come due in the queue."""

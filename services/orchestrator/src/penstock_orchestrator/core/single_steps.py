@@ -17,34 +17,33 @@ from penstock.expressions.templates import render
 from penstock.runs.state import StepState
 from penstock_orchestrator.core import attempts, dispatch, waiting_nodes
 from penstock_orchestrator.core.deadlines import step_deadline
-from penstock_orchestrator.core.progress import Outcome, Path
+from penstock_orchestrator.core.progress import Instance, Outcome
 from penstock_orchestrator.core.walk import Walk
 
 ONCE: Final = RetryPolicy(max_attempts=1)
 """A child run retries its own steps; it is not run again unless its step says so."""
 
 
-def tool(walk: Walk, node: ToolNode, path: Path, iid: str) -> Outcome | None:
+def tool(walk: Walk, instance: Instance[ToolNode]) -> Outcome | None:
     """Take a tool node on."""
-    compiled = walk.plan.tools[node.ref]
-    step = walk.state.steps.get(iid)
+    compiled = walk.plan.tools[instance.node.ref]
+    step = walk.state.steps.get(instance.id)
     if step is None:
-        call = dispatch.node_call(walk.view, node, path)
-        gate = waiting_nodes.gate(walk, node, path, iid, call)
+        call = dispatch.node_call(walk.view, instance)
+        gate = waiting_nodes.gate(walk, instance, instance.id, call)
         if gate is not None:
             return gate if gate.status == "failed" else None
         if compiled.client:
-            return waiting_nodes.client_tool(walk, node, path, iid, call)
-        planned = dispatch.tool_step(walk.view, node, path, call, iid, 1, walk.now)
-        attempts.order(walk, node, path, planned)
+            return waiting_nodes.client_tool(walk, instance, instance.id, call)
+        planned = dispatch.tool_step(walk.view, instance, call, instance.id, 1, walk.now)
+        attempts.order(walk, instance, planned)
         return None
-    return outcome(walk, node, path, step, node.retry or compiled.retry)
+    return outcome(walk, instance, step, instance.node.retry or compiled.retry)
 
 
 def outcome(
     walk: Walk,
-    node: ToolNode | WorkflowNode | SendNode,
-    path: Path,
+    instance: Instance[ToolNode | WorkflowNode | SendNode],
     step: StepState,
     policy: RetryPolicy,
 ) -> Outcome | None:
@@ -52,46 +51,45 @@ def outcome(
     if step.status == "succeeded":
         return Outcome("succeeded", step.output)
     if step.status == "unknown":
-        return waiting_nodes.resolution(walk, node, path, step)
+        return waiting_nodes.resolution(walk, instance, step)
     if step.status in ("failed", "waiting"):
-        verdict = walk.again(node, path, step, policy)
+        verdict = walk.again(instance, step, policy)
         if verdict == "failed":
             error = dispatch.step_error(step.step_id, step.attempt, step.error)
-            return walk.fail(node, path, step.step_id, error)
+            return walk.fail(instance, error)
         if verdict == "now" and step.wait is not None:
-            attempts.retry(walk, node, path, step, step.wait.next_attempt)
+            attempts.retry(walk, instance, step, step.wait.next_attempt)
     return None
 
 
-def transform(walk: Walk, node: TransformNode, path: Path, iid: str) -> Outcome | None:
+def transform(walk: Walk, instance: Instance[TransformNode]) -> Outcome | None:
     """Work out a value."""
-    return walk.done(node, iid, render(node.input, walk.scope(node, path)))
+    return walk.done(instance, render(instance.node.input, walk.scope(instance)))
 
 
-def workflow(walk: Walk, node: WorkflowNode, path: Path, iid: str) -> Outcome | None:
+def workflow(walk: Walk, instance: Instance[WorkflowNode]) -> Outcome | None:
     """Take a child run on."""
-    step = walk.state.steps.get(iid)
+    step = walk.state.steps.get(instance.id)
     if step is not None:
-        return outcome(walk, node, path, step, node.retry or ONCE)
-    attempts.begin_child(walk, node, path, 1)
+        return outcome(walk, instance, step, instance.node.retry or ONCE)
+    attempts.begin_child(walk, instance, 1)
     return None
 
 
-def send(walk: Walk, node: SendNode, path: Path, iid: str) -> Outcome | None:
+def send(walk: Walk, instance: Instance[SendNode]) -> Outcome | None:
     """Take a message on."""
-    step = walk.state.steps.get(iid)
+    step = walk.state.steps.get(instance.id)
     if step is not None:
-        return outcome(walk, node, path, step, node.retry or RetryPolicy())
-    expires_at = step_deadline(node, walk.plan, walk.state, walk.now)
-    attempts.order(
-        walk, node, path, dispatch.message(walk.view, node, path, 1, walk.now, expires_at)
-    )
+        return outcome(walk, instance, step, instance.node.retry or RetryPolicy())
+    expires_at = step_deadline(instance.node, walk.plan, walk.state, walk.now)
+    attempts.order(walk, instance, dispatch.message(walk.view, instance, 1, walk.now, expires_at))
     return None
 
 
-def end(walk: Walk, node: EndNode, path: Path, iid: str) -> Outcome | None:
+def end(walk: Walk, instance: Instance[EndNode]) -> Outcome | None:
     """End the run, or its present phase."""
-    scope = walk.scope(node, path)
+    node = instance.node
+    scope = walk.scope(instance)
     output = render(node.output, scope)
     if node.status == "failed":
         said = str(render(node.message, scope)) or "a step ended the run as failed"
@@ -99,4 +97,4 @@ def end(walk: Walk, node: EndNode, path: Path, iid: str) -> Outcome | None:
         walk.ending = Outcome("failed", output, error)
     else:
         walk.ending = Outcome("succeeded", output)
-    return walk.done(node, iid, output)
+    return walk.done(instance, output)

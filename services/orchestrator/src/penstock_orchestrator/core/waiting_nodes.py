@@ -19,14 +19,13 @@ from penstock.runs.state import StepState
 from penstock_orchestrator.core import attempts
 from penstock_orchestrator.core.decisions import timer_at
 from penstock_orchestrator.core.dispatch import Call
-from penstock_orchestrator.core.progress import Outcome, Path, Visit
+from penstock_orchestrator.core.progress import Instance, Outcome
 from penstock_orchestrator.core.walk import Walk
 
 
 def _open(
     walk: Walk,
-    node: Node,
-    path: Path,
+    instance: Instance[Node],
     record_id: str,
     kind: RecordKind,
     request: PendingRequest | None,
@@ -41,7 +40,7 @@ def _open(
         timer = timer_at(due_at)
         if timer not in walk.timers[-1:]:
             walk.timers.append(timer)
-        walk.progress.later(due_at, Visit(node, path))
+        walk.progress.later(due_at, instance)
     return node_record
 
 
@@ -60,7 +59,7 @@ def _answer(walk: Walk, kind: str, node_record: NodeRecord) -> SignalReceived | 
     return signal.fact if signal is not None else None
 
 
-def _overdue(walk: Walk, node: Node, path: Path, node_record: NodeRecord) -> bool:
+def _overdue(walk: Walk, instance: Instance[Node], node_record: NodeRecord) -> bool:
     if node_record.due_at is None:
         return False
     if walk.now >= node_record.due_at:
@@ -68,50 +67,54 @@ def _overdue(walk: Walk, node: Node, path: Path, node_record: NodeRecord) -> boo
     known = walk.state.node_records.get(node_record.record_id)
     if known is not None and node_record.record_id not in walk.progress.opened:
         walk.progress.opened.add(node_record.record_id)
-        walk.progress.later(node_record.due_at, Visit(node, path))
+        walk.progress.later(node_record.due_at, instance)
     return False
 
 
 # -- waits ---------------------------------------------------------------------------------------
 
 
-def wait(walk: Walk, node: WaitNode, path: Path, iid: str) -> Outcome | None:
+def wait(walk: Walk, instance: Instance[WaitNode]) -> Outcome | None:
     """Take a wait on: for a time, or for a signal."""
-    node_record = walk.view.node_record(iid)
+    node = instance.node
+    node_record = walk.view.node_record(instance.id)
     if node_record is None:
-        node_record = _begin_wait(walk, node, path, iid)
+        node_record = _begin_wait(walk, instance)
     if node.signal is not None:
         waits = walk.progress.waits.setdefault(node.signal, {})
-        taken = _matching(walk, node, path)
+        taken = _matching(walk, instance)
         if taken is not None:
             signal_id, fact = taken
-            waits.pop(iid, None)
+            waits.pop(instance.id, None)
             walk.progress.consumed.add(signal_id)
             output: dict[str, JsonValue] = {"name": fact.name, "payload": fact.payload}
             _close(walk, node_record, output, None, choice=signal_id)
             return Outcome("succeeded", output)
-        waits[iid] = Visit(node, path)
-    if not _overdue(walk, node, path, node_record):
+        waits[instance.id] = instance
+    if not _overdue(walk, instance, node_record):
         return None
     if node.signal is None:
         _close(walk, node_record, None, None)
         return Outcome("succeeded", None)
-    walk.progress.waits[node.signal].pop(iid, None)
+    walk.progress.waits[node.signal].pop(instance.id, None)
     if node.on_timeout == "continue":
         _close(walk, node_record, None, None)
         return Outcome("succeeded", None)
     error = ErrorInfo(code="wait_timeout", message=f"no signal {node.signal!r} came in time")
-    return walk.fail(node, path, iid, error)
+    return walk.fail(instance, error)
 
 
-def _begin_wait(walk: Walk, node: WaitNode, path: Path, iid: str) -> NodeRecord:
-    scope = walk.scope(node, path)
+def _begin_wait(walk: Walk, instance: Instance[WaitNode]) -> NodeRecord:
+    node = instance.node
+    scope = walk.scope(instance)
     due_at: datetime | None = None
     request: PendingRequest | None = None
     if node.signal is not None:
         key = render(node.correlation, scope) if node.correlation is not None else None
         request = PendingRequest(
-            name=node.signal, correlation=str(key) if key is not None else None, node_id=node.id
+            name=node.signal,
+            correlation=str(key) if key is not None else None,
+            node_id=node.id,
         )
         if node.timeout_seconds is not None:
             due_at = walk.now + timedelta(seconds=node.timeout_seconds)
@@ -119,11 +122,12 @@ def _begin_wait(walk: Walk, node: WaitNode, path: Path, iid: str) -> NodeRecord:
         due_at = _moment(render(node.until, scope), node)
     else:
         due_at = walk.now + timedelta(seconds=_seconds(render(node.seconds, scope), node))
-    return _open(walk, node, path, iid, "wait", request, due_at)
+    return _open(walk, instance, instance.id, "wait", request, due_at)
 
 
-def _matching(walk: Walk, node: WaitNode, path: Path) -> tuple[str, SignalReceived] | None:
+def _matching(walk: Walk, instance: Instance[WaitNode]) -> tuple[str, SignalReceived] | None:
     """Return the earliest signal that fits and that no other wait has taken."""
+    node = instance.node
     consumed = _consumed(walk)
     fitting = [
         (signal.seq, signal_id, signal.fact)
@@ -136,7 +140,7 @@ def _matching(walk: Walk, node: WaitNode, path: Path) -> tuple[str, SignalReceiv
         if node.match is None:
             return signal_id, fact
         told: JsonValue = {"name": fact.name, "payload": fact.payload}
-        if holds(node.match, walk.scope(node, path, {"signal": told})):
+        if holds(node.match, walk.scope(instance, {"signal": told})):
             return signal_id, fact
     return None
 
@@ -199,11 +203,12 @@ def _moment(value: Json, node: Node) -> datetime:
 # -- approvals -----------------------------------------------------------------------------------
 
 
-def approval(walk: Walk, node: ApprovalNode, path: Path, iid: str) -> Outcome | None:
+def approval(walk: Walk, instance: Instance[ApprovalNode]) -> Outcome | None:
     """Take an approval step on."""
-    node_record = walk.view.node_record(iid)
+    node = instance.node
+    node_record = walk.view.node_record(instance.id)
     if node_record is None:
-        scope = walk.scope(node, path)
+        scope = walk.scope(instance)
         shown = render(node.input, scope) if node.input is not None else None
         request = PendingRequest(
             name=node.id,
@@ -214,18 +219,18 @@ def approval(walk: Walk, node: ApprovalNode, path: Path, iid: str) -> Outcome | 
             node_id=node.id,
         )
         due_at = walk.now + timedelta(seconds=node.expires_seconds)
-        node_record = _open(walk, node, path, iid, "approval", request, due_at)
-    verdict = _verdict(walk, node, path, node_record)
+        node_record = _open(walk, instance, instance.id, "approval", request, due_at)
+    verdict = _verdict(walk, instance, node_record)
     if verdict is None:
         return None
     output, error = verdict
     if error is None or node.on_reject == "continue":
         _close(walk, node_record, output, None)
         return Outcome("succeeded", output)
-    return walk.fail(node, path, iid, error)
+    return walk.fail(instance, error)
 
 
-def gate(walk: Walk, node: Node, path: Path, step_id: str, call: Call) -> Outcome | None:
+def gate(walk: Walk, instance: Instance[Node], step_id: str, call: Call) -> Outcome | None:
     """Hold a call back until somebody agrees to it.
 
     Returns:
@@ -235,7 +240,7 @@ def gate(walk: Walk, node: Node, path: Path, step_id: str, call: Call) -> Outcom
     tool, given, _ = call
     if tool.policy == "block":
         error = ErrorInfo(code="tool_blocked", message=f"tool {tool.name} is blocked by policy")
-        return _refused(walk, node, path, step_id, error)
+        return _refused(walk, instance, error)
     if tool.policy != "require_approval":
         return None
     record_id = approval_record_id(step_id)
@@ -248,36 +253,36 @@ def gate(walk: Walk, node: Node, path: Path, step_id: str, call: Call) -> Outcom
             digest=call_digest(tool.name, given),
             role=spec.role,
             message=spec.message,
-            node_id=node.id,
+            node_id=instance.node.id,
         )
         due_at = walk.now + timedelta(seconds=spec.expires_seconds)
-        node_record = _open(walk, node, path, record_id, "approval", request, due_at)
+        node_record = _open(walk, instance, record_id, "approval", request, due_at)
     if node_record.status == "succeeded":
         return None
     if node_record.status == "failed" and node_record.error is not None:
-        return _refused(walk, node, path, step_id, node_record.error)
-    verdict = _verdict(walk, node, path, node_record) if node_record.status == "open" else None
+        return _refused(walk, instance, node_record.error)
+    verdict = _verdict(walk, instance, node_record) if node_record.status == "open" else None
     if verdict is None:
         return Outcome("succeeded")
     output, error_ = verdict
     _close(walk, node_record, output, error_)
-    return None if error_ is None else _refused(walk, node, path, step_id, error_)
+    return None if error_ is None else _refused(walk, instance, error_)
 
 
-def _refused(walk: Walk, node: Node, path: Path, step_id: str, error: ErrorInfo) -> Outcome:
-    """A tool node fails; an agent is told, and goes on."""
-    if node.kind == "agent":
+def _refused(walk: Walk, instance: Instance[Node], error: ErrorInfo) -> Outcome:
+    """Fail a tool node; an agent gets the error as the outcome of its call."""
+    if instance.node.kind == "agent":
         return Outcome("failed", None, error)
-    return walk.fail(node, path, step_id, error)
+    return walk.fail(instance, error)
 
 
 def _verdict(
-    walk: Walk, node: Node, path: Path, node_record: NodeRecord
+    walk: Walk, instance: Instance[Node], node_record: NodeRecord
 ) -> tuple[dict[str, JsonValue], ErrorInfo | None] | None:
     """Return what somebody decided, or that nobody did in time; ``None``: it is still open."""
     answer = _answer(walk, "approval", node_record)
     if answer is None:
-        if not _overdue(walk, node, path, node_record):
+        if not _overdue(walk, instance, node_record):
             return None
         said = "nobody decided in time"
         return (
@@ -301,19 +306,22 @@ def _verdict(
 # -- tools of the caller, unknown outcomes -------------------------------------------------------
 
 
-def client_tool(walk: Walk, node: Node, path: Path, step_id: str, call: Call) -> Outcome | None:
+def client_tool(walk: Walk, instance: Instance[Node], step_id: str, call: Call) -> Outcome | None:
     """Let the caller of the run execute a tool."""
     tool, given, _ = call
     node_record = walk.view.node_record(step_id)
     if node_record is None:
         request = PendingRequest(
-            name=tool.name, arguments=given, digest=call_digest(tool.name, given), node_id=node.id
+            name=tool.name,
+            arguments=given,
+            digest=call_digest(tool.name, given),
+            node_id=instance.node.id,
         )
         due_at = walk.now + timedelta(seconds=tool.timeout_seconds)
-        node_record = _open(walk, node, path, step_id, "client_tool", request, due_at)
+        node_record = _open(walk, instance, step_id, "client_tool", request, due_at)
     answer = _answer(walk, "tool_result", node_record)
     if answer is None:
-        if not _overdue(walk, node, path, node_record):
+        if not _overdue(walk, instance, node_record):
             return None
         error = ErrorInfo(code="client_tool_timeout", message="the caller sent no result in time")
     else:
@@ -323,10 +331,10 @@ def client_tool(walk: Walk, node: Node, path: Path, step_id: str, call: Call) ->
             _close(walk, node_record, output, None)
             return Outcome("succeeded", output)
         error = _client_error(payload.get("error"))
-    if node.kind == "agent":
+    if instance.node.kind == "agent":
         _close(walk, node_record, None, error)
         return Outcome("failed", None, error)
-    return walk.fail(node, path, step_id, error)
+    return walk.fail(instance, error)
 
 
 def _client_error(value: Json) -> ErrorInfo:
@@ -337,7 +345,7 @@ def _client_error(value: Json) -> ErrorInfo:
     )
 
 
-def resolution(walk: Walk, node: Node, path: Path, step: StepState) -> Outcome | None:
+def resolution(walk: Walk, instance: Instance[Node], step: StepState) -> Outcome | None:
     """Ask what became of an attempt that was lost and must not be repeated.
 
     Returns the step's outcome as it was decided; an agent's call that failed is told to the agent.
@@ -346,9 +354,9 @@ def resolution(walk: Walk, node: Node, path: Path, step: StepState) -> Outcome |
     digest = f"attempt-{step.attempt}"
     node_record = walk.view.node_record(record_id)
     if node_record is not None and node_record.status != "open" and node_record.choice == digest:
-        return _resolved(walk, node, path, step, node_record)
+        return _resolved(walk, instance, step, node_record)
     if node_record is not None and node_record.choice == f"{digest}-retried":
-        attempts.retry(walk, node, path, step, step.attempt + 1)
+        attempts.retry(walk, instance, step, step.attempt + 1)
         return None
     if node_record is not None and node_record.status == "skipped":
         return None  # nobody waits for it any more
@@ -356,10 +364,10 @@ def resolution(walk: Walk, node: Node, path: Path, step: StepState) -> Outcome |
         request = PendingRequest(
             name=step.name,
             digest=digest,
-            node_id=node.id,
+            node_id=instance.node.id,
             message=step.error.message if step.error is not None else "the attempt was lost",
         )
-        node_record = _open(walk, node, path, record_id, "resolution", request, None)
+        node_record = _open(walk, instance, record_id, "resolution", request, None)
     answer = _answer(walk, "resolution", node_record)
     if answer is None:
         return None
@@ -367,7 +375,7 @@ def resolution(walk: Walk, node: Node, path: Path, step: StepState) -> Outcome |
     action = payload.get("action")
     if action == "retry":
         _close(walk, node_record, None, None, choice=f"{digest}-retried")
-        attempts.retry(walk, node, path, step, step.attempt + 1)
+        attempts.retry(walk, instance, step, step.attempt + 1)
         return None
     error = None
     if action != "succeed":
@@ -375,15 +383,15 @@ def resolution(walk: Walk, node: Node, path: Path, step: StepState) -> Outcome |
         error = ErrorInfo(code="outcome_unknown", message=str(reason))
     _close(walk, node_record, payload.get("output"), error, choice=digest)
     closed = walk.view.node_record(record_id)
-    return _resolved(walk, node, path, step, closed) if closed is not None else None
+    return _resolved(walk, instance, step, closed) if closed is not None else None
 
 
 def _resolved(
-    walk: Walk, node: Node, path: Path, step: StepState, node_record: NodeRecord
+    walk: Walk, instance: Instance[Node], step: StepState, node_record: NodeRecord
 ) -> Outcome:
     if node_record.error is None:
-        if node.kind != "agent":
-            return walk.done(node, step.step_id, node_record.output)
+        if instance.node.kind != "agent":
+            return walk.done(instance, node_record.output)
         if walk.view.node_record(step.step_id) is None:
             walk.view.note(
                 NodeRecord(
@@ -394,6 +402,6 @@ def _resolved(
                 )
             )
         return Outcome("succeeded", node_record.output)
-    if node.kind != "agent":
-        return walk.fail(node, path, step.step_id, node_record.error)
+    if instance.node.kind != "agent":
+        return walk.fail(instance, node_record.error)
     return Outcome("failed", None, node_record.error)

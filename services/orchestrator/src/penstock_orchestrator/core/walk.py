@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Final
+from typing import Final, Literal
 
 from penstock.contracts.errors import ErrorInfo, RejectedError
 from penstock.contracts.facts import BlockedCall, NodeRecord, Wait
@@ -18,7 +18,14 @@ from penstock.runs.state import RunState, StepState
 from penstock_orchestrator.core import outcomes
 from penstock_orchestrator.core.budget import Budget, limits_of
 from penstock_orchestrator.core.decisions import Planned, Timer
-from penstock_orchestrator.core.progress import Outcome, Path, Progress, Scope, Visit
+from penstock_orchestrator.core.progress import (
+    Instance,
+    Outcome,
+    Path,
+    Progress,
+    Scope,
+    instance_of,
+)
 from penstock_orchestrator.core.retries import next_attempt
 from penstock_orchestrator.core.view import View
 
@@ -30,7 +37,7 @@ one atomic batch, and so many node records into one message."""
 _STARVED_AT_ONCE: Final = 8
 _HELD_AT_ONCE: Final = 256
 
-Handler = Callable[["Walk", Node, Path, str], Outcome | None]
+Handler = Callable[["Walk", Instance[Node]], Outcome | None]
 """Advances one instance of a node; returns its outcome once it has one."""
 
 
@@ -105,7 +112,7 @@ class Walk:
         if scope is None:
             scope = progress.scopes[key] = Scope(block, path, len(block.nodes))
             for node in self._failed_first(block, path):
-                progress.queue.add(node, path)
+                progress.queue.add(instance_of(node, path))
         return scope
 
     def _failed_first(self, block: Block, path: Path) -> Sequence[Node]:
@@ -129,28 +136,28 @@ class Walk:
             progress.take_due(self.plan, self.now)
         if progress.starved:
             for _ in range(min(len(progress.starved), _STARVED_AT_ONCE)):
-                queue.add(*progress.starved.popleft())
+                queue.add(progress.starved.popleft())
         if progress.held:
             for _ in range(min(len(progress.held), _HELD_AT_ONCE)):
-                queue.add(*progress.held.popleft())
+                queue.add(progress.held.popleft())
         while queue and not self.full and not self.over:
-            self._visit(*queue.take())
+            self._visit(queue.take())
 
     def enter_now(self, block: Block, path: Path) -> None:
         """Begin a block and look at its nodes at once, so that what they schedule is counted."""
         self.progress.scopes[block.nodes[0].id, path] = Scope(block, path, len(block.nodes))
         for node in block.nodes:
             if not self.over:
-                self._visit(node, path)
+                self._visit(instance_of(node, path))
 
     @property
     def over(self) -> bool:
         """Whether the present phase is over, whatever else there is to look at."""
         return not (self.ending is None and self.exhausted is None and self.broken is None)
 
-    def _visit(self, node: Node, path: Path) -> None:
+    def _visit(self, instance: Instance[Node]) -> None:
         progress = self.progress
-        iid = instance_id(node.id, path) if path else node.id
+        node, path, iid = instance
         if iid in progress.outcomes or iid in self.ordered:
             return
         place = self.plan.places[node.id]
@@ -159,23 +166,24 @@ class Walk:
         if place.owner is not None and self._abandoned(node, path):
             return
         if iid not in progress.begun:
-            if not outcomes.begun(node, iid, self.state) and not self._begin(node, path, iid):
+            if not outcomes.begun(node, iid, self.state) and not self._begin(instance):
                 return
             progress.begun.add(iid)
         node_record = self.view.node_record(iid)
         outcome = outcomes.of_record(node, node_record) if node_record is not None else None
         if outcome is None:
             try:
-                outcome = self._handler(self, node, path, iid)
+                outcome = self._handler(self, instance)
             except RejectedError as error:
-                outcome = self.fail(node, path, iid, error.info())
+                outcome = self.fail(instance, error.info())
         elif isinstance(node, MapNode) and outcome.status == "succeeded":
             outcome = self.view.lookup(node, path)
         if outcome is not None:
-            self._settle(node, path, iid, outcome)
+            self._settle(instance, outcome)
 
-    def _begin(self, node: Node, path: Path, iid: str) -> bool:
+    def _begin(self, instance: Instance[Node]) -> bool:
         """Tell whether a node may begin; it is skipped where its condition does not hold."""
+        node, path, iid = instance
         settled = self.progress.outcomes
         for needed in reversed(node.needs):
             # The last need is the likeliest to be open still.
@@ -189,8 +197,8 @@ class Walk:
             self.view.note(NodeRecord(record_id=iid, kind=node.kind, status="skipped"))
             outcome = Outcome("skipped")
         except RejectedError as error:
-            outcome = self.fail(node, path, iid, error.info())
-        self._settle(node, path, iid, outcome)
+            outcome = self.fail(instance, error.info())
+        self._settle(instance, outcome)
         return False
 
     def _abandoned(self, node: Node, path: Path) -> bool:
@@ -207,7 +215,8 @@ class Walk:
             place = owner
         return False
 
-    def _settle(self, node: Node, path: Path, iid: str, outcome: Outcome) -> None:
+    def _settle(self, instance: Instance[Node], outcome: Outcome) -> None:
+        node, path, iid = instance
         progress, place = self.progress, self.plan.places[node.id]
         progress.outcomes[iid] = outcome
         scope = progress.scopes.get((place.block.nodes[0].id, path))
@@ -220,30 +229,33 @@ class Walk:
                 self.abandon((place.block,), path)
         if scope.failed is None:
             for successor in place.block.successors.get(node.id, ()):
-                progress.queue.add(successor, path)
+                progress.queue.add(instance_of(successor, path))
         if place.owner is None:
             self.broken = scope.failed
         elif scope.finished:
             if scope.failed is not None and not outcome.broken:
                 return
-            owner_path = path[: self.plan.places[place.owner.id].depth]
+            depth = self.plan.places[place.owner.id].depth
+            owner = instance_of(place.owner, path[:depth])
             if isinstance(place.owner, MapNode):
-                run = progress.maps.get(instance_id(place.owner.id, owner_path))
+                run = progress.maps.get(owner.id)
                 if run is not None:
                     run.finished.append(scope)
-            progress.queue.add(place.owner, owner_path)
+            progress.queue.add(owner)
 
     # -- what handlers use -------------------------------------------------------------------
 
-    def done(self, node: Node, iid: str, output: Json, **told: object) -> Outcome:
-        """Node record a node as succeeded."""
-        fields = {"record_id": iid, "kind": node.kind, "status": "succeeded", **told}
+    def done(self, instance: Instance[Node], output: Json, **told: object) -> Outcome:
+        """Record an instance as succeeded."""
+        node = instance.node
+        fields = {"record_id": instance.id, "kind": node.kind, "status": "succeeded", **told}
         stored = None if isinstance(node, MapNode) else output
         self.view.note(NodeRecord.model_validate({**fields, "output": stored}))
         return Outcome("succeeded", output)
 
-    def fail(self, node: Node, path: Path, iid: str, error: ErrorInfo) -> Outcome:
-        """Record a node as failed. With ``on_error: continue`` its fallback becomes its output."""
+    def fail(self, instance: Instance[Node], error: ErrorInfo) -> Outcome:
+        """Record a failed instance; with ``on_error: continue`` its fallback is its output."""
+        node, path, iid = instance
         handled = node.on_error == "continue"
         output: Json = None
         if handled and node.fallback is not None:
@@ -290,20 +302,22 @@ class Walk:
         self.waits = [wait for wait in self.waits if not inside(wait.step_id)]
         self.steps = [planned for planned in self.steps if not inside(planned.step_id)]
 
-    def again(self, node: Node, path: Path, step: StepState, policy: RetryPolicy) -> str:
-        """Take a failed or waiting step on: ``wait``, ``now`` or ``failed`` for good."""
+    def again(
+        self, instance: Instance[Node], step: StepState, policy: RetryPolicy
+    ) -> Literal["wait", "now", "failed"]:
+        """Decide whether a failed or waiting step retries now, keeps waiting, or has failed."""
         if step.status == "failed":
             wait = next_attempt(policy, self.state, step, self.now)
             if wait is None:
                 return "failed"
             self.waits.append(wait)
             self.timers.append(Timer(wait.timer_id, wait.due_at))
-            self.progress.later(wait.due_at, Visit(node, path))
+            self.progress.later(wait.due_at, instance)
             return "wait"
         if step.status == "waiting" and step.wait is not None:
             if self.now >= step.wait.due_at:
                 return "now"
-            self.progress.later(step.wait.due_at, Visit(node, path))
+            self.progress.later(step.wait.due_at, instance)
         return "wait"
 
     def plan_step(self, planned: Planned) -> None:
@@ -327,23 +341,23 @@ class Walk:
             return {}
         return dict(Counter(planned.pool for planned in self.steps))
 
-    def hold(self, node: Node, path: Path) -> None:
-        """Visit a node again when its runner pool has room."""
-        self.progress.held.append(Visit(node, path))
+    def hold(self, instance: Instance[Node]) -> None:
+        """Visit an instance again when its runner pool has room."""
+        self.progress.held.append(instance)
 
-    def starve(self, node: Node, path: Path) -> None:
-        """Look again at a node when the budget has something left for it."""
-        self.progress.starved.append(Visit(node, path))
+    def starve(self, instance: Instance[Node]) -> None:
+        """Visit an instance again when the budget has something left for it."""
+        self.progress.starved.append(instance)
 
     def run_out(self) -> None:
         """End the run: its budget is used up."""
         self.exhausted = self.budget.exhausted()
 
     def scope(
-        self, node: Node, path: Path, extra: Mapping[str, Json] | None = None
+        self, instance: Instance[Node], extra: Mapping[str, Json] | None = None
     ) -> dict[str, Json]:
         """Return what a node's expressions can see."""
-        return self.view.scope(node.id, path, extra)
+        return self.view.scope(instance.node.id, instance.path, extra)
 
 
 def _all_nodes(block: Block) -> list[Node]:
