@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
+from penstock.contracts import ids
 from penstock.contracts.errors import RejectedError
 from penstock.contracts.ids import (
     NODE_ID_PATTERN,
@@ -129,3 +130,18 @@ def test_content_digest_is_the_sha_256() -> None:
     assert content_digest(b"") == (
         "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     )
+
+
+@pytest.mark.parametrize(
+    ("record_id", "step_id", "purpose"),
+    [
+        ("a", "a", "node"),
+        ("a-x1x2", "a-x1x2", "node"),
+        (ids.approval_record_id("a-1-0"), "a-1-0", "approval"),
+        (ids.resolution_record_id("a-x3"), "a-x3", "resolution"),
+        (ids.MAIN_RECORD, "-main", "phase"),
+        (ids.ON_ERROR_DONE_RECORD, "-on_error_done", "phase"),
+    ],
+)
+def test_record_id_parses_into_step_and_purpose(record_id: str, step_id: str, purpose: str) -> None:
+    assert ids.RecordId.parse(record_id) == (step_id, purpose)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import zlib
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal, NamedTuple
 
 from pydantic import StringConstraints
 
@@ -121,13 +121,45 @@ def parse_step_id(step_id: str) -> tuple[str, tuple[int, ...], int | None, int |
     return node_id, path, int(turn), int(index) if index else None
 
 
+MAIN_RECORD: Final = "-main"
+"""Id of the node record that holds how the run's main phase ended."""
+ON_ERROR_RECORD: Final = "-on_error"
+"""Id of the node record that holds the output with which ``on_error`` recovered the run."""
+ON_ERROR_DONE_RECORD: Final = "-on_error_done"
+"""Id of the node record that holds that ``on_error`` ended and the run stays failed."""
+
+_SUFFIXES: Final[dict[str, Literal["approval", "resolution"]]] = {
+    "-a": "approval",
+    "-r": "resolution",
+}
+
+
+class RecordId(NamedTuple):
+    """A node record's id, parsed: which step or instance it belongs to, and what it holds.
+
+    ``node`` records hold the outcome or progress of a node's instance, or a call that the caller
+    executes; ``phase`` records belong to the run, and their ``step_id`` is the record's own id.
+    """
+
+    step_id: str
+    purpose: Literal["node", "approval", "resolution", "phase"]
+
+    @classmethod
+    def parse(cls, record_id: str) -> RecordId:
+        """Parse the id of a node record."""
+        if record_id.startswith("-"):
+            return cls(record_id, "phase")
+        purpose = _SUFFIXES.get(record_id[-2:])
+        return cls(record_id, "node") if purpose is None else cls(record_id[:-2], purpose)
+
+
 def approval_record_id(step_id: str) -> str:
-    """Return the id of the node record that asks for a call's approval."""
+    """Return the id of the node record that requests a call's approval."""
     return f"{step_id}-a"
 
 
 def resolution_record_id(step_id: str) -> str:
-    """Return the id of the node record that asks what became of a lost attempt."""
+    """Return the id of the node record that requests a decision about a lost attempt."""
     return f"{step_id}-r"
 
 

@@ -27,7 +27,7 @@ from penstock.contracts.facts import (
     StepScheduled,
     Wait,
 )
-from penstock.contracts.ids import child_run_id
+from penstock.contracts.ids import RecordId, child_run_id
 from penstock.contracts.json import Json
 from penstock.runs.state import Entry
 
@@ -218,7 +218,7 @@ def _of_decision(entry: Entry, decision: Decision | None) -> list[ClientEvent]:
     for node_record in decision.node_records:
         kind = _kind_of(node_record)
         if kind is not None:
-            step_id = node_record.record_id.removesuffix("-a").removesuffix("-r")
+            step_id = RecordId.parse(node_record.record_id).step_id
             events.append(_event(entry, kind, _of_record(node_record), step_id))
     return [*events, *(_waiting(entry, wait) for wait in decision.waits)]
 
@@ -340,7 +340,7 @@ def _of_signal(entry: Entry, fact: SignalReceived) -> ClientEvent:
         data |= fact.payload
     if fact.sent_by is not None:
         data.setdefault("by", fact.sent_by)
-    step_id = fact.target.removesuffix("-a").removesuffix("-r") or None
+    step_id = RecordId.parse(fact.target).step_id or None
     return _event(entry, kind, data, step_id)
 
 

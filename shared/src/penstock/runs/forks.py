@@ -17,6 +17,8 @@ from penstock.contracts.actions import ACTION
 from penstock.contracts.errors import ErrorDetail, RejectedError
 from penstock.contracts.facts import NodeRecord, Seed, SeededSignal, SeededStep, StepKind
 from penstock.contracts.ids import (
+    MAIN_RECORD,
+    RecordId,
     call_step_id,
     instance_id,
     parse_step_id,
@@ -33,7 +35,6 @@ FROM_OUTSIDE: Final = frozenset({"cancelled", "run_timeout", "budget_exhausted",
 """Codes of ends that no recorded outcome leads to: a run without them would go on."""
 
 _ADVICE: Final = 20
-_MAIN: Final = "-main"
 
 
 class Element(NamedTuple):
@@ -237,7 +238,7 @@ class _Harvest:
 
     def _main_holds(self) -> bool:
         """Whether the main phase ends as it did, so that what came after it holds as well."""
-        main = self.state.node_records.get(_MAIN)
+        main = self.state.node_records.get(MAIN_RECORD)
         if main is None or self.stale.touches_main:
             return False
         if self.decided_by is not None and self.decided[main.decision] > self.decided_by:
@@ -363,7 +364,9 @@ class _Harvest:
         """Yield what was settled of calls: by callers, by those who approve."""
         for record_id, known in self.state.node_records.items():
             node_record = known.node_record
-            step_id = record_id.removesuffix("-a")
+            step_id, purpose = RecordId.parse(record_id)
+            if purpose not in ("node", "approval"):
+                continue
             found = self.element(step_id)
             if found is None or node_record.status not in ("succeeded", "failed"):
                 continue

@@ -8,6 +8,7 @@ from typing import Final, Literal
 from pydantic import AwareDatetime
 
 from penstock.contracts.facts import NodeRecord, PendingRequest, Record, SignalReceived
+from penstock.contracts.ids import RecordId
 from penstock.contracts.json import Json
 
 ApprovalStatus = Literal["open", "approved", "rejected", "expired", "closed"]
@@ -122,7 +123,7 @@ def approval_view(
     """
     request = node_record.request or _NOTHING_ASKED
     decided = decision_view(answer) if answer is not None else None
-    step_id = node_record.record_id.removesuffix("-a")
+    step_id = RecordId.parse(node_record.record_id).step_id
     return ApprovalView(
         run_id=run_id,
         record_id=node_record.record_id,
@@ -167,7 +168,7 @@ def unknown_view(node_record: NodeRecord, asked_at: datetime) -> UnknownView:
     """Return a step with an unknown outcome as clients see it."""
     request = node_record.request or _NOTHING_ASKED
     return UnknownView(
-        step_id=node_record.record_id.removesuffix("-r"),
+        step_id=RecordId.parse(node_record.record_id).step_id,
         record_id=node_record.record_id,
         tool=request.name,
         arguments=request.arguments,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from penstock.contracts.actions import Action, Respond, RouteToAgent, UseTools
 from penstock.contracts.errors import ErrorInfo
 from penstock.contracts.facts import BlockedCall, ToolCall
-from penstock.contracts.ids import call_step_id, parse_step_id, turn_step_id
+from penstock.contracts.ids import approval_record_id, call_step_id, parse_step_id, turn_step_id
 from penstock.contracts.plan import AgentNode, CompiledAgent
 from penstock.expressions.templates import render
 from penstock.runs.state import StepState
@@ -172,7 +172,9 @@ def _calls(
 
 
 def _marked(walk: Walk, step_id: str) -> bool:
-    return step_id in walk.state.node_records or f"{step_id}-a" in walk.state.node_records
+    return (
+        step_id in walk.state.node_records or approval_record_id(step_id) in walk.state.node_records
+    )
 
 
 def _refusal(walk: Walk, speaker: CompiledAgent, call: ToolCall) -> str | None:

@@ -6,7 +6,7 @@ from pydantic import JsonValue
 
 from penstock.contracts.actions import ACTION, Action, Respond
 from penstock.contracts.facts import NodeRecord
-from penstock.contracts.ids import instance_id, turn_step_id
+from penstock.contracts.ids import approval_record_id, instance_id, turn_step_id
 from penstock.contracts.json import Json
 from penstock.contracts.plan import Block, Node
 from penstock.runs.state import RunState, StepState
@@ -60,7 +60,9 @@ def begun(node: Node, iid: str, state: RunState) -> bool:
     if iid in steps:
         return True
     node_records = state.node_records
-    return len(node_records) > 0 and (iid in node_records or f"{iid}-a" in node_records)
+    return len(node_records) > 0 and (
+        iid in node_records or approval_record_id(iid) in node_records
+    )
 
 
 def instances(block: Block, path: Path) -> list[tuple[Node, str]]:

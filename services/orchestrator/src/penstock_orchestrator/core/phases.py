@@ -11,13 +11,11 @@ from typing import Final
 
 from penstock.contracts.errors import ErrorInfo, RejectedError
 from penstock.contracts.facts import NodeRecord
-from penstock.contracts.ids import parse_step_id
+from penstock.contracts.ids import MAIN_RECORD, ON_ERROR_DONE_RECORD, ON_ERROR_RECORD, parse_step_id
 from penstock.contracts.plan import Block, Node
 from penstock_orchestrator.core.progress import Outcome, Path, instance_of
-from penstock_orchestrator.core.view import MAIN_RECORD
 from penstock_orchestrator.core.walk import Walk
 
-ON_ERROR_RECORD: Final = "-on_error"
 _BUDGET: Final = "budget_exhausted"
 
 
@@ -125,7 +123,7 @@ def _handler(walk: Walk, phase: str) -> Outcome | None:
         node_record = walk.view.node_record(ON_ERROR_RECORD)
         if node_record is not None:
             return Outcome("succeeded", node_record.output)
-        last = walk.view.node_record("-on_error_done")
+        last = walk.view.node_record(ON_ERROR_DONE_RECORD)
         if last is not None:
             return Outcome("failed", None, last.error)
     ended = _block(walk, block, phase)
@@ -139,7 +137,7 @@ def _handler(walk: Walk, phase: str) -> Outcome | None:
         )
         return ended
     walk.view.note(
-        NodeRecord(record_id="-on_error_done", kind="phase", status="failed", error=ended.error)
+        NodeRecord(record_id=ON_ERROR_DONE_RECORD, kind="phase", status="failed", error=ended.error)
     )
     walk.ending = walk.broken = None
     return Outcome("failed", None, ended.error)

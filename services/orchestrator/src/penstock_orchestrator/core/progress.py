@@ -16,7 +16,7 @@ from typing import Generic, Literal, NamedTuple, TypeVar
 
 from penstock.contracts.errors import ErrorInfo
 from penstock.contracts.facts import RunLimits
-from penstock.contracts.ids import instance_id, parse_step_id
+from penstock.contracts.ids import RecordId, instance_id, parse_step_id
 from penstock.contracts.json import Json
 from penstock.contracts.plan import BaseNode, Block, Node, Plan
 from penstock.runs.state import RunState
@@ -215,7 +215,7 @@ class Progress:
 
     def touch_record(self, plan: Plan, record_id: str) -> None:
         """Look again at the node that a node record belongs to."""
-        self.touch_step(plan, record_id.removesuffix("-a").removesuffix("-r"))
+        self.touch_step(plan, RecordId.parse(record_id).step_id)
 
     def _touch(self, plan: Plan, node_id: str, path: Path) -> None:
         place = plan.places.get(node_id)

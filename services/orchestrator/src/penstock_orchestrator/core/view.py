@@ -9,7 +9,7 @@ from pydantic import JsonValue
 from penstock.contracts.actions import Respond
 from penstock.contracts.errors import ErrorDetail, ErrorInfo, RejectedError
 from penstock.contracts.facts import NodeRecord
-from penstock.contracts.ids import instance_id, turn_step_id
+from penstock.contracts.ids import MAIN_RECORD, instance_id, turn_step_id
 from penstock.contracts.json import Json
 from penstock.contracts.plan import AgentNode, Block, LoopNode, MapNode, Node, Plan
 from penstock.expressions.evaluator import evaluate
@@ -24,9 +24,6 @@ from penstock_orchestrator.core.scope import (
     shown,
     with_variables,
 )
-
-MAIN_RECORD = "-main"
-"""Id of the node record that says how the run's main phase ended."""
 
 
 class View:

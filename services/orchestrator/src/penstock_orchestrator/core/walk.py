@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from penstock.contracts.errors import ErrorInfo, RejectedError
 from penstock.contracts.facts import BlockedCall, NodeRecord, Wait
-from penstock.contracts.ids import instance_id, parse_step_id
+from penstock.contracts.ids import RecordId, instance_id, parse_step_id
 from penstock.contracts.json import Json
 from penstock.contracts.plan import Block, MapNode, Node, Plan, RetryPolicy
 from penstock.expressions.conditions import holds
@@ -284,7 +284,7 @@ class Walk:
         nodes = {inner.id for block in blocks_ for inner in _all_nodes(block)}
 
         def inside(step_or_record: str) -> bool:
-            node_id, at = _place_of(step_or_record)
+            node_id, at = _instance_at(step_or_record)
             return node_id in nodes and at[: len(path)] == path
 
         self.stops += [
@@ -371,9 +371,9 @@ def _all_nodes(block: Block) -> list[Node]:
     return found
 
 
-def _place_of(record_id: str) -> tuple[str, Path]:
+def _instance_at(record_id: str) -> tuple[str, Path]:
     try:
-        node_id, path, _, _ = parse_step_id(record_id.removesuffix("-a").removesuffix("-r"))
+        node_id, path, _, _ = parse_step_id(RecordId.parse(record_id).step_id)
     except ValueError:
         return "", ()
     return node_id, path
