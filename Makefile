@@ -55,7 +55,7 @@ test-servers: setup ## Run chaos (small), e2e and integration tests, the longest
 	$(BIN)/pytest tests/chaos tests/e2e tests/integration $(SIDE_BY_SIDE) $(ARGS)$(MAY_BE_EMPTY)
 
 test-unit: setup ## Run the tests that need no server
-	$(BIN)/pytest tests/unit tests/properties tests/contracts tests/simulation examples/runners $(PER_CORE) $(ARGS)$(MAY_BE_EMPTY)
+	$(BIN)/pytest tests/unit tests/properties tests/contracts tests/simulation examples $(PER_CORE) $(ARGS)$(MAY_BE_EMPTY)
 
 test-integration: setup ## Run one service at a time against real servers
 	$(BIN)/pytest tests/integration $(SIDE_BY_SIDE) $(ARGS)$(MAY_BE_EMPTY)

@@ -249,6 +249,14 @@ def test_handler_tests_in_page_are_those_of_the_example() -> None:
     assert [block for block in blocks if block not in example] == []
 
 
+def test_workflow_tests_in_page_are_those_of_the_example() -> None:
+    example = (ROOT / "examples/workflows/test_orders.py").read_text(encoding="utf-8")
+    page = (ROOT / "docs/testing-workflows.md").read_text(encoding="utf-8")
+    found = re.findall(r"```(?:python|yaml)\n(.*?)```", page, re.DOTALL)
+    assert len(found) == 4
+    assert [block for block in found if block not in example] == []
+
+
 def test_decisions_are_all_listed() -> None:
     index = (ROOT / "docs/adr/README.md").read_text(encoding="utf-8")
     pages = {file.name for file in ROOT.glob("docs/adr/0*.md")}
