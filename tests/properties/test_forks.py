@@ -133,8 +133,8 @@ def begun(driver: Driver) -> Driver:
 
 
 def is_main(source: Driver, step_id: str) -> bool:
-    place = source.plan.places.get(step_id)
-    return place is not None and place.phase == "main"
+    position = source.plan.positions.get(step_id)
+    return position is not None and position.phase == "main"
 
 
 def fork(source: Driver, **how: Any) -> Driver:

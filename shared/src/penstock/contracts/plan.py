@@ -364,8 +364,8 @@ class ConcurrencySpec(Record):
     policy: Literal["queue", "reject", "cancel_oldest", "cancel_newest"] = "queue"
 
 
-class Place(NamedTuple):
-    """Where a node stands in a plan."""
+class Position(NamedTuple):
+    """Position of a node in a plan."""
 
     node: Node
     block: Block
@@ -403,7 +403,7 @@ class Plan(Record):
     @cached_property
     def by_id(self) -> dict[str, Node]:
         """All nodes by their ids, those within others included."""
-        return {node_id: place.node for node_id, place in self.places.items()}
+        return {node_id: position.node for node_id, position in self.positions.items()}
 
     @cached_property
     def main(self) -> Block:
@@ -419,17 +419,17 @@ class Plan(Record):
         }
 
     @cached_property
-    def places(self) -> dict[str, Place]:
-        """Where every node stands, by id."""
-        found: dict[str, Place] = {}
+    def positions(self) -> dict[str, Position]:
+        """Position of every node, by id."""
+        found: dict[str, Position] = {}
 
         def walk(block: Block, owner: Node | None, depth: int, phase: str) -> None:
             for node in block.nodes:
-                found[node.id] = Place(node, block, owner, depth, phase)
+                found[node.id] = Position(node, block, owner, depth, phase)
                 if node.compensate is not None:
                     undo = node.compensate
                     alone = Block.model_construct(name=undo.id, nodes=(undo,), output=None)
-                    found[undo.id] = Place(undo, alone, None, depth, "compensation")
+                    found[undo.id] = Position(undo, alone, None, depth, "compensation")
                 below = depth + isinstance(node, BodyNode)
                 for inner in node.blocks:
                     walk(inner, node, below, phase)

@@ -143,10 +143,10 @@ class _Harvest:
     ) -> Seed:
         given = list(self._overridden(overrides))
         for node_id in drop:
-            if node_id in self.plan.places:
+            if node_id in self.plan.positions:
                 self.stale.add(node_id, (), "whole")
         for node_id in reshaped:
-            if node_id in self.plan.places:
+            if node_id in self.plan.positions:
                 self.stale.add(node_id, (), "outcome")
         if not self.as_recorded:
             self._leave_out_failures()
@@ -182,12 +182,12 @@ class _Harvest:
             node_id, path, turn, index = parse_step_id(step_or_record_id)
         except ValueError:
             return None
-        place = self.plan.places.get(node_id)
-        if place is None or place.depth != len(path):
+        position = self.plan.positions.get(node_id)
+        if position is None or position.depth != len(path):
             return None
-        if turn is not None and place.node.kind != "agent":
+        if turn is not None and position.node.kind != "agent":
             return None
-        return Element(place.node, path, turn, index, place.phase)
+        return Element(position.node, path, turn, index, position.phase)
 
     # -- what is left out --------------------------------------------------------------------
 
@@ -210,11 +210,11 @@ class _Harvest:
     def _tolerated(self, node: Node, path: Path) -> bool:
         """Whether the run went on although an instance failed."""
         while node.on_error != "continue":
-            place = self.plan.places[node.id]
-            owner = place.owner
+            position = self.plan.positions[node.id]
+            owner = position.owner
             if owner is None:
-                return place.phase == "compensation"
-            around = path[: self.plan.places[owner.id].depth]
+                return position.phase == "compensation"
+            around = path[: self.plan.positions[owner.id].depth]
             if isinstance(owner, MapNode | ParallelNode):
                 if owner.collect and (isinstance(owner, MapNode) or owner.wait is None):
                     return True
@@ -227,9 +227,9 @@ class _Harvest:
     def _leave_out_undone(self) -> None:
         """Leave out what was undone by its compensation, even if that was later."""
         undoes = {
-            place.node.compensate.id: node_id
-            for node_id, place in self.plan.places.items()
-            if place.node.compensate is not None
+            position.node.compensate.id: node_id
+            for node_id, position in self.plan.positions.items()
+            if position.node.compensate is not None
         }
         for each in (*self.all.steps, *self.all.node_records):
             found = self.element(each)
@@ -447,14 +447,14 @@ class _Harvest:
 
     def _reached(self, found: Element) -> bool:
         """Whether the run knows the items and iterations that an instance is in."""
-        owner = self.plan.places[found.node.id].owner
+        owner = self.plan.positions[found.node.id].owner
         while owner is not None:
-            depth = self.plan.places[owner.id].depth
+            depth = self.plan.positions[owner.id].depth
             if isinstance(owner, MapNode | LoopNode):
                 known = self.state.node_records.get(instance_id(owner.id, found.path[:depth]))
                 if known is None or found.path[depth] >= (known.node_record.count or 0):
                     return False
-            owner = self.plan.places[owner.id].owner
+            owner = self.plan.positions[owner.id].owner
         return True
 
     def _overridden_turn(self, step_id: str, found: Element, output: Json) -> SeededStep:

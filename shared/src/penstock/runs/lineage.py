@@ -22,8 +22,8 @@ from penstock.contracts.plan import (
     MapNode,
     Node,
     ParallelNode,
-    Place,
     Plan,
+    Position,
     SendNode,
     WaitNode,
 )
@@ -51,11 +51,11 @@ class Lineage:
         """For each node the containers whose output alone reads it."""
         self.inputs: dict[str, set[Reference]] = defaultdict(set)
         """For each node what it reads of the run's input."""
-        for place in plan.places.values():
-            self._read(place)
+        for position in plan.positions.values():
+            self._read(position)
 
-    def _read(self, place: Place) -> None:
-        node = place.node
+    def _read(self, position: Position) -> None:
+        node = position.node
         for needed in node.needs:
             self.followers[needed].add(node.id)
         for reference in _references(self.plan, node):
@@ -75,19 +75,19 @@ class Lineage:
         if reference[0] != "steps":
             return
         around = {reader, *(owner.id for owner in self.owners(reader))}
-        named = [str(reference[1])] if len(reference) > 1 else list(self.plan.places)
+        named = [str(reference[1])] if len(reference) > 1 else list(self.plan.positions)
         for node_id in named:
-            if node_id in self.plan.places:
+            if node_id in self.plan.positions:
                 enclosing = [owner.id for owner in self.owners(node_id)]
                 if reader not in enclosing:  # what is inside is known by the reader's outcome
                     yield from (found for found in (node_id, *enclosing) if found not in around)
 
     def owners(self, node_id: str) -> Iterator[Node]:
         """Yield the nodes around a node, innermost first."""
-        owner = self.plan.places[node_id].owner
+        owner = self.plan.positions[node_id].owner
         while owner is not None:
             yield owner
-            owner = self.plan.places[owner.id].owner
+            owner = self.plan.positions[owner.id].owner
 
     def readers(self, before: Json, after: Json) -> frozenset[str]:
         """Return the nodes that read something of the run's input that is another now."""
@@ -104,7 +104,7 @@ class Staleness:
     def __init__(self, lineage: Lineage) -> None:
         """Begin with nothing stale."""
         self._lineage = lineage
-        self._places = lineage.plan.places
+        self._positions = lineage.plan.positions
         self._whole: dict[str, set[Path]] = defaultdict(set)
         self._outcomes: dict[str, set[Path]] = defaultdict(set)
         self._changed: dict[str, set[Path]] = defaultdict(set)
@@ -121,8 +121,8 @@ class Staleness:
         pending: list[tuple[str, Path, Extent]] = [(node_id, prefix, extent)]
         while pending:
             current, prefix, extent = pending.pop()
-            place = self._places[current]
-            prefix = prefix[: place.depth]
+            position = self._positions[current]
+            prefix = prefix[: position.depth]
             known = {
                 "whole": self._whole,
                 "outcome": self._outcomes,
@@ -132,15 +132,15 @@ class Staleness:
                 continue
             known.add(prefix)
             if extent == "whole":
-                for block in place.node.blocks:
+                for block in position.node.blocks:
                     pending += [(inner.id, prefix, "whole") for inner in block.nodes]
             pending += [(each, prefix, "whole") for each in self._lineage.followers[current]]
             pending += [(each, prefix, "outcome") for each in self._lineage.shown_in[current]]
-            if place.owner is not None:
-                self._around(place.owner, prefix, pending)
+            if position.owner is not None:
+                self._around(position.owner, prefix, pending)
 
     def _around(self, owner: Node, prefix: Path, pending: list[tuple[str, Path, Extent]]) -> None:
-        depth = self._places[owner.id].depth
+        depth = self._positions[owner.id].depth
         pending.append((owner.id, prefix, "outcome"))
         if isinstance(owner, LoopNode) and len(prefix) > depth:
             key = (owner.id, prefix[:depth])
@@ -153,7 +153,7 @@ class Staleness:
         if not self._loops:
             return False
         for owner in self._lineage.owners(node_id):
-            depth = self._places[owner.id].depth
+            depth = self._positions[owner.id].depth
             if isinstance(owner, LoopNode) and len(path) > depth:
                 first = self._loops.get((owner.id, path[:depth]))
                 if first is not None and path[depth] >= first:
@@ -168,7 +168,7 @@ class Staleness:
     def touches_main(self) -> bool:
         """Whether anything of the run's main phase is stale."""
         return any(
-            prefixes and self._places[node_id].phase == "main"
+            prefixes and self._positions[node_id].phase == "main"
             for found in (self._whole, self._outcomes, self._changed)
             for node_id, prefixes in found.items()
         )
@@ -182,21 +182,21 @@ def changed_nodes(before: Plan, after: Plan) -> tuple[frozenset[str], frozenset[
     """
     whole: set[str] = set()
     outcome: set[str] = set()
-    for node_id, place in after.places.items():
-        old = before.places.get(node_id)
+    for node_id, position in after.positions.items():
+        old = before.positions.get(node_id)
         if old is None:
             continue
-        if _definition(before, old) != _definition(after, place):
+        if _definition(before, old) != _definition(after, position):
             whole.add(node_id)
         elif [_shape(block) for block in old.node.blocks] != [
-            _shape(block) for block in place.node.blocks
+            _shape(block) for block in position.node.blocks
         ]:
             outcome.add(node_id)
     return frozenset(whole), frozenset(outcome)
 
 
-def _definition(plan: Plan, place: Place) -> tuple[object, ...]:
-    node = place.node
+def _definition(plan: Plan, position: Position) -> tuple[object, ...]:
+    node = position.node
     bare: dict[str, object] = {"compensate": None}
     if isinstance(node, MapNode | LoopNode):
         bare["body"] = None
@@ -206,10 +206,10 @@ def _definition(plan: Plan, place: Place) -> tuple[object, ...]:
     return (
         node.model_copy(update=bare),
         tuple(block.name for block in node.blocks),
-        place.owner.id if place.owner is not None else None,
-        place.block.name,
-        place.depth,
-        place.phase,
+        position.owner.id if position.owner is not None else None,
+        position.block.name,
+        position.depth,
+        position.phase,
         [plan.agents[name] for name in agents],
         list(_tools_of(plan, node, agents)),
     )

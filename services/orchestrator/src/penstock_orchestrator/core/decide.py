@@ -170,7 +170,7 @@ def repair(plan: Plan, state: RunState) -> list[Repair]:
 
 def _scheduled_again(view: View, step: StepState) -> Output:
     node_id, path, _, _ = parse_step_id(step.step_id)
-    node = view.plan.places[node_id].node
+    node = view.plan.positions[node_id].node
     planned = attempts.attempted(view, instance_of(node, path), step, step.attempt, step.decided_at)
     return planned.output()
 

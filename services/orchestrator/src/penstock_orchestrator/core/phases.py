@@ -149,7 +149,7 @@ def _handler(walk: Walk, phase: str) -> Outcome | None:
 def _undoable(walk: Walk) -> list[tuple[int, Node, Path]]:
     """Return what succeeded and can be undone, the latest first."""
     found: list[tuple[int, Node, Path]] = []
-    if not any(place.node.compensate is not None for place in walk.plan.places.values()):
+    if not any(position.node.compensate is not None for position in walk.plan.positions.values()):
         return found
     seen: set[tuple[str, Path]] = set()
     for step in walk.state.steps.values():
@@ -157,13 +157,13 @@ def _undoable(walk: Walk) -> list[tuple[int, Node, Path]]:
             node_id, path, _, _ = parse_step_id(step.step_id)
         except ValueError:
             continue
-        place = walk.plan.places.get(node_id)
-        if place is None or place.node.compensate is None or (node_id, path) in seen:
+        position = walk.plan.positions.get(node_id)
+        if position is None or position.node.compensate is None or (node_id, path) in seen:
             continue
         seen.add((node_id, path))
-        outcome = walk.view.lookup(place.node, path)
+        outcome = walk.view.lookup(position.node, path)
         if outcome is not None and outcome.status == "succeeded":
-            found.append((step.outcome_seq, place.node, path))
+            found.append((step.outcome_seq, position.node, path))
     return sorted(found, key=lambda each: (-each[0], each[1].id, each[2]))
 
 
@@ -183,7 +183,7 @@ def _compensated(walk: Walk) -> bool:
     pending = progress.compensations
     while pending:
         node, path, iid = pending[0]
-        block = walk.plan.places[node.id].block
+        block = walk.plan.positions[node.id].block
         walk.enter(block, path)
         walk.run()
         if walk.exhausted is not None:

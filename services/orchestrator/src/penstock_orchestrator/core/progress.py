@@ -177,10 +177,10 @@ class Progress:
 
         For the many results that a join waits for: what ``decide`` would find is nothing.
         """
-        place = plan.places.get(step_id)
-        if place is None or place.owner is not None or place.phase != self.phase:
+        position = plan.positions.get(step_id)
+        if position is None or position.owner is not None or position.phase != self.phase:
             return False
-        scope = self.scopes.get((place.block.nodes[0].id, ()))
+        scope = self.scopes.get((position.block.nodes[0].id, ()))
         step = state.steps.get(step_id)
         if (
             scope is None
@@ -188,8 +188,8 @@ class Progress:
             or scope.remaining < 2
             or step is None
             or step.status != "succeeded"
-            or place.node.kind != "tool"
-            or place.block.successors[step_id]
+            or position.node.kind != "tool"
+            or position.block.successors[step_id]
             or step_id in self.outcomes
             or step_id in state.node_records
             or self.queue
@@ -218,9 +218,9 @@ class Progress:
         self.touch_step(plan, RecordId.parse(record_id).step_id)
 
     def _touch(self, plan: Plan, node_id: str, path: Path) -> None:
-        place = plan.places.get(node_id)
-        if place is not None and len(path) == place.depth:
-            self.queue.add(instance_of(place.node, path))
+        position = plan.positions.get(node_id)
+        if position is not None and len(path) == position.depth:
+            self.queue.add(instance_of(position.node, path))
 
     def later(self, due_at: datetime, instance: Instance[Node]) -> None:
         """Look again at a node when its time has come."""

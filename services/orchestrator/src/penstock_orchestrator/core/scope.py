@@ -29,10 +29,10 @@ class NodeOutputs(Mapping[str, JsonValue]):
         self._lookup = lookup
 
     def _outcome(self, node_id: object) -> Outcome | None:
-        place = self._plan.places.get(str(node_id))
-        if place is None or place.depth > len(self._path):
+        position = self._plan.positions.get(str(node_id))
+        if position is None or position.depth > len(self._path):
             return None
-        return self._lookup(place.node, self._path[: place.depth])
+        return self._lookup(position.node, self._path[: position.depth])
 
     def __getitem__(self, node_id: str) -> JsonValue:
         """Return output, status and error of a finished node."""
@@ -47,7 +47,7 @@ class NodeOutputs(Mapping[str, JsonValue]):
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the finished nodes."""
-        return (node_id for node_id in self._plan.places if node_id in self)
+        return (node_id for node_id in self._plan.positions if node_id in self)
 
     def __len__(self) -> int:
         """Count the finished nodes."""
@@ -87,11 +87,11 @@ def run_scope(state: RunState) -> dict[str, JsonValue]:
 def enclosing(plan: Plan, node_id: str) -> list[MapNode | LoopNode]:
     """Return the maps and loops around a node, outermost first."""
     found: list[MapNode | LoopNode] = []
-    owner = plan.places[node_id].owner
+    owner = plan.positions[node_id].owner
     while owner is not None:
         if isinstance(owner, MapNode | LoopNode):
             found.append(owner)
-        owner = plan.places[owner.id].owner
+        owner = plan.positions[owner.id].owner
     found.reverse()
     return found
 

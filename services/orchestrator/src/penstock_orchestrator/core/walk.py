@@ -160,10 +160,10 @@ class Walk:
         node, path, iid = instance
         if iid in progress.outcomes or iid in self.ordered:
             return
-        place = self.plan.places[node.id]
-        if place.phase != progress.phase:
+        position = self.plan.positions[node.id]
+        if position.phase != progress.phase:
             return  # its phase is over
-        if place.owner is not None and self._abandoned(node, path):
+        if position.owner is not None and self._abandoned(node, path):
             return
         if iid not in progress.begun:
             if not outcomes.begun(node, iid, self.state) and not self._begin(instance):
@@ -203,41 +203,41 @@ class Walk:
 
     def _abandoned(self, node: Node, path: Path) -> bool:
         """Tell whether a block around the node has been settled without it."""
-        places, outcomes_ = self.plan.places, self.progress.outcomes
-        place = places[node.id]
-        while place.owner is not None:
-            scope = self.progress.scopes.get((place.block.nodes[0].id, path[: place.depth]))
+        positions, outcomes_ = self.plan.positions, self.progress.outcomes
+        position = positions[node.id]
+        while position.owner is not None:
+            scope = self.progress.scopes.get((position.block.nodes[0].id, path[: position.depth]))
             if scope is not None and scope.failed is not None:
                 return True
-            owner = places[place.owner.id]
+            owner = positions[position.owner.id]
             if instance_id(owner.node.id, path[: owner.depth]) in outcomes_:
                 return True
-            place = owner
+            position = owner
         return False
 
     def _settle(self, instance: Instance[Node], outcome: Outcome) -> None:
         node, path, iid = instance
-        progress, place = self.progress, self.plan.places[node.id]
+        progress, position = self.progress, self.plan.positions[node.id]
         progress.outcomes[iid] = outcome
-        scope = progress.scopes.get((place.block.nodes[0].id, path))
+        scope = progress.scopes.get((position.block.nodes[0].id, path))
         if scope is None:
             return
         scope.remaining -= 1
         if outcome.broken and scope.failed is None:
             scope.failed = outcome.error or ErrorInfo(code="step_failed", message=f"{iid} failed")
-            if place.owner is not None and len(place.block.nodes) > 1:
-                self.abandon((place.block,), path)
+            if position.owner is not None and len(position.block.nodes) > 1:
+                self.abandon((position.block,), path)
         if scope.failed is None:
-            for successor in place.block.successors.get(node.id, ()):
+            for successor in position.block.successors.get(node.id, ()):
                 progress.queue.add(instance_of(successor, path))
-        if place.owner is None:
+        if position.owner is None:
             self.broken = scope.failed
         elif scope.finished:
             if scope.failed is not None and not outcome.broken:
                 return
-            depth = self.plan.places[place.owner.id].depth
-            owner = instance_of(place.owner, path[:depth])
-            if isinstance(place.owner, MapNode):
+            depth = self.plan.positions[position.owner.id].depth
+            owner = instance_of(position.owner, path[:depth])
+            if isinstance(position.owner, MapNode):
                 run = progress.maps.get(owner.id)
                 if run is not None:
                     run.finished.append(scope)
