@@ -7,6 +7,7 @@ from typing import Annotated, Final, Literal
 
 from fastapi import APIRouter, Path, Query, Response
 
+from penstock.contracts.answers import ApprovalAnswer
 from penstock.contracts.errors import ErrorDetail, RejectedError
 from penstock.contracts.facts import Record
 from penstock.contracts.ids import TOKEN_PATTERN
@@ -146,7 +147,7 @@ async def _decide(
     given = verdict or Verdict()
     answer = Answer(
         record_id,
-        {"decision": decision, "reason": given.reason, "by": caller.key_id},
+        ApprovalAnswer(decision, given.reason, caller.key_id).payload(),
         given.digest,
     )
     recorded: Recorded

@@ -7,6 +7,7 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Header, Path, Response
 from pydantic import JsonValue
 
+from penstock.contracts.answers import ResolutionAnswer, ToolAnswer, ToolError
 from penstock.contracts.errors import ErrorDetail, RejectedError
 from penstock.contracts.facts import Record
 from penstock.contracts.ids import TOKEN_PATTERN, resolution_record_id
@@ -100,16 +101,13 @@ def _payload(result: ToolResult, index: int) -> dict[str, JsonValue]:
         raise _invalid(f"results[{index}].error", "a success has no error", "status: failed")
     if result.status == "failed" and result.output is not None:
         raise _invalid(f"results[{index}].output", "a failure has no output", "error")
-    payload: dict[str, JsonValue] = {"status": result.status}
     if result.status == "succeeded":
-        payload["output"] = result.output
-    else:
-        error = result.error
-        payload["error"] = {
-            "code": error.code if error is not None else "tool_failed",
-            "message": error.message if error is not None else "",
-        }
-    return payload
+        return ToolAnswer(result.output).payload()
+    given = result.error
+    error = (
+        ToolError(given.code, given.message) if given is not None else ToolError("tool_failed", "")
+    )
+    return ToolAnswer(error=error).payload()
 
 
 def _invalid(path: str, message: str, allowed: str) -> RejectedError:
@@ -144,13 +142,8 @@ async def resolve(
     """Say what became of a lost attempt: make it again, or take it for done or failed."""
     if body.action != "succeed" and body.output is not None:
         raise _invalid("output", f"{body.action} has no output", "action: succeed")
-    payload: dict[str, JsonValue] = {
-        "action": body.action,
-        "output": body.output,
-        "reason": body.reason,
-        "by": caller.key_id,
-    }
-    answer = Answer(resolution_record_id(step_id), payload, body.digest)
+    decided = ResolutionAnswer(body.action, body.output, body.reason, caller.key_id)
+    answer = Answer(resolution_record_id(step_id), decided.payload(), body.digest)
     (recorded,) = await gateway.answering.answer(caller, run_id, "resolution", (answer,))
     if recorded.repeated:
         response.status_code = 200

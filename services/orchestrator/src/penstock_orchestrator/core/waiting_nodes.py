@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from pydantic import JsonValue
 
+from penstock.contracts.answers import ApprovalAnswer, ResolutionAnswer, ToolAnswer
 from penstock.contracts.durations import DURATION_FORMS, MAX_DURATION_SECONDS, parse_duration
 from penstock.contracts.errors import ErrorDetail, ErrorInfo, RejectedError
 from penstock.contracts.facts import NodeRecord, PendingRequest, RecordKind, SignalReceived
@@ -231,11 +232,11 @@ def approval(walk: Walk, instance: Instance[ApprovalNode]) -> Outcome | None:
 
 
 def gate(walk: Walk, instance: Instance[Node], step_id: str, call: Call) -> Outcome | None:
-    """Hold a call back until somebody agrees to it.
+    """Hold a call back until it is approved.
 
     Returns:
-        ``None``: the call may go ahead. ``succeeded``: it is asked for, there is no answer yet.
-        ``failed``: it may not.
+        ``None``: the call is allowed. ``succeeded``: the approval is still open. ``failed``: the
+        call is not allowed.
     """
     tool, given, _ = call
     if tool.policy == "block":
@@ -279,27 +280,27 @@ def _refused(walk: Walk, instance: Instance[Node], error: ErrorInfo) -> Outcome:
 def _verdict(
     walk: Walk, instance: Instance[Node], node_record: NodeRecord
 ) -> tuple[dict[str, JsonValue], ErrorInfo | None] | None:
-    """Return what somebody decided, or that nobody did in time; ``None``: it is still open."""
+    """Return the decision about an approval, or its expiry; ``None`` while it is open."""
     answer = _answer(walk, "approval", node_record)
     if answer is None:
         if not _overdue(walk, instance, node_record):
             return None
-        said = "nobody decided in time"
+        reason = "no decision was made in time"
         return (
-            {"approved": False, "reason": said, "by": None, "expired": True},
-            ErrorInfo(code="approval_expired", message=said),
+            {"approved": False, "reason": reason, "by": None, "expired": True},
+            ErrorInfo(code="approval_expired", message=reason),
         )
-    payload = answer.payload if isinstance(answer.payload, dict) else {}
-    approved = payload.get("decision") == "approve"
+    given = ApprovalAnswer.parse(answer.payload)
+    approved = given.decision == "approve"
     output: dict[str, JsonValue] = {
         "approved": approved,
-        "reason": payload.get("reason"),
-        "by": payload.get("by") or answer.sent_by,
+        "reason": given.reason,
+        "by": given.by or answer.sent_by,
         "expired": False,
     }
     if approved:
         return output, None
-    reason = payload.get("reason") or "no reason given"
+    reason = given.reason or "no reason given"
     return output, ErrorInfo(code="approval_rejected", message=f"rejected: {reason}")
 
 
@@ -325,30 +326,22 @@ def client_tool(walk: Walk, instance: Instance[Node], step_id: str, call: Call) 
             return None
         error = ErrorInfo(code="client_tool_timeout", message="the caller sent no result in time")
     else:
-        payload = answer.payload if isinstance(answer.payload, dict) else {}
-        if payload.get("status") != "failed":
-            output = payload.get("output")
-            _close(walk, node_record, output, None)
-            return Outcome("succeeded", output)
-        error = _client_error(payload.get("error"))
+        result = ToolAnswer.parse(answer.payload)
+        if result.error is None:
+            _close(walk, node_record, result.output, None)
+            return Outcome("succeeded", result.output)
+        error = ErrorInfo(code=result.error.code, message=result.error.message)
     if instance.node.kind == "agent":
         _close(walk, node_record, None, error)
         return Outcome("failed", None, error)
     return walk.fail(instance, error)
 
 
-def _client_error(value: Json) -> ErrorInfo:
-    told = value if isinstance(value, dict) else {}
-    return ErrorInfo(
-        code=str(told.get("code") or "client_tool_failed"),
-        message=str(told.get("message") or "the caller's tool failed"),
-    )
-
-
 def resolution(walk: Walk, instance: Instance[Node], step: StepState) -> Outcome | None:
-    """Ask what became of an attempt that was lost and must not be repeated.
+    """Request a decision about an attempt that was lost and must not be repeated.
 
-    Returns the step's outcome as it was decided; an agent's call that failed is told to the agent.
+    Returns:
+        The step's outcome as it was decided. An agent gets the failure of its call as an error.
     """
     record_id = resolution_record_id(step.step_id)
     digest = f"attempt-{step.attempt}"
@@ -359,7 +352,7 @@ def resolution(walk: Walk, instance: Instance[Node], step: StepState) -> Outcome
         attempts.retry(walk, instance, step, step.attempt + 1)
         return None
     if node_record is not None and node_record.status == "skipped":
-        return None  # nobody waits for it any more
+        return None  # no node waits for it any more
     if node_record is None or node_record.status != "open":
         request = PendingRequest(
             name=step.name,
@@ -371,17 +364,16 @@ def resolution(walk: Walk, instance: Instance[Node], step: StepState) -> Outcome
     answer = _answer(walk, "resolution", node_record)
     if answer is None:
         return None
-    payload = answer.payload if isinstance(answer.payload, dict) else {}
-    action = payload.get("action")
-    if action == "retry":
+    decided = ResolutionAnswer.parse(answer.payload)
+    if decided.action == "retry":
         _close(walk, node_record, None, None, choice=f"{digest}-retried")
         attempts.retry(walk, instance, step, step.attempt + 1)
         return None
     error = None
-    if action != "succeed":
-        reason = payload.get("reason") or "it was decided that the lost attempt failed"
-        error = ErrorInfo(code="outcome_unknown", message=str(reason))
-    _close(walk, node_record, payload.get("output"), error, choice=digest)
+    if decided.action != "succeed":
+        reason = decided.reason or "it was decided that the lost attempt failed"
+        error = ErrorInfo(code="outcome_unknown", message=reason)
+    _close(walk, node_record, decided.output, error, choice=digest)
     closed = walk.view.node_record(record_id)
     return _resolved(walk, instance, step, closed) if closed is not None else None
 
