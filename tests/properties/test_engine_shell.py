@@ -113,9 +113,12 @@ class World:
         """Do what the reconciler does every second."""
         engine = self.engines[index]
         try:
-            for slot in engine.runs.due(self.now.timestamp(), IDLE_SECONDS):
-                idle = self.now.timestamp() - slot.touched_at > IDLE_SECONDS
-                await engine.wake(slot, self.now, reload=idle)
+            now = self.now.timestamp()
+            for slot in engine.runs.due(now):
+                await engine.wake(slot, self.now)
+            for slot in engine.runs.idle(now - IDLE_SECONDS, 10):
+                await engine.wake(slot, self.now, reload=True)
+            engine.runs.evict_idle(now - IDLE_SECONDS / 6)
         except ProcessDiedError:
             self.engines[index] = self.new_engine()
 

@@ -79,4 +79,5 @@ def test_simulation_of_engines_without_a_reconciler_fails(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(Reconciler, "scan", scan)
     monkeypatch.setattr(RunTable, "due", lambda *_: [])
+    monkeypatch.setattr(RunTable, "idle", lambda *_: [])
     assert_found("does not end", "engines keep runs")

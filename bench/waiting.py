@@ -1,0 +1,111 @@
+"""Waiting runs: their memory and the engine's CPU, and the latency of other runs beside them.
+
+    python -m bench.waiting --runs 20000 --seconds 150
+
+Starts a stack of its own, leaves runs at a wait for a signal, and then measures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from bench.client import Client
+from bench.machine import cpu_seconds, memory
+from bench.stack import PenstockStack, penstock_stack
+
+_IN_FLIGHT: Final = 64
+_PAUSE_SECONDS: Final = 0.1
+
+
+def documents() -> list[dict[str, Any]]:
+    """Return a workflow that waits for a signal, and one with one step."""
+
+    def workflow(name: str, step: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "apiVersion": "penstock/v1",
+            "kind": "Workflow",
+            "metadata": {"name": name},
+            "spec": {"steps": [step]},
+        }
+
+    noop = {
+        "apiVersion": "penstock/v1",
+        "kind": "Tool",
+        "metadata": {"name": "noop"},
+        "spec": {"builtin": {}},
+    }
+    wait = workflow("bench-wait", {"id": "w", "wait": {"signal": {"name": "go"}, "timeout": "20d"}})
+    return [noop, wait, workflow("bench-one", {"id": "s", "tool": "noop", "input": {"n": 1}})]
+
+
+def measured(stack: PenstockStack) -> dict[str, int]:
+    """Return the process ids of engine and bus."""
+    processes = stack.processes()
+    return {name: processes[name] for name in ("engine", "nats-server")}
+
+
+async def start_runs(client: Client, runs: int) -> None:
+    """Start waiting runs, some at a time."""
+    for first in range(0, runs, _IN_FLIGHT):
+        count = min(_IN_FLIGHT, runs - first)
+        body = {"name": "bench-wait", "input": None}
+        await asyncio.gather(*(client.call("POST", "/v1/runs", body) for _ in range(count)))
+
+
+async def latencies(client: Client, seconds: float) -> list[float]:
+    """Return the times of single runs in milliseconds, one at a time for so many seconds."""
+    found: list[float] = []
+    body = {"name": "bench-one", "input": None}
+    ends_at = time.monotonic() + seconds
+    while time.monotonic() < ends_at:
+        began = time.perf_counter()
+        await client.call("POST", "/v1/runs", body, {"Prefer": "wait=30"})
+        found.append(1000 * (time.perf_counter() - began))
+        await asyncio.sleep(_PAUSE_SECONDS)
+    return sorted(found)
+
+
+async def measure(stack: PenstockStack, runs: int, seconds: float) -> None:
+    """Print the figures."""
+    async with Client(stack.http_port) as client:
+        await client.call("POST", "/v1/apply", {"documents": documents(), "publish": True})
+        await latencies(client, 2)
+        before = memory(measured(stack))
+        await start_runs(client, runs)
+        await asyncio.sleep(5)
+        full = memory(measured(stack))
+        cpu = cpu_seconds(measured(stack))
+        times = await latencies(client, seconds)
+        used = cpu_seconds(measured(stack))
+        after = memory(measured(stack))
+    print(f"{runs} waiting runs, {seconds:.0f} s, {len(times)} other runs meanwhile")
+    for name in used:
+        share = 100 * (used[name] - cpu[name]) / seconds
+        at_first, later = (
+            1024 * (one[name].pss_mb - before[name].pss_mb) / runs for one in (full, after)
+        )
+        print(f"{name}: {share:.1f}% of a core; KiB per run: {at_first:.1f}, then {later:.1f}")
+    p50, p99 = times[len(times) // 2], times[len(times) * 99 // 100]
+    print(f"one step: p50 {p50:.1f} ms, p99 {p99:.1f} ms")
+
+
+def main() -> None:
+    """Run as a command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=20_000)
+    parser.add_argument("--seconds", type=float, default=150.0)
+    options = parser.parse_args()
+    with (
+        tempfile.TemporaryDirectory(prefix="penstock-waiting-") as folder,
+        penstock_stack(Path(folder), durable=False) as stack,
+    ):
+        asyncio.run(measure(stack, options.runs, options.seconds))
+
+
+if __name__ == "__main__":
+    main()
