@@ -266,3 +266,10 @@ def test_decisions_are_all_listed() -> None:
         headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
         assert headings == ["Context", "Decision", "Consequences", "Alternatives"], name
         assert text.startswith(f"# {name[:4]}. "), name
+
+
+def test_paths_of_concepts_exist() -> None:
+    text = (ROOT / "docs/concepts.md").read_text(encoding="utf-8")
+    paths = re.findall(r"`((?:docs|services|shared|tests)/[^`]*)`", text)
+    assert len(paths) > 40
+    assert {path for path in paths if not (ROOT / path).exists()} == set()
