@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import UTC, datetime
 from typing import Any
+
+import pytest
 
 from penstock.bus.kv import Bucket
 from penstock.contracts import subjects
@@ -15,7 +18,7 @@ from penstock.contracts.facts import (
     SignalKind,
     SignalReceived,
 )
-from penstock.contracts.ids import answer_signal_id, child_run_id
+from penstock.contracts.ids import answer_signal_id, child_run_id, shard_of
 from penstock.contracts.pending import PendingRecord, correlation_hash
 from penstock.contracts.plan import (
     Block,
@@ -132,6 +135,28 @@ async def test_message_reaches_the_run_that_waits_for_its_key(create_world: Crea
     ended = await world.ended(waiting_id)
     assert ended.output == {"name": "paid", "payload": {"eur": 5}}
     await eventually(lambda: _empty(world), within=5)
+
+
+@pytest.mark.parametrize("wake", ["signal", "time"])
+async def test_evicted_run_continues(create_world: CreateWorld, wake: str) -> None:
+    world = await create_world()
+    engine = await world.start_engine()
+    spec = {"signal": "paid"} if wake == "signal" else {"seconds": 2}
+    run_id = await world.invoke(plan_of(WaitNode(id="w", **spec)))
+    await world.until(run_id, lambda s: s.status is RunStatus.WAITING)
+    runs = engine.engine.runs
+    slot = runs.slot(TENANT, shard_of(run_id, world.settings.shards), run_id)
+
+    def evicted() -> bool:
+        runs.evict_idle(time.time() + 1)
+        return slot.state is None
+
+    await eventually(evicted)
+    assert runs.known(run_id)
+    if wake == "signal":
+        await send(world, run_id, "s1", "paid", "event", payload=1)
+
+    assert (await world.ended(run_id)).status is RunStatus.DONE
 
 
 async def _contains(world: World, key: str) -> bool:
