@@ -1,7 +1,7 @@
 """Identifiers: their form and how each is derived.
 
 Every id is one subject token. The same inputs always give the same id, so that
-whoever repeats a piece of work names it as the first did.
+a repeated piece of work gets the id of the first.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def run_id_millis(run_id: str) -> int:
 
 
 def is_run_id(value: str) -> bool:
-    """Tell whether ``value`` has the form of a run id (26 characters of Crockford base 32)."""
+    """Return whether ``value`` has the form of a run id (26 characters of Crockford base 32)."""
     return _RUN_ID.fullmatch(value) is not None
 
 

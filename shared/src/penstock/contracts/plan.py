@@ -1,7 +1,7 @@
 """The compiled plan: what a run executes, immutable and named by its content's digest.
 
 Agents and workflows both compile to nodes that need one another. The engine reads nothing else:
-definitions may change or vanish while a run goes on.
+definitions may change or vanish while a run executes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from penstock.contracts.json import Json
 
 
 class RetryPolicy(Record):
-    """When and how often a failed step is tried again. Transient errors only, unless said."""
+    """When and how often a failed step is retried. Transient errors only, by default."""
 
     max_attempts: int = Field(default=3, ge=1, le=100)
     initial_seconds: float = Field(default=1.0, ge=0)
@@ -42,7 +42,7 @@ class ToolParameter(Record):
 
 
 class ApprovalPolicy(Record):
-    """Who may approve, and what becomes of it if nobody does in time."""
+    """Who may approve, and when an open approval expires."""
 
     role: str | None = None
     expires_seconds: float = Field(default=600.0, gt=0)
@@ -394,11 +394,11 @@ class Plan(Record):
     correlation: Json = None
     """Template of the key by which events find a run, from its beginning to its end."""
     on_error: tuple[Node, ...] = ()
-    """Run if the run has failed, after compensation; ``error`` tells them why."""
+    """Run if the run has failed, after compensation; ``error`` holds the reason."""
     finally_: tuple[Node, ...] = ()
     """Run at last, whether the run has failed or not."""
     input_schema: dict[str, Json] | None = None
-    """JSON Schema (2020-12) of the input; checked by whoever starts a run."""
+    """JSON Schema (2020-12) of the input; checked when a run is started."""
 
     @cached_property
     def by_id(self) -> dict[str, Node]:
@@ -456,8 +456,8 @@ class Plan(Record):
 
     def to_bytes(self) -> bytes:
         """Return the canonical bytes, the ones that the digest is taken of."""
-        said = PLAN.dump_python(self, mode="json", exclude_defaults=True)
-        return to_json({"format": self.format, **said})
+        content = PLAN.dump_python(self, mode="json", exclude_defaults=True)
+        return to_json({"format": self.format, **content})
 
     def digest(self) -> str:
         """Return the SHA-256 of the canonical bytes, in hexadecimal."""
@@ -485,5 +485,5 @@ class PublishedVersion(Record):
     version: int
     plan_digest: str
     input_schema: dict[str, Json] | None = None
-    """As in the plan, so that whoever starts a run need not read it."""
+    """As in the plan, so that a start need not read the plan."""
     canary: CanaryVersion | None = None

@@ -1,6 +1,6 @@
-"""Forks: what a new run takes over from another one, so that it can go on from there.
+"""Forks: the outcomes that a new run takes over from another one, to continue from there.
 
-A seed holds recorded outcomes and nothing else: what it leaves out is decided anew, and what it
+A seed holds recorded outcomes and nothing else: what it leaves out is decided again, and what it
 holds is never done again. It leaves out whatever depends on something that is another thing now.
 """
 
@@ -32,7 +32,7 @@ from penstock.runs.seeds import called_tool, invalid, made_up, replaced, seeded
 from penstock.runs.state import Entry, StepState, fold, new_state
 
 FROM_OUTSIDE: Final = frozenset({"cancelled", "run_timeout", "budget_exhausted", "plan_missing"})
-"""Codes of ends that no recorded outcome leads to: a run without them would go on."""
+"""Codes of ends that no recorded outcome leads to: a run without them would continue."""
 
 _ADVICE: Final = 20
 
@@ -58,7 +58,7 @@ class _Cut:
 
     turn: int
     index: int | None = None
-    """The call whose outcome is another; ``None``: the turn's, so that its calls are made anew."""
+    """The call whose outcome is another; ``None``: the turn's, so that its calls are made again."""
     calls: bool = False
     """Whether the calls of the last turn hold."""
 
@@ -204,7 +204,7 @@ class _Harvest:
                 turn = self._latest_turn(record_id)
                 step = self.state.steps.get(turn_step_id(record_id, turn))
                 if step is not None and step.status == "succeeded" and turn > 0:
-                    # It said something that led nowhere: it is asked again.
+                    # Its last turn had no valid action: the turn is repeated.
                     self.cuts[record_id] = _Cut(turn - 1, calls=True)
 
     def _tolerated(self, node: Node, path: Path) -> bool:
@@ -266,7 +266,7 @@ class _Harvest:
     # -- what is kept ------------------------------------------------------------------------
 
     def _records_of_node(self) -> Iterator[NodeRecord]:
-        """Yield the settled outcomes of nodes."""
+        """Yield the final outcomes of nodes."""
         for record_id, known in self.state.node_records.items():
             node_record = known.node_record
             found = self.element(record_id)
@@ -275,7 +275,7 @@ class _Harvest:
             if node_record.kind == "end" and node_record.status == "succeeded":
                 continue  # it ends the new run by being reached
             if node_record.status == "skipped" and record_id in self.opened:
-                continue  # nobody waited for it any more
+                continue  # no node waited for it any more
             if record_id in self.replaced or self.stale.outcome(found.node.id, found.path):
                 continue
             if found.iid not in self.cuts and self._holds(found, known.decision):
@@ -321,7 +321,7 @@ class _Harvest:
         return node_record is not None and node_record.status == "failed" and step.error is not None
 
     def _resolved(self, step: StepState) -> SeededStep | None:
-        """Return a lost attempt as somebody decided about it."""
+        """Return a lost attempt with the outcome that was decided for it."""
         if step.status != "unknown":
             return None
         known = self.state.node_records.get(resolution_record_id(step.step_id))
@@ -361,7 +361,7 @@ class _Harvest:
     def _call_records(
         self, steps: Mapping[str, SeededStep], node_records: Mapping[str, NodeRecord]
     ) -> Iterator[NodeRecord]:
-        """Yield what was settled of calls: by callers, by those who approve."""
+        """Yield the closed records of calls: results of callers, decisions of approvers."""
         for record_id, known in self.state.node_records.items():
             node_record = known.node_record
             step_id, purpose = RecordId.parse(record_id)
@@ -375,7 +375,7 @@ class _Harvest:
             if found.turn is None:
                 settled = step_id != record_id and (step_id in steps or step_id in node_records)
             else:
-                # An agent is told of a refusal; a consent holds for as long as what it led to.
+                # A refusal is part of the conversation; a consent holds with the call's outcome.
                 refused = node_record.status == "failed" or step_id == record_id
                 settled = refused or step_id in steps or self._answered(step_id)
             if settled:
@@ -431,7 +431,7 @@ class _Harvest:
                 )
 
     def _check_turns(self) -> None:
-        """Refuse to replace a turn of an agent that begins anew."""
+        """Reject an override of a turn of an agent that starts over."""
         for iid, cut in self.cuts.items():
             found = self.element(iid)
             first = cut.turn <= 1 and cut.index is None

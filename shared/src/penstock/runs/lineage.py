@@ -1,7 +1,7 @@
 """Lineage: which nodes of a plan depend on which, and what is stale once one of them changes.
 
 A node depends on what it needs, on what its templates and conditions read, on the nodes around it
-and, within a loop, on the iterations before. What is stale is told by prefixes of instance paths,
+and, within a loop, on the iterations before. Staleness is stored by prefixes of instance paths,
 so that a map of ten thousand items costs no more than one of two.
 """
 

@@ -1,7 +1,8 @@
 """Agent nodes: turn after turn until an answer, through calls of tools and other agents.
 
-What an agent asks for is checked against the plan: a tool must be equipped, a route must exist,
-whoever may not respond must go on. What is not allowed is logged, and the agent is told.
+Requested actions are checked against the plan: a tool must be equipped, a route must exist, and
+agents that may not respond must route on. Disallowed actions are logged and returned to the agent
+as errors.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Speech(NamedTuple):
 
 
 def agent(walk: Walk, instance: Instance[AgentNode]) -> Outcome | None:
-    """Take an agent node on."""
+    """Advance an agent node."""
     node = instance.node
     turns = walk.progress.turns
     number = outcomes.latest_turn(instance.id, walk.state, turns.get(instance.id, 0))
@@ -60,13 +61,13 @@ def agent(walk: Walk, instance: Instance[AgentNode]) -> Outcome | None:
     following = conversation.following(walk.view, instance.id, number, node.ref, speaker, action)
     if following is None and isinstance(action, Respond):
         return Outcome("succeeded", outcomes.answer_of(action))
-    return _go_on(walk, instance, number, following or speaker.name, speaker, action)
+    return _next_turn(walk, instance, number, following or speaker.name, speaker, action)
 
 
 def _note_refusal(
     walk: Walk, turn: StepState, speaker: CompiledAgent, action: Respond | RouteToAgent
 ) -> None:
-    """Log what an agent may not do."""
+    """Log an action that the agent may not take."""
     if isinstance(action, Respond):
         if speaker.responds_to == "nobody":
             _block(walk, turn, "respond", "this agent may not respond; it must route on")
@@ -95,7 +96,7 @@ def _block(walk: Walk, turn: StepState, wanted: str, reason: str) -> None:
     walk.blocked.append(BlockedCall(step_id=turn.step_id, tool=wanted, reason=reason))
 
 
-def _go_on(
+def _next_turn(
     walk: Walk,
     instance: Instance[AgentNode],
     number: int,
@@ -103,7 +104,7 @@ def _go_on(
     speaker: CompiledAgent,
     action: Action,
 ) -> Outcome | None:
-    """Begin the next turn, unless there were enough."""
+    """Begin the next turn, unless the limit of turns is reached."""
     entry = walk.plan.agents[instance.node.ref]
     own = entry if entry.routes else speaker
     limit = own.max_turns
@@ -124,13 +125,13 @@ def _speak(walk: Walk, instance: Instance[AgentNode], speech: Speech) -> Outcome
     """Schedule an attempt at a turn, if the budget allows."""
     compiled = walk.plan.agents[speech.name]
     given = render(instance.node.input, walk.scope(instance))
-    told = conversation.messages(
+    messages = conversation.messages(
         walk.view, instance.id, given, speech.turn, compiled, instance.node.ref
     )
     reserve, most = None, None
     limited = walk.budget.bounded or compiled.max_tokens or compiled.max_cost_usd is not None
     if limited:
-        size = dispatch.prompt_bytes(compiled, told)
+        size = dispatch.prompt_bytes(compiled, messages)
         reserve, most, verdict = budget.turn_reservation(walk.budget, compiled, size)
         if verdict == "later":
             walk.starve(instance)
@@ -138,7 +139,7 @@ def _speak(walk: Walk, instance: Instance[AgentNode], speech: Speech) -> Outcome
         if verdict == "exhausted":
             walk.run_out()
             return None
-    prompt = dispatch.Prompt(told, reserve, most)
+    prompt = dispatch.Prompt(messages, reserve, most)
     planned = dispatch.agent_turn(
         walk.view, instance, compiled, speech.turn, speech.attempt, walk.now, prompt
     )
@@ -153,7 +154,7 @@ def _calls(
     speaker: CompiledAgent,
     action: UseTools,
 ) -> bool:
-    """Take the tool calls of a turn on; tell whether any of them is still open."""
+    """Advance the tool calls of a turn; return whether any of them is still open."""
     waiting, begun = False, False
     blocked: list[BlockedCall] = []
     for index, call in enumerate(action.calls):
@@ -163,15 +164,15 @@ def _calls(
             blocked.append(BlockedCall(step_id=step_id, tool=call.name, reason=reason))
             continue
         step = walk.state.steps.get(step_id)
-        begun |= step is not None or _marked(walk, step_id)
+        begun |= step is not None or _has_record(walk, step_id)
         waiting |= _call(walk, instance, speaker, step_id, call, step)
     if not begun:
-        # All calls of a turn begin in one decision; later ones do not tell of it again.
+        # All calls of a turn begin in one decision; later decisions do not log them again.
         walk.blocked += blocked
     return waiting
 
 
-def _marked(walk: Walk, step_id: str) -> bool:
+def _has_record(walk: Walk, step_id: str) -> bool:
     return (
         step_id in walk.state.node_records or approval_record_id(step_id) in walk.state.node_records
     )
@@ -194,7 +195,7 @@ def _call(
     call: ToolCall,
     step: StepState | None,
 ) -> bool:
-    """Take one call on; tell whether it is still open. A failure is the agent's to handle."""
+    """Advance one call; return whether it is still open. The agent handles a failure."""
     tool = dispatch.tool_for(walk.view, speaker, call.name)
     if step is None:
         made = dispatch.Call(tool, call.arguments, {})

@@ -1,4 +1,4 @@
-"""Nodes that hold others: branches, parallel blocks, maps, loops."""
+"""Nodes that contain blocks: branches, parallel blocks, maps, loops."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def parallel(walk: Walk, instance: Instance[ParallelNode]) -> Outcome | None:
 
 
 def map_(walk: Walk, instance: Instance[MapNode]) -> Outcome | None:
-    """Run the body for every item, so many at a time."""
+    """Run the body for every item, at most ``concurrency`` at a time."""
     node = instance.node
     items = walk.view.items(node, instance.path)
     run = walk.progress.maps[instance.id]
@@ -135,7 +135,7 @@ def _first(block: Block, path: Path) -> list[tuple[Node, str]]:
 
 
 def loop(walk: Walk, instance: Instance[LoopNode]) -> Outcome | None:
-    """Run the body again and again, as its conditions say."""
+    """Run the body repeatedly, as long as its conditions require."""
     node = instance.node
     node_record = walk.view.node_record(instance.id)
     begun = node_record.count or 0 if node_record is not None else 0
@@ -162,13 +162,13 @@ def _holds(
     """Check a loop's condition before an iteration, or after it."""
     body = instance.node.body
     last = iteration if after is not None else iteration - 1
-    told: dict[str, JsonValue] = {"iteration": iteration, "previous": None}
+    variables: dict[str, JsonValue] = {"iteration": iteration, "previous": None}
     if last >= 0:
-        told["previous"] = walk.view.block_output(body, (*instance.path, last))
+        variables["previous"] = walk.view.block_output(body, (*instance.path, last))
     if after is not None:
-        # What an iteration has done can be seen by the condition that ends the loop.
-        return holds(condition, walk.view.scope(body.nodes[-1].id, after.path, told))
-    return holds(condition, walk.scope(instance, told))
+        # The condition that ends the loop sees the nodes of the iteration.
+        return holds(condition, walk.view.scope(body.nodes[-1].id, after.path, variables))
+    return holds(condition, walk.scope(instance, variables))
 
 
 def _looped(walk: Walk, instance: Instance[LoopNode], begun: int) -> Outcome:

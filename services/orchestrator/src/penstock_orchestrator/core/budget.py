@@ -1,8 +1,8 @@
 """The budget: what a run may spend, what is spent, and what is set aside for work under way.
 
-Before anything that costs is scheduled, the most that it may cost is reserved; its outcome settles
-it. A child run gets a share of what is left and reserves it in its parent, so that a tree of runs
-never spends more than its root may.
+Before a step that costs is scheduled, its maximum cost is reserved; its outcome replaces the
+reservation. A child run gets a share of what is left and reserves it in its parent, so that a
+tree of runs never spends more than its root may.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from penstock.contracts.plan import CompiledAgent, Plan
 from penstock.runs.state import RunState
 
 DEFAULT_OUTPUT_TOKENS: Final = 4096
-"""What a model may answer where nobody says: the most that common ones give by default."""
+"""Tokens of an answer where no limit is set: the highest default of common models."""
 BYTES_PER_TOKEN: Final = 2.5
 """A cautious guess of how many bytes of a prompt make a token; most texts have three to four."""
 MAX_DEPTH: Final = 8
-"""How deep child runs nest where nobody says."""
+"""How deep child runs nest where no limit is set."""
 WORTH_ASKING: Final = 16
 """With fewer tokens left for the answer a model is not asked."""
 
@@ -113,7 +113,7 @@ class Budget:
         return "granted"
 
     def exhausted(self) -> ErrorInfo:
-        """Say what was spent of what."""
+        """Return the error that lists what was spent of each limit."""
         usage, limits = self.state.usage, self.limits
         spent = (
             ("max_steps", self.state.attempts + usage.steps, limits.max_steps),
@@ -125,11 +125,13 @@ class Budget:
             for name, used, most in spent
             if most is not None
         )
-        said = ", ".join(
+        spending = ", ".join(
             f"{used} of {most} ({name})" for name, used, most in spent if most is not None
         )
         return ErrorInfo(
-            code="budget_exhausted", message=f"the run's budget is used up: {said}", details=details
+            code="budget_exhausted",
+            message=f"the run's budget is used up: {spending}",
+            details=details,
         )
 
 

@@ -1,4 +1,4 @@
-"""The conversation of an agent node, rebuilt from the log: who spoke, what the next one is told."""
+"""The conversation of an agent node, rebuilt from the log: speakers, routes and messages."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def user_text(value: JsonValue) -> str:
 
 
 def own_turn(state: RunState, iid: str, agent: str, turn: int) -> int:
-    """Return which turn of its own it is for an agent, from 1."""
+    """Return the number of an agent's turn among its own turns, from 1."""
     past = (state.steps.get(turn_step_id(iid, number)) for number in range(1, turn))
     return 1 + sum(1 for step in past if step is not None and step.name == agent)
 
@@ -58,7 +58,7 @@ def returns(agent: CompiledAgent | None) -> bool:
 
 
 def speaker_at(view: View, iid: str, turn: int, entry: str) -> str:
-    """Return whose turn it is, from what was said before it."""
+    """Return the agent that speaks at ``turn``, derived from the turns before it."""
     name = entry
     for number in range(1, turn):
         step = view.state.steps[turn_step_id(iid, number)]
@@ -70,7 +70,7 @@ def speaker_at(view: View, iid: str, turn: int, entry: str) -> str:
 def following(
     view: View, iid: str, number: int, entry: str, speaker: CompiledAgent, action: Action
 ) -> str | None:
-    """Return who goes on after a turn; ``None``: nobody, it ended with the node's answer."""
+    """Return the agent that speaks after a turn; ``None`` if the turn is the node's answer."""
     if isinstance(action, RouteToAgent):
         step = view.state.steps[turn_step_id(iid, number)]
         return action.agent if route_fault(view, step, action) is None else speaker.name
@@ -83,7 +83,7 @@ def following(
 
 
 def route_fault(view: View, step: StepState, action: RouteToAgent) -> str | None:
-    """Say why an agent may not hand over to another one, if so."""
+    """Return why an agent may not route to another one, or ``None`` if it may."""
     agent = view.plan.agents.get(step.name)
     routes = agent.routes if agent is not None else ()
     if action.agent in routes:
@@ -95,7 +95,7 @@ def route_fault(view: View, step: StepState, action: RouteToAgent) -> str | None
 def messages(
     view: View, iid: str, given: JsonValue, turn: int, agent: CompiledAgent, entry: str
 ) -> list[JsonValue]:
-    """Return the conversation before ``turn`` as ``agent`` is told it."""
+    """Return the conversation before ``turn`` as messages for ``agent``."""
     found: list[ChatMessage] = []
     if not iid.partition("-")[2] and view.plan.kind != "workflow":
         found += view.state.request.history
@@ -115,8 +115,8 @@ def _own(
     view: View, iid: str, turn: int, step: StepState, agent: CompiledAgent, action: Action
 ) -> list[ChatMessage]:
     if isinstance(action, UseTools):
-        said = ChatMessage(role="assistant", content=action.text, tool_calls=action.calls)
-        return [said] + [
+        spoken = ChatMessage(role="assistant", content=action.text, tool_calls=action.calls)
+        return [spoken] + [
             ChatMessage(
                 role="tool",
                 tool_call_id=call.id,
@@ -128,21 +128,21 @@ def _own(
     if isinstance(action, RouteToAgent):
         fault = route_fault(view, step, action)
         text = text or action.message
-        said = ChatMessage(role="assistant", content=text)
+        spoken = ChatMessage(role="assistant", content=text)
         if fault is None:
-            return [said] if text else []
-        return [said, ChatMessage(role="user", content=json.dumps({"error": fault}))]
-    said = ChatMessage(role="assistant", content=text)
+            return [spoken] if text else []
+        return [spoken, ChatMessage(role="user", content=json.dumps({"error": fault}))]
+    spoken = ChatMessage(role="assistant", content=text)
     if agent.responds_to == "nobody":
         error = {"error": "this agent may not respond; route to another agent"}
-        return [said, ChatMessage(role="user", content=json.dumps(error))]
-    return [said]
+        return [spoken, ChatMessage(role="user", content=json.dumps(error))]
+    return [spoken]
 
 
 def _others(
     view: View, step: StepState, speaker: CompiledAgent, listener: CompiledAgent, action: Action
 ) -> list[ChatMessage]:
-    """Return what another agent has said, as somebody who listens hears it."""
+    """Return a turn of another agent as messages for the listener."""
     text = action.text
     if isinstance(action, RouteToAgent):
         if route_fault(view, step, action) is not None:
@@ -157,29 +157,29 @@ def _others(
 
 
 def _content(view: View, agent: CompiledAgent, call: ToolCall, step_id: str) -> str:
-    """Return what a model is told of a call's outcome."""
+    """Return the outcome of a call as the content of a tool message."""
     refused = view.node_record(approval_record_id(step_id))
     if refused is not None and refused.status == "failed" and refused.error is not None:
-        return _told({"error": f"{refused.error.code}: {refused.error.message}"})
+        return _as_text({"error": f"{refused.error.code}: {refused.error.message}"})
     node_record = view.node_record(step_id)
     if node_record is not None and node_record.status != "open":
         if node_record.error is not None:
-            return _told({"error": f"{node_record.error.code}: {node_record.error.message}"})
-        return _told(node_record.output)
+            return _as_text({"error": f"{node_record.error.code}: {node_record.error.message}"})
+        return _as_text(node_record.output)
     step = view.state.steps.get(step_id)
     if step is None:
-        return _told({"error": blocked_reason(view, agent, call)})
+        return _as_text({"error": blocked_reason(view, agent, call)})
     if step.error is not None:
-        return _told({"error": f"{step.error.code}: {step.error.message}"})
-    return _told(step.output)
+        return _as_text({"error": f"{step.error.code}: {step.error.message}"})
+    return _as_text(step.output)
 
 
-def _told(value: Json) -> str:
+def _as_text(value: Json) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def blocked_reason(view: View, agent: CompiledAgent, call: ToolCall) -> str:
-    """Say why a call is not allowed."""
+    """Return why a call is not allowed."""
     if call.name in agent.tools:
         tool = agent.overrides.get(call.name) or view.plan.tools.get(call.name)
         if tool is not None and tool.policy == "block":

@@ -1,8 +1,8 @@
 """``decide``: the next decision of a run, from its plan, its state and the time.
 
-It looks at what is the case, not at what has just changed, so it may be asked at any time and by
-anybody; the same question gets the same answer. Asked again after its decision is folded in, it
-says what is left to do, in the end nothing.
+It is level-triggered: it reads the state and not the change, so any engine may call it at any
+time, and the same arguments give the same decision. Called again after its decision is folded in,
+it returns what is left to do, in the end nothing.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from penstock_orchestrator.core.view import View
 from penstock_orchestrator.core.walk import Walk
 
 EXPIRY_GRACE: Final = timedelta(seconds=2)
-"""How long after a step's expiry its runner may still report; then it is stated as failed."""
+"""How long after a step's expiry its runner may still report; then it is recorded as failed."""
 
 
 def decide(
@@ -56,13 +56,13 @@ def decide(
     """Return the run's next decision, or ``None`` if there is nothing to decide.
 
     Args:
-        plan: The plan that the run was asked to execute.
-        state: All that is known of the run.
+        plan: The plan that the run executes.
+        state: The run's state.
         now: Time of the cause.
         cause_seq: Stream sequence of the cause; 0 if it is time alone.
-        progress: What was remembered of earlier decisions of the same run, and told of what has
-            changed since; it is brought up to date, on the understanding that the decision is
-            published and folded in. The answer is the same without it, found later.
+        progress: Cache of earlier decisions of the same run, notified of the changes since; it is
+            updated on the assumption that the decision is published and folded in. Without it
+            the result is the same, at a higher cost.
         room: How many more steps of this run each runner pool (``{kind}.{queue}``) takes; a pool
             that is not named takes any number. Steps beyond that are decided later, and the
             result names their pools.
@@ -79,7 +79,7 @@ def decide(
     if state.paused or (plan.concurrency is not None and not state.admitted):
         return None
     if state.decisions == 0 and state.invoked.parent is not None and plan.input_schema is not None:
-        # Nobody has checked what a parent makes of its templates.
+        # A parent's templates give an input that no gateway has validated.
         try:
             check_against(plan.name, plan.input_schema, state.invoked.input)
         except RejectedError as rejected:
@@ -92,7 +92,7 @@ def decide(
     except RejectedError as rejected:
         return _end(state, now, cause_seq, RunStatus.FAILED, error=rejected.info(), walk=walk)
     if ended is None:
-        return _go_on(state, now, cause_seq, walk)
+        return _continue(state, now, cause_seq, walk)
     if ended.error is not None:
         return _end(state, now, cause_seq, RunStatus.FAILED, error=ended.error, walk=walk)
     decision = _last(cause_seq, walk)
@@ -108,8 +108,8 @@ def decide(
     return Decided(state.decisions + 1, outputs, stop=stop, node_records=walk.node_records)
 
 
-def _go_on(state: RunState, now: datetime, cause_seq: int, walk: Walk) -> Decided | None:
-    """Make a decision of what was found, if anything was."""
+def _continue(state: RunState, now: datetime, cause_seq: int, walk: Walk) -> Decided | None:
+    """Build the decision from the walk's findings, or return ``None`` if there are none."""
     node_records = walk.node_records
     full_pools = frozenset(walk.full_pools)
     if not (walk.steps or node_records or walk.waits or walk.stops or walk.blocked):
@@ -154,7 +154,7 @@ def _reserves(walk: Walk) -> dict[str, Reservation]:
 
 
 def repair(plan: Plan, state: RunState) -> list[Repair]:
-    """Return the messages that decisions promised and that nobody has published yet.
+    """Return the messages that decisions promised and that are not published yet.
 
     Nothing is left to publish for a run that has ended or is to be cancelled.
     """
@@ -203,12 +203,12 @@ def expired(state: RunState, now: datetime) -> list[Expired]:
 
 
 def _awaited(step: StepState) -> bool:
-    """Tell whether an attempt's outcome matters: to the plan, or to the budget alone."""
+    """Return whether an attempt's outcome matters: to the plan, or to the budget alone."""
     return step.status == "scheduled" or (step.status == "stopped" and step.reserve is not None)
 
 
 def wake_at(plan: Plan, state: RunState) -> datetime | None:
-    """Return when time alone will next change what ``decide`` or ``expired`` says."""
+    """Return when time alone will next change the result of ``decide`` or ``expired``."""
     if state.ended is not None or state.invoked is None:
         return None
     soonest = run_deadline(plan, state)
@@ -241,7 +241,7 @@ def timers_of(state: RunState, now: datetime) -> list[Timer]:
 
 
 def unplanned(state: RunState, now: datetime, cause_seq: int, error: ErrorInfo) -> Decided:
-    """End a run that cannot even begin."""
+    """Return the decision that fails a run that cannot begin."""
     fact = RunEnded(
         occurred_at=now,
         decision=Decision(cause_seq=cause_seq),
@@ -274,7 +274,7 @@ def _end(
 
 
 def _last(cause_seq: int, walk: Walk | None) -> Decision:
-    """Return what stands in the fact that ends a run."""
+    """Return the decision in the fact that ends a run."""
     if walk is None:
         return Decision(cause_seq=cause_seq)
     return Decision(

@@ -1,6 +1,6 @@
-"""What a decision is made of, before it is published.
+"""The parts of a decision before it is published.
 
-Nobody changes these once they are made; they are not frozen because that costs at each field.
+They are never changed once they are built; they are not frozen because that costs at each field.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Output:
 
 @dataclass(slots=True)
 class Planned:
-    """A step to schedule, before it is known what place it has in a decision."""
+    """A step to schedule, before its position in the decision is known."""
 
     suffix: str
     node_id: str
@@ -82,7 +82,7 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Timer:
-    """A moment at which the run is to be looked at again."""
+    """A moment at which ``decide`` must run again."""
 
     timer_id: str
     due_at: datetime
@@ -117,7 +117,7 @@ class Decided:
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """Messages that an earlier decision promised and that nobody has published yet."""
+    """Messages that an earlier decision promised and that are not published yet."""
 
     number: int
     outputs: tuple[Output, ...]
@@ -125,7 +125,7 @@ class Repair:
 
 @dataclass(frozen=True, slots=True)
 class Expired:
-    """An attempt whose time is over: the failed outcome to state in its runner's stead."""
+    """An attempt whose time is over, with the failed outcome to record on behalf of its runner."""
 
     step_id: str
     attempt: int

@@ -1,4 +1,4 @@
-"""How the fact that schedules a step is made."""
+"""Dispatch: builds the steps to schedule, from templates, tools and agents."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Call(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """What an agent is told in a turn, what it may cost, and how long its answer may be."""
+    """The messages of a turn, its reservation, and the limit of its answer's tokens."""
 
     messages: list[JsonValue]
     reserve: Reservation | None = None
@@ -152,11 +152,11 @@ def agent_turn(
     Args:
         view: What is known.
         instance: The agent node's instance that the turn belongs to.
-        agent: Whose turn it is.
+        agent: The agent that speaks.
         turn: Number of the turn in the node's conversation, from 1.
         attempt: Number of the attempt, from 1.
         now: The time.
-        prompt: What it is told, and what it may cost.
+        prompt: Its messages and its reservation.
 
     Raises:
         RejectedError: A template cannot be rendered.
@@ -296,7 +296,7 @@ def prompt_bytes(agent: CompiledAgent, messages: list[JsonValue]) -> int:
 
 
 def step_error(step_id: str, attempt: int, error: ErrorInfo | None) -> ErrorInfo:
-    """Say that a step has failed for good."""
+    """Return the error of a step that has failed permanently."""
     error = error or ErrorInfo(code="step_failed", message="the step failed")
     return ErrorInfo(
         code=error.code,

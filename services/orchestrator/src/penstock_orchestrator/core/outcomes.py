@@ -1,4 +1,4 @@
-"""What became of a node, read from the run's node records and steps alone."""
+"""The outcome of a node, derived from the run's node records and steps alone."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def answer_of(action: Respond) -> Json:
 
 
 def of_record(node: Node, node_record: NodeRecord) -> Outcome | None:
-    """Return the outcome that a node record states, if it is settled."""
+    """Return the outcome in a node record; ``None`` while it is open."""
     if node_record.status == "open":
         return None
     handled = node_record.status == "failed" and node.on_error == "continue"
@@ -53,7 +53,7 @@ def of_record(node: Node, node_record: NodeRecord) -> Outcome | None:
 
 
 def begun(node: Node, iid: str, state: RunState) -> bool:
-    """Tell whether anything was decided for a node's instance."""
+    """Return whether a decision exists for a node's instance."""
     steps = state.steps
     if node.kind == "agent":
         return turn_step_id(iid, 1) in steps or iid in state.node_records

@@ -1,7 +1,7 @@
 """The phases of a run: main; if it failed, compensation and ``on_error``; at last ``finally``.
 
-How the main phase ended is marked before anything else is done, so that a result that comes late
-cannot change it.
+The end of the main phase is recorded before any later phase begins, so that a late result cannot
+change it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _BUDGET: Final = "budget_exhausted"
 
 
 def advance(walk: Walk) -> Outcome | None:
-    """Take a run on through its phases; return how it ends, when nothing is left to do."""
+    """Advance a run through its phases; return how it ends once nothing is left to do."""
     ended = _main(walk)
     if ended is None:
         return None
@@ -69,7 +69,7 @@ def _main(walk: Walk) -> Outcome | None:
 
 
 def _stop_all(walk: Walk) -> None:
-    """Stop what the main phase has left under way."""
+    """Stop the steps and close the records that the main phase left open."""
     for step in walk.state.steps.values():
         if step.open and step.step_id not in walk.stops:
             walk.stops.append(step.step_id)
@@ -83,7 +83,7 @@ def _stop_all(walk: Walk) -> None:
 
 
 def _enter(walk: Walk, phase: str) -> None:
-    """Begin to look at another phase."""
+    """Switch the walk to another phase."""
     if walk.progress.phase != phase:
         walk.progress.phase = phase
         walk.progress.queue.clear()
@@ -147,7 +147,7 @@ def _handler(walk: Walk, phase: str) -> Outcome | None:
 
 
 def _undoable(walk: Walk) -> list[tuple[int, Node, Path]]:
-    """Return what succeeded and can be undone, the latest first."""
+    """Return the instances that succeeded and have a compensation, the latest first."""
     found: list[tuple[int, Node, Path]] = []
     if not any(position.node.compensate is not None for position in walk.plan.positions.values()):
         return found
@@ -168,9 +168,9 @@ def _undoable(walk: Walk) -> list[tuple[int, Node, Path]]:
 
 
 def _compensated(walk: Walk) -> bool:
-    """Undo one thing after the other; tell whether nothing is left to undo.
+    """Compensate nodes one after the other; return whether none is left.
 
-    What cannot be undone is marked as failed, and the rest is undone all the same.
+    A compensation that fails is recorded as failed, and the others run all the same.
     """
     progress = walk.progress
     if progress.compensations is None:

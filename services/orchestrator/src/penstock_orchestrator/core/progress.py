@@ -1,9 +1,9 @@
-"""How far a run has come, remembered between decisions.
+"""The progress of a run, cached between decisions.
 
-A run's log only grows, so what is settled stays settled: a node that has its outcome keeps it.
-``Progress`` remembers that, and what is to be looked at again, so that the next decision costs as
-much as what has changed and not as much as the run is long. It is a memory and nothing more: a
-fresh one gives the same decisions.
+A run's log only grows, so outcomes are final: a node that has its outcome keeps it.
+``Progress`` caches outcomes and the instances to visit, so that the next decision costs as much as
+the change and not as much as the run is long. It is only a cache: an empty one gives the same
+decisions.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Path = tuple[int, ...]
 
 
 class Outcome(NamedTuple):
-    """What became of a node; ``handled`` says that a failure is to be continued after."""
+    """The outcome of a node; ``handled``: the run continues after the failure."""
 
     status: Literal["succeeded", "failed", "skipped"]
     output: Json = None
@@ -49,7 +49,7 @@ class Scope:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing more will happen in it."""
+        """Whether it has failed or all its nodes are done."""
         return self.failed is not None or self.remaining == 0
 
 
@@ -88,7 +88,7 @@ def instance_of(node: OtherT, path: Path) -> Instance[OtherT]:
 
 
 class Queue:
-    """Nodes to look at, each once, in the order in which they were added."""
+    """Instances to visit, each once, in the order in which they were added."""
 
     __slots__ = ("_order", "_waiting")
 
@@ -98,11 +98,11 @@ class Queue:
         self._waiting: set[str] = set()
 
     def __bool__(self) -> bool:
-        """Whether there is anything to look at."""
+        """Whether there is any instance to visit."""
         return bool(self._order)
 
     def __len__(self) -> int:
-        """Count what is to be looked at."""
+        """Count the instances to visit."""
         return len(self._order)
 
     def add(self, instance: Instance[Node]) -> None:
@@ -118,13 +118,13 @@ class Queue:
         return instance
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove everything."""
         self._order.clear()
         self._waiting.clear()
 
 
 class Progress:
-    """What is known of a run beside its state; made anew when the state is read anew."""
+    """Cache of a run beside its state; replaced when the state is reloaded."""
 
     __slots__ = (
         "begun",
@@ -145,7 +145,7 @@ class Progress:
     )
 
     def __init__(self) -> None:
-        """Know nothing yet: the first look is at everything."""
+        """Start empty: the first walk visits everything."""
         self.phase = ""
         self.queue = Queue()
         self.limits: RunLimits | None = None
@@ -161,11 +161,11 @@ class Progress:
         self.starved: deque[Instance[Node]] = deque()
         """Nodes that wait for the budget."""
         self.held: deque[Instance[Node]] = deque()
-        """Nodes that wait for their turn at a runner pool."""
+        """Nodes that wait for room at a runner pool."""
         self.compensations: deque[Instance[Node]] | None = None
 
     def touch_step(self, plan: Plan, step_id: str) -> None:
-        """Look again at the node that a step belongs to."""
+        """Visit again the node that a step belongs to."""
         try:
             node_id, path, _, _ = parse_step_id(step_id)
         except ValueError:
@@ -173,9 +173,9 @@ class Progress:
         self._touch(plan, node_id, path)
 
     def absorb(self, plan: Plan, state: RunState, step_id: str) -> bool:
-        """Take note of a success that nothing follows from yet; tell whether it is such a one.
+        """Record a success that unblocks nothing yet. Returns False if ``decide`` must run.
 
-        For the many results that a join waits for: what ``decide`` would find is nothing.
+        For the many results that a join waits for: ``decide`` would return ``None``.
         """
         position = plan.positions.get(step_id)
         if position is None or position.owner is not None or position.phase != self.phase:
@@ -203,7 +203,7 @@ class Progress:
         return True
 
     def touch_signal(self, plan: Plan, state: RunState, signal_id: str) -> None:
-        """Look again at whatever a signal may answer."""
+        """Visit again the nodes that a signal may answer."""
         signal = state.signals.get(signal_id)
         if signal is None:
             return
@@ -214,7 +214,7 @@ class Progress:
                 self.queue.add(instance)
 
     def touch_record(self, plan: Plan, record_id: str) -> None:
-        """Look again at the node that a node record belongs to."""
+        """Visit again the node that a node record belongs to."""
         self.touch_step(plan, RecordId.parse(record_id).step_id)
 
     def _touch(self, plan: Plan, node_id: str, path: Path) -> None:
@@ -223,11 +223,11 @@ class Progress:
             self.queue.add(instance_of(position.node, path))
 
     def later(self, due_at: datetime, instance: Instance[Node]) -> None:
-        """Look again at a node when its time has come."""
+        """Visit an instance again when it is due."""
         heapq.heappush(self.due, (due_at, instance.node.id, instance.path))
 
     def take_due(self, plan: Plan, now: datetime) -> None:
-        """Put what has come due in the queue."""
+        """Queue the instances that are due."""
         while self.due and self.due[0][0] <= now:
             _, node_id, path = heapq.heappop(self.due)
             self._touch(plan, node_id, path)

@@ -42,7 +42,7 @@ class NodeOutputs(Mapping[str, JsonValue]):
         return shown(outcome)
 
     def __contains__(self, node_id: object) -> bool:
-        """Tell whether a node is finished."""
+        """Return whether a node is finished."""
         return self._outcome(node_id) is not None
 
     def __iter__(self) -> Iterator[str]:

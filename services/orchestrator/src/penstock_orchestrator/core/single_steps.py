@@ -25,7 +25,7 @@ ONCE: Final = RetryPolicy(max_attempts=1)
 
 
 def tool(walk: Walk, instance: Instance[ToolNode]) -> Outcome | None:
-    """Take a tool node on."""
+    """Advance a tool node."""
     compiled = walk.plan.tools[instance.node.ref]
     step = walk.state.steps.get(instance.id)
     if step is None:
@@ -47,7 +47,7 @@ def outcome(
     step: StepState,
     policy: RetryPolicy,
 ) -> Outcome | None:
-    """Take a node on that is one step: its outcome, or its next attempt."""
+    """Advance a node that is one step: return its outcome, or schedule its next attempt."""
     if step.status == "succeeded":
         return Outcome("succeeded", step.output)
     if step.status == "unknown":
@@ -63,12 +63,12 @@ def outcome(
 
 
 def transform(walk: Walk, instance: Instance[TransformNode]) -> Outcome | None:
-    """Work out a value."""
+    """Compute the output from the template."""
     return walk.done(instance, render(instance.node.input, walk.scope(instance)))
 
 
 def workflow(walk: Walk, instance: Instance[WorkflowNode]) -> Outcome | None:
-    """Take a child run on."""
+    """Advance a child run."""
     step = walk.state.steps.get(instance.id)
     if step is not None:
         return outcome(walk, instance, step, instance.node.retry or ONCE)
@@ -77,7 +77,7 @@ def workflow(walk: Walk, instance: Instance[WorkflowNode]) -> Outcome | None:
 
 
 def send(walk: Walk, instance: Instance[SendNode]) -> Outcome | None:
-    """Take a message on."""
+    """Advance a message to another run."""
     step = walk.state.steps.get(instance.id)
     if step is not None:
         return outcome(walk, instance, step, instance.node.retry or RetryPolicy())
@@ -92,8 +92,8 @@ def end(walk: Walk, instance: Instance[EndNode]) -> Outcome | None:
     scope = walk.scope(instance)
     output = render(node.output, scope)
     if node.status == "failed":
-        said = str(render(node.message, scope)) or "a step ended the run as failed"
-        error = ErrorInfo(code="ended_by_step", message=said)
+        message = str(render(node.message, scope)) or "a step ended the run as failed"
+        error = ErrorInfo(code="ended_by_step", message=message)
         walk.ending = Outcome("failed", output, error)
     else:
         walk.ending = Outcome("succeeded", output)

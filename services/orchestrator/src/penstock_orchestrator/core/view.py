@@ -1,4 +1,4 @@
-"""What is known when something is decided: the run's state, and what this decision adds to it."""
+"""The view of a decision: the run's state and the node records that this decision adds."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class View:
     # -- outcomes ----------------------------------------------------------------------------
 
     def lookup(self, node: Node, path: Path) -> Outcome | None:
-        """Return what became of a node's instance; ``None`` if it is not settled."""
+        """Return the outcome of a node's instance; ``None`` if it has none yet."""
         iid = instance_id(node.id, path)
         known = self.progress.outcomes.get(iid)
         if known is not None:
@@ -147,7 +147,7 @@ class View:
         return self.scope("", ())
 
     def forget_scope(self) -> None:
-        """Build the scope anew: the run has failed meanwhile."""
+        """Drop the cached scope: the run has failed meanwhile."""
         self._base = None
 
     def item(self, owner: MapNode, path: Path, index: int) -> Json:

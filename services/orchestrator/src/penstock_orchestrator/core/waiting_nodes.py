@@ -32,7 +32,7 @@ def _open(
     request: PendingRequest | None,
     due_at: datetime | None,
 ) -> NodeRecord:
-    """Ask the world outside for something."""
+    """Open a node record that waits for an answer or a time."""
     node_record = NodeRecord(
         record_id=record_id, kind=kind, status="open", due_at=due_at, request=request
     )
@@ -46,11 +46,11 @@ def _open(
 
 
 def _close(
-    walk: Walk, node_record: NodeRecord, output: Json, error: ErrorInfo | None, **told: str
+    walk: Walk, node_record: NodeRecord, output: Json, error: ErrorInfo | None, **changed: str
 ) -> None:
-    """Note how an open node record was settled."""
+    """Close an open node record with its outcome."""
     status = "succeeded" if error is None else "failed"
-    changes = {"status": status, "output": output, "error": error, "request": None, **told}
+    changes = {"status": status, "output": output, "error": error, "request": None, **changed}
     walk.view.note(node_record.model_copy(update=changes))
 
 
@@ -76,7 +76,7 @@ def _overdue(walk: Walk, instance: Instance[Node], node_record: NodeRecord) -> b
 
 
 def wait(walk: Walk, instance: Instance[WaitNode]) -> Outcome | None:
-    """Take a wait on: for a time, or for a signal."""
+    """Advance a wait: for a time, or for a signal."""
     node = instance.node
     node_record = walk.view.node_record(instance.id)
     if node_record is None:
@@ -140,8 +140,8 @@ def _matching(walk: Walk, instance: Instance[WaitNode]) -> tuple[str, SignalRece
     for _, signal_id, fact in sorted(fitting, key=lambda each: each[:2]):
         if node.match is None:
             return signal_id, fact
-        told: JsonValue = {"name": fact.name, "payload": fact.payload}
-        if holds(node.match, walk.scope(instance, {"signal": told})):
+        received: JsonValue = {"name": fact.name, "payload": fact.payload}
+        if holds(node.match, walk.scope(instance, {"signal": received})):
             return signal_id, fact
     return None
 
@@ -205,7 +205,7 @@ def _moment(value: Json, node: Node) -> datetime:
 
 
 def approval(walk: Walk, instance: Instance[ApprovalNode]) -> Outcome | None:
-    """Take an approval step on."""
+    """Advance an approval step."""
     node = instance.node
     node_record = walk.view.node_record(instance.id)
     if node_record is None:

@@ -1,4 +1,4 @@
-"""The walk over a plan: look at what may have changed, settle it, go on to what depended on it."""
+"""The walk over a plan: visits instances that may have changed, then those that depend on them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Handler = Callable[["Walk", Instance[Node]], Outcome | None]
 
 
 class Walk:
-    """One look at a run: what is to be scheduled, marked, waited for, stopped."""
+    """One traversal of a run: collects steps, node records, waits and stops for a decision."""
 
     def __init__(
         self,
@@ -53,13 +53,13 @@ class Walk:
         handler: Handler,
         room: Mapping[str, int] | None = None,
     ) -> None:
-        """Prepare a look.
+        """Prepare a traversal.
 
         Args:
             plan: What the run executes.
-            state: All that is known of it.
+            state: The run's state.
             now: The time.
-            progress: What is remembered; it is changed.
+            progress: Cache of earlier decisions; it is updated.
             handler: Advances a node of any kind.
             room: How many more steps of this run each runner pool (``{kind}.{queue}``) takes; a
                 pool that is not named takes any number.
@@ -81,13 +81,13 @@ class Walk:
         self.full_pools: set[str] = set()
         """Runner pools that had no room for a step of this run."""
         self.ordered: set[str] = set()
-        """Instances of which something was scheduled: they are not looked at again this time."""
+        """Instances with a step scheduled in this decision: they are not visited again."""
         self.waits: list[Wait] = []
         self.timers: list[Timer] = []
         self.blocked: list[BlockedCall] = []
         self.stops: list[str] = []
         self.ending: Outcome | None = None
-        """How the run's present phase is ended by a step, whatever else is under way."""
+        """How an ``end`` step ends the present phase, whatever else is under way."""
         self.exhausted: ErrorInfo | None = None
         self.broken: ErrorInfo | None = None
         """Why the present phase has failed."""
@@ -102,10 +102,10 @@ class Walk:
         """Whether enough is found for one decision."""
         return len(self.steps) >= MOST_STEPS or len(self.view.made) >= MOST_RECORDS
 
-    # -- looking -----------------------------------------------------------------------------
+    # -- visiting ----------------------------------------------------------------------------
 
     def enter(self, block: Block, path: Path) -> Scope:
-        """Return a block's scope; all its nodes are looked at if it is new."""
+        """Return a block's scope; all its nodes are queued if it is new."""
         progress = self.progress
         key = (block.nodes[0].id, path)
         scope = progress.scopes.get(key)
@@ -120,16 +120,16 @@ class Walk:
         if not self.state.node_records:
             return block.nodes
 
-        def goes_on(node: Node) -> bool:
+        def continues(node: Node) -> bool:
             node_record = self.view.node_record(instance_id(node.id, path))
             return (
                 node_record is None or node_record.status != "failed" or node.on_error == "continue"
             )
 
-        return sorted(block.nodes, key=goes_on)
+        return sorted(block.nodes, key=continues)
 
     def run(self) -> None:
-        """Look at everything that is to be looked at, until enough is found."""
+        """Visit the queued instances until the decision is full or the phase is over."""
         progress = self.progress
         queue = progress.queue
         if progress.due:
@@ -144,7 +144,7 @@ class Walk:
             self._visit(queue.take())
 
     def enter_now(self, block: Block, path: Path) -> None:
-        """Begin a block and look at its nodes at once, so that what they schedule is counted."""
+        """Begin a block and visit its nodes at once, so that their steps are counted."""
         self.progress.scopes[block.nodes[0].id, path] = Scope(block, path, len(block.nodes))
         for node in block.nodes:
             if not self.over:
@@ -152,7 +152,7 @@ class Walk:
 
     @property
     def over(self) -> bool:
-        """Whether the present phase is over, whatever else there is to look at."""
+        """Whether the present phase is over, whatever is still queued."""
         return not (self.ending is None and self.exhausted is None and self.broken is None)
 
     def _visit(self, instance: Instance[Node]) -> None:
@@ -179,10 +179,10 @@ class Walk:
         elif isinstance(node, MapNode) and outcome.status == "succeeded":
             outcome = self.view.lookup(node, path)
         if outcome is not None:
-            self._settle(instance, outcome)
+            self._record_outcome(instance, outcome)
 
     def _begin(self, instance: Instance[Node]) -> bool:
-        """Tell whether a node may begin; it is skipped where its condition does not hold."""
+        """Return whether a node may begin; it is skipped where its condition does not hold."""
         node, path, iid = instance
         settled = self.progress.outcomes
         for needed in reversed(node.needs):
@@ -198,11 +198,11 @@ class Walk:
             outcome = Outcome("skipped")
         except RejectedError as error:
             outcome = self.fail(instance, error.info())
-        self._settle(instance, outcome)
+        self._record_outcome(instance, outcome)
         return False
 
     def _abandoned(self, node: Node, path: Path) -> bool:
-        """Tell whether a block around the node has been settled without it."""
+        """Return whether a block around the node has ended without it."""
         positions, outcomes_ = self.plan.positions, self.progress.outcomes
         position = positions[node.id]
         while position.owner is not None:
@@ -215,7 +215,7 @@ class Walk:
             position = owner
         return False
 
-    def _settle(self, instance: Instance[Node], outcome: Outcome) -> None:
+    def _record_outcome(self, instance: Instance[Node], outcome: Outcome) -> None:
         node, path, iid = instance
         progress, position = self.progress, self.plan.positions[node.id]
         progress.outcomes[iid] = outcome
@@ -245,10 +245,10 @@ class Walk:
 
     # -- what handlers use -------------------------------------------------------------------
 
-    def done(self, instance: Instance[Node], output: Json, **told: object) -> Outcome:
+    def done(self, instance: Instance[Node], output: Json, **fields_: object) -> Outcome:
         """Record an instance as succeeded."""
         node = instance.node
-        fields = {"record_id": instance.id, "kind": node.kind, "status": "succeeded", **told}
+        fields = {"record_id": instance.id, "kind": node.kind, "status": "succeeded", **fields_}
         stored = None if isinstance(node, MapNode) else output
         self.view.note(NodeRecord.model_validate({**fields, "output": stored}))
         return Outcome("succeeded", output)
