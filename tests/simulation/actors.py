@@ -226,6 +226,6 @@ def _spent(random: Random, reserve: Reservation | None) -> Usage:
 
 _EXPIRED = ErrorInfo(
     code="step_expired",
-    message="the step came to a runner only after its deadline",
+    message="the step reached a runner only after its deadline",
     family=ErrorFamily.TRANSIENT,
 )

@@ -92,7 +92,7 @@ class EgressGuard:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self._hosts)
 
     def allows(self, address: Address) -> bool:
-        """Tell whether an address may be reached, whatever its name."""
+        """Return whether an address may be reached, under any name."""
         plain: Address = address
         if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
             plain = address.ipv4_mapped
@@ -182,12 +182,12 @@ def guarded_client(
     """
     context = context if context is not None else httpx.create_ssl_context()
     transport = _GuardedTransport(EgressGuard(allow), context, connections)
-    # Proxies of the environment would connect in our place, to whatever they like.
+    # Proxies of the environment would connect in our place, to any address.
     return httpx.AsyncClient(transport=transport, trust_env=False, follow_redirects=False)
 
 
 def retry_after_seconds(value: str | None, now: datetime) -> float | None:
-    """Read a ``Retry-After`` header (seconds or a date, RFC 9110); ``None`` if it says nothing."""
+    """Read a ``Retry-After`` header (seconds or a date, RFC 9110); else ``None``."""
     if value is None:
         return None
     text = value.strip()

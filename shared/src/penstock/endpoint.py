@@ -1,6 +1,6 @@
 """The answering side of request/reply: each verb of a service on its own subject.
 
-FastStream carries it, on a connection of its own: low rate, no streams, nothing to declare.
+FastStream carries it, on a separate connection: low rate, no streams, nothing to declare.
 Replicas of a service share its verbs. Imported only by services that answer.
 """
 
@@ -83,7 +83,7 @@ class Endpoint:
         try:
             await self.broker.stop()
         except ConnectionReconnectingError:
-            # Nobody asks any more; FastStream can only drain what is connected.
+            # No requests arrive any more; FastStream can only drain what is connected.
             if self._connection is not None:
                 await self._connection.close()
 
@@ -95,7 +95,7 @@ class Endpoint:
 
 
 class _Traced(BaseMiddleware[Any, Any]):
-    """Goes on with the trace of whoever asks."""
+    """Continues the trace of the request."""
 
     async def consume_scope(
         self, call_next: Callable[[StreamMessage[Any]], Awaitable[Any]], msg: StreamMessage[Any]
@@ -113,7 +113,7 @@ class _Traced(BaseMiddleware[Any, Any]):
 def _broker(
     settings: CoreSettings, service: str, on_closed: Callable[[], Awaitable[None]]
 ) -> NatsBroker:
-    # What it logs of its own workings is of no use to an operator.
+    # Its internal log lines are of no use to an operator.
     logger = logging.getLogger("penstock.endpoint.faststream")
     logger.setLevel(logging.WARNING)
     auth = settings.nats_auth()
@@ -158,7 +158,7 @@ def _handler(name: str, verb: Verb) -> Callable[[BaseModel], Awaitable[Reply]]:
 
 
 async def _failure(error: Exception) -> Reply:
-    """Answer with what went wrong; what nobody foresaw is logged in full and said as a bug."""
+    """Reply with the error; an unexpected one is logged in full and reported as a bug."""
     if isinstance(error, PenstockError):
         known: PenstockError = error
     elif isinstance(error, ValidationError):
@@ -171,5 +171,5 @@ async def _failure(error: Exception) -> Reply:
         )
     else:
         _log.error("rpc.failed", error=error)
-        known = InvariantError("internal_error", "the service failed; its log says how")
+        known = InvariantError("internal_error", "the service failed; its log has the details")
     return Reply(ok=False, error=known.info())

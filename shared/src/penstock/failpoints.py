@@ -51,7 +51,7 @@ def _armed(text: str, tally: str) -> dict[str, int]:
         arming = _FORM.fullmatch(part)
         if arming is None or arming["name"] not in NAMES:
             raise SystemExit(
-                f"{VARIABLE}: {part!r} is no failpoint; allowed: NAME, NAME=PASSES or"
+                f"{VARIABLE}: {part!r} is not a failpoint; allowed: NAME, NAME=PASSES or"
                 f" NAME=PASSESxTIMES with NAME one of {', '.join(NAMES)}"
             )
         name, times = arming["name"], arming["times"]
@@ -75,7 +75,7 @@ _left: Final = _armed(os.environ.get(VARIABLE, ""), _tally)
 
 
 def reach(name: str) -> None:
-    """Pass a failpoint; the process ends here if it is armed and its turn has come."""
+    """Pass a failpoint; the process ends here if it is armed and this is its pass."""
     if not _left or name not in _left:
         return
     _left[name] -= 1

@@ -1,4 +1,4 @@
-"""Masks: keep secrets out of whatever leaves a process.
+"""Masks: keep secrets out of all text that leaves a process.
 
 A mask knows values and the ways in which they are usually written: as they are, escaped in JSON,
 percent-encoded, by ``repr``, in base 64. Each is replaced by ``[secret]``.
@@ -70,7 +70,7 @@ class Mask:
         )
 
     def held(self, text: str) -> int:
-        """Return from where on a text that goes on may hold the beginning of a value."""
+        """Return the index from which an unfinished text may hold the beginning of a value."""
         start = len(text)
         longest = len(self._written[0]) if self._written else 0
         for place in range(max(0, len(text) - longest), len(text)):

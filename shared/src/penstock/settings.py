@@ -126,7 +126,7 @@ class CoreSettings(BaseSettings):
     ack_wait_seconds: float = Field(
         default=10.0,
         ge=1,
-        description="Silence after which the bus gives a message to somebody else. 10: work in "
+        description="Silence after which the bus gives a message to another consumer. 10: work in "
         "progress reports every third of it, a dead process is replaced soon.",
     )
     lease_ttl_seconds: float = Field(
@@ -178,7 +178,7 @@ class DatabaseSettings(CoreSettings):
 
     @property
     def resolved_database_url(self) -> str:
-        """The URL in force: the configured one, else the service's own SQLite file."""
+        """The URL in force: the configured one, else the SQLite file of the service."""
         if self.database_url is not None:
             return self.database_url.get_secret_value()
         return f"sqlite:///{(self.data_dir / self.database_file).absolute()}"

@@ -116,8 +116,8 @@ def test_entry_that_is_none_is_refused_with_what_to_write(entry: str) -> None:
         RunnerSettings(rate_limits=entry)  # type: ignore[arg-type]
 
 
-def test_entry_that_says_something_again_is_refused() -> None:
-    with pytest.raises(ValueError, match="again"):
+def test_entry_that_repeats_a_limit_is_refused() -> None:
+    with pytest.raises(ValueError, match="repeats a limit of openai"):
         read_rules(["openai=1/m", "openai=2/s"])
 
 

@@ -1,7 +1,7 @@
-"""One attempt at a step: when it must stop, and how it came out.
+"""One attempt at a step: when it must stop, and its outcome.
 
-A stranger's exception is turned into a failed outcome here and nowhere else; being told to stop
-from outside is told apart from being cancelled because the process ends.
+An exception of a handler becomes a failed outcome here and nowhere else; a stop request is
+distinguished from the cancellation of a process that ends.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ events = EventLog("penstock.runner")
 class Attempt:
     """Runs a handler under a deadline; used once, as a context manager around the call.
 
-    Whatever the handler raises ends up in ``failure``. ``halt`` says why it was stopped, if it
-    was. A cancellation that came from elsewhere (the process ends) passes through.
+    An exception of the handler ends up in ``failure``. ``halt`` is the reason why it was stopped,
+    if it was. Any other cancellation (the process ends) passes through.
     """
 
     __slots__ = (
@@ -87,7 +87,7 @@ class Attempt:
         return self._cancelled
 
     def stop(self, halt: Halt) -> None:
-        """Tell the handler to stop, by event and by cancelling what it waits for."""
+        """Stop the handler: set the event and cancel its task."""
         if self.halt is None:
             self.halt = halt
             if self._cancelled is not None:
@@ -127,10 +127,10 @@ class Attempt:
             self._listen(max(0.0, self._beat_at + limit - time.monotonic()))
 
     def _silence(self) -> ErrorInfo:
-        told = "" if self._details is None else f"; the last one said {self._details!r}"
+        last = "" if self._details is None else f"; the last one reported {self._details!r}"
         return ErrorInfo(
             code="heartbeat_timeout",
-            message=f"no heartbeat for {self._heartbeat_seconds:g} s{told}"[:MESSAGE_CHARACTERS],
+            message=f"no heartbeat for {self._heartbeat_seconds:g} s{last}"[:MESSAGE_CHARACTERS],
             family=ErrorFamily.TRANSIENT,
         )
 
@@ -185,7 +185,7 @@ _HALTED: Final = {
 
 EXPIRED: Final = ErrorInfo(
     code="step_expired",
-    message="the step came to a runner only after its deadline",
+    message="the step reached a runner only after its deadline",
     family=ErrorFamily.TRANSIENT,
 )
 

@@ -54,7 +54,7 @@ class StepContext:
         self._deltas: DeltaStream | None = None
         self._loop = asyncio.get_running_loop()
         self.traceparent = traceparent
-        """W3C trace context, to be passed on to whatever the handler calls."""
+        """W3C trace context, for the requests that the handler makes."""
         self.usage: Usage | None = None
         """What model calls of this step cost; set by the handler, recorded with the result."""
         self.model: str | None = None
@@ -62,7 +62,7 @@ class StepContext:
 
     @property
     def tenant(self) -> str:
-        """Whose run it is."""
+        """Tenant of the run."""
         return self._subject.tenant
 
     @property
@@ -92,20 +92,20 @@ class StepContext:
 
     @property
     def input(self) -> Json:
-        """The step's input as it came: a tool's arguments, or an agent's messages."""
+        """The step's input as scheduled: a tool's arguments, or an agent's messages."""
         return self._step.input
 
     @property
     def config(self) -> Json:
-        """What the definition says beyond the input: an agent's model, an HTTP tool's request."""
+        """The definition's settings beyond the input: an agent's model, an HTTP tool's request."""
         return self._step.config
 
     @property
     def at_most_once(self) -> bool:
         """Whether the step must not be repeated.
 
-        Where the handler cannot tell whether what it called was done, it raises
-        ``TransientError("outcome_unknown", ...)``: somebody decides then.
+        A handler that does not know whether its effect happened raises
+        ``TransientError("outcome_unknown", ...)``: an operator then decides.
         """
         return self._step.at_most_once
 
@@ -197,7 +197,7 @@ class StepContext:
         self._attempt.mask = filled.mask
 
     async def emit_delta(self, text: str) -> None:
-        """Show a piece of text to whoever follows the run; pieces travel together.
+        """Send a piece of text to the followers of the run; pieces travel in batches.
 
         Raises:
             TransientError: The bus does not take them any more.

@@ -15,9 +15,9 @@ from penstock.contracts.facts import DeltaBatch
 from penstock.masks import Mask, MaskedStream
 
 PAUSE_SECONDS: Final = 0.025
-"""Least time between two batches: shorter than a reader's eye can tell apart."""
+"""Least time between two batches: shorter than a reader can perceive."""
 BATCH_CHARACTERS: Final = 20_000
-"""Keeps a batch below 128 KiB whatever the characters (at most 6 bytes each, escaped)."""
+"""Keeps a batch below 128 KiB for any characters (at most 6 bytes each, escaped)."""
 BUFFER_CHARACTERS: Final = 8 * BATCH_CHARACTERS
 """A handler that is faster than the bus waits when this much is unsent."""
 GIVE_UP_SECONDS: Final = 30.0
@@ -138,7 +138,7 @@ class DeltaStream:
             raise self._failure
 
     def abandon(self) -> None:
-        """Forget what is unsent: nobody waits for this step any more."""
+        """Drop unsent text: no run waits for this step any more."""
         self._buffer.clear()
         self._size = 0
         self._unschedule()

@@ -38,7 +38,7 @@ OUTCOME_UNKNOWN: Final = "outcome_unknown"
 _UNCERTAIN: Final = frozenset(
     {"step_timeout", "step_expired", "heartbeat_timeout", "handler_error", OUTCOME_UNKNOWN}
 )
-"""Failures that do not tell whether what the handler was to do has been done."""
+"""Failures after which it is unknown whether the effect of the handler happened."""
 
 
 class ResultLog(Protocol):
@@ -208,14 +208,14 @@ class StepExecutor:
         """Note that an attempt begins which must not be repeated.
 
         A crash before leaves nothing, and the step comes again; a crash after leaves the note,
-        and nobody begins a second time.
+        and no attempt begins a second time.
 
         Raises:
             TransientError: ``outcome_unknown``: it had begun before.
         """
         kept = ctx.remaining_seconds + ONCE_KEPT_SECONDS
         try:
-            # Unique, so that an answer that was lost is told apart from another's note.
+            # Unique, so that a lost reply is distinguished from the note of another runner.
             note = f"{self._runner_id} {uuid.uuid4()}".encode()
             await self._once.create(ctx.once_key, note, ttl_seconds=kept)
         except ConflictError as error:
@@ -228,7 +228,7 @@ class StepExecutor:
     def _body(
         self, ctx: StepContext, started_at: datetime, output: object, attempt: Attempt
     ) -> bytes:
-        """Return the ``StepResult`` as JSON, whatever the handler returned.
+        """Return the ``StepResult`` as JSON for any return value.
 
         Written from a dictionary: a model would be validated first, for twice the time, and
         would refuse what has a JSON form without being JSON (models, dataclasses, dates).

@@ -1,4 +1,4 @@
-"""Handlers: a function, what its signature says of the step's input, and how it is called.
+"""Handlers: a function, the input that its signature declares, and how it is called.
 
 The signature is read once, when the handler is registered; the JSON Schema that follows from it
 is what the runner advertises, and the input is validated against it before the function runs.
@@ -178,7 +178,7 @@ def _named(
             raise invalid_arguments(called, error) from error
 
     schema = adapter.json_schema()
-    # Titles made from names tell a model nothing.
+    # Titles made from names carry no information for a model.
     schema.pop("title", None)
     for described in schema.get("properties", {}).values():
         described.pop("title", None)

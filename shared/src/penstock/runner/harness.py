@@ -21,7 +21,7 @@ from penstock.runner.stops import StopBook
 
 
 class Harness:
-    """Open it once per process; the bus belongs to whoever opened that."""
+    """Open it once per process; the caller closes the bus."""
 
     def __init__(
         self, bus: Bus, settings: RunnerSettings, environment: Mapping[str, str] = os.environ

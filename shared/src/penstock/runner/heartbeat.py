@@ -1,4 +1,4 @@
-"""The heartbeat: says in bucket ``runners`` that this process lives, from a thread of its own.
+"""The heartbeat: keeps this process listed in bucket ``runners``, from a separate thread.
 
 A handler that blocks the event loop for a while does not make its runner look dead. One that
 blocks it for longer than the TTL does: then nothing beats any more, and the entry expires.
@@ -93,7 +93,7 @@ class Heartbeat:
             self._report(error)
 
     def _report(self, error: PenstockError | None = None) -> None:
-        """Tell ``start`` how the first beat came out."""
+        """Report the outcome of the first beat to ``start``."""
 
         def settle() -> None:
             if self._first is not None and not self._first.done():

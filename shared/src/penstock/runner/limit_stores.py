@@ -114,7 +114,7 @@ def _read(rule: Rule, value: bytes | None) -> LimitRecord:
         try:
             return LimitRecord.model_validate_json(value)
         except ValidationError:
-            # Nobody's any more: begin anew rather than let nobody pass for ever.
+            # The record has no owner: begin anew rather than block all runners for ever.
             return LimitRecord(name=rule.name)
     return LimitRecord(name=rule.name)
 

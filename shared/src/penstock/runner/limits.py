@@ -46,7 +46,7 @@ class LimitStore(Protocol):
         ...
 
     async def leave(self, rule: Rule, holder: str, tokens: int) -> None:
-        """Give a place back, and say what the call took.
+        """Release the permit and report what the call used.
 
         Raises:
             TransientError: The store does not answer.
@@ -129,7 +129,7 @@ class Limits:
         Args:
             kind: Of the step.
             queue: Of the step.
-            config: Of the step; says which model an agent asks.
+            config: Of the step; names the model of an agent.
             holder: Names the step.
 
         Raises:
@@ -167,7 +167,7 @@ class Limits:
                     events.warning("limits.not_left", limit=rule.name, reason=str(error))
 
     async def block(self, kind: StepKind, config: Json, seconds: float) -> None:
-        """Let nobody ask a step's provider for a while, because it said so."""
+        """Keep all runners from a step's provider for a while, at its request."""
         provider = provider_of(kind, config)
         if provider is None:
             return
@@ -240,7 +240,7 @@ class Limits:
 
 
 def provider_of(kind: StepKind, config: Json) -> str | None:
-    """Return the name of the provider that an agent's step asks; with its host, where it says one.
+    """Return the name of the provider that an agent's step asks; with its host, where it names one.
 
     ``openai/gpt-5-mini`` is of ``openai``, with an ``api_base`` of ``openai@host:port``: another
     address is another account.

@@ -1,4 +1,4 @@
-"""Rate limits as arithmetic: what ``PENSTOCK_RATE_LIMITS`` says, and who may pass when.
+"""Rate limits as arithmetic: the rules in ``PENSTOCK_RATE_LIMITS``, and which call may pass when.
 
 Rates are kept by the generic cell rate algorithm: one instant instead of a list of calls. It is
 the bucket of tokens that providers describe, which holds ``burst`` and fills steadily.
@@ -17,7 +17,7 @@ from penstock.contracts.runners import LimitRecord
 LEASE_SECONDS: Final = 30.0
 """How long a place is held without being renewed: a dead process gives its places back then."""
 HORIZON_SECONDS: Final = 300.0
-"""Those who are turned away are told different times, the last of them this far ahead."""
+"""Refused calls get different retry times, the last of them this far ahead."""
 BUSY_SECONDS: Final = 1.0
 """When to come back if all places are taken."""
 
@@ -66,7 +66,7 @@ def read_rules(entries: Iterable[str]) -> dict[str, Rule]:
     """Read the entries of ``PENSTOCK_RATE_LIMITS``.
 
     Raises:
-        ValueError: One is none, or says again what another said.
+        ValueError: An entry is invalid, or repeats another one.
     """
     rules: dict[str, Rule] = {}
     for entry in entries:
@@ -86,7 +86,7 @@ def read_rules(entries: Iterable[str]) -> dict[str, Rule]:
                 replace(rule, tokens=rate) if found["tokens"] else replace(rule, calls=rate)
             )
         if getattr(rule, field) is not None:
-            raise ValueError(f"{entry!r} says again what {name} is limited to")
+            raise ValueError(f"{entry!r} repeats a limit of {name}")
     return rules
 
 
@@ -122,7 +122,7 @@ def wait_for(
         rate = rule.calls
         away = max(record.calls_at, now) + rate.spacing_seconds - rate.burst_seconds - now
     if rule.tokens is not None:
-        # What a call takes is known only afterwards: whoever comes while there is any left passes.
+        # What a call takes is known only afterwards: a call passes while any are left.
         away = max(away, record.tokens_at - rule.tokens.burst_seconds - now)
     if rule.places is not None and len(held) >= rule.places and holder not in held:
         away = max(away, BUSY_SECONDS)
@@ -141,6 +141,6 @@ def charge(rule: Rule, record: LimitRecord, now: float, holder: str, tokens: int
 
 
 def idle_seconds(record: LimitRecord, now: float) -> float:
-    """Return after how many seconds the state says nothing any more."""
+    """Return after how many seconds the state has no effect any more."""
     last = max(record.calls_at, record.tokens_at, record.told_at, *record.held.values(), now)
     return last - now

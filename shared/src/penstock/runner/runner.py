@@ -32,7 +32,7 @@ events = EventLog("penstock.runner")
 
 
 class Runner:
-    """Does the steps of one queue with the handlers it is given.
+    """Executes the steps of one queue with its handlers.
 
     Any number of processes may run the same queue: each step goes to one of them. ::
 
@@ -117,7 +117,7 @@ class Runner:
         return self._register(StepKind.AGENT, name, description, None)
 
     def step(self) -> Callable[[F], F]:
-        """Register a function for every step that has no handler of its own.
+        """Register a function for every step that has no other handler.
 
         Its one parameter besides the context, if any, takes the whole input.
 
@@ -182,7 +182,7 @@ class Runner:
         return 0 if self._consumer is None else self._consumer.in_flight
 
     def record(self) -> RunnerRecord:
-        """Return what the heartbeat says of this runner; safe to call from any thread."""
+        """Return the record of this runner in the heartbeat; safe to call from any thread."""
         return RunnerRecord(
             runner_id=self._runner_id,
             kind=self.kind.value,
@@ -249,7 +249,7 @@ class Runner:
         )
 
     def begin_drain(self) -> None:
-        """Say so in the next heartbeat."""
+        """Announce the drain in the next heartbeat."""
         self._draining = True
 
     async def drain(self, grace_seconds: float) -> None:

@@ -73,7 +73,7 @@ def find_settings() -> RunnerSettings:
 
 
 class EgressSettings(RunnerSettings):
-    """For a runner that speaks HTTP to where definitions tell it to."""
+    """For a runner that sends HTTP requests to URLs of definitions."""
 
     http_allow: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),

@@ -1,7 +1,7 @@
 """One step, from its message to its recorded outcome.
 
 Invariant: it returns (so that the message is acknowledged) only when the outcome is in the log,
-or when nobody waits for one: the run was stopped, or somebody else recorded the outcome.
+or when no run waits for one: the run was stopped, or another runner recorded the outcome.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class StepWorker:
             return
         step = await self._read(delivery)
         traceparent = _traceparent(delivery.raw_headers)
-        # A delivery has a task of its own, so nothing needs to be unbound.
+        # Each delivery has its task, so nothing needs to be unbound.
         bind_task(
             tenant=subject.tenant,
             run_id=run_id,
@@ -149,7 +149,7 @@ class StepWorker:
                 traced.fail(attempt.failure.code, attempt.failure.message)
 
     async def _over(self, subject: FactSubject) -> bool:
-        """Whether the log says that nobody waits for this attempt any more."""
+        """Whether the log shows that no run waits for this attempt any more."""
         prefix = subjects.run_prefix(subject.tenant, subject.shard, subject.run_id)
         page = await self._harness.reader.get_many(
             subjects.RUNS,

@@ -1,6 +1,6 @@
-"""What is to stop: runs and single steps told of lately, and the attempts that work for each run.
+"""Stop requests: recently stopped runs and steps, and the attempts that work for each run.
 
-One book per process, fed by one subscription, whatever the number of its runners.
+One book per process, fed by one subscription, for any number of runners.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class StopBook:
             attempt.stop("stopped")
 
     def stop_steps(self, run_id: str, steps: tuple[str, ...]) -> None:
-        """Stop some steps of the run, at whatever attempt; its others go on."""
+        """Stop some steps of the run at any attempt; its other steps continue."""
         for step_id in steps:
             self._steps.pop((run_id, step_id), None)
             self._steps[run_id, step_id] = None
@@ -83,7 +83,7 @@ class StopBook:
         try:
             request = StopRequest.model_validate_json(message.data)
         except ValidationError as error:
-            # Stopping too much would lose work; what goes on too long is stopped by its deadline.
+            # Stopping too much would lose work; a step that runs too long meets its deadline.
             events.warning("runner.stop_unreadable", run_id=run_id, reason=str(error)[:500])
             return
         if request.steps:

@@ -1,4 +1,4 @@
-"""Health over HTTP, from a thread of its own: it still answers when the event loop does not.
+"""Health over HTTP, from a separate thread: it still answers when the event loop does not.
 
 ``/healthz`` is about this process (restart it?), ``/readyz`` about what it needs (send it work?),
 ``/metrics`` is for Prometheus.
@@ -94,7 +94,7 @@ class HealthServer:
                 await self._ticker
             self._ticker = None
         if self._server is not None and self._thread is not None:
-            # The loop must go on meanwhile: a canary in flight is waiting for it.
+            # The loop must keep running meanwhile: a canary in flight is waiting for it.
             await asyncio.to_thread(self._server.shutdown)
             self._server.server_close()
             self._thread.join()
@@ -149,7 +149,7 @@ class _Server(ThreadingHTTPServer):
 
 def _handler_of(health: HealthServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
-        # A client that connects and says nothing must not hold its thread.
+        # A client that connects and sends nothing must not hold its thread.
         timeout = 5.0
 
         def do_GET(self) -> None:
@@ -176,6 +176,6 @@ def _handler_of(health: HealthServer) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Say nothing: probes come every few seconds."""
+            """Log nothing: probes come every few seconds."""
 
     return Handler

@@ -1,7 +1,7 @@
 """Log events: a stable dotted name with fields, written as one JSON object per line.
 
 Who is concerned (tenant, run, step, trace) is bound once per piece of work and stands in every
-event below it; an event's own fields win over what is bound. Plain ``logging`` calls come out in
+event below it; an event's own fields win over what is bound. Plain ``logging`` calls take
 the same form: ``extra`` gives the fields, and below ``penstock`` the message is the event.
 """
 
@@ -98,7 +98,7 @@ class EventLog:
         self._emit(logging.INFO, event, fields)
 
     def warning(self, event: str, **fields: object) -> None:
-        """Log what Penstock handles by itself, but somebody should know."""
+        """Log an event that Penstock handles itself but an operator should know."""
         self._emit(logging.WARNING, event, fields)
 
     def error(self, event: str, error: BaseException | None = None, **fields: object) -> None:

@@ -1,4 +1,4 @@
-"""What the bus counts: plain integers on the hot path, metrics only when somebody asks.
+"""Counts of the bus: plain integers on the hot path, metrics only when they are scraped.
 
 Counting with a metric object takes a lock; adding to an integer does not. The collector turns the
 integers into metrics at each scrape.
@@ -28,7 +28,7 @@ class WriterTally:
 
 @dataclass(slots=True)
 class ConsumerTally:
-    """What became of the messages that came from one durable."""
+    """Outcomes of the messages of one durable consumer."""
 
     durable: str
     acked: int = 0

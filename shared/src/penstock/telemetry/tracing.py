@@ -1,6 +1,6 @@
 """W3C trace context in message headers, and spans where an OTLP collector is configured.
 
-Without a collector no span is recorded: a context that came in is passed on unchanged, as the
+Without a collector no span is recorded: an incoming context is passed on unchanged, as the
 W3C recommendation asks of those who do not take part, and only a missing one is made.
 The OpenTelemetry SDK is imported by ``configure`` alone, and only with an endpoint.
 """
@@ -244,7 +244,7 @@ def configure(*, service: str, instance_id: str, otlp_endpoint: str | None) -> N
 
 
 def exporting() -> bool:
-    """Tell whether spans are recorded; where not, the hot path need not make any."""
+    """Return whether spans are recorded; if not, the hot path need not create any."""
     return _exporter is not None
 
 
