@@ -7,9 +7,8 @@ holds is never done again. It leaves out whatever depends on something that is a
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import Final
 
 from pydantic import ValidationError
 
@@ -21,46 +20,19 @@ from penstock.contracts.ids import (
     RecordId,
     call_step_id,
     instance_id,
-    parse_step_id,
     resolution_record_id,
     turn_step_id,
 )
 from penstock.contracts.json import Json
 from penstock.contracts.plan import AgentNode, LoopNode, MapNode, Node, ParallelNode, Plan, ToolNode
-from penstock.runs.lineage import Lineage, Path, Staleness
-from penstock.runs.seeds import called_tool, invalid, made_up, replaced, seeded
+from penstock.runs.lineage import Element, Lineage, Path, Staleness, element_of
+from penstock.runs.seeds import Cut, called_tool, invalid, made_up, replaced, seeded
 from penstock.runs.state import Entry, StepState, fold, new_state
 
 FROM_OUTSIDE: Final = frozenset({"cancelled", "run_timeout", "budget_exhausted", "plan_missing"})
 """Codes of ends that no recorded outcome leads to: a run without them would continue."""
 
 _ADVICE: Final = 20
-
-
-class Element(NamedTuple):
-    """What an id of a step or node record stands for."""
-
-    node: Node
-    path: Path
-    turn: int | None
-    call: int | None
-    phase: str
-
-    @property
-    def iid(self) -> str:
-        """The instance of the node."""
-        return instance_id(self.node.id, self.path)
-
-
-@dataclass(frozen=True, slots=True)
-class _Cut:
-    """Up to where the turns of an agent's instance hold."""
-
-    turn: int
-    index: int | None = None
-    """The call whose outcome is another; ``None``: the turn's, so that its calls are made again."""
-    calls: bool = False
-    """Whether the calls of the last turn hold."""
 
 
 def seed_of(
@@ -131,7 +103,7 @@ class _Harvest:
                     if node_record.status == "open"
                 )
         self.stale = Staleness(Lineage(plan))
-        self.cuts: dict[str, _Cut] = {}
+        self.cuts: dict[str, Cut] = {}
         self.replaced: set[str] = set()
         """Instances and steps whose outcomes are given by overrides."""
         self.handlers_hold = False
@@ -177,17 +149,8 @@ class _Harvest:
         )
 
     def element(self, step_or_record_id: str) -> Element | None:
-        """Return what an id stands for in the plan, if for anything."""
-        try:
-            node_id, path, turn, index = parse_step_id(step_or_record_id)
-        except ValueError:
-            return None
-        position = self.plan.positions.get(node_id)
-        if position is None or position.depth != len(path):
-            return None
-        if turn is not None and position.node.kind != "agent":
-            return None
-        return Element(position.node, path, turn, index, position.phase)
+        """Return the element of the plan that an id names, if there is one."""
+        return element_of(self.plan, step_or_record_id)
 
     # -- what is left out --------------------------------------------------------------------
 
@@ -205,7 +168,7 @@ class _Harvest:
                 step = self.state.steps.get(turn_step_id(record_id, turn))
                 if step is not None and step.status == "succeeded" and turn > 0:
                     # Its last turn had no valid action: the turn is repeated.
-                    self.cuts[record_id] = _Cut(turn - 1, calls=True)
+                    self.cuts[record_id] = Cut(turn - 1, calls=True)
 
     def _tolerated(self, node: Node, path: Path) -> bool:
         """Whether the run went on although an instance failed."""
@@ -472,7 +435,7 @@ class _Harvest:
             name = called_tool(spoken, found.call)
             if name is None:
                 raise self._unknown(step_id)
-            self.cuts[found.iid] = _Cut(turn, found.call)
+            self.cuts[found.iid] = Cut(turn, found.call)
             if known is not None:
                 return replaced(known, output)
             return made_up(self.plan, self._now, step_id, found.node, StepKind.TOOL, name, output)
@@ -488,7 +451,7 @@ class _Harvest:
                 '{"action": "respond", "text": ...}, or use_tools, or route_to_agent; '
                 f"or override {found.iid} as a whole",
             ) from error
-        self.cuts[found.iid] = _Cut(turn)
+        self.cuts[found.iid] = Cut(turn)
         if known is not None:
             return replaced(known, output)
         return made_up(

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
+from penstock.contracts.ids import instance_id, parse_step_id
 from penstock.contracts.json import Json
 from penstock.contracts.plan import (
     ApprovalNode,
@@ -37,6 +38,35 @@ Extent = Literal["whole", "outcome", "followers"]
 """What is stale of a node: all of it and what is inside, its own outcome, or what follows it."""
 
 _MISSING: Final = object()
+
+
+class Element(NamedTuple):
+    """The element of a plan that the id of a step or node record names."""
+
+    node: Node
+    path: Path
+    turn: int | None
+    call: int | None
+    phase: str
+
+    @property
+    def iid(self) -> str:
+        """The instance of the node."""
+        return instance_id(self.node.id, self.path)
+
+
+def element_of(plan: Plan, step_or_record_id: str) -> Element | None:
+    """Return the element of a plan that an id names; ``None`` if there is none."""
+    try:
+        node_id, path, turn, index = parse_step_id(step_or_record_id)
+    except ValueError:
+        return None
+    position = plan.positions.get(node_id)
+    if position is None or position.depth != len(path):
+        return None
+    if turn is not None and position.node.kind != "agent":
+        return None
+    return Element(position.node, path, turn, index, position.phase)
 
 
 class Lineage:

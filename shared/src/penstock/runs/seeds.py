@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 
 from pydantic import ValidationError
@@ -12,6 +13,17 @@ from penstock.contracts.facts import SeededStep, StepKind
 from penstock.contracts.json import Json
 from penstock.contracts.plan import Node, Plan
 from penstock.runs.state import StepState
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Up to where the turns of an agent's instance hold."""
+
+    turn: int
+    index: int | None = None
+    """The call whose outcome is another; ``None``: the turn's, so that its calls are made again."""
+    calls: bool = False
+    """Whether the calls of the last turn hold."""
 
 
 def called_tool(spoken: StepState | None, index: int) -> str | None:
