@@ -29,7 +29,6 @@ from penstock.bus.connection import Bus, connect
 from penstock.bus.reader import LogReader
 from penstock.contracts import subjects
 from penstock.contracts.facts import (
-    FACT,
     Decision,
     DefinitionKind,
     RunEnded,
@@ -39,6 +38,7 @@ from penstock.contracts.facts import (
     StepKind,
     StepResult,
     StepScheduled,
+    fact_bytes,
 )
 from penstock.contracts.ids import run_id_from, shard_of
 from penstock.db import create_engine, upgrade
@@ -123,7 +123,7 @@ def interleaved(runs: int, shards: int) -> Iterator[tuple[str, bytes]]:
             if (found := next(run, None)) is None:
                 open_runs.remove(run)
             else:
-                yield found[0], FACT.dump_json(found[1])
+                yield found[0], fact_bytes(found[1])
 
 
 async def fill(bus: Bus, runs: int, shards: int) -> None:

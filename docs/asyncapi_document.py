@@ -14,9 +14,10 @@ from typing import Any, Final, NamedTuple, cast, get_type_hints
 
 import yaml
 from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
 
+from penstock.catalogue import schemas_of
 from penstock.contracts import facts, pending, rpc, runners, subjects
+from penstock.contracts.structs import WireStruct
 from penstock_orchestrator.archive import parts as archive
 from penstock_orchestrator.archive.erasure import Eraser
 from penstock_orchestrator.archive.keeping import Keeper
@@ -55,7 +56,7 @@ class Channel(NamedTuple):
     name: str
     address: str
     message: str | None
-    model: type[BaseModel] | None
+    model: type[BaseModel | WireStruct] | None
     summary: str
     stream: str | None
     sent_by: str
@@ -238,8 +239,8 @@ class Request(NamedTuple):
 
     service: str
     verb: str
-    request: type[BaseModel]
-    reply: type[BaseModel]
+    request: type[BaseModel | WireStruct]
+    reply: type[BaseModel | WireStruct]
 
     @property
     def name(self) -> str:
@@ -278,7 +279,7 @@ def _ref(*parts: str) -> dict[str, str]:
     return {"$ref": "#/" + "/".join(part.replace("~", "~0").replace("/", "~1") for part in parts)}
 
 
-def _first_line(model: type[BaseModel]) -> str:
+def _first_line(model: type[BaseModel | WireStruct]) -> str:
     return (inspect.getdoc(model) or "").partition("\n")[0].replace("``", "`")
 
 
@@ -306,9 +307,9 @@ def document() -> dict[str, Any]:
     channels: dict[str, Any] = {}
     operations: dict[str, Any] = {}
     messages: dict[str, Any] = {}
-    models: list[type[BaseModel]] = [facts.Claim, rpc.Reply]
+    models: list[type[BaseModel | WireStruct]] = [facts.Claim, rpc.Reply]
 
-    def message_of(name: str, model: type[BaseModel], payload: dict[str, Any]) -> None:
+    def message_of(name: str, model: type[BaseModel | WireStruct], payload: dict[str, Any]) -> None:
         messages[name] = {
             "name": name,
             "contentType": "application/json",
@@ -383,10 +384,7 @@ def document() -> dict[str, Any]:
             "reply": {"channel": _ref("channels", f"{name}.reply")},
         }
     message_of("claim", facts.Claim, _ref("components", "schemas", facts.Claim.__name__))
-    _, schemas = models_json_schema(
-        [(model, "validation") for model in models],
-        ref_template="#/components/schemas/{model}",
-    )
+    schemas = schemas_of(models, ref_template="#/components/schemas/{model}")
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -409,7 +407,7 @@ def document() -> dict[str, Any]:
         },
         "channels": channels,
         "operations": operations,
-        "components": {"messages": messages, "schemas": _plain(schemas["$defs"])},
+        "components": {"messages": messages, "schemas": _plain(schemas)},
     }
 
 

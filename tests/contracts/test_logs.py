@@ -25,6 +25,7 @@ from penstock.contracts.facts import (
 )
 from penstock.contracts.ids import content_digest
 from penstock.contracts.plan import PLAN, Plan
+from penstock.contracts.structs import decode, plain
 from penstock.runs.state import Entry, RunState, evolve, fold, new_state
 from penstock_orchestrator.core.decide import decide, repair
 from tests.contracts.record import STORIES, summary
@@ -50,7 +51,7 @@ class Recording:
     @cached_property
     def entries(self) -> list[Entry]:
         lines = self.file.read_text(encoding="utf-8").splitlines()
-        read = [LogEntry.model_validate_json(line) for line in lines]
+        read = [decode(LogEntry, line) for line in lines]
         return [Entry(item.seq, subjects.parse_fact(item.subject), item.fact) for item in read]
 
     @property
@@ -84,14 +85,15 @@ def essence(fact: RunFact) -> dict[str, Any]:
     """Return what a message of a decision says, in the form that all writers have in common."""
     if isinstance(fact, StepScheduled):
         kept = {"node_id", "name", "input", "expires_at", "secrets", "at_most_once"}
-        return fact.model_dump(mode="json", include=kept)
+        return _only(fact, kept)
     if isinstance(fact, StateChanged):
-        waits = (*fact.waits, *fact.decision.waits)
-        return {
-            "waits": [wait.model_dump(mode="json") for wait in waits],
-        }
+        return {"waits": [plain(wait) for wait in fact.decision.waits]}
     assert isinstance(fact, RunEnded)
-    return fact.model_dump(mode="json", include={"status", "output", "error"})
+    return _only(fact, {"status", "output", "error"})
+
+
+def _only(fact: RunFact, names: set[str]) -> dict[str, Any]:
+    return {name: value for name, value in plain(fact).items() if name in names}
 
 
 def is_part(recorded: Any, decided: Any) -> bool:

@@ -24,6 +24,7 @@ from penstock.bus.records import Record
 from penstock.contracts import subjects
 from penstock.contracts.facts import CancelRequested, StepKind, StepScheduled, TimerDue
 from penstock.contracts.plan import Plan
+from penstock.contracts.structs import decode, encode
 from penstock.runs.state import Entry
 from penstock_orchestrator.engine import engine as engine_module
 from penstock_orchestrator.engine.engine import Engine
@@ -100,7 +101,7 @@ class World:
 
     async def fire(self, index: int, timer_id: str) -> None:
         due_at = self.timers[timer_id]
-        body = TimerDue(due_at=due_at).model_dump_json().encode()
+        body = encode(TimerDue(due_at=due_at))
         subject = subjects.timer_due(TENANT, SHARD, RUN_ID, timer_id)
         try:
             await self.engines[index].on_timer(delivery(subject, body, 1, 1))
@@ -173,7 +174,7 @@ class Writer:
     ) -> int:
         await self.world.effect("before")
         if subject.startswith("timer.set."):
-            due_at = TimerDue.model_validate_json(body).due_at
+            due_at = decode(TimerDue, body).due_at
             self.world.timers[subject.rsplit(".", 1)[1]] = due_at
             stored = 0
         else:

@@ -7,12 +7,14 @@ from typing import Any
 
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from penstock.contracts import subjects
 from penstock.contracts.errors import RejectedError
 from penstock.contracts.facts import NodeRecord, SignalReceived, StepKind, StepResult
 from penstock.contracts.ids import answer_signal_id
 from penstock.contracts.plan import Plan
+from penstock.contracts.structs import convert
 from penstock.runs.forks import FROM_OUTSIDE, seed_of
 from tests.simulation.plans import EVENT, FEATURES, PlanMaker
 from tests.simulation.users import sketch
@@ -66,7 +68,7 @@ class Player:
             step = self.random.choice(running)
             subject = subjects.result(PREFIX, step.step_id, step.attempt)
             fact = self._outcome(step.kind, step.name)
-            driver.give(subject, fact.model_copy(update={"name": step.name}))
+            driver.give(subject, structs.replace(fact, name=step.name))
         elif opened:
             self._answer(driver, self.random.choice(opened))
         elif waiting and self.random.random() < 0.5:
@@ -90,7 +92,7 @@ class Player:
         error = random.choice([None, None, None, None, transient(), rejected()])
         if name == "once" and random.random() < 0.3:
             lost = make_result(now=at(self.now), error=transient())
-            return lost.model_copy(update={"status": "unknown"})
+            return structs.replace(lost, status="unknown")
         output: Any = random.randint(0, 9)
         if kind is StepKind.AGENT:
             output = random.choice(
@@ -105,14 +107,15 @@ class Player:
 
     def _answer(self, driver: Driver, node_record: NodeRecord) -> None:
         kind, answers = ANSWERS[node_record.kind]
-        fact = SignalReceived.model_validate(
+        fact = convert(
+            SignalReceived,
             {
                 "occurred_at": at(self.now),
                 "name": kind,
                 "kind": kind,
                 "target": node_record.record_id,
                 "payload": self.random.choice(answers),
-            }
+            },
         )
         driver.give(subjects.signal(PREFIX, self._answer_to(node_record)), fact)
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from penstock.contracts import subjects
 from penstock.contracts.facts import (
-    FACT,
     CancelRequested,
     Decision,
     NodeRecord,
@@ -19,6 +18,8 @@ from penstock.contracts.facts import (
     StateChanged,
     StepResult,
     StepScheduled,
+    fact_bytes,
+    read_fact,
 )
 from penstock.contracts.ids import (
     instance_id,
@@ -100,7 +101,7 @@ class Invariants:
     def on_stored(self, message: StoredMessage) -> None:
         """Check one more fact."""
         body = self._read(message.body)
-        fact: RunFact = FACT.validate_json(body)
+        fact: RunFact = read_fact(body)
         subject = subjects.parse_fact(message.subject)
         ledger = self.runs.get(subject.run_id)
         if ledger is None:
@@ -366,7 +367,7 @@ def projected(ledger: RunLedger) -> RunRow:
     projection = Projection(lambda instant: instant)
     key = (ledger.tenant, ledger.run_id)
     messages = [
-        Addressed(entry.seq, text, entry.subject, FACT.dump_json(entry.fact))
+        Addressed(entry.seq, text, entry.subject, fact_bytes(entry.fact))
         for entry, text in zip(ledger.entries, ledger.subjects, strict=True)
     ]
     row = RunRow()

@@ -17,6 +17,7 @@ from penstock.contracts import subjects
 from penstock.contracts.facts import Claim, NodeRecord
 from penstock.contracts.ids import run_id_from, shard_of
 from penstock.contracts.plan import Plan
+from penstock.contracts.structs import decode
 from penstock.runs.state import RunState
 from penstock_orchestrator.core.decisions import Decided
 from penstock_orchestrator.engine import engine as engine_module
@@ -125,7 +126,7 @@ class World:
     def _unclaimed(self, body: bytes) -> bytes:
         if not is_claim(body):
             return body
-        return self.server.objects[Claim.model_validate_json(body).sha256]
+        return self.server.objects[decode(Claim, body).sha256]
 
     def draw_skew(self) -> float:
         """Draw how wrong a new process' clock is, in seconds."""

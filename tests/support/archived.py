@@ -15,13 +15,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from penstock.contracts.archive import GetProfile
 from penstock.contracts.facts import (
-    FACT,
     RunEnded,
     RunInvoked,
     SignalReceived,
     StepKind,
     StepResult,
+    read_fact,
 )
+from penstock.contracts.structs import plain
 from penstock.contracts.subjects import parse_fact
 from penstock.runs.profiles import profile_of_entries, provider_of
 from penstock.runs.state import PENDING, Entry, RunState, fold, new_state
@@ -41,7 +42,7 @@ Key = tuple[str, str]
 def entries_of(log: Sequence[Message]) -> list[Entry]:
     """Read a log whose first message has sequence 1."""
     return [
-        Entry(seq, parse_fact(subject), FACT.validate_json(body))
+        Entry(seq, parse_fact(subject), read_fact(body))
         for seq, (subject, body) in enumerate(log, 1)
     ]
 
@@ -251,7 +252,7 @@ def _inline(value: JsonValue) -> JsonValue:
 
 
 def _dumped(model: Any) -> Any:
-    return None if model is None else model.model_dump(mode="json")
+    return None if model is None else plain(model, defaults=False)
 
 
 def _clean(text: str) -> str:

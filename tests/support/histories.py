@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
+from msgspec import structs
 from pydantic import JsonValue
 
 from penstock.contracts import subjects
 from penstock.contracts.errors import ErrorFamily, ErrorInfo
 from penstock.contracts.facts import (
-    FACT,
     BlockedCall,
     CancelRequested,
     Decision,
@@ -37,6 +37,7 @@ from penstock.contracts.facts import (
     Trigger,
     Usage,
     Wait,
+    fact_bytes,
 )
 from penstock.contracts.ids import run_id_from
 
@@ -268,10 +269,9 @@ class Story:
         )
 
     def _state_changed(self) -> tuple[str, RunFact]:
-        waits = self._waits() if self.rng.random() < 0.5 else ()
         return (
             subjects.out(self.prefix, self.number, subjects.STATE_SUFFIX),
-            StateChanged(occurred_at=self.clock(), decision=self._said(), waits=waits),
+            StateChanged(occurred_at=self.clock(), decision=self._said()),
         )
 
     def _signal(self) -> tuple[str, RunFact]:
@@ -317,7 +317,7 @@ class Story:
             kind = self.kinds.setdefault(step_id, rng.choice(list(StepKind)))
             scheduled.append(step_id)
             suffixes.append(subjects.step_suffix(kind, "main", step_id, attempts[step_id]))
-        said = said.model_copy(update={"manifest": tuple(suffixes[1:])})
+        said = structs.replace(said, manifest=tuple(suffixes[1:]))
         for place, (step_id, suffix) in enumerate(zip(scheduled, suffixes, strict=True)):
             yield (
                 subjects.out(self.prefix, self.number, suffix),
@@ -370,7 +370,7 @@ def random_log(rng: random.Random, runs: int) -> list[Message]:
         history = rng.choice(histories)
         if history:
             subject, fact = history.pop(0)
-            log.setdefault(subject, FACT.dump_json(fact))
+            log.setdefault(subject, fact_bytes(fact))
         else:
             histories.remove(history)
     return list(log.items())

@@ -18,7 +18,6 @@ from pydantic import JsonValue
 from penstock.contracts import subjects
 from penstock.contracts.errors import ConflictError, ErrorFamily, ErrorInfo
 from penstock.contracts.facts import (
-    FACT,
     CancelRequested,
     DefinitionKind,
     RunEnded,
@@ -29,6 +28,8 @@ from penstock.contracts.facts import (
     StepResult,
     StepScheduled,
     Usage,
+    fact_bytes,
+    read_fact,
 )
 from penstock.contracts.plan import (
     AgentNode,
@@ -178,7 +179,7 @@ class Message:
 
     @cached_property
     def entry(self) -> Entry:
-        return Entry(self.seq, subjects.parse_fact(self.subject), FACT.validate_json(self.body))
+        return Entry(self.seq, subjects.parse_fact(self.subject), read_fact(self.body))
 
 
 class Log:
@@ -194,7 +195,7 @@ class Log:
         Raises:
             ConflictError: `duplicate_fact` or `fenced`, as the server refuses it.
         """
-        return self.append_body(subject, FACT.dump_json(fact), fence=fence)
+        return self.append_body(subject, fact_bytes(fact), fence=fence)
 
     def append_body(self, subject: str, body: bytes, *, fence: str | None = None) -> Message:
         """Store the bytes of a fact; refuses as `append` does."""
@@ -361,7 +362,7 @@ class Engine:
             assert self.state.cancel is None, "a step would start after the cancellation"
             for output in missing.outputs:
                 subject = subjects.out(PREFIX, missing.number, output.suffix)
-                body = FACT.dump_json(output.fact)
+                body = fact_bytes(output.fact)
                 assert body == self.ledger.meant[subject], f"{subject} was repaired differently"
                 yield "repair"
                 self._publish_follower(subject, output)
@@ -376,7 +377,7 @@ class Engine:
         stored = self.log.append(subject, first.fact, fence=subjects.fence(PREFIX, number))
         for output in others:
             follower = subjects.out(PREFIX, number, output.suffix)
-            self.ledger.meant[follower] = FACT.dump_json(output.fact)
+            self.ledger.meant[follower] = fact_bytes(output.fact)
         yield "fold the first message"
         self._fold(self.state, stored.entry)
         for output in others:

@@ -11,12 +11,11 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
-from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
+from pydantic import BaseModel, TypeAdapter
 
 from penstock.contracts import (
     actions,
@@ -30,6 +29,7 @@ from penstock.contracts import (
     schedules,
     turns,
 )
+from penstock.contracts.structs import WireStruct
 from penstock.runs import bundles, events, views
 
 
@@ -37,7 +37,7 @@ class Message(NamedTuple):
     """One kind of message: its name in the catalogue, its model, and where it travels."""
 
     name: str
-    model: type[BaseModel]
+    model: type[BaseModel | WireStruct]
     where: str
 
 
@@ -140,10 +140,7 @@ MESSAGES: Final = (*FACTS, *OTHERS, *REGISTRY, *ARCHIVE)
 
 def schema(message: Message) -> dict[str, Any]:
     """Return a message's JSON Schema (2020-12), as whoever writes the message has to obey it."""
-    _, document = models_json_schema(
-        [(message.model, "validation")], ref_template="#/$defs/{model}"
-    )
-    definitions: dict[str, Any] = document["$defs"]
+    definitions = schemas_of([message.model], ref_template="#/$defs/{model}")
     for name, definition in definitions.items():
         _describe(definition, _texts().get(name, {}))
     top = definitions.pop(message.model.__name__)
@@ -157,6 +154,22 @@ def schema(message: Message) -> dict[str, Any]:
     return document
 
 
+def schemas_of(
+    models: Iterable[type[BaseModel | WireStruct]], *, ref_template: str
+) -> dict[str, Any]:
+    """Return the JSON Schemas of models and of all their parts, by the models' names.
+
+    Args:
+        models: Structs and pydantic models.
+        ref_template: How a reference to another of them is spelled.
+    """
+    mode: Literal["validation"] = "validation"
+    inputs = [(model.__name__, mode, TypeAdapter(model)) for model in models]
+    _, document = TypeAdapter.json_schemas(inputs, ref_template=ref_template)
+    definitions: dict[str, Any] = document["$defs"]
+    return definitions
+
+
 def _describe(definition: dict[str, Any], texts: dict[str, str]) -> None:
     for name, field in definition.get("properties", {}).items():
         field.pop("title", None)
@@ -165,7 +178,8 @@ def _describe(definition: dict[str, Any], texts: dict[str, str]) -> None:
         if "const" in field:
             # It tells the message from others, so a reader of the union cannot do without.
             field.pop("default", None)
-            definition["required"] = [name, *definition.get("required", ())]
+            required = [other for other in definition.get("required", ()) if other != name]
+            definition["required"] = [name, *required]
 
 
 @lru_cache(maxsize=1)

@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from typing import Final
 from urllib.parse import quote, quote_plus
 
+from msgspec import structs
+
 from penstock.contracts.errors import ErrorDetail, ErrorInfo
 from penstock.contracts.json import Json
 from penstock.expressions.secrets import MASK
@@ -54,19 +56,18 @@ class Mask:
 
     def info(self, error: ErrorInfo) -> ErrorInfo:
         """Return a failure without them."""
-        return error.model_copy(
-            update={
-                "code": self.text(error.code),
-                "message": self.text(error.message),
-                "details": tuple(
-                    ErrorDetail(
-                        path=self.text(detail.path),
-                        message=self.text(detail.message),
-                        allowed=None if detail.allowed is None else self.text(detail.allowed),
-                    )
-                    for detail in error.details
-                ),
-            }
+        return structs.replace(
+            error,
+            code=self.text(error.code),
+            message=self.text(error.message),
+            details=tuple(
+                ErrorDetail(
+                    path=self.text(detail.path),
+                    message=self.text(detail.message),
+                    allowed=None if detail.allowed is None else self.text(detail.allowed),
+                )
+                for detail in error.details
+            ),
         )
 
     def held(self, text: str) -> int:

@@ -29,6 +29,7 @@ from penstock.contracts.facts import (
 from penstock.contracts.ids import answer_signal_id, child_run_id, run_id_from_key
 from penstock.contracts.json import Json
 from penstock.contracts.plan import Plan
+from penstock.contracts.structs import convert
 from penstock.runs.state import StepState
 from penstock_orchestrator.core.decide import decide, expired, wake_at
 from penstock_registry.core.catalog import RUNNABLE, Catalog
@@ -274,7 +275,7 @@ class LocalEngine:
             version=int(str(config["version"])),
             plan_digest=digest,
             input=fact.input,
-            limits=RunLimits.model_validate(limits or {}),
+            limits=convert(RunLimits, limits or {}),
             trigger=Trigger.RUN,
             parent=ParentRef(
                 run_id=run.run_id,

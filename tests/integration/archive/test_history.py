@@ -14,7 +14,7 @@ from penstock.bus.history import HistoryReader, is_young
 from penstock.bus.reader import LogReader
 from penstock.contracts import subjects
 from penstock.contracts.errors import TransientError
-from penstock.contracts.facts import FACT, SignalReceived
+from penstock.contracts.facts import SignalReceived, fact_bytes
 from penstock.contracts.ids import run_id_from, run_id_from_key, shard_of
 from penstock.runs.state import Entry, fold, new_state
 from penstock.settings import CoreSettings
@@ -54,7 +54,7 @@ async def test_run_whose_beginning_the_log_has_lost_is_read_from_archive_and_tai
         assert await reader.read_run(TENANT, SHARD, RUN_ID) == whole
         # A signal reaches it: the log has that alone.
         signal = SignalReceived(occurred_at=datetime.now(UTC), name="go")
-        await publish(bus, [(subjects.signal(PREFIX, "s1"), FACT.dump_json(signal))])
+        await publish(bus, [(subjects.signal(PREFIX, "s1"), fact_bytes(signal))])
         found = await reader.read_run(TENANT, SHARD, RUN_ID, at_least_seq=4)
         assert [entry.subject.event for entry in found] == ["invoke", "step", "result", "signal"]
         assert folded(found) == folded([*whole, found[-1]])

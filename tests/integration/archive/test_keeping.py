@@ -35,7 +35,6 @@ from penstock.contracts.archive import (
 )
 from penstock.contracts.errors import ConflictError, ErrorInfo, RejectedError, TransientError
 from penstock.contracts.facts import (
-    FACT,
     DeadLetter,
     Decision,
     DefinitionKind,
@@ -50,8 +49,10 @@ from penstock.contracts.facts import (
     StepScheduled,
     TimerDue,
     Usage,
+    fact_bytes,
 )
 from penstock.contracts.ids import run_id_from_key, shard_of
+from penstock.contracts.structs import encode
 from penstock.runs.state import Entry, fold, new_state
 from penstock.runs.views import RunView, run_view
 from penstock_orchestrator.archive import tables
@@ -163,7 +164,7 @@ def create_run(
                 ),
             )
         )
-    return [(subject, FACT.dump_json(fact)) for subject, fact in facts]
+    return [(subject, fact_bytes(fact)) for subject, fact in facts]
 
 
 async def publish_packed(bus: Bus, log: Sequence[Message], threshold: int = 131_072) -> None:
@@ -319,12 +320,12 @@ async def plant(bus: Bus, name: str, *, session_id: str | None = None) -> None:
     await publish_packed(bus, create_run(name, session_id=session_id, said=CANARY))
     child = create_run(f"{name}-child", parent=name, said=CANARY + "x" * 200_000)
     await publish_packed(bus, child)
-    deltas = DeltaBatch(first=0, texts=(CANARY,)).model_dump_json().encode()
+    deltas = encode(DeltaBatch(first=0, texts=(CANARY,)))
     await bus.request(subjects.delta(TENANT, shard, run_id, "main-1", 1), deltas)
     later = datetime.now(UTC) + timedelta(days=2)
     await bus.request(
         subjects.timer_set(TENANT, shard, run_id, CANARY),
-        TimerDue(due_at=later).model_dump_json().encode(),
+        encode(TimerDue(due_at=later)),
         headers={
             "Nats-Schedule": "@at " + later.isoformat(timespec="milliseconds")[:-6] + "Z",
             "Nats-Schedule-Target": subjects.timer_due(TENANT, shard, run_id, CANARY),
@@ -345,7 +346,7 @@ async def plant(bus: Bus, name: str, *, session_id: str | None = None) -> None:
         body=CANARY,
         occurred_at=datetime.now(UTC),
     )
-    await bus.request(subjects.dead(subjects.RUNS, "engine_0"), letter.model_dump_json().encode())
+    await bus.request(subjects.dead(subjects.RUNS, "engine_0"), encode(letter))
 
 
 async def places_with(bus: Bus, engine: AsyncEngine, needle: str) -> set[str]:

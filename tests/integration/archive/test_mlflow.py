@@ -21,7 +21,7 @@ import pytest
 from penstock.bus.connection import Bus
 from penstock.contracts import subjects
 from penstock.contracts.errors import ErrorInfo
-from penstock.contracts.facts import FACT, Decision, RunEnded, RunStatus
+from penstock.contracts.facts import Decision, RunEnded, RunStatus, fact_bytes
 from penstock.embedded import NatsServer
 from penstock.settings import CoreSettings
 from penstock.sinks.process import run_mlflow_sink
@@ -137,7 +137,7 @@ def ended_as(name: str, status: Any) -> list[Message]:
         status=status,
         error=ErrorInfo(code="boom", message="it broke"),
     )
-    return [*log[:-1], (subjects.out(prefix, 2, subjects.END_SUFFIX), FACT.dump_json(fact))]
+    return [*log[:-1], (subjects.out(prefix, 2, subjects.END_SUFFIX), fact_bytes(fact))]
 
 
 def _by_run(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -18,7 +18,8 @@ from penstock.bus.connection import Bus
 from penstock.contracts import subjects
 from penstock.contracts.archive import ListRuns, RunPage
 from penstock.contracts.errors import TransientError
-from penstock.contracts.facts import FACT, DeadLetter, DefinitionKind, RunInvoked
+from penstock.contracts.facts import DeadLetter, DefinitionKind, RunInvoked, fact_bytes
+from penstock.contracts.structs import decode
 from penstock.db import create_engine
 from penstock.embedded import NatsServer
 from penstock_orchestrator.archive import tables
@@ -149,7 +150,7 @@ async def test_projector_of_large_facts_takes_them_in_batches_of_bounded_size(
     log = [
         (
             f"run.acme.0.R{number}.in.invoke",
-            FACT.dump_json(
+            fact_bytes(
                 RunInvoked(
                     occurred_at=START,
                     name="n",
@@ -194,7 +195,7 @@ async def test_projector_with_an_unreadable_message_keeps_it_as_a_dead_letter(
             if not info["state"]["messages"]:
                 return None
             found = await bus.nc.jetstream().get_msg(subjects.DEAD, seq=1)
-            return DeadLetter.model_validate_json(found.data or b"")
+            return decode(DeadLetter, found.data or b"")
 
         found = await eventually(letter, within=15)
     assert found is not None

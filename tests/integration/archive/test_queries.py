@@ -36,7 +36,6 @@ from penstock.contracts.archive import (
 )
 from penstock.contracts.errors import RejectedError
 from penstock.contracts.facts import (
-    FACT,
     Decision,
     DefinitionKind,
     RunEnded,
@@ -49,6 +48,7 @@ from penstock.contracts.facts import (
     StepResult,
     StepScheduled,
     Usage,
+    fact_bytes,
 )
 from penstock.db import create_engine
 from penstock.embedded import NatsServer
@@ -114,7 +114,7 @@ async def archive(store: Store, log: Sequence[Message]) -> None:
 
 
 def message(subject: str, fact: RunFact) -> Message:
-    return subject, FACT.dump_json(fact)
+    return subject, fact_bytes(fact)
 
 
 def create_run(

@@ -15,12 +15,12 @@ from penstock.bus.reader import LogReader
 from penstock.bus.writer import LogWriter
 from penstock.contracts import subjects
 from penstock.contracts.facts import (
-    FACT,
     DefinitionKind,
     RunInvoked,
     RunLimits,
     RunStatus,
     SignalReceived,
+    fact_bytes,
 )
 from penstock.contracts.ids import run_id_from, shard_of
 from penstock.contracts.plan import (
@@ -80,7 +80,7 @@ async def begin(world: World, plan: Plan, *, limits: RunLimits | None = None) ->
         plan_digest=plan.digest(),
         limits=limits or RunLimits(),
     )
-    await world.writer.append(subjects.invoke(world.prefix(run_id)), FACT.dump_json(fact))
+    await world.writer.append(subjects.invoke(world.prefix(run_id)), fact_bytes(fact))
     await world.scheduled(run_id, "a")
     await world.report(run_id, "a", output="first")
     await world.until(run_id, lambda state: state.status is RunStatus.WAITING)
@@ -133,7 +133,7 @@ async def test_run_older_than_the_log_goes_on_when_its_signal_comes(
         await world.start_engine("engine-2")
         signal = SignalReceived(occurred_at=datetime.now(UTC), name="go", payload=7)
         subject = subjects.signal(world.prefix(run_id), "s1")
-        await world.writer.append(subject, FACT.dump_json(signal))
+        await world.writer.append(subject, fact_bytes(signal))
         await assert_done_once(world, run_id)
 
 

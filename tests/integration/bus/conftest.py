@@ -19,7 +19,7 @@ from penstock.bus.reader import LogReader
 from penstock.bus.topology import ensure, ensure_runner_consumer
 from penstock.bus.writer import LogWriter
 from penstock.contracts import subjects
-from penstock.contracts.facts import FACT, SignalReceived
+from penstock.contracts.facts import SignalReceived, fact_bytes
 from penstock.embedded import NatsServer
 from penstock.settings import CoreSettings
 
@@ -28,7 +28,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 def fact(payload: Any = None) -> bytes:
     """Return a small fact that can be read back."""
-    return FACT.dump_json(SignalReceived(occurred_at=NOW, name="x", payload=payload))
+    return fact_bytes(SignalReceived(occurred_at=NOW, name="x", payload=payload))
 
 
 def more_than(found: Collection[object], count: int) -> Callable[[], bool]:

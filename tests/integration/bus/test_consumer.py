@@ -22,6 +22,7 @@ from penstock.contracts.errors import (
     TransientError,
 )
 from penstock.contracts.facts import DeadLetter
+from penstock.contracts.structs import decode
 from penstock.embedded import NatsServer
 from tests.integration.bus.conftest import Bench, OpenBench, fact, holds, more_than
 from tests.support.waiting import eventually
@@ -48,7 +49,7 @@ async def all_done(bench: Bench, durable: str, within: float = 5) -> None:
 async def dead_letters(bench: Bench, durable: str) -> list[DeadLetter]:
     subject = subjects.dead(subjects.RUNS, durable)
     return [
-        DeadLetter.model_validate_json(message.body)
+        decode(DeadLetter, message.body)
         async for page in bench.reader.pages(subjects.DEAD, subject)
         for message in page
     ]

@@ -22,7 +22,6 @@ from penstock.bus.writer import LogWriter
 from penstock.contracts import subjects
 from penstock.contracts.errors import ErrorInfo
 from penstock.contracts.facts import (
-    FACT,
     Decision,
     DefinitionKind,
     DeltaBatch,
@@ -36,6 +35,7 @@ from penstock.contracts.facts import (
     StepResult,
     StepScheduled,
     Usage,
+    fact_bytes,
 )
 from penstock.contracts.ids import shard_of
 from penstock.contracts.pending import (
@@ -51,6 +51,7 @@ from penstock.contracts.plan import (
     ToolNode,
 )
 from penstock.contracts.runners import WebhookRecord
+from penstock.contracts.structs import encode
 from penstock.embedded import NatsServer
 from penstock.runs.state import Entry
 from penstock.settings import CoreSettings
@@ -145,7 +146,7 @@ class Engine:
         return subjects.run_prefix(self.tenant, shard_of(run_id, SHARDS), run_id)
 
     async def state(self, subject: str, fact: RunFact) -> int:
-        return await self.writer.append(subject, FACT.dump_json(fact))
+        return await self.writer.append(subject, fact_bytes(fact))
 
     async def log(self, run_id: str) -> list[Entry]:
         return await self.reader.read_run(self.tenant, shard_of(run_id, SHARDS), run_id)
@@ -167,7 +168,7 @@ class Engine:
     async def delta(self, run_id: str, step_id: str, first: int, *texts: str) -> None:
         subject = subjects.delta(self.tenant, shard_of(run_id, SHARDS), run_id, step_id, 1)
         batch = DeltaBatch(first=first, texts=texts)
-        await self.bus.publish(subject, batch.model_dump_json().encode())
+        await self.bus.publish(subject, encode(batch))
 
     async def result(
         self,

@@ -17,6 +17,7 @@ from penstock.contracts.errors import ErrorInfo
 from penstock.contracts.facts import DefinitionKind, RunStatus, Trigger
 from penstock.contracts.rpc import Applied, AppliedDefinition, DocumentKind, Reply
 from penstock.contracts.runners import KeyRecord
+from penstock.contracts.structs import convert
 from penstock.runs.views import RunView
 from penstock_gateway.core.access import key_digest
 from penstock_gateway.settings import GatewaySettings
@@ -344,12 +345,13 @@ async def test_apply_takes_yaml_and_json_and_is_in_force_at_once(
 
 
 async def test_refusal_of_the_registry_keeps_its_findings(gateway: Running, engine: Engine) -> None:
-    refusal = ErrorInfo.model_validate(
+    refusal = convert(
+        ErrorInfo,
         {
             "code": "invalid_document",
             "message": "spec.model: missing",
             "details": [{"path": "spec.model", "message": "missing", "allowed": "a model"}],
-        }
+        },
     )
     await answer(engine, "registry", "put_definition", refusal)
     response = await gateway.client.post("/v1/agents", json={"kind": "Agent"})

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from penstock.contracts.errors import ErrorInfo
 from penstock.contracts.facts import NodeRecord, SignalReceived
@@ -108,7 +109,7 @@ async def test_same_answer_again_is_the_recorded_one_and_the_opposite_is_refused
     assert opposite.json()["code"] == "already_decided"
     assert opposite.json()["errors"][0]["allowed"] == "reject"
     # The same once the engine has settled it, and once the run has ended.
-    settled = node_record.model_copy(update={"status": "failed", "request": None})
+    settled = structs.replace(node_record, status="failed", request=None)
     await engine.node_record(run_id, 2, settled)
     await engine.end(run_id, 3)
     assert (await gateway.client.post(path(run_id, "/reject"))).status_code == 200
@@ -181,7 +182,7 @@ async def test_answer_after_its_time_is_gone(
     if noticed:
         error = ErrorInfo(code="approval_expired", message="nobody decided in time")
         update = {"status": "failed", "request": None, "error": error}
-        await engine.node_record(run_id, 2, node_record.model_copy(update=update))
+        await engine.node_record(run_id, 2, structs.replace(node_record, **update))
     response = await gateway.client.post(path(run_id, "/approve"))
     assert (response.status_code, response.json()["code"]) == (410, "question_expired")
     assert response.json()["title"] == "Gone"

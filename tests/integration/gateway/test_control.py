@@ -29,6 +29,7 @@ from penstock.contracts.facts import (
 from penstock.contracts.ids import child_run_id
 from penstock.contracts.plan import Plan, PublishedVersion
 from penstock.contracts.rpc import Reply
+from penstock.contracts.structs import convert
 from penstock.runs.views import RunView
 from tests.integration.gateway.conftest import Engine, Running, asked, begin
 from tests.integration.gateway.test_access import NO_RUN, answer
@@ -278,7 +279,7 @@ async def test_limits_priority_and_tags_are_in_the_log(gateway: Running, engine:
     run_id = await begin(gateway, limits=limits, priority=7, tags={"team": "a"})
     fact = (await engine.log(run_id))[0].fact
     assert isinstance(fact, RunInvoked)
-    assert fact.limits == RunLimits.model_validate(limits)
+    assert fact.limits == convert(RunLimits, limits)
     assert (fact.priority, fact.tags) == (7, {"team": "a"})
     view = (await gateway.client.get(f"/v1/runs/{run_id}")).json()
     assert (view["limits"], view["priority"]) == (limits, 7)

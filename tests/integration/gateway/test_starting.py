@@ -9,7 +9,7 @@ import httpx
 
 from penstock.bus.kv import Bucket
 from penstock.contracts import subjects
-from penstock.contracts.facts import DefinitionKind, RunInvoked
+from penstock.contracts.facts import DefinitionKind, RunInvoked, fact_type
 from penstock.contracts.ids import run_id_from_key
 from tests.integration.gateway.conftest import CreateGateway, Engine, Running
 from tests.support.waiting import eventually
@@ -230,7 +230,7 @@ async def test_cancel_states_the_request_once(gateway: Running, engine: Engine) 
     first = await gateway.client.post(f"/v1/runs/{run_id}/cancel", json={"reason": "enough"})
     second = await gateway.client.post(f"/v1/runs/{run_id}/cancel")
     assert (first.status_code, second.status_code) == (202, 202)
-    facts = [entry.fact.type for entry in await engine.log(run_id)]
+    facts = [fact_type(entry.fact) for entry in await engine.log(run_id)]
     assert facts == ["run.invoked", "run.cancel_requested"]
 
 

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from penstock.contracts.facts import NodeRecord, SignalReceived
 from penstock.contracts.ids import answer_signal_id
@@ -142,7 +143,7 @@ async def play(engine: Engine, run_id: str) -> None:
         node_record = call(f"ask-{number}", question=number)
         await engine.node_record(run_id, 2 * number - 1, node_record)
         await eventually_answered(engine, run_id, node_record)
-        settled = node_record.model_copy(update={"status": "succeeded", "request": None})
+        settled = structs.replace(node_record, status="succeeded", request=None)
         if number == 1:
             await engine.node_record(run_id, 2, settled)
     await engine.end(run_id, 4, "both")
@@ -227,8 +228,8 @@ async def test_stream_tells_of_calls_and_their_results(gateway: Running, engine:
 def lost(step_id: str = "pay", attempt: int = 1) -> NodeRecord:
     node_record = asked(f"{step_id}-r", "resolution", due_in=None)
     assert node_record.request is not None
-    request = node_record.request.model_copy(update={"digest": f"attempt-{attempt}"})
-    return node_record.model_copy(update={"request": request})
+    request = structs.replace(node_record.request, digest=f"attempt-{attempt}")
+    return structs.replace(node_record, request=request)
 
 
 async def test_unknown_outcome_is_listed_and_resolved_once(

@@ -22,7 +22,6 @@ from penstock.bus.writer import LogWriter
 from penstock.contracts import subjects
 from penstock.contracts.errors import ErrorInfo
 from penstock.contracts.facts import (
-    FACT,
     CancelRequested,
     DefinitionKind,
     RunEnded,
@@ -30,6 +29,7 @@ from penstock.contracts.facts import (
     RunLimits,
     StepKind,
     StepResult,
+    fact_bytes,
 )
 from penstock.contracts.ids import shard_of
 from penstock.contracts.json import Json
@@ -125,12 +125,12 @@ class World:
             input={"city": "Oslo"},
             limits=limits or RunLimits(),
         )
-        await self.writer.append(subjects.invoke(self.prefix(run_id)), FACT.dump_json(fact))
+        await self.writer.append(subjects.invoke(self.prefix(run_id)), fact_bytes(fact))
         return run_id
 
     async def cancel(self, run_id: str) -> None:
         fact = CancelRequested(occurred_at=datetime.now(UTC), reason="enough")
-        await self.writer.append(subjects.cancel(self.prefix(run_id)), FACT.dump_json(fact))
+        await self.writer.append(subjects.cancel(self.prefix(run_id)), fact_bytes(fact))
 
     async def report(
         self,
@@ -153,7 +153,7 @@ class World:
             started_at=now - timedelta(milliseconds=1),
         )
         subject = subjects.result(self.prefix(run_id), step_id, attempt)
-        return await self.writer.append(subject, FACT.dump_json(fact))
+        return await self.writer.append(subject, fact_bytes(fact))
 
     async def log(self, run_id: str) -> list[Entry]:
         return await self.reader.read_run(TENANT, shard_of(run_id, self.settings.shards), run_id)

@@ -7,12 +7,14 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
+from msgspec import structs
 from nats.aio.msg import Msg
 
 from penstock.contracts import subjects
-from penstock.contracts.facts import RunInvoked
+from penstock.contracts.facts import RunEnded, RunInvoked
 from penstock.contracts.ids import shard_of
 from penstock.contracts.rpc import Reply
+from penstock.contracts.structs import encode
 from penstock.runs import bundles
 from penstock_gateway.settings import GatewaySettings
 from tests.integration.gateway.conftest import Running, running
@@ -137,8 +139,8 @@ async def test_import_that_was_cut_short_is_finished_by_the_next(create_site: Cr
     here, there = await create_site(), await create_site()
     run_id = await done(here)
     bundle = await here.export(run_id)
-    end = next(e for e in bundles.read(bundle.splitlines()).entries if e.fact.type == "run.ended")
-    await there.world.writer.append(end.subject, end.fact.model_dump_json().encode())
+    end = next(e for e in bundles.read(bundle.splitlines()).entries if isinstance(e.fact, RunEnded))
+    await there.world.writer.append(end.subject, encode(end.fact))
 
     loaded = await there.load(bundle)
 
@@ -151,9 +153,9 @@ async def test_import_over_other_facts_is_refused(create_site: CreateSite) -> No
     run_id = await done(here)
     bundle = await here.export(run_id)
     fact = next(e.fact for e in await here.world.log(run_id) if isinstance(e.fact, RunInvoked))
-    other = fact.model_copy(update={"input": "something else"})
+    other = structs.replace(fact, input="something else")
     subject = subjects.invoke(there.world.prefix(run_id))
-    await there.world.writer.append(subject, other.model_dump_json().encode())
+    await there.world.writer.append(subject, encode(other))
 
     refused = await there.load(bundle, 409)
 

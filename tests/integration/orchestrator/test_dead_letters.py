@@ -19,6 +19,7 @@ from penstock.contracts.plan import (
     Plan,
     ToolNode,
 )
+from penstock.contracts.structs import encode
 from penstock_gateway.dead import DeadLetters
 from penstock_gateway.settings import GatewaySettings
 from tests.integration.gateway.conftest import Running, running
@@ -84,9 +85,7 @@ class Site:
             body="{}",
             occurred_at=datetime.now(UTC),
         )
-        await self.world.bus.request(
-            subjects.dead(subjects.RUNS, consumer), letter.model_dump_json().encode()
-        )
+        await self.world.bus.request(subjects.dead(subjects.RUNS, consumer), encode(letter))
 
 
 @pytest.fixture

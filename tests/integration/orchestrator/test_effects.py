@@ -12,11 +12,11 @@ import pytest
 from penstock.bus.kv import Bucket
 from penstock.contracts import subjects
 from penstock.contracts.facts import (
-    FACT,
     DefinitionKind,
     RunStatus,
     SignalKind,
     SignalReceived,
+    fact_bytes,
 )
 from penstock.contracts.ids import answer_signal_id, child_run_id, shard_of
 from penstock.contracts.pending import PendingRecord, correlation_hash
@@ -51,7 +51,7 @@ async def send(
 ) -> None:
     fact = SignalReceived(occurred_at=datetime.now(UTC), name=name, kind=kind, **said)
     subject = subjects.signal(world.prefix(run_id), signal_id)
-    await world.writer.append(subject, FACT.dump_json(fact))
+    await world.writer.append(subject, fact_bytes(fact))
 
 
 async def pending(world: World) -> list[str]:

@@ -8,12 +8,12 @@ from penstock.bus.records import Record
 from penstock.contracts import subjects
 from penstock.contracts.errors import ErrorFamily, ErrorInfo
 from penstock.contracts.facts import (
-    FACT,
     Decision,
     RunEnded,
     RunLimits,
     RunStatus,
     StepResult,
+    fact_bytes,
 )
 from penstock.contracts.ids import shard_of
 from penstock_orchestrator.core.decide import decide
@@ -204,7 +204,7 @@ async def test_decision_left_half_published_is_completed(create_world: CreateWor
     first = decided.outputs[0]
     await world.writer.append(
         subjects.out(world.prefix(run_id), 1, first.suffix),
-        FACT.dump_json(first.fact),
+        fact_bytes(first.fact),
         fence=subjects.fence(world.prefix(run_id), 1),
     )
 
@@ -232,7 +232,7 @@ async def test_engine_that_lost_the_race_follows_the_other(world: World) -> None
         started_at=now - timedelta(seconds=1),
     )
     subject = subjects.result(world.prefix(run_id), "a", 1)
-    await world.writer.append_all([_end_of(world, run_id), Record(subject, FACT.dump_json(result))])
+    await world.writer.append_all([_end_of(world, run_id), Record(subject, fact_bytes(result))])
 
     ended = await world.ended(run_id)
 
@@ -255,7 +255,7 @@ def _end_of(world: World, run_id: str) -> Record:
         output="the other's",
     )
     prefix = world.prefix(run_id)
-    return Record(subjects.out(prefix, 2, "end"), FACT.dump_json(fact), subjects.fence(prefix, 2))
+    return Record(subjects.out(prefix, 2, "end"), fact_bytes(fact), subjects.fence(prefix, 2))
 
 
 async def test_large_outputs_travel_as_claims(world: World) -> None:

@@ -12,11 +12,11 @@ from penstock.bus.reader import LogReader
 from penstock.bus.writer import LogWriter
 from penstock.contracts import subjects
 from penstock.contracts.facts import (
-    FACT,
     DefinitionKind,
     RunInvoked,
     RunStatus,
     SignalReceived,
+    fact_bytes,
 )
 from penstock.contracts.ids import answer_signal_id
 from penstock.contracts.plan import (
@@ -79,7 +79,7 @@ async def invoke(world: World, plan: Plan, tenant: str, priority: int = 0) -> st
     )
     shard = subjects.parse_fact(subjects.invoke(world.prefix(run_id))).shard
     prefix = subjects.run_prefix(tenant, shard, run_id)
-    await world.writer.append(subjects.invoke(prefix), FACT.dump_json(fact))
+    await world.writer.append(subjects.invoke(prefix), fact_bytes(fact))
     return run_id
 
 
@@ -167,7 +167,7 @@ async def test_paused_run_keeps_no_places_from_others(create_world: CreateWorld)
     paused = await invoke(world, fan(2), "acme")
     await world.until(paused, lambda state: state.invoked is not None)
     fact = SignalReceived(occurred_at=datetime.now(UTC), name="pause", kind="pause")
-    await world.writer.append(subjects.signal(world.prefix(paused), "p1"), FACT.dump_json(fact))
+    await world.writer.append(subjects.signal(world.prefix(paused), "p1"), fact_bytes(fact))
     await world.until(paused, lambda state: state.paused)
     third = await invoke(world, fan(1), "acme")
     await eventually(lambda: windows.waiting("tool.q") >= 2)

@@ -15,7 +15,7 @@ import pytest
 
 from penstock.bus.connection import Bus, connect
 from penstock.contracts import subjects
-from penstock.contracts.facts import FACT, Decision, StepResult, StepScheduled
+from penstock.contracts.facts import Decision, StepResult, StepScheduled, fact_bytes
 from penstock.contracts.ids import shard_of
 from penstock.embedded import NatsServer
 from penstock.runner import Runner
@@ -70,7 +70,7 @@ class Bench:
         suffix = subjects.step_suffix(runner.kind.value, runner.queue, step_id, attempt)
         await self.harness.writer.append(
             subjects.out(prefix, attempt, suffix),
-            FACT.dump_json(fact),
+            fact_bytes(fact),
             headers={"traceparent": traceparent} if traceparent else None,
         )
         return prefix

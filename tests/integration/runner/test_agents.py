@@ -14,6 +14,7 @@ import pytest
 from penstock.contracts import subjects
 from penstock.contracts.errors import ErrorFamily
 from penstock.contracts.facts import DeltaBatch, StepResult
+from penstock.contracts.structs import decode
 from penstock.runner import Runner
 from penstock_agent_runner.agents import Agents
 from penstock_agent_runner.providers import ProviderModel
@@ -65,7 +66,7 @@ async def deltas_of(bench: Bench, prefix: str) -> list[str]:
         text
         async for page in bench.harness.reader.pages(subjects.DELTAS, wanted)
         for message in page
-        for text in DeltaBatch.model_validate_json(message.body).texts
+        for text in decode(DeltaBatch, message.body).texts
     ]
 
 

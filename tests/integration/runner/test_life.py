@@ -19,6 +19,7 @@ from penstock.bus.kv import Bucket
 from penstock.contracts import subjects
 from penstock.contracts.facts import DeltaBatch
 from penstock.contracts.runners import RunnerRecord
+from penstock.contracts.structs import decode
 from penstock.embedded import NatsServer
 from penstock.runner import Runner, StepContext
 from penstock.runner.heartbeat import Heartbeat
@@ -242,7 +243,7 @@ async def test_process_finishes_its_step_on_sigterm_and_exits_with_0(
 
         async def started() -> list[DeltaBatch]:
             return [
-                DeltaBatch.model_validate_json(message.body)
+                decode(DeltaBatch, message.body)
                 async for page in bench.harness.reader.pages(subjects.DELTAS, wanted)
                 for message in page
             ]

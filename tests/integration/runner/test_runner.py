@@ -13,15 +13,16 @@ from pydantic import BaseModel, JsonValue
 from penstock.contracts import subjects
 from penstock.contracts.errors import ErrorFamily, RejectedError, TransientError
 from penstock.contracts.facts import (
-    FACT,
     CancelRequested,
     Decision,
     DeltaBatch,
     RunEnded,
     RunStatus,
     Usage,
+    fact_bytes,
 )
 from penstock.contracts.ids import shard_of
+from penstock.contracts.structs import decode
 from penstock.runner import Runner, StepContext
 from penstock.telemetry.metrics import step_metrics
 from tests.integration.runner.conftest import Bench
@@ -220,13 +221,13 @@ async def test_old_step_of_a_run_that_is_over_is_not_started(
     now = _now()
     if what == "cancel":
         await bench.harness.writer.append(
-            subjects.cancel(prefix), FACT.dump_json(CancelRequested(occurred_at=now))
+            subjects.cancel(prefix), fact_bytes(CancelRequested(occurred_at=now))
         )
     elif what == "end":
         ended = RunEnded(
             occurred_at=now, decision=Decision(cause_seq=1), status=RunStatus.CANCELLED
         )
-        await bench.harness.writer.append(subjects.out(prefix, 2, "end"), FACT.dump_json(ended))
+        await bench.harness.writer.append(subjects.out(prefix, 2, "end"), fact_bytes(ended))
     else:
         await bench.harness.writer.append(subjects.result(prefix, "a", 1), b"{}")
     await bench.start(runner)
@@ -375,7 +376,7 @@ async def test_deltas_are_complete_and_stored_before_the_result(bench: Bench, qu
     async for messages in bench.harness.reader.pages(
         subjects.DELTAS, subjects.delta_filter(tenant, int(shard), run_id)
     ):
-        found += [DeltaBatch.model_validate_json(message.body) for message in messages]
+        found += [decode(DeltaBatch, message.body) for message in messages]
     assert [batch.first for batch in found] == [
         sum(len(before.texts) for before in found[:index]) for index in range(len(found))
     ]

@@ -12,6 +12,7 @@ from penstock.bus.reader import Page, Stored
 from penstock.contracts import subjects
 from penstock.contracts.errors import TransientError
 from penstock.contracts.facts import DeadLetter
+from penstock.contracts.structs import decode
 from penstock_orchestrator.archive.feed import LogMessage
 from penstock_orchestrator.archive.rows import Batch, Key
 from penstock_orchestrator.archive.store import Loaded, Position, Store, StoredFact
@@ -48,7 +49,7 @@ class FakeLog:
 
     async def request(self, subject: str, body: bytes, *, headers: dict[str, str]) -> None:
         assert subject == subjects.dead(subjects.RUNS, subjects.PROJECTOR)
-        letter = DeadLetter.model_validate_json(body)
+        letter = decode(DeadLetter, body)
         assert headers == {"Nats-Msg-Id": f"RUNS.{letter.stream_seq}.projector"}
         self.letters.append(letter)
 

@@ -36,4 +36,4 @@ async def test_projection_of_a_golden_log_equals_the_fold_of_each_of_its_beginni
 
 
 def test_golden_logs_of_the_whole_language_are_there() -> None:
-    assert len([file for file in FILES if file.parent.name == "plan-2"]) >= 12
+    assert len([file for file in FILES if file.parent.name == "plan-3"]) >= 12

@@ -17,7 +17,8 @@ from penstock.bus.connection import Bus
 from penstock.bus.reader import LogReader
 from penstock.contracts import subjects
 from penstock.contracts.errors import InvariantError, TransientError
-from penstock.contracts.facts import FACT, Claim, DefinitionKind, RunInvoked
+from penstock.contracts.facts import Claim, DefinitionKind, RunInvoked, fact_bytes
+from penstock.contracts.structs import decode, encode
 from penstock.db import create_engine
 from penstock_orchestrator.archive import projection, tables
 from penstock_orchestrator.archive.feed import Feed
@@ -46,7 +47,7 @@ class FakeClaims:
         self.objects = objects or {}
 
     async def unpack(self, body: bytes) -> bytes:
-        claim = Claim.model_validate_json(body)
+        claim = decode(Claim, body)
         if claim.sha256 not in self.objects:
             raise TransientError("object_missing", "not there")
         return self.objects[claim.sha256]
@@ -202,7 +203,7 @@ async def test_projector_with_a_value_that_no_column_holds_buries_that_fact_alon
         version=2**70,
         plan_digest="d",
     )
-    log.insert(5, ("run.acme.0.POISON.in.invoke", FACT.dump_json(poison)))
+    log.insert(5, ("run.acme.0.POISON.in.invoke", fact_bytes(poison)))
     fake = FakeLog(log)
     async with open_archive(tmp_path) as (store, engine):
         await project(fake, store, random.Random(8))
@@ -213,7 +214,7 @@ async def test_projector_with_a_value_that_no_column_holds_buries_that_fact_alon
 async def test_projector_with_a_claim_archives_the_whole_body(tmp_path: Path) -> None:
     subject, body = _large_fact()
     claim = Claim(sha256="a" * 64, size_bytes=len(body))
-    fake = FakeLog([(subject, claim.model_dump_json().encode())])
+    fake = FakeLog([(subject, encode(claim))])
     async with open_archive(tmp_path) as (store, engine):
         await project(fake, store, random.Random(9), FakeClaims({"a" * 64: body}))
         facts = await rows_of(engine, tables.facts)
@@ -225,7 +226,7 @@ async def test_projector_with_a_claim_archives_the_whole_body(tmp_path: Path) ->
 async def test_projector_with_a_lost_claim_buries_the_fact(tmp_path: Path) -> None:
     subject, body = _large_fact()
     claim = Claim(sha256="b" * 64, size_bytes=len(body))
-    fake = FakeLog([(subject, claim.model_dump_json().encode())])
+    fake = FakeLog([(subject, encode(claim))])
     async with open_archive(tmp_path) as (store, engine):
         await project(fake, store, random.Random(9))
         assert [letter.stream_seq for letter in fake.letters] == [1]
@@ -287,4 +288,4 @@ def _large_fact() -> Message:
         plan_digest="d",
         input="x" * 200_000,
     )
-    return "run.acme.0.LARGE.in.invoke", FACT.dump_json(fact)
+    return "run.acme.0.LARGE.in.invoke", fact_bytes(fact)

@@ -15,6 +15,7 @@ from penstock.contracts.errors import (
     TransientError,
     error_from,
 )
+from penstock.contracts.structs import decode, encode
 
 FAMILIES = [RejectedError, TransientError, ConflictError, InvariantError]
 
@@ -28,7 +29,7 @@ def test_error_travels_as_data_and_comes_back_as_its_class(family: type[Penstock
         retry_after_seconds=2.5,
     )
 
-    back = error_from(ErrorInfo.model_validate_json(error.info().model_dump_json()))
+    back = error_from(decode(ErrorInfo, encode(error.info())))
 
     assert type(back) is family
     assert back.info() == error.info()

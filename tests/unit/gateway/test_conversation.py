@@ -42,7 +42,7 @@ def ended(output: JsonValue, error: ErrorInfo | None = None) -> RunEnded:
     return RunEnded(
         occurred_at=NOW,
         decision=Decision(cause_seq=0),
-        status=status,  # type: ignore[arg-type]
+        status=status,
         output=output,
         error=error,
     )

@@ -9,6 +9,7 @@ import pytest
 
 from penstock.contracts.errors import ErrorInfo
 from penstock.contracts.facts import NodeRecord, PendingRequest, SignalReceived
+from penstock.contracts.structs import convert
 from penstock_gateway.core.node_records import approval_view, call_view, decision_view, unknown_view
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -16,8 +17,9 @@ REQUEST = PendingRequest(name="pay", arguments={"amount": 3}, digest="d", role="
 
 
 def node_record(**fields: Any) -> NodeRecord:
-    return NodeRecord.model_validate(
-        {"record_id": "p-a", "kind": "approval", "status": "open", "request": REQUEST, **fields}
+    return convert(
+        NodeRecord,
+        {"record_id": "p-a", "kind": "approval", "status": "open", "request": REQUEST, **fields},
     )
 
 

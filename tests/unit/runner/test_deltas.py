@@ -10,6 +10,7 @@ import pytest
 
 from penstock.contracts.errors import TransientError
 from penstock.contracts.facts import DeltaBatch
+from penstock.contracts.structs import decode, encode
 from penstock.runner import deltas
 from penstock.runner.deltas import BATCH_CHARACTERS, BUFFER_CHARACTERS, DeltaStream
 
@@ -43,7 +44,7 @@ class FakeBus:
         if self.failures:
             self.failures -= 1
             raise TransientError("request_timeout", "lost")
-        self.batches.append(DeltaBatch.model_validate_json(body))
+        self.batches.append(decode(DeltaBatch, body))
         self.sizes.append(len(body))
         return Answer()
 
@@ -178,7 +179,7 @@ async def test_empty_text_is_no_piece() -> None:
 
 
 def test_batch_has_its_wire_form() -> None:
-    assert json.loads(DeltaBatch(first=2, texts=("a",)).model_dump_json()) == {
+    assert json.loads(encode(DeltaBatch(first=2, texts=("a",))).decode()) == {
         "type": "delta",
         "first": 2,
         "texts": ["a"],

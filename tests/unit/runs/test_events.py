@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from penstock.contracts import subjects
 from penstock.contracts.errors import ErrorInfo
@@ -22,6 +23,7 @@ from penstock.contracts.facts import (
     StepScheduled,
     Usage,
 )
+from penstock.contracts.structs import convert
 from penstock.runs.events import FINAL_EVENTS, EventType, delta_events, events_of
 from penstock.runs.state import Entry
 from tests.support.simulation import (
@@ -168,10 +170,9 @@ def test_events_of_several_waits_are_one_each() -> None:
     entry = next(e for e in retry_story().log.entries if isinstance(e.fact, StateChanged))
     assert isinstance(entry.fact, StateChanged)
     (wait,) = entry.fact.decision.waits
-    decision = entry.fact.decision.model_copy(update={"waits": (wait, wait)})
-    for changes in ({"decision": decision}, {"waits": (wait,)}):
-        several = Entry(entry.seq, entry.subject, entry.fact.model_copy(update=changes))
-        assert [event.id for event in events_of(several)] == [None, entry.seq]
+    decision = structs.replace(entry.fact.decision, waits=(wait, wait))
+    several = Entry(entry.seq, entry.subject, structs.replace(entry.fact, decision=decision))
+    assert [event.id for event in events_of(several)] == [None, entry.seq]
 
 
 def decided(*node_records: NodeRecord) -> Entry:
@@ -293,7 +294,7 @@ def test_event_of_a_question_says_what_exactly_is_asked() -> None:
 def test_event_of_a_signal_is_told_by_its_kind(
     given: dict[str, Any], kind: str, data: dict[str, Any]
 ) -> None:
-    fact = SignalReceived.model_validate({"occurred_at": at(1), **given})
+    fact = convert(SignalReceived, {"occurred_at": at(1), **given})
     entry = Entry(5, subjects.parse_fact(subjects.signal(PREFIX, "s")), fact)
     (event,) = events_of(entry)
 

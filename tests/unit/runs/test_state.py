@@ -178,7 +178,7 @@ def resulted(seq: int, step_id: str = "a", attempt: int = 1, **changes: Any) -> 
 
 def waiting(seq: int, step_id: str = "a", attempt: int = 2, number: int = 2) -> Entry:
     wait = Wait(timer_id="t", step_id=step_id, next_attempt=attempt, due_at=at(seq + 5))
-    fact = StateChanged(occurred_at=at(seq), decision=Decision(cause_seq=seq - 1), waits=(wait,))
+    fact = StateChanged(occurred_at=at(seq), decision=Decision(cause_seq=seq - 1, waits=(wait,)))
     return Entry(seq, subjects.parse_fact(subjects.out(PREFIX, number, "state")), fact)
 
 

@@ -22,6 +22,7 @@ from penstock.contracts.errors import (
     error_from,
 )
 from penstock.contracts.facts import Usage
+from penstock.contracts.structs import plain
 from penstock.telemetry.tracing import TRACEPARENT
 from penstock_agent_runner.core.sse import EventParser
 from penstock_agent_runner.core.turn import Turn, last_user_index
@@ -67,7 +68,7 @@ class RemoteAgent:
 
         endpoint = request.config.endpoint or ""
         session_id = request.config.session_id or request.run_id
-        messages = [message.model_dump(mode="json") for message in request.input.messages]
+        messages = [plain(message) for message in request.input.messages]
         start = last_user_index(request.input.messages)
         headers = {
             "accept": "text/event-stream",

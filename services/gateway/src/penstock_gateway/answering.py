@@ -15,6 +15,7 @@ from pydantic import JsonValue
 from penstock.contracts.errors import ErrorDetail, RejectedError
 from penstock.contracts.facts import PendingRequest, SignalReceived
 from penstock.contracts.ids import answer_signal_id
+from penstock.contracts.structs import convert
 from penstock.runs.state import NodeRecordState, RunState, Signal
 from penstock.runs.views import ANSWER_KINDS
 from penstock_gateway.core.access import Caller
@@ -129,7 +130,8 @@ class Answering:
     ) -> Recorded:
         kind = ANSWER_KINDS[question]
         record_id = one.answer.record_id
-        fact = SignalReceived.model_validate(
+        fact = convert(
+            SignalReceived,
             {
                 "occurred_at": datetime.now(UTC),
                 "name": one.request.name,
@@ -137,7 +139,7 @@ class Answering:
                 "kind": kind,
                 "target": record_id,
                 "sent_by": caller.key_id,
-            }
+            },
         )
         signal_id = answer_signal_id(kind, record_id, one.request.digest)
         sent = await self._signals.state(caller.tenant, run_id, signal_id, fact)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
+from msgspec import structs
+
 from penstock.bus.claims import Claims
 from penstock.bus.copies import FactCopy, put_back
 from penstock.bus.kv import Bucket
@@ -20,6 +22,7 @@ from penstock.contracts.facts import (
     RunInvoked,
     Trigger,
     fact_bytes,
+    fact_type,
 )
 from penstock.contracts.ids import content_digest, is_run_id, shard_of
 from penstock.contracts.plan import PLAN, Plan
@@ -116,7 +119,7 @@ class Bundles:
             self._bus,
             self._claims,
             [
-                FactCopy(seq, subject, fact.type, fact_bytes(fact))
+                FactCopy(seq, subject, fact_type(fact), fact_bytes(fact))
                 for subject, (seq, fact) in copies.items()
             ],
             there=there,
@@ -136,7 +139,7 @@ class Bundles:
             fact: RunFact = entry.fact
             if isinstance(fact, RunInvoked) and (as_new or tenant != bundle.header.tenant):
                 # Whoever waits for it there does not wait for it here.
-                fact = fact.model_copy(update={"parent": None})
+                fact = structs.replace(fact, parent=None)
             copies[bundles.moved(entry.subject, prefix)] = (entry.seq, fact)
         return copies
 
@@ -194,7 +197,7 @@ class Bundles:
             "forked_from": ForkedFrom(run_id=bundle.header.run_id, at_seq=bundle.entries[-1].seq),
         }
         try:
-            await self._writer.append(subject, fact_bytes(source.model_copy(update=changes)))
+            await self._writer.append(subject, fact_bytes(structs.replace(source, **changes)))
         except ConflictError:
             return Imported(target, len(bundle.entries), 0)
         return Imported(target, len(bundle.entries), 1)

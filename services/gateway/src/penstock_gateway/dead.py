@@ -11,8 +11,6 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Final, Literal, NamedTuple
 
-from pydantic import ValidationError
-
 from penstock.bus.connection import JetStreamError
 from penstock.contracts import subjects
 from penstock.contracts.errors import (
@@ -25,6 +23,7 @@ from penstock.contracts.errors import (
     TransientError,
 )
 from penstock.contracts.facts import DeadLetter, StepResult, TimerDue, fact_bytes
+from penstock.contracts.structs import decode, encode
 from penstock.runs.state import StepState
 from penstock.telemetry.logs import EventLog
 from penstock_gateway.core.dead_letters import Address, address_of, remedy_of, step_of
@@ -167,7 +166,7 @@ class DeadLetters:
     async def _reload(self, address: Address) -> None:
         """Let the engine read a run anew and decide what is to be decided."""
         subject = subjects.timer_due(address.tenant, address.shard, address.run_id, RELOAD)
-        body = TimerDue(due_at=datetime.now(UTC)).model_dump_json().encode()
+        body = encode(TimerDue(due_at=datetime.now(UTC)))
         await self._writer.append(subject, body, headers=_KEPT)
 
     async def _remove(self, seq: int) -> None:
@@ -205,8 +204,8 @@ class DeadLetters:
 
 def _read(seq: int, body: bytes) -> Letter | None:
     try:
-        letter = DeadLetter.model_validate_json(body)
-    except ValidationError as error:
+        letter = decode(DeadLetter, body)
+    except ValueError as error:
         journal.error("dead.unreadable", error, seq=seq)
         return None
     address = address_of(letter)

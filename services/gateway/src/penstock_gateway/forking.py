@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final, Literal
 
+from msgspec import structs
 from pydantic import JsonValue, ValidationError
 
 from penstock.bus.kv import Bucket
@@ -158,7 +159,7 @@ class Forks:
             await self._check_input(source, plan, given)
         # In a thread: a long run takes a moment to be sorted out.
         seed = await asyncio.to_thread(self._seed, plan, entries, ask, drop, reshaped)
-        limits = source.limits.model_copy(update=dict(ask.limits))
+        limits = structs.replace(source.limits, **dict(ask.limits))
         return RunInvoked(
             occurred_at=datetime.now(UTC),
             name=source.name,

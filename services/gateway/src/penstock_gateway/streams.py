@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from nats.aio.subscription import Subscription
-from pydantic import TypeAdapter, ValidationError
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -24,6 +23,7 @@ from penstock.contracts import subjects
 from penstock.contracts.errors import InvariantError, TransientError
 from penstock.contracts.facts import DeltaBatch
 from penstock.contracts.ids import shard_of
+from penstock.contracts.structs import decode
 from penstock.runs.events import EventType
 from penstock.runs.state import Entry
 from penstock.telemetry.logs import EventLog
@@ -40,7 +40,6 @@ from penstock_gateway.ends import LiveFact, plain_subject, sequence_of
 from penstock_gateway.metrics import STREAM_REREADS, STREAMS_OPEN
 from penstock_gateway.runs import Runs, available
 
-_BATCH: Final[TypeAdapter[DeltaBatch]] = TypeAdapter(DeltaBatch)
 _MESSAGE_OVERHEAD_BYTES: Final = 256
 _RETRY_SECONDS: Final = 0.5
 _PATIENCE: Final = 120
@@ -312,8 +311,8 @@ class RunStream:
 
 def _read_delta(item: LiveDelta) -> Delta | None:
     try:
-        return Delta(subjects.parse_delta(item.subject), _BATCH.validate_json(item.body))
-    except (ValidationError, ValueError) as error:
+        return Delta(subjects.parse_delta(item.subject), decode(DeltaBatch, item.body))
+    except ValueError as error:
         # Deltas are best effort: the result of the step holds the whole text.
         journal.warning("stream.unreadable_delta", subject=item.subject, error=str(error)[:200])
         return None

@@ -18,6 +18,7 @@ from penstock.bus.connection import Bus
 from penstock.contracts import subjects
 from penstock.contracts.errors import InvariantError, TransientError
 from penstock.contracts.facts import Claim
+from penstock.contracts.structs import decode, encode
 
 _CLAIM_MARK: Final = b'{"type":"claim"'
 
@@ -90,13 +91,13 @@ class Claims:
         """Return ``body``, or the claim for it if it is above the threshold."""
         if len(body) <= self.threshold_bytes:
             return body
-        return (await self.put(body)).model_dump_json().encode()
+        return encode(await self.put(body))
 
     async def unpack(self, body: bytes) -> bytes:
         """Return what ``body`` stands for: itself, or the object that it claims."""
         if not is_claim(body):
             return body
-        return await self.get(Claim.model_validate_json(body))
+        return await self.get(decode(Claim, body))
 
 
 def _unavailable(error: NatsError) -> TransientError:

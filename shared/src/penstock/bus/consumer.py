@@ -32,6 +32,7 @@ from penstock.contracts.errors import (
     TransientError,
 )
 from penstock.contracts.facts import DeadLetter
+from penstock.contracts.structs import encode
 from penstock.telemetry.tallies import consumer_tally
 
 _log = logging.getLogger(__name__)
@@ -316,7 +317,7 @@ class Consumer:
         try:
             answer = await self._bus.request(
                 subjects.dead(self._stream, self._durable),
-                letter.model_dump_json().encode(),
+                encode(letter),
                 timeout_seconds=5,
             )
             _require_stored(answer.data)

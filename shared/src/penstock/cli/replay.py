@@ -16,8 +16,8 @@ from penstock.cli.failure import MISUSED, CommandError
 from penstock.cli.target import Target
 from penstock.cli.wire import Wire, on_wire
 from penstock.contracts import subjects
-from penstock.contracts.facts import FACT
 from penstock.contracts.ids import is_run_id, shard_of
+from penstock.contracts.structs import plain
 from penstock.runs.state import Entry, RunState, StepState, evolve, new_state
 from penstock.runs.views import RUN_VIEW, run_view
 
@@ -73,7 +73,7 @@ def frame(entry: Entry, state: RunState) -> dict[str, Any]:
     return {
         "seq": entry.seq,
         "subject": {name: value for name, value in entry.subject._asdict().items() if value},
-        "fact": FACT.dump_python(entry.fact, mode="json"),
+        "fact": plain(entry.fact),
         "state": {
             "status": state.status.value,
             "decisions": state.decisions,
@@ -96,7 +96,7 @@ def _show_fact(screen: Console, entry: Entry, first: Entry) -> None:
     if subject.step_id:
         line.append(f" {subject.step_id}")
         line.append(f"#{subject.attempt}" if subject.attempt else "", style="dim")
-    body = FACT.dump_python(fact, mode="json", exclude_defaults=True)
+    body = plain(fact, defaults=False)
     shown = {
         name: body[name]
         for name in ("name", "status", "input", "output", "error", "waits", "reason", "payload")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import ClassVar, Final
 
-from pydantic import BaseModel, ConfigDict
+from penstock.contracts.structs import WireStruct
 
 THROTTLED: Final = "rate_limited"
 """Code of an attempt that a rate limit refused before it began."""
@@ -27,20 +27,16 @@ class ErrorFamily(StrEnum):
     """Must not happen: stop, keep the message as a dead letter, call a person."""
 
 
-class ErrorDetail(BaseModel):
+class ErrorDetail(WireStruct):
     """One finding: where it was found, what is wrong, and what would be allowed."""
-
-    model_config = ConfigDict(frozen=True)
 
     path: str
     message: str
     allowed: str | None = None
 
 
-class ErrorInfo(BaseModel):
+class ErrorInfo(WireStruct):
     """A failure as data, as it stands in facts and replies."""
-
-    model_config = ConfigDict(frozen=True)
 
     code: str
     message: str

@@ -8,12 +8,25 @@ attempt, decision) are in its subject, not in its body.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Final, Literal, TypeVar
+from typing import Annotated, Final, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter
+import msgspec
+from msgspec import Meta
+from pydantic import BaseModel, ConfigDict, Field
 
 from penstock.contracts.errors import ErrorInfo
 from penstock.contracts.json import Json
+from penstock.contracts.structs import (
+    Amount,
+    Count,
+    Instant,
+    MalformedError,
+    PositiveCount,
+    PositiveSeconds,
+    WireStruct,
+    encode,
+    tag_of,
+)
 
 
 class DefinitionKind(StrEnum):
@@ -69,25 +82,7 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-RecordT = TypeVar("RecordT", bound=Record)
-
-
-def made(cls: type[RecordT], **fields: object) -> RecordT:
-    """Make a record of values that are right by construction, at a quarter of the cost.
-
-    Args:
-        cls: What to make.
-        fields: All of its fields, those with defaults as well.
-    """
-    record = cls.__new__(cls)
-    object.__setattr__(record, "__dict__", fields)
-    object.__setattr__(record, "__pydantic_fields_set__", set(fields))
-    object.__setattr__(record, "__pydantic_extra__", None)
-    object.__setattr__(record, "__pydantic_private__", None)
-    return record
-
-
-class ToolCall(Record):
+class ToolCall(WireStruct):
     """A model's wish to call a tool."""
 
     id: str
@@ -95,7 +90,7 @@ class ToolCall(Record):
     arguments: dict[str, Json] = {}
 
 
-class ChatMessage(Record):
+class ChatMessage(WireStruct):
     """One message of a conversation, in the shape that chat models share."""
 
     role: Literal["system", "user", "assistant", "tool"]
@@ -104,7 +99,7 @@ class ChatMessage(Record):
     tool_call_id: str | None = None
 
 
-class Usage(Record):
+class Usage(WireStruct):
     """What model calls cost.
 
     ``cost_usd`` is the sum of the known prices; ``unknown_price`` says that at least one call
@@ -136,34 +131,34 @@ class Usage(Record):
         )
 
 
-class RunLimits(Record):
+class RunLimits(WireStruct):
     """Limits of one run (its RunConfig); what is not given comes from the plan.
 
     Tokens, cost and steps are shared with child runs: a child gets what is left, or less.
     """
 
-    timeout_seconds: float | None = Field(default=None, gt=0)
-    max_turns: int | None = Field(default=None, ge=1)
+    timeout_seconds: PositiveSeconds | None = None
+    max_turns: PositiveCount | None = None
     """Turns of each agent."""
-    max_steps: int | None = Field(default=None, ge=1)
+    max_steps: PositiveCount | None = None
     """Attempts at steps, those of child runs included."""
-    max_tokens: int | None = Field(default=None, ge=1)
-    max_cost_usd: float | None = Field(default=None, ge=0)
-    max_depth: int | None = Field(default=None, ge=0, le=32)
+    max_tokens: PositiveCount | None = None
+    max_cost_usd: Amount | None = None
+    max_depth: Annotated[int, Meta(ge=0, le=32), Field(ge=0, le=32)] | None = None
     """How deep child runs may nest below this run."""
-    max_fan_out: int | None = Field(default=None, ge=1, le=10_000)
+    max_fan_out: Annotated[int, Meta(ge=1, le=10_000), Field(ge=1, le=10_000)] | None = None
     """Items of one map, branches of one parallel step."""
 
 
-class Reservation(Record):
+class Reservation(WireStruct):
     """What a step may cost at most; set aside when it is scheduled, settled by its outcome."""
 
-    tokens: int = Field(default=0, ge=0)
-    cost_usd: float = Field(default=0.0, ge=0)
-    steps: int = Field(default=0, ge=0)
+    tokens: Count = 0
+    cost_usd: Amount = 0.0
+    steps: Count = 0
 
 
-class ParentRef(Record):
+class ParentRef(WireStruct):
     """The step of another run that a run is the work of."""
 
     run_id: str
@@ -171,11 +166,11 @@ class ParentRef(Record):
     step_id: str
     attempt: int
     root_run_id: str
-    depth: int = Field(ge=1)
+    depth: PositiveCount
     """1 for the child of a run that has no parent."""
 
 
-class ForkedFrom(Record):
+class ForkedFrom(WireStruct):
     """The run, and the place in its log, that a run goes on from."""
 
     run_id: str
@@ -183,7 +178,7 @@ class ForkedFrom(Record):
     mode: Literal["fork", "retry", "replay"] = "fork"
 
 
-class SeededStep(Record):
+class SeededStep(WireStruct):
     """The recorded outcome of a step, taken over from another run."""
 
     step_id: str
@@ -195,21 +190,12 @@ class SeededStep(Record):
     output: Json = None
     status: Literal["succeeded", "failed"] = "succeeded"
     error: ErrorInfo | None = None
-    started_at: AwareDatetime
-    ended_at: AwareDatetime
+    started_at: Instant
+    ended_at: Instant
     overridden: bool = False
 
 
-def _absent(value: object) -> bool:
-    """Tell whether a field says nothing; node records are many, and leave it out."""
-    return value is None
-
-
-def _nothing(value: object) -> bool:
-    return not value
-
-
-class PendingRequest(Record):
+class PendingRequest(WireStruct):
     """What an open node record asks of the world outside: an answer, a tool's result, an event."""
 
     name: str = ""
@@ -245,7 +231,7 @@ RecordKind = Literal[
 ]
 
 
-class NodeRecord(Record):
+class NodeRecord(WireStruct):
     """What the engine decided about one node of a plan, in one of its instances.
 
     ``record_id`` is the instance id (``{node}`` or ``{node}-x{i}``); with ``-a`` behind it for the
@@ -256,19 +242,19 @@ class NodeRecord(Record):
     record_id: str
     kind: RecordKind
     status: Literal["open", "succeeded", "failed", "skipped"]
-    output: Json = Field(default=None, exclude_if=_absent)
-    error: ErrorInfo | None = Field(default=None, exclude_if=_absent)
-    choice: str | None = Field(default=None, exclude_if=_absent)
+    output: Json = None
+    error: ErrorInfo | None = None
+    choice: str | None = None
     """The case that a branch takes."""
-    count: int | None = Field(default=None, exclude_if=_absent)
+    count: int | None = None
     """Items of a map; iterations begun of a loop."""
-    due_at: AwareDatetime | None = Field(default=None, exclude_if=_absent)
+    due_at: Instant | None = None
     """When time alone settles it."""
-    request: PendingRequest | None = Field(default=None, exclude_if=_absent)
+    request: PendingRequest | None = None
     """What is asked of somebody outside."""
 
 
-class SeededSignal(Record):
+class SeededSignal(WireStruct):
     """A signal taken over from another run."""
 
     signal_id: str
@@ -276,7 +262,7 @@ class SeededSignal(Record):
     payload: Json = None
 
 
-class Seed(Record):
+class Seed(WireStruct):
     """What is known already when a run begins: it goes on from there."""
 
     steps: tuple[SeededStep, ...] = ()
@@ -286,17 +272,16 @@ class Seed(Record):
     """What the source had cost; shown, not charged."""
 
 
-class Fact(Record):
+class Fact(WireStruct):
     """Base of all facts."""
 
-    occurred_at: AwareDatetime
+    occurred_at: Instant
     """When it happened, by the clock of whoever states it (UTC)."""
 
 
-class RunInvoked(Fact):
+class RunInvoked(Fact, tag="run.invoked"):
     """A run is asked for."""
 
-    type: Literal["run.invoked"] = "run.invoked"
     name: str
     kind: DefinitionKind
     version: int
@@ -314,14 +299,13 @@ class RunInvoked(Fact):
     parent: ParentRef | None = None
     seed: Seed | None = None
     forked_from: ForkedFrom | None = None
-    priority: int = Field(default=0, ge=-100, le=100)
+    priority: Annotated[int, Meta(ge=-100, le=100), Field(ge=-100, le=100)] = 0
     """Higher goes first where runs queue for the same runners."""
 
 
-class StepResult(Fact):
+class StepResult(Fact, tag="step.result"):
     """A runner's outcome of one attempt at a step."""
 
-    type: Literal["step.result"] = "step.result"
     kind: StepKind
     name: str
     """Agent or tool that ran."""
@@ -332,7 +316,7 @@ class StepResult(Fact):
     usage: Usage | None = None
     model: str | None = None
     runner_id: str = ""
-    started_at: AwareDatetime
+    started_at: Instant
     deltas: int = 0
     """How many pieces of text the attempt emitted."""
 
@@ -343,10 +327,9 @@ SignalKind = Literal[
 """What a signal is: news for the run, the answer to an open node record, or control of the run."""
 
 
-class SignalReceived(Fact):
+class SignalReceived(Fact, tag="run.signalled"):
     """Something from outside reached a run."""
 
-    type: Literal["run.signalled"] = "run.signalled"
     name: str
     payload: Json = None
     kind: SignalKind = "event"
@@ -357,15 +340,14 @@ class SignalReceived(Fact):
     """The run that sent it, where a run did."""
 
 
-class CancelRequested(Fact):
+class CancelRequested(Fact, tag="run.cancel_requested"):
     """Somebody wants the run to stop."""
 
-    type: Literal["run.cancel_requested"] = "run.cancel_requested"
     reason: str = ""
     requested_by: str | None = None
 
 
-class BlockedCall(Record):
+class BlockedCall(WireStruct):
     """A tool call that the plan does not allow; the model is told, nothing runs."""
 
     step_id: str
@@ -373,16 +355,16 @@ class BlockedCall(Record):
     reason: str
 
 
-class Wait(Record):
+class Wait(WireStruct):
     """A step waits for its next attempt."""
 
     timer_id: str
     step_id: str
     next_attempt: int
-    due_at: AwareDatetime
+    due_at: Instant
 
 
-class Decision(Record):
+class Decision(WireStruct):
     """Stands in the first message of a decision.
 
     ``cause_seq`` is the stream sequence of the input that led to it (0: time alone). ``manifest``
@@ -397,20 +379,19 @@ class Decision(Record):
     """Steps that wait for their next attempt."""
     stops: tuple[str, ...] = ()
     """Steps that nobody waits for any more."""
-    reserves: dict[str, Reservation] = Field(default_factory=dict, exclude_if=_nothing)
+    reserves: dict[str, Reservation] = {}
     """What the steps of the manifest have reserved, those that have."""
 
 
-class SecretRef(Record):
+class SecretRef(WireStruct):
     """A secret by its name; only the runner knows the value."""
 
     secret: str
 
 
-class StepScheduled(Fact):
+class StepScheduled(Fact, tag="step.scheduled"):
     """Decision *n* schedules one attempt at a step."""
 
-    type: Literal["step.scheduled"] = "step.scheduled"
     decision: Decision | None = None
     node_id: str
     name: str
@@ -419,7 +400,7 @@ class StepScheduled(Fact):
     """For a tool its arguments, for an agent ``{"messages": [...]}``."""
     config: Json = None
     """What the runner must know beyond the input: an agent's model, an HTTP tool's request."""
-    expires_at: AwareDatetime
+    expires_at: Instant
     """A runner must not start it after this, and stops it then."""
     secrets: dict[str, tuple[str | SecretRef, ...]] = {}
     """Where the runner fills secrets in: JSON pointer into ``{"input": ..., "config": ...}`` to
@@ -427,28 +408,34 @@ class StepScheduled(Fact):
     reserve: Reservation | None = None
     at_most_once: bool = False
     """A lost attempt is reported as ``unknown`` instead of being made again."""
-    heartbeat_seconds: float | None = Field(default=None, gt=0)
+    heartbeat_seconds: PositiveSeconds | None = None
     """The runner fails the attempt if its handler shows no progress for so long."""
 
 
-class StateChanged(Fact):
+class StateChanged(Fact, tag="run.state"):
     """Decision *n* schedules nothing, but the run's state is another."""
 
-    type: Literal["run.state"] = "run.state"
     decision: Decision
-    waits: tuple[Wait, ...] = ()
-    """As ``decision.waits``; where older engines wrote them."""
 
 
-class RunEnded(Fact):
+class RunEnded(Fact, tag="run.ended"):
     """Decision *n* ends the run."""
 
-    type: Literal["run.ended"] = "run.ended"
     decision: Decision
-    status: Literal[RunStatus.DONE, RunStatus.FAILED, RunStatus.CANCELLED]
+    status: RunStatus
+    """Final: done, failed or cancelled."""
     output: Json = None
     error: ErrorInfo | None = None
     usage: Usage = Usage()
+
+    def __post_init__(self) -> None:
+        """Refuse a status that is not final.
+
+        Raises:
+            ValueError: The run would still be open.
+        """
+        if not self.status.final:
+            raise ValueError(f"`status` of an ended run is {self.status.value!r}, not a final one")
 
 
 RunFact = (
@@ -461,49 +448,57 @@ RunFact = (
     | RunEnded
 )
 
-FACT: Final[TypeAdapter[RunFact]] = TypeAdapter(Annotated[RunFact, Field(discriminator="type")])
-"""Reads and writes any fact."""
-
-read_fact: Final = FACT.validator.validate_json
-"""Read a fact from JSON; raises ``ValueError`` if it is none."""
+_READER: Final[msgspec.json.Decoder[RunFact]] = msgspec.json.Decoder(RunFact)
 
 
-def fact_bytes(fact: RunFact) -> bytes:
-    """Return a fact as JSON: what ``FACT.dump_json`` gives, without its detours."""
-    return fact.__pydantic_serializer__.to_json(fact)
+def read_fact(body: bytes | str) -> RunFact:
+    """Read a fact from JSON.
+
+    Raises:
+        MalformedError: It is no fact; the message names the path.
+    """
+    try:
+        return _READER.decode(body)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise MalformedError(str(error)) from error
 
 
-class Claim(Record):
+fact_bytes: Final = encode
+"""Return a fact as JSON; raises ``MalformedError`` where a number is not finite."""
+
+
+def fact_type(fact: RunFact) -> str:
+    """Return the ``type`` of a fact in its JSON."""
+    return tag_of(type(fact)) or ""
+
+
+class Claim(WireStruct, tag="claim"):
     """Stands in a message whose body was too large; the body is an object named by its digest."""
 
-    type: Literal["claim"] = "claim"
     sha256: str
     size_bytes: int
     media_type: str = "application/json"
 
 
-class TimerDue(Record):
+class TimerDue(WireStruct, tag="timer.due"):
     """A timer has come due. It only wakes the run up: the log says what is to be done."""
 
-    type: Literal["timer.due"] = "timer.due"
-    due_at: AwareDatetime
+    due_at: Instant
 
 
-class DeltaBatch(Record):
+class DeltaBatch(WireStruct, tag="delta"):
     """Pieces of text that a step emitted, in order, sent together.
 
     ``first`` is the index of the first piece among all of the attempt (from 0).
     """
 
-    type: Literal["delta"] = "delta"
     first: int
     texts: tuple[str, ...]
 
 
-class DeadLetter(Record):
+class DeadLetter(WireStruct, tag="dead"):
     """A message that was given up on, with the reason."""
 
-    type: Literal["dead"] = "dead"
     stream: str
     stream_seq: int
     subject: str
@@ -512,12 +507,12 @@ class DeadLetter(Record):
     error: ErrorInfo
     body: str
     """The first 64 KiB of the message's body as text (undecodable bytes replaced)."""
-    occurred_at: AwareDatetime
+    occurred_at: Instant
 
 
-class LogEntry(Record):
+class LogEntry(WireStruct):
     """A fact with its place in the log, as exports, pages and the archive carry it."""
 
     seq: int
     subject: str
-    fact: RunFact = Field(discriminator="type")
+    fact: RunFact

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from msgspec import structs
 from pydantic import JsonValue
 
 from penstock.contracts.errors import ErrorDetail, RejectedError
@@ -340,9 +341,7 @@ def _inferred(expression: str, path: str, samples: Mapping[str, Sample] | None) 
         yield _placed(error, path)
         return "any", True
     for detail in found:
-        yield detail.model_copy(
-            update={"path": path, "message": f"{expression[:200]}: {detail.message}"}
-        )
+        yield structs.replace(detail, path=path, message=f"{expression[:200]}: {detail.message}")
     return kind, bool(found)
 
 

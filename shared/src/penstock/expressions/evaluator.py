@@ -12,6 +12,7 @@ from datetime import timedelta
 from functools import lru_cache
 from typing import Any, Final
 
+from msgspec import structs
 from pydantic import JsonValue
 
 from penstock.contracts.errors import ErrorDetail, RejectedError
@@ -100,7 +101,7 @@ def _about(expression: str, error: RejectedError) -> RejectedError:
     return RejectedError(
         error.code,
         f"{shown}: {error.message}" + (f" (there is: {allowed})" if allowed else ""),
-        details=(detail.model_copy(update={"allowed": allowed}),),
+        details=(structs.replace(detail, allowed=allowed),),
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime
 
+from msgspec import structs
+
 from penstock.contracts import subjects
 from penstock.contracts.facts import StepScheduled, Usage
 from penstock.contracts.ids import idempotency_key
@@ -193,7 +195,7 @@ class StepContext:
 
     def fill(self, filled: Filled) -> None:
         """Put the step's secrets in their places; done by the runner, before the handler."""
-        self._step = self._step.model_copy(update={"input": filled.input, "config": filled.config})
+        self._step = structs.replace(self._step, input=filled.input, config=filled.config)
         self._attempt.mask = filled.mask
 
     async def emit_delta(self, text: str) -> None:

@@ -12,6 +12,7 @@ from typing import Final, Protocol
 
 from penstock.contracts.errors import TransientError
 from penstock.contracts.facts import DeltaBatch
+from penstock.contracts.structs import encode
 from penstock.masks import Mask, MaskedStream
 
 PAUSE_SECONDS: Final = 0.025
@@ -167,7 +168,7 @@ class DeltaStream:
 
     async def _deliver(self) -> None:
         texts = self._take()
-        body = DeltaBatch(first=self._sent, texts=texts).model_dump_json().encode()
+        body = encode(DeltaBatch(first=self._sent, texts=texts))
         give_up_at = self._loop.time() + GIVE_UP_SECONDS
         while True:
             try:

@@ -11,8 +11,6 @@ from concurrent.futures import Executor
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from pydantic import TypeAdapter, ValidationError
-
 from penstock.bus.claims import is_claim
 from penstock.bus.consumer import Delivery
 from penstock.bus.kv import Bucket
@@ -22,6 +20,7 @@ from penstock.contracts.errors import (
     InvariantError,
 )
 from penstock.contracts.facts import StepKind, StepScheduled
+from penstock.contracts.structs import decode
 from penstock.contracts.subjects import FactSubject
 from penstock.failpoints import reach
 from penstock.runner.attempt import Attempt
@@ -36,7 +35,6 @@ from penstock.telemetry.tracing import TRACEPARENT, exporting, span
 STALE_AFTER: Final = timedelta(seconds=2)
 """A step that is older, or comes again, may belong to a run that has ended meanwhile."""
 
-_STEP: Final[TypeAdapter[StepScheduled]] = TypeAdapter(StepScheduled)
 _TRACE_HEADER: Final = f"{TRACEPARENT}:".encode()
 _RESTORED: Final = f"{RESTORED_HEADER}:".encode()
 _OPERATION: Final = {StepKind.AGENT: "invoke_agent", StepKind.TOOL: "execute_tool"}
@@ -168,8 +166,8 @@ class StepWorker:
         if is_claim(body):
             body = await self._harness.claims.unpack(body)
         try:
-            return _STEP.validate_json(body)
-        except ValidationError as error:
+            return decode(StepScheduled, body)
+        except ValueError as error:
             raise InvariantError(
                 "unreadable_step", f"{delivery.subject} cannot be read: {error}"
             ) from error

@@ -29,6 +29,7 @@ from penstock.contracts.facts import (
 )
 from penstock.contracts.ids import RecordId, child_run_id
 from penstock.contracts.json import Json
+from penstock.contracts.structs import plain
 from penstock.runs.state import Entry
 
 
@@ -157,8 +158,7 @@ def _events(entry: Entry) -> list[ClientEvent]:
         case StepResult():
             return [_of_result(entry, fact)]
         case StateChanged():
-            events = _of_decision(entry, fact.decision)
-            return [*events, *(_waiting(entry, wait) for wait in fact.waits)]
+            return _of_decision(entry, fact.decision)
         case SignalReceived():
             return [_of_signal(entry, fact)]
         case CancelRequested():
@@ -195,7 +195,7 @@ def _of_start(entry: Entry, fact: RunInvoked) -> list[ClientEvent]:
     if fact.parent is not None:
         started["parent_run_id"] = fact.parent.run_id
     if fact.forked_from is not None:
-        started["forked_from"] = fact.forked_from.model_dump(mode="json")
+        started["forked_from"] = plain(fact.forked_from)
     return [
         _event(entry, EventType.RUN_STARTED, started),
         _event(entry, EventType.USER_INPUT, {"input": fact.input}),
@@ -271,7 +271,7 @@ def _of_record(node_record: NodeRecord) -> dict[str, Json]:
         if (value := getattr(node_record, name)) is not None:
             data[name] = value
     if node_record.error is not None:
-        data["error"] = node_record.error.model_dump(mode="json")
+        data["error"] = plain(node_record.error)
     elif node_record.status == "succeeded":
         data["output"] = node_record.output
     return data
@@ -304,11 +304,11 @@ def _child(entry: Entry) -> str:
 def _of_result(entry: Entry, fact: StepResult) -> ClientEvent:
     data: dict[str, Json] = {"name": fact.name, "runner_id": fact.runner_id}
     if fact.error is not None:
-        data["error"] = fact.error.model_dump(mode="json")
+        data["error"] = plain(fact.error)
     if fact.status == "succeeded":
         data["output"] = fact.output
     if fact.usage is not None:
-        data["usage"] = fact.usage.model_dump(mode="json")
+        data["usage"] = plain(fact.usage)
     if fact.status == "unknown":
         kind = EventType.TOOL_CALL_UNKNOWN
     elif fact.kind is StepKind.RUN and _is_delivery(fact):
@@ -347,12 +347,12 @@ def _of_signal(entry: Entry, fact: SignalReceived) -> ClientEvent:
 def _of_end(entry: Entry, fact: RunEnded) -> ClientEvent:
     data: dict[str, Json] = {
         "status": fact.status.value,
-        "usage": fact.usage.model_dump(mode="json"),
+        "usage": plain(fact.usage),
     }
     if fact.status is RunStatus.DONE:
         data["output"] = fact.output
     if fact.error is not None:
-        data["error"] = fact.error.model_dump(mode="json")
+        data["error"] = plain(fact.error)
     return _event(entry, _ENDED[fact.status], data)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
+from msgspec import structs
 from pydantic import ValidationError
 
 from penstock.contracts.actions import ACTION
@@ -145,7 +146,7 @@ class _Harvest:
             steps=tuple(steps.values()),
             node_records=tuple(node_records.values()),
             signals=tuple(self._signals(node_records)),
-            spent=self.state.usage.model_copy(update={"steps": self.state.attempts}),
+            spent=structs.replace(self.state.usage, steps=self.state.attempts),
         )
 
     def element(self, step_or_record_id: str) -> Element | None:
@@ -299,7 +300,7 @@ class _Harvest:
             "output": node_record.output,
             "error": node_record.error,
         }
-        return seeded(step).model_copy(update=changes)
+        return structs.replace(seeded(step), **changes)
 
     def _require_known(self, step: StepState) -> None:
         """Refuse to do again, in silence, what must not be repeated."""

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
+from msgspec import structs
+
 from penstock.contracts.facts import (
     Record,
     RunEnded,
@@ -72,7 +74,7 @@ def provider_of(model: str | None) -> str:
 def priced(usage: Usage, provider: str) -> Usage:
     """Return what a call cost; models of one's own machine cost nothing."""
     if provider in FREE and (usage.cost_usd or usage.unknown_price):
-        return usage.model_copy(update={"cost_usd": 0.0, "unknown_price": False})
+        return structs.replace(usage, cost_usd=0.0, unknown_price=False)
     return usage
 
 

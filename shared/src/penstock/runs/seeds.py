@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from msgspec import structs
 from pydantic import ValidationError
 
 from penstock.contracts.actions import ACTION, UseTools
@@ -59,7 +60,7 @@ def seeded(step: StepState) -> SeededStep:
 def replaced(step: StepState, output: Json) -> SeededStep:
     """Return another outcome in the place of the recorded one."""
     changes = {"status": "succeeded", "output": output, "error": None, "overridden": True}
-    return seeded(step).model_copy(update=changes)
+    return structs.replace(seeded(step), **changes)
 
 
 def made_up(

@@ -198,7 +198,7 @@ def _answered(state: RunState, node_record: NodeRecordState) -> bool:
 def stricter(asked: RunLimits, planned: RunLimits) -> RunLimits:
     """Return the limits that hold where both apply."""
     merged = {}
-    for name in RunLimits.model_fields:
+    for name in RunLimits.__struct_fields__:
         given = (getattr(asked, name), getattr(planned, name))
         values = [value for value in given if value is not None]
         if values:

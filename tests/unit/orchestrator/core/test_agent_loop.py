@@ -9,6 +9,7 @@ import pytest
 
 from penstock.contracts.facts import ChatMessage, DefinitionKind, RunLimits, RunStatus
 from penstock.contracts.plan import CompiledTool
+from penstock.contracts.structs import convert, plain
 from tests.support.simulation import (
     NEVER,
     Driver,
@@ -60,7 +61,7 @@ def messages(driver: Driver, step_id: str, attempt: int = 1) -> list[dict[str, A
     assert isinstance(given, dict)
     found = given["messages"]
     assert isinstance(found, list)
-    return [ChatMessage.model_validate(message).model_dump(mode="json") for message in found]
+    return [plain(convert(ChatMessage, message)) for message in found]
 
 
 def config(driver: Driver, step_id: str = "a-1") -> dict[str, Any]:

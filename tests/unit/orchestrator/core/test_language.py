@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from penstock.contracts import subjects
 from penstock.contracts.facts import (
@@ -570,7 +571,7 @@ def test_client_tool_waits_for_the_callers_result() -> None:
 
 
 def lost(driver: Driver, step_id: str, attempt: int = 1) -> None:
-    fact = make_result(error=transient(), now=at(1)).model_copy(update={"status": "unknown"})
+    fact = structs.replace(make_result(error=transient(), now=at(1)), status="unknown")
     driver.give(subjects.result(PREFIX, step_id, attempt), fact)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
 from pydantic_core import from_json, to_json
 
 from penstock.contracts import subjects
@@ -105,7 +106,8 @@ def note_waits(run: RunRow, waits: Iterable[Wait]) -> None:
 
 def profile_text(run: RunRow) -> str:
     """Return the profile of an ended run, as JSON."""
-    return to_json(profile_of_steps(run.created_at, run.ended_at, run.steps.values())).decode()
+    profile = profile_of_steps(run.created_at, run.ended_at, run.steps.values())
+    return msgspec.json.encode(profile).decode()
 
 
 def profile_of_steps(created_at: Any, ended_at: Any, steps: Iterable[StepRow]) -> dict[str, Any]:

@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any, Final
 
-from pydantic import BaseModel, JsonValue
+from pydantic import JsonValue
 from pydantic_core import to_json
 
 from penstock.contracts import subjects
 from penstock.contracts.facts import (
-    FACT,
     CancelRequested,
     RunEnded,
     RunFact,
@@ -28,13 +27,15 @@ from penstock.contracts.facts import (
     StepResult,
     StepScheduled,
     Usage,
+    fact_type,
 )
+from penstock.contracts.facts import read_fact as read_body
+from penstock.contracts.structs import WireStruct, encode
 from penstock.contracts.subjects import FactEvent
 from penstock.runs.profiles import micros, priced, provider_of
 from penstock_orchestrator.archive.progress import (
     note_decision,
     note_step,
-    note_waits,
     profile_text,
 )
 from penstock_orchestrator.archive.rows import (
@@ -68,7 +69,6 @@ _EVENT_OF: Final[dict[type[RunFact], FactEvent]] = {
     RunEnded: "end",
 }
 _Decided = (StepScheduled, StateChanged, RunEnded)
-_VALIDATE: Final = FACT.validator.validate_json
 _STEP_KINDS: Final = frozenset(kind.value for kind in StepKind)
 _AWAITED: Final = frozenset({"planned", "scheduled", "stopped"})
 """A step in one of these takes the outcome of its latest attempt."""
@@ -89,10 +89,10 @@ def read_fact(message: Addressed) -> RunFact:
     Raises:
         ValueError: It is no fact, or one that its subject does not announce.
     """
-    fact: RunFact = _VALIDATE(message.body)
+    fact = read_body(message.body)
     subject = message.subject
     if _EVENT_OF[type(fact)] != subject.event:
-        raise ValueError(f"a {fact.type} cannot stand on {message.subject_text}")
+        raise ValueError(f"a {fact_type(fact)} cannot stand on {message.subject_text}")
     if subject.kind and subject.kind not in _STEP_KINDS:
         raise ValueError(f"no such kind of step: {subject.kind}")
     if isinstance(fact, _Decided) and fact.decision is not None:
@@ -175,7 +175,7 @@ class Projection:
                 continue
             changed[key] = run = runs[key]
             at = instant(fact.occurred_at)
-            facts.append((seq, key[0], key[1], subject_text, fact.type, body.decode(), at))
+            facts.append((seq, key[0], key[1], subject_text, fact_type(fact), body.decode(), at))
             nul = nul or b"\\u0000" in body
             run.last_seq = max(run.last_seq, seq)
             self._apply(batch, sessions, key, run, item, fact, at)
@@ -246,7 +246,6 @@ class Projection:
                 _ended(batch, key, run, item, fact, at)
             case StateChanged():
                 note_decision(run, item.subject, fact.decision, at)
-                note_waits(run, fact.waits)
                 run.touch(at)
             case SignalReceived():
                 _signalled(batch, key, run, item, fact, at)
@@ -276,8 +275,8 @@ class Projection:
         output = _json(fact.output)
         step.output_truncated = output is not None and len(output) > PREVIEW_CHARACTERS
         step.output = output[:PREVIEW_CHARACTERS] if output is not None else None
-        step.error = _model_json(fact.error)
-        step.usage = _model_json(usage)
+        step.error = _struct_json(fact.error)
+        step.usage = _struct_json(usage)
         step.model = fact.model
         run.changed_steps.add(subject.step_id)
         run.touch(at)
@@ -344,7 +343,7 @@ class Projection:
             self._instant(seeded.ended_at),
             output[:PREVIEW_CHARACTERS] if output is not None else None,
             output is not None and len(output) > PREVIEW_CHARACTERS,
-            _model_json(seeded.error),
+            _struct_json(seeded.error),
         )
         run.changed_steps.add(seeded.step_id)
 
@@ -396,7 +395,7 @@ def _ended(batch: Batch, key: Key, run: RunRow, item: Addressed, fact: RunEnded,
     note_decision(run, item.subject, fact.decision, at)
     run.status = fact.status.value
     run.output = _inline(fact.output)
-    run.error = _model_json(fact.error)
+    run.error = _struct_json(fact.error)
     run.error_code = fact.error.code if fact.error is not None else None
     run.ended_at = at
     usage = fact.usage
@@ -433,8 +432,8 @@ def _inline(value: JsonValue) -> str | None:
     return text if text is None or len(text) <= INLINE_BYTES else None
 
 
-def _model_json(value: BaseModel | None) -> str | None:
-    return None if value is None else value.model_dump_json()
+def _struct_json(value: WireStruct | None) -> str | None:
+    return None if value is None else encode(value).decode()
 
 
 def _replace_nul(batch: Batch) -> None:

@@ -28,6 +28,7 @@ from penstock.contracts.errors import (
     TransientError,
 )
 from penstock.contracts.facts import Claim, DeadLetter
+from penstock.contracts.structs import decode, encode
 from penstock.failpoints import reach
 from penstock.telemetry.logs import EventLog
 from penstock_orchestrator.archive.feed import BATCH_BYTES, Feed, LogMessage
@@ -275,7 +276,7 @@ class Projector:
         for message in await self._without_copies(messages):
             body = message.body
             try:
-                claim = Claim.model_validate_json(body) if is_claim(body) else None
+                claim = decode(Claim, body) if is_claim(body) else None
                 if claim is not None:
                     body = await self._fetch(body)
                 item = address(message.seq, message.subject, body)
@@ -387,7 +388,7 @@ class Projector:
         _log.error("projector.dead_letter", subject=subject, seq=seq, reason=reason)
         await self._bus.request(
             subjects.dead(subjects.RUNS, subjects.PROJECTOR),
-            letter.model_dump_json().encode(),
+            encode(letter),
             headers={"Nats-Msg-Id": f"{subjects.RUNS}.{seq}.{subjects.PROJECTOR}"},
         )
         DEAD.inc()

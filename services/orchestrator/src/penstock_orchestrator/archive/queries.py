@@ -38,6 +38,7 @@ from penstock.contracts.archive import (
 )
 from penstock.contracts.errors import ErrorInfo, RejectedError
 from penstock.contracts.facts import RunInvoked, Usage
+from penstock.contracts.structs import decode
 from penstock.db import session_factory, session_scope
 from penstock.runs.state import Entry, fold, new_state
 from penstock.runs.views import RunView, run_view
@@ -117,7 +118,7 @@ class Queries:
         if not seqs:
             return {}
         found = await self._read(select(facts.c.seq, facts.c.body).where(facts.c.seq.in_(seqs)))
-        return {row.seq: RunInvoked.model_validate_json(row.body) for row in found}
+        return {row.seq: decode(RunInvoked, row.body) for row in found}
 
     async def get_run(self, request: GetRun) -> RunView:
         """Return one run with its steps.
@@ -418,7 +419,7 @@ def _run(row: Row[Any], origin: RunInvoked | None) -> RunView:
         session_id=row.session_id,
         input=_value(row.input),
         output=_value(row.output),
-        error=ErrorInfo.model_validate_json(row.error) if row.error is not None else None,
+        error=decode(ErrorInfo, row.error) if row.error is not None else None,
         usage=Usage(
             input_tokens=row.input_tokens,
             output_tokens=row.output_tokens,

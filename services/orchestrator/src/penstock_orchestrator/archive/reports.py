@@ -29,6 +29,7 @@ from penstock.contracts.archive import (
 )
 from penstock.contracts.errors import ErrorInfo, RejectedError
 from penstock.contracts.facts import Usage
+from penstock.contracts.structs import decode
 from penstock.db import session_factory, session_scope
 from penstock.runs.profiles import NodeProfile, RunProfile
 from penstock_orchestrator.archive import cursors
@@ -325,8 +326,8 @@ def _step(row: Row[Any]) -> StepExecution:
         started_at=started,
         ended_at=ended,
         output=from_json(row.output) if row.output and not row.output_truncated else None,
-        error=ErrorInfo.model_validate_json(row.error) if row.error is not None else None,
-        usage=Usage.model_validate_json(row.usage) if row.usage is not None else None,
+        error=decode(ErrorInfo, row.error) if row.error is not None else None,
+        usage=decode(Usage, row.usage) if row.usage is not None else None,
         model=row.model,
         queue_wait_ms=_between_ms(row.scheduled_at, started),
         duration_ms=_between_ms(started, ended),

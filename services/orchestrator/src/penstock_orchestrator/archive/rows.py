@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from pydantic_core import from_json, to_json
+import msgspec
+from pydantic_core import from_json
 
 from penstock.contracts.facts import RunStatus, Usage
+from penstock.contracts.structs import convert, decode
 from penstock.contracts.subjects import FactSubject
 from penstock.runs.profiles import Attempt
 from penstock_orchestrator.archive.instants import to_micros
@@ -139,7 +141,7 @@ class StepRow:
                 scheduled,
                 started,
                 ended,
-                None if usage is None else Usage.model_validate(usage),
+                None if usage is None else convert(Usage, usage),
                 model,
             )
             for number, scheduled, started, ended, usage, model in (
@@ -157,7 +159,7 @@ class StepRow:
             as_micros(self.scheduled_at),
             as_micros(self.started_at),
             as_micros(self.ended_at),
-            None if self.usage is None else Usage.model_validate_json(self.usage),
+            None if self.usage is None else decode(Usage, self.usage),
             self.model,
         )
 
@@ -167,7 +169,7 @@ def _attempts_text(attempts: Iterable[Attempt]) -> str | None:
         [one.attempt, one.scheduled, one.started, one.ended, one.usage, one.model]
         for one in attempts
     ]
-    return to_json(rows).decode() if rows else None
+    return msgspec.json.encode(rows).decode() if rows else None
 
 
 def as_micros(instant: Any) -> int | None:

@@ -11,7 +11,6 @@ from typing import Final
 
 from nats.errors import Error as NatsError
 from nats.js.errors import NotFoundError, ObjectNotFoundError
-from pydantic import ValidationError
 
 from penstock.bus.claims import is_claim
 from penstock.bus.connection import Bus, JetStreamError
@@ -20,6 +19,7 @@ from penstock.bus.reader import LogReader
 from penstock.contracts import subjects
 from penstock.contracts.errors import TransientError
 from penstock.contracts.facts import Claim, DeadLetter
+from penstock.contracts.structs import decode
 
 _NOT_FOUND: Final = 404
 _NO_MESSAGE: Final = 10043
@@ -41,9 +41,7 @@ class Traces:
         found: set[str] = set()
         async for page in self._reader.pages(subjects.RUNS, subject_filter):
             found.update(
-                Claim.model_validate_json(message.body).sha256
-                for message in page
-                if is_claim(message.body)
+                decode(Claim, message.body).sha256 for message in page if is_claim(message.body)
             )
         return found
 
@@ -103,8 +101,8 @@ class Traces:
         async for page in self._reader.pages(subjects.DEAD, subjects.DEAD_SPACE):
             for message in page:
                 try:
-                    about = DeadLetter.model_validate_json(message.body).subject.split(".")
-                except ValidationError:
+                    about = decode(DeadLetter, message.body).subject.split(".")
+                except ValueError:
                     continue
                 skip = 2 if about[0] == "timer" else 1
                 if about[skip : skip + 1] != [tenant]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from msgspec import structs
+
 from penstock.contracts.errors import ErrorDetail, ErrorInfo
 from penstock.contracts.facts import Reservation, RunLimits, Usage
 from penstock.contracts.plan import CompiledAgent, Plan
@@ -25,6 +27,7 @@ WORTH_ASKING: Final = 16
 """With fewer tokens left for the answer a model is not asked."""
 
 NOTHING: Final = Reservation()
+_NO_LIMITS: Final = RunLimits()
 
 Verdict = Literal["granted", "later", "exhausted"]
 
@@ -32,10 +35,10 @@ Verdict = Literal["granted", "later", "exhausted"]
 def limits_of(plan: Plan, state: RunState) -> RunLimits:
     """Return what a run may take: the stricter of what its plan and its caller say."""
     asked, planned = state.request.limits, plan.limits
-    if not planned.model_fields_set:
+    if planned == _NO_LIMITS:
         return asked
     merged = {}
-    for name in RunLimits.model_fields:
+    for name in RunLimits.__struct_fields__:
         values = [
             value for value in (getattr(asked, name), getattr(planned, name)) if value is not None
         ]
@@ -226,7 +229,7 @@ def limits_within(own: RunLimits, asked: RunLimits, reserve: Reservation) -> Run
         changes["max_cost_usd"] = reserve.cost_usd
     if own.max_steps is not None:
         changes["max_steps"] = reserve.steps
-    return asked.model_copy(update=changes)
+    return structs.replace(asked, **changes)
 
 
 def answer_within(reserve: Reservation | None, prompt_bytes: int) -> int | None:

@@ -12,6 +12,7 @@ from penstock.contracts.facts import ChatMessage, ToolCall
 from penstock.contracts.ids import approval_record_id, call_step_id, turn_step_id
 from penstock.contracts.json import Json
 from penstock.contracts.plan import CompiledAgent
+from penstock.contracts.structs import plain
 from penstock.runs.state import RunState, StepState
 from penstock_orchestrator.core.outcomes import action_of
 from penstock_orchestrator.core.view import View
@@ -108,7 +109,7 @@ def messages(
             found += _own(view, iid, past, step, speaker, action)
         else:
             found += _others(view, step, speaker, agent, action)
-    return [message.model_dump(mode="json") for message in found]
+    return [plain(message) for message in found]
 
 
 def _own(

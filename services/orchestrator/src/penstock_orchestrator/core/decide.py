@@ -19,7 +19,6 @@ from penstock.contracts.facts import (
     RunStatus,
     StateChanged,
     StepResult,
-    made,
 )
 from penstock.contracts.ids import parse_step_id
 from penstock.contracts.plan import Plan
@@ -115,8 +114,7 @@ def _continue(state: RunState, now: datetime, cause_seq: int, walk: Walk) -> Dec
     if not (walk.steps or node_records or walk.waits or walk.stops or walk.blocked):
         return Decided(state.decisions + 1, (), full_pools=full_pools) if full_pools else None
     stops = tuple(walk.stops)
-    decision = made(
-        Decision,
+    decision = Decision(
         cause_seq=cause_seq,
         manifest=tuple(planned.suffix for planned in walk.steps[1:]),
         blocked=tuple(walk.blocked),

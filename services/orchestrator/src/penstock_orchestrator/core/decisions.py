@@ -18,7 +18,6 @@ from penstock.contracts.facts import (
     StateChanged,
     StepResult,
     StepScheduled,
-    made,
 )
 from penstock.contracts.json import Json
 
@@ -62,10 +61,8 @@ class Planned:
         """Return the message; the first one of a decision carries it."""
         return Output(
             self.suffix,
-            made(
-                StepScheduled,
+            StepScheduled(
                 occurred_at=self.at,
-                type="step.scheduled",
                 decision=decision,
                 node_id=self.node_id,
                 name=self.name,

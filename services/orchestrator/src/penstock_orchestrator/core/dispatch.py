@@ -22,6 +22,7 @@ from penstock.contracts.plan import (
     ToolNode,
     WorkflowNode,
 )
+from penstock.contracts.structs import plain
 from penstock.expressions.templates import render, render_with_secrets
 from penstock_orchestrator.core import conversation
 from penstock_orchestrator.core.decisions import Planned
@@ -248,7 +249,7 @@ def child_run(
         "kind": child.kind.value,
         "version": child.version,
         "plan_digest": child.plan_digest,
-        "limits": limits.model_dump(mode="json", exclude_none=True),
+        "limits": plain(limits, defaults=False),
         "depth": depth,
     }
     step_id = instance.id

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
+from msgspec import structs
+
 from penstock.contracts.errors import ErrorInfo, RejectedError
 from penstock.contracts.facts import NodeRecord
 from penstock.contracts.ids import MAIN_RECORD, ON_ERROR_DONE_RECORD, ON_ERROR_RECORD, parse_step_id
@@ -76,7 +78,7 @@ def _stop_all(walk: Walk) -> None:
     for known in walk.state.node_records.values():
         if known.open and known.node_record.record_id not in walk.view.made:
             changes = {"status": "skipped", "request": None}
-            walk.view.note(known.node_record.model_copy(update=changes))
+            walk.view.note(structs.replace(known.node_record, **changes))
     walk.steps.clear()
     walk.waits.clear()
     walk.timers.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+from msgspec import structs
 from pydantic import JsonValue
 
 from penstock.contracts.answers import ApprovalAnswer, ResolutionAnswer, ToolAnswer
@@ -51,7 +52,7 @@ def _close(
     """Close an open node record with its outcome."""
     status = "succeeded" if error is None else "failed"
     changes = {"status": status, "output": output, "error": error, "request": None, **changed}
-    walk.view.note(node_record.model_copy(update=changes))
+    walk.view.note(structs.replace(node_record, **changes))
 
 
 def _answer(walk: Walk, kind: str, node_record: NodeRecord) -> SignalReceived | None:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Final, Literal
 
+from msgspec import structs
+
 from penstock.contracts.errors import ErrorInfo, RejectedError
 from penstock.contracts.facts import BlockedCall, NodeRecord, Wait
 from penstock.contracts.ids import RecordId, instance_id, parse_step_id
@@ -245,12 +247,24 @@ class Walk:
 
     # -- what handlers use -------------------------------------------------------------------
 
-    def done(self, instance: Instance[Node], output: Json, **fields_: object) -> Outcome:
+    def done(
+        self,
+        instance: Instance[Node],
+        output: Json,
+        *,
+        choice: str | None = None,
+        count: int | None = None,
+    ) -> Outcome:
         """Record an instance as succeeded."""
-        node = instance.node
-        fields = {"record_id": instance.id, "kind": node.kind, "status": "succeeded", **fields_}
-        stored = None if isinstance(node, MapNode) else output
-        self.view.note(NodeRecord.model_validate({**fields, "output": stored}))
+        record = NodeRecord(
+            record_id=instance.id,
+            kind=instance.node.kind,
+            status="succeeded",
+            output=None if isinstance(instance.node, MapNode) else output,
+            choice=choice,
+            count=count,
+        )
+        self.view.note(record)
         return Outcome("succeeded", output)
 
     def fail(self, instance: Instance[Node], error: ErrorInfo) -> Outcome:
@@ -297,7 +311,7 @@ class Walk:
                 del self.view.made[record_id]  # opened in vain, in this very decision
         for record_id, known in self.state.node_records.items():
             if known.open and record_id not in self.view.made and inside(record_id):
-                closed = known.node_record.model_copy(update={"status": "skipped", "request": None})
+                closed = structs.replace(known.node_record, status="skipped", request=None)
                 self.view.note(closed)
         self.waits = [wait for wait in self.waits if not inside(wait.step_id)]
         self.steps = [planned for planned in self.steps if not inside(planned.step_id)]

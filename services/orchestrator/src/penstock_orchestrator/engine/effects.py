@@ -15,6 +15,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
+from msgspec import structs
 from pydantic_core import from_json, to_json
 
 from penstock.bus.connection import Bus
@@ -42,6 +43,7 @@ from penstock.contracts.ids import child_run_id, is_run_id, require_token, shard
 from penstock.contracts.json import Json
 from penstock.contracts.pending import CorrelationRecord, PendingRecord, correlation_hash
 from penstock.contracts.plan import Plan
+from penstock.contracts.structs import convert
 from penstock.contracts.subjects import FactSubject
 from penstock.expressions.templates import render
 from penstock.failpoints import reach
@@ -123,7 +125,7 @@ class BusEffects:
             version=int(str(config["version"])),
             plan_digest=str(config["plan_digest"]),
             input=fact.input,
-            limits=RunLimits.model_validate(config.get("limits") or {}),
+            limits=convert(RunLimits, config.get("limits") or {}),
             trigger=Trigger.RUN,
             requested_by=invoked.requested_by,
             tags=invoked.tags,
@@ -314,7 +316,7 @@ class BusEffects:
         if error is not None:
             message = f"run {state.run_id} {ended.status.value}: {error.message}"
             family = error.family if error.family != ErrorFamily.CONFLICT else ErrorFamily.REJECTED
-            error = error.model_copy(update={"message": message, "family": family})
+            error = structs.replace(error, message=message, family=family)
         result = StepResult(
             occurred_at=ended.occurred_at,
             kind=StepKind.RUN,

@@ -35,6 +35,7 @@ from penstock.contracts.facts import (
     fact_bytes,
 )
 from penstock.contracts.plan import Plan
+from penstock.contracts.structs import decode, encode
 from penstock.contracts.subjects import FactSubject
 from penstock.failpoints import reach
 from penstock.runs.state import Entry, RunState, evolve, fold, new_state
@@ -131,7 +132,7 @@ class Engine:
         """
         try:
             subject = subjects.parse_timer(delivery.subject)
-            due = TimerDue.model_validate_json(delivery.body)
+            due = decode(TimerDue, delivery.body)
         except ValueError as error:
             raise InvariantError("unreadable_timer", str(error)) from error
         if self.runs.has_ended(subject.run_id):
@@ -447,7 +448,7 @@ class Engine:
         coordinates = (slot.tenant, slot.shard, slot.run_id, timer.timer_id)
         await self._writer.append(
             subjects.timer_set(*coordinates),
-            TimerDue(due_at=timer.due_at).model_dump_json().encode(),
+            encode(TimerDue(due_at=timer.due_at)),
             headers={
                 "Nats-Schedule": "@at " + at.replace("+00:00", "Z"),
                 "Nats-Schedule-Target": subjects.timer_due(*coordinates),

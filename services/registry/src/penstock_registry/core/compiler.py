@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from msgspec import structs
 from pydantic import JsonValue
 
 from penstock.contracts.errors import ErrorDetail, RejectedError
@@ -234,11 +235,10 @@ def network_plan(document: NetworkDocument, catalog: Catalog) -> Plan:
         tools=_tools(names, catalog),
         timeout_seconds=spec.timeout_seconds,
         input_schema=spec.input,
-        limits=limits.model_copy(
-            update={
-                "max_steps": _least(limits.max_steps, policy.max_steps),
-                "max_turns": _least(limits.max_turns, policy.max_turns),
-            }
+        limits=structs.replace(
+            limits,
+            max_steps=_least(limits.max_steps, policy.max_steps),
+            max_turns=_least(limits.max_turns, policy.max_turns),
         ),
     )
 
