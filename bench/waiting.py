@@ -20,6 +20,8 @@ from bench.stack import PenstockStack, penstock_stack
 
 _IN_FLIGHT: Final = 64
 _PAUSE_SECONDS: Final = 0.1
+_SETTLE_SECONDS: Final = 20.0
+"""Longer than the engine keeps the states of waiting runs."""
 
 
 def documents() -> list[dict[str, Any]]:
@@ -70,28 +72,38 @@ async def latencies(client: Client, seconds: float) -> list[float]:
     return sorted(found)
 
 
+async def engine_share(stack: PenstockStack, client: Client, seconds: float) -> float:
+    """Print the latency of single runs, and return the engine's share of a core meanwhile."""
+    before = cpu_seconds(measured(stack))["engine"]
+    times = await latencies(client, seconds)
+    share = 100 * (cpu_seconds(measured(stack))["engine"] - before) / seconds
+    p50, p99 = times[len(times) // 2], times[len(times) * 99 // 100]
+    print(f"  {len(times)} other runs: p50 {p50:.1f} ms, p99 {p99:.1f} ms; engine {share:.1f}%")
+    return share
+
+
 async def measure(stack: PenstockStack, runs: int, seconds: float) -> None:
-    """Print the figures."""
+    """Print the figures: before, and with the waiting runs, which start in two halves.
+
+    Memory is that of the second half: the interpreter keeps what the first half has freed.
+    """
     async with Client(stack.http_port) as client:
         await client.call("POST", "/v1/apply", {"documents": documents(), "publish": True})
         await latencies(client, 2)
+        print("without waiting runs:")
+        idle = await engine_share(stack, client, 30)
+        await start_runs(client, runs // 2)
+        await asyncio.sleep(_SETTLE_SECONDS)
         before = memory(measured(stack))
-        await start_runs(client, runs)
-        await asyncio.sleep(5)
-        full = memory(measured(stack))
-        cpu = cpu_seconds(measured(stack))
-        times = await latencies(client, seconds)
-        used = cpu_seconds(measured(stack))
+        await start_runs(client, runs - runs // 2)
+        await asyncio.sleep(_SETTLE_SECONDS)
         after = memory(measured(stack))
-    print(f"{runs} waiting runs, {seconds:.0f} s, {len(times)} other runs meanwhile")
-    for name in used:
-        share = 100 * (used[name] - cpu[name]) / seconds
-        at_first, later = (
-            1024 * (one[name].pss_mb - before[name].pss_mb) / runs for one in (full, after)
-        )
-        print(f"{name}: {share:.1f}% of a core; KiB per run: {at_first:.1f}, then {later:.1f}")
-    p50, p99 = times[len(times) // 2], times[len(times) * 99 // 100]
-    print(f"one step: p50 {p50:.1f} ms, p99 {p99:.1f} ms")
+        print(f"with {runs} waiting runs:")
+        busy = await engine_share(stack, client, seconds)
+    print(f"engine: {busy - idle:.1f}% of a core for the waiting runs")
+    for name in after:
+        kib = 1024 * (after[name].pss_mb - before[name].pss_mb) / (runs - runs // 2)
+        print(f"{name}: {kib:.1f} KiB per waiting run")
 
 
 def main() -> None:
