@@ -40,7 +40,7 @@ SOURCE: Final = ("shared/src", "services", "docs", "bench", "examples")
 PRODUCT: Final = ("shared/src", "services")
 """Only these speak to users."""
 AREAS: Final = ("guides", "docstrings", "comments", "help", "texts")
-BINDING: Final[tuple[str, ...]] = ("guides",)
+BINDING: Final[tuple[str, ...]] = ("guides", "help")
 """Areas that fail the check."""
 
 

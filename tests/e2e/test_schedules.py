@@ -83,7 +83,7 @@ async def test_example_of_the_page_is_applied_shown_and_started_by_hand(
 
     command("pause", "morning-growth", "--reason", "no one reads it")
     assert "no one reads it" in command("list")
-    assert "goes on" in command("resume", "morning-growth")
+    assert "resumes" in command("resume", "morning-growth")
 
 
 async def test_killed_engine_leaves_no_gap_and_no_double_run(

@@ -132,7 +132,7 @@ def _assert_run(row: dict[str, Any], state: RunState) -> None:
 
 
 def _in_order(entries: Sequence[Entry]) -> bool:
-    """Tell whether each outcome stands after its step: others are not folded in."""
+    """Return whether each outcome stands after its step: others are not folded in."""
     scheduled: set[tuple[str, int]] = set()
     for entry in entries:
         attempt = (entry.subject.step_id, entry.subject.attempt)

@@ -99,7 +99,7 @@ class Node:
         return found
 
     def healthy(self) -> bool:
-        """Tell whether it takes part: all its streams and consumers are up to date."""
+        """Return whether it takes part: all its streams and consumers are up to date."""
         return self.look("/healthz").get("status") == "ok"
 
 

@@ -34,12 +34,12 @@ def permitted(hosts: set[str]) -> Iterator[None]:
 
 
 def is_permitted(host: str) -> bool:
-    """Tell whether `host` is this machine, or a namespace of it that a test has made."""
+    """Return whether `host` is this machine, or a namespace of it that a test has made."""
     return host in _PERMITTED or is_loopback(host)
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether `host` is this machine: `localhost` or a loopback address."""
+    """Return whether `host` is this machine: `localhost` or a loopback address."""
     try:
         return ipaddress.ip_address(host.partition("%")[0]).is_loopback
     except ValueError:

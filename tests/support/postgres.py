@@ -64,7 +64,7 @@ def run_stoppable_postgres(directory: Path) -> Iterator[StoppablePostgres]:
 
 
 def docker_answers() -> bool:
-    """Tell whether a Docker engine can be reached."""
+    """Return whether a Docker engine can be reached."""
     if (client := shutil.which("docker")) is None:
         return False
     try:

@@ -57,7 +57,7 @@ _SIXTOFOUR: Final = ipaddress.IPv6Network("2002::/16")
 
 
 def is_public(address: Address) -> bool:
-    """Tell whether an address is an ordinary one of the public internet."""
+    """Return whether an address is an ordinary one of the public internet."""
     if any(address in network for network in _REFUSED if network.version == address.version):
         return False
     if isinstance(address, ipaddress.IPv4Address):

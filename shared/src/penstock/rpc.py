@@ -61,6 +61,6 @@ async def call(
             return reply.model_validate(envelope.result)
     except ValidationError as error:
         raise InvariantError(
-            "invalid_reply", f"{service}.{verb} answered what is no {reply.__name__}"
+            "invalid_reply", f"{service}.{verb} sent a reply that is not a valid {reply.__name__}"
         ) from error
     raise error_from(envelope.error)

@@ -68,7 +68,7 @@ def parse_options(text: str) -> StackOptions:
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether only this machine reaches ``host``."""
+    """Return whether only this machine reaches ``host``."""
     if host in ("localhost", "::1"):
         return True
     try:

@@ -86,7 +86,7 @@ def test_pause_resume_and_trigger_say_what_they_did(
 ) -> None:
     assert "is paused" in schedules("pause", "nightly", "--reason", "holidays").output
     assert json.loads(requests[-1].content) == {"reason": "holidays"}
-    assert "goes on" in schedules("resume", "nightly").output
+    assert "resumes" in schedules("resume", "nightly").output
     assert RUN["run_id"] in schedules("trigger", "nightly", "--idempotency-key", "k").output
     assert requests[-1].headers["idempotency-key"] == "k"
 

@@ -110,7 +110,7 @@ class Answering:
         if answer.digest is not None and request.digest and answer.digest != request.digest:
             raise RejectedError(
                 "digest_mismatch",
-                "this is not what is asked: the digest is another",
+                "the digest does not match the pending request",
                 details=(
                     ErrorDetail(
                         path=_at(answer, "digest"), message="not asked", allowed=request.digest

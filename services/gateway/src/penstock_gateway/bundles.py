@@ -106,7 +106,7 @@ class Bundles:
             raise ConflictError(
                 "run_not_ended",
                 f"run {source.run_id} had not ended when it was exported: "
-                "import it as a new one, which goes on from there",
+                "import it as a new run, which continues from there",
             )
         target = (run_id or new_run_id()) if as_new else source.run_id
         if bundle.plan is not None:

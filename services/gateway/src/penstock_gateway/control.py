@@ -109,7 +109,7 @@ class Controls:
     # -- cancelling ----------------------------------------------------------------------------
 
     async def cancel(self, caller: Caller, run_id: str, reason: str) -> bool:
-        """Ask a run to stop; tell whether this request was the first to do so.
+        """Ask a run to stop; return whether this request was the first to do so.
 
         Raises:
             TransientError: The log did not answer.

@@ -37,7 +37,7 @@ from penstock_gateway.starts import Ask
 
 Mode = Literal["fork", "retry", "replay"]
 
-_ADVICE: Final = "`retry` begins what was not done, `fork` goes on from any sequence"
+_ADVICE: Final = "`retry` starts the missing steps, `fork` continues from any sequence"
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +242,7 @@ def _require_mode(source_id: str, entries: Sequence[Entry], ask: ForkAsk) -> Non
     if ask.mode == "replay" and unchanged and code in FROM_OUTSIDE:
         raise ConflictError(
             "not_replayable",
-            f"run {source_id} was ended from outside ({code}); played again it would go on: "
+            f"run {source_id} was ended from outside ({code}); a replay would continue it: "
             f"{_ADVICE}",
         )
 

@@ -161,7 +161,7 @@ class Signals:
                 details=(
                     ErrorDetail(
                         path="correlation",
-                        message=f"nobody waits for {correlation[:80]!r}",
+                        message=f"no run waits for {correlation[:80]!r}",
                         allowed="the key of a wait that has begun",
                     ),
                 ),
@@ -209,6 +209,6 @@ def _sent(run_id: str, signal_id: str, entry: Entry, *, repeated: bool) -> Sent:
 
 
 def same_signal(one: SignalReceived, other: SignalReceived) -> bool:
-    """Tell whether two signals say the same, whoever sent them and whenever."""
+    """Return whether two signals say the same, whoever sent them and whenever."""
     ignored = {"occurred_at": one.occurred_at, "sent_by": one.sent_by}
     return one == structs.replace(other, **ignored)

@@ -156,7 +156,7 @@ class Starter:
                     ErrorDetail(
                         path=ask.path,
                         message=f"no version or alias {selector!r}",
-                        allowed="name, name@version or name@alias of what was published",
+                        allowed="name, name@version or name@alias of a published definition",
                     ),
                 ),
             )

@@ -40,7 +40,7 @@ class CommitCost:
         self.slow = self.single > SLOW_SINGLE_SECONDS
 
     def batch_pays(self, count: int) -> bool:
-        """Tell whether ``count`` messages are cheaper as one atomic batch.
+        """Return whether ``count`` messages are cheaper as one atomic batch.
 
         Once in a while the answer is the other one, so that both figures stay true.
         """

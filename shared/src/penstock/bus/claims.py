@@ -24,7 +24,7 @@ _CLAIM_MARK: Final = b'{"type":"claim"'
 
 
 def is_claim(body: bytes) -> bool:
-    """Tell whether a message's body is a claim instead of a fact."""
+    """Return whether a message's body is a claim instead of a fact."""
     return body.startswith(_CLAIM_MARK)
 
 

@@ -82,7 +82,7 @@ class Bus:
         try:
             return await self.nc.request(subject, body, timeout=timeout_seconds, headers=headers)
         except NoRespondersError as error:
-            raise TransientError("no_responders", f"nobody answers on {subject}") from error
+            raise TransientError("no_responders", f"no service answers on {subject}") from error
         except NatsTimeoutError as error:
             raise TransientError(
                 "request_timeout", f"no answer on {subject} within {timeout_seconds} s"

@@ -370,7 +370,7 @@ class Consumer:
                 self._restart_pull()
 
     async def _find_or_recreate(self) -> bool:
-        """Tell whether the durable had to be made again."""
+        """Return whether the durable had to be made again."""
         try:
             await self._bus.api(f"CONSUMER.INFO.{self._stream}.{self._durable}")
         except JetStreamError as error:

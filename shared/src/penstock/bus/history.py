@@ -77,7 +77,7 @@ class HistoryReader(LogReader):
 
 
 def is_young(run_id: str, now: float) -> bool:
-    """Tell whether the log must still have all of a run, by the time in its id.
+    """Return whether the log must still have all of a run, by the time in its id.
 
     An id that is derived from a key holds no time: what is read from it lies, but for one in two
     million, outside of the days in question, and the run does not count as young.

@@ -61,7 +61,7 @@ def header_bytes(record: Record, extra: dict[str, str] | None = None) -> bytes |
 def refusal(record: Record, code: int, text: str) -> Exception:
     """Return the error that a server's refusal means."""
     if code == SUBJECT_TAKEN:
-        return ConflictError("duplicate_fact", f"{record.subject} is already stated")
+        return ConflictError("duplicate_fact", f"{record.subject} is already published")
     if code in FENCED:
         return ConflictError("fenced", f"a decision under {record.fence} exists already")
     return InvariantError("append_refused", f"{record.subject}: {text} ({code})")

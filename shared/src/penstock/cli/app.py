@@ -26,11 +26,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 runs = typer.Typer(
-    help="Look at runs, follow them, cancel them.", no_args_is_help=True, rich_markup_mode=None
+    help="Inspect, follow, control and recover runs.", no_args_is_help=True, rich_markup_mode=None
 )
-keys = typer.Typer(help="API keys.", no_args_is_help=True, rich_markup_mode=None)
+keys = typer.Typer(
+    help="Create, list and revoke API keys.", no_args_is_help=True, rich_markup_mode=None
+)
 services = typer.Typer(
-    help="Single services of the local stack.", no_args_is_help=True, rich_markup_mode=None
+    help="Inspect or run single services of the local stack.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 app.add_typer(runs, name="runs")
 app.add_typer(keys, name="keys")
@@ -43,7 +47,7 @@ schedules.add_schedules(app)
 
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Limit = Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="At most so many.")]
+Limit = Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="Maximum number.")]
 
 
 @app.callback()
@@ -59,10 +63,10 @@ def options(
     api_key: Annotated[str | None, typer.Option(help="API key; else PENSTOCK_API_KEY.")] = None,
     tenant: Annotated[
         str | None,
-        typer.Option(help="For what goes straight to the bus; else PENSTOCK_TENANT."),
+        typer.Option(help="Tenant of commands that use the bus directly; else PENSTOCK_TENANT."),
     ] = None,
 ) -> None:
-    """Options of all commands come before the command."""
+    """Global options come before the command."""
     context.obj = find_target(url=url, data_dir=data_dir, api_key=api_key, tenant=tenant)
 
 
@@ -71,7 +75,7 @@ def dev(
     context: typer.Context,
     port: Annotated[int, typer.Option(min=0, max=65535, help="HTTP; 0: any free.")] = 8080,
     nats_port: Annotated[int, typer.Option(min=0, max=65535, help="Bus; 0: any free.")] = 4222,
-    data_dir: Annotated[str | None, typer.Option(help="Where everything is kept.")] = None,
+    data_dir: Annotated[str | None, typer.Option(help="Data folder.")] = None,
     durable: Annotated[
         bool, typer.Option("--durable", help="Flush each message to disk before its ack.")
     ] = False,
@@ -112,7 +116,7 @@ def apply(
         list[str] | None,
         typer.Option("--file", "-f", help="YAML file, folder of them, or - for standard input."),
     ] = None,
-    publish: Annotated[bool, typer.Option(help="Bring them into force as well.")] = True,
+    publish: Annotated[bool, typer.Option(help="Also publish them.")] = True,
 ) -> None:
     """Store agents, tools, workflows, networks, webhooks and schedules, all or none."""
     from penstock.cli.apply import apply_files
@@ -130,14 +134,14 @@ def invoke(  # noqa: PLR0913, PLR0917 - one parameter for each option
     ] = "null",
     follow: Annotated[bool, typer.Option("--follow", help="Show its events as they come.")] = False,
     wait: Annotated[
-        int | None, typer.Option(min=1, help="Wait so many seconds for its end.")
+        int | None, typer.Option(min=1, help="Wait up to this many seconds for the end.")
     ] = None,
     session: Annotated[str | None, typer.Option(help="Continue this conversation.")] = None,
     idempotency_key: Annotated[
-        str | None, typer.Option(help="The same key starts the same run only once.")
+        str | None, typer.Option(help="Repeated calls with the same key start one run.")
     ] = None,
     priority: Annotated[
-        int | None, typer.Option(min=-100, max=100, help="Higher goes first in queues.")
+        int | None, typer.Option(min=-100, max=100, help="Priority in queues; higher runs first.")
     ] = None,
     tag: Annotated[list[str] | None, typer.Option(help="NAME=VALUE; may be repeated.")] = None,
     limit: Annotated[
@@ -176,15 +180,17 @@ def list_runs(  # noqa: PLR0913, PLR0917 - one parameter for each filter
         list[str] | None, typer.Option(help="Only with NAME=VALUE; may be repeated.")
     ] = None,
     trigger: Annotated[
-        list[str] | None, typer.Option(help="Only started so: http, webhook, schedule, ...")
+        list[str] | None, typer.Option(help="Only with this trigger: http, webhook, schedule, ...")
     ] = None,
     min_cost: Annotated[float | None, typer.Option(min=0, help="In USD.")] = None,
     max_cost: Annotated[float | None, typer.Option(min=0, help="In USD.")] = None,
     parent: Annotated[str | None, typer.Option(help="Only started by this run.")] = None,
-    root: Annotated[str | None, typer.Option(help="This run and all that came of it.")] = None,
+    root: Annotated[str | None, typer.Option(help="This run and all its descendants.")] = None,
     error: Annotated[str | None, typer.Option(help="Part of the error's code.")] = None,
     sort: Annotated[str, typer.Option(help="created, or ended (ended runs alone).")] = "created",
-    oldest_first: Annotated[bool, typer.Option("--oldest-first", help="Turn the order.")] = False,
+    oldest_first: Annotated[
+        bool, typer.Option("--oldest-first", help="Reverse the order.")
+    ] = False,
     limit: Limit = 20,
     as_json: AsJson = False,
 ) -> None:
@@ -213,14 +219,14 @@ def show(
     context: typer.Context,
     run_id: RunId,
     at: Annotated[
-        int | None, typer.Option(min=1, help="As it was at this sequence of the log.")
+        int | None, typer.Option(min=1, help="Show the run as of this sequence of the log.")
     ] = None,
     node_records: Annotated[
-        bool, typer.Option("--records", help="All that the engine decided as well.")
+        bool, typer.Option("--records", help="Include all node records.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show one run with its steps, and what it waits for."""
+    """Show one run with its steps and pending requests."""
     from penstock.cli.runs import show_run
 
     show_run(context.obj, run_id, at_seq=at, node_records=node_records, as_json=as_json)
@@ -238,11 +244,11 @@ def tail(
     ] = None,
     after: Annotated[str, typer.Option(help="Only events after this one.")] = "0",
     limit: Annotated[
-        int | None, typer.Option("--limit", "-n", min=1, help="Stop after so many.")
+        int | None, typer.Option("--limit", "-n", min=1, help="Stop after this many.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Follow one run until it ends, or everything that matches a subject."""
+    """Follow one run until it ends, or all facts that match a subject."""
     if (run_id is None) == (subject is None):
         raise typer.BadParameter("give either a run or --subject")
     if subject is not None:
@@ -259,9 +265,9 @@ def tail(
 def cancel(
     context: typer.Context,
     run_id: RunId,
-    reason: Annotated[str, typer.Option(help="Why; kept with the run.")] = "",
+    reason: Annotated[str, typer.Option(help="Reason; stored with the run.")] = "",
 ) -> None:
-    """Ask a run to stop."""
+    """Cancel a run."""
     from penstock.cli.runs import cancel_run
 
     cancel_run(context.obj, run_id, reason=reason)
@@ -269,7 +275,7 @@ def cancel(
 
 @app.command()
 def runners(context: typer.Context, as_json: AsJson = False) -> None:
-    """List the runners that live now."""
+    """List live runners."""
     from penstock.cli.runs import list_runners
 
     list_runners(context.obj, as_json=as_json)
@@ -278,13 +284,15 @@ def runners(context: typer.Context, as_json: AsJson = False) -> None:
 @keys.command("create")
 def create_key(
     context: typer.Context,
-    name: Annotated[str, typer.Option(help="For people.")] = "",
+    name: Annotated[str, typer.Option(help="Display name.")] = "",
     role: Annotated[
         list[str] | None, typer.Option(help="admin, operator, viewer or runner.")
     ] = None,
-    expires_days: Annotated[int | None, typer.Option(min=1, help="Days it is good for.")] = None,
+    expires_days: Annotated[
+        int | None, typer.Option(min=1, help="Days until the key expires.")
+    ] = None,
 ) -> None:
-    """Make a key and show its secret, once."""
+    """Create an API key and print its secret once."""
     from penstock.cli.keys import create
 
     create(context.obj, name=name, roles=role or ["operator"], expires_days=expires_days)
@@ -306,7 +314,7 @@ def list_keys(
 def revoke_key(
     context: typer.Context, key_id: Annotated[str, typer.Argument(metavar="KEY")]
 ) -> None:
-    """Make a key worthless at once."""
+    """Revoke an API key at once."""
     from penstock.cli.keys import revoke
 
     revoke(context.obj, key_id)

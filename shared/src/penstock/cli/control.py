@@ -12,23 +12,24 @@ import typer
 
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run.")]
 StepId = Annotated[str, typer.Argument(metavar="STEP", help="Id of the step.")]
-RecordId = Annotated[str, typer.Argument(metavar="RECORD", help="Id of what is asked.")]
+RecordId = Annotated[str, typer.Argument(metavar="RECORD", help="Id of the pending request.")]
 First = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run.")]
 Second = Annotated[str | None, typer.Argument(metavar="NAME", show_default=False)]
 Payload = Annotated[
     str, typer.Option("--payload", "-p", help="JSON, or text, or @file, or @- for standard input.")
 ]
 Key = Annotated[
-    str | None, typer.Option("--idempotency-key", help="The same key sends it only once.")
+    str | None,
+    typer.Option("--idempotency-key", help="Repeated calls with the same key send it once."),
 ]
-Reason = Annotated[str, typer.Option(help="Why; kept with the run.")]
-Digest = Annotated[str | None, typer.Option(help="Of what exactly, as the list shows it.")]
+Reason = Annotated[str, typer.Option(help="Reason; stored with the run.")]
+Digest = Annotated[str | None, typer.Option(help="Digest of the request, as the list shows it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 signals = typer.Typer(rich_markup_mode=None)
 control = typer.Typer(rich_markup_mode=None)
 approvals = typer.Typer(
-    help="What runs ask people to agree to.", no_args_is_help=True, rich_markup_mode=None
+    help="List, approve or reject pending approvals.", no_args_is_help=True, rich_markup_mode=None
 )
 
 
@@ -101,14 +102,14 @@ def _target(
 
 @control.command("pause")
 def pause(context: typer.Context, run_id: RunId, reason: Reason = "") -> None:
-    """Hold a run: what is at work goes on, nothing new begins."""
+    """Pause a run: running steps finish, no new step starts."""
     hold = _work("holding").hold
     hold(context.obj, run_id, "pause", reason=reason)
 
 
 @control.command("resume")
 def resume(context: typer.Context, run_id: RunId, reason: Reason = "") -> None:
-    """Let a paused run go on."""
+    """Resume a paused run."""
     hold = _work("holding").hold
     hold(context.obj, run_id, "resume", reason=reason)
 
@@ -117,7 +118,7 @@ def resume(context: typer.Context, run_id: RunId, reason: Reason = "") -> None:
 def cancel_step(
     context: typer.Context, run_id: RunId, step_id: StepId, reason: Reason = ""
 ) -> None:
-    """Stop one step: a child run with all below it, or an attempt."""
+    """Cancel one step: its attempt, or its child run with all descendants."""
     run = _work("holding").cancel_step
     run(context.obj, run_id, step_id, reason=reason)
 
@@ -136,7 +137,7 @@ def cancel_many(  # noqa: PLR0913, PLR0917 - one parameter for each filter
     ] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000)] = 1000,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say which runs would be asked.")
+        bool, typer.Option("--dry-run", help="Only list the matching runs.")
     ] = False,
     everything: Annotated[
         bool, typer.Option("--all", help="Without a filter: every open run.")
@@ -144,7 +145,7 @@ def cancel_many(  # noqa: PLR0913, PLR0917 - one parameter for each filter
     reason: Reason = "",
     as_json: AsJson = False,
 ) -> None:
-    """Ask all open runs that match to stop."""
+    """Cancel all open runs that match a filter."""
     run = _work("holding").cancel_many
     filters = {
         "status": status,
@@ -161,7 +162,7 @@ def cancel_many(  # noqa: PLR0913, PLR0917 - one parameter for each filter
 
 @control.command("tool-calls")
 def tool_calls(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> None:
-    """List the calls that a run waits for its client to execute."""
+    """List the pending client tool calls of a run."""
     list_calls = _work("questions").list_calls
     list_calls(context.obj, run_id, as_json=as_json)
 
@@ -174,20 +175,20 @@ def tool_result(
     output: Annotated[
         str, typer.Option("--output", "-o", help="JSON, or text, or @file, or @-.")
     ] = "null",
-    error: Annotated[str | None, typer.Option(help="It failed, and why.")] = None,
+    error: Annotated[str | None, typer.Option(help="Fail the call with this error.")] = None,
     wait: Annotated[
-        int | None, typer.Option(min=1, help="Wait so long for the end, or the next call.")
+        int | None, typer.Option(min=1, help="Seconds to wait for the end or the next call.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a client tool returned."""
+    """Submit the result of a client tool call."""
     send_result = _work("questions").send_result
     send_result(context.obj, run_id, step_id, output, error=error, wait=wait, as_json=as_json)
 
 
 @control.command("unknown")
 def unknown(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> None:
-    """List steps whose attempt was lost, and that wait for a decision."""
+    """List steps with an unknown outcome, which wait for a resolution."""
     list_unknown = _work("questions").list_unknown
     list_unknown(context.obj, run_id, as_json=as_json)
 
@@ -204,7 +205,7 @@ def resolve(
     digest: Digest = None,
     reason: Reason = "",
 ) -> None:
-    """Say what became of a lost attempt."""
+    """Resolve the unknown outcome of a lost attempt."""
     run = _work("questions").resolve
     run(context.obj, run_id, step_id, action, output=output, digest=digest, reason=reason)
 
@@ -220,7 +221,7 @@ def list_approvals(
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000)] = 100,
     as_json: AsJson = False,
 ) -> None:
-    """List what is asked, the oldest first."""
+    """List open approvals, the oldest first."""
     run = _work("questions").list_approvals
     run(context.obj, status=status, role=role, run_id=run_id, limit=limit, as_json=as_json)
 
@@ -242,7 +243,7 @@ def approve(
     digest: Digest = None,
     reason: Reason = "",
 ) -> None:
-    """Agree."""
+    """Approve a pending request."""
     decide = _work("questions").decide
     decide(context.obj, run_id, record_id, "approve", digest=digest, reason=reason)
 
@@ -255,6 +256,6 @@ def reject(
     digest: Digest = None,
     reason: Reason = "",
 ) -> None:
-    """Refuse."""
+    """Reject a pending request."""
     decide = _work("questions").decide
     decide(context.obj, run_id, record_id, "reject", digest=digest, reason=reason)

@@ -20,7 +20,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 
 definitions = typer.Typer(rich_markup_mode=None)
 aliases = typer.Typer(
-    help="Names for versions: NAME@ALIAS.", no_args_is_help=True, rich_markup_mode=None
+    help="Aliases of versions: NAME@ALIAS.", no_args_is_help=True, rich_markup_mode=None
 )
 
 
@@ -39,7 +39,7 @@ def _work() -> Any:
 def show_versions(
     context: typer.Context, name: Name, kind: Kind = None, as_json: AsJson = False
 ) -> None:
-    """List what was published under a name, newest first."""
+    """List the published versions of a name, newest first."""
     _work().list_versions(context.obj, name, kind=kind, as_json=as_json)
 
 
@@ -48,17 +48,18 @@ def publish(
     context: typer.Context,
     name: Name,
     version: Annotated[
-        int | None, typer.Option(min=1, help="This version again; else what is stored.")
+        int | None,
+        typer.Option(min=1, help="Publish this version again; default: the stored definition."),
     ] = None,
     kind: Kind = None,
 ) -> None:
-    """Bring a definition into force."""
+    """Publish a definition."""
     _work().publish_version(context.obj, name, kind=kind, version=version)
 
 
 @definitions.command("archive")
 def archive(context: typer.Context, name: Name, kind: Kind = None) -> None:
-    """Take a definition and all of its versions out of force; publishing brings it back."""
+    """Archive a definition with all versions; publishing restores it."""
     _work().archive_definition(context.obj, name, kind=kind)
 
 
@@ -67,16 +68,16 @@ def set_alias(
     context: typer.Context,
     name: Name,
     alias: AliasName,
-    version: Annotated[int, typer.Argument(min=1, help="What it stands for.")],
+    version: Annotated[int, typer.Argument(min=1, help="The version.")],
     canary: Annotated[
         int | None, typer.Option(min=1, help="Another version, for some of the runs.")
     ] = None,
     weight: Annotated[
-        int | None, typer.Option(min=1, max=100, help="Of a hundred runs so many.")
+        int | None, typer.Option(min=1, max=100, help="Percentage of runs for the other version.")
     ] = None,
     kind: Kind = None,
 ) -> None:
-    """Let an alias stand for a version."""
+    """Point an alias at a version."""
     if (canary is None) != (weight is None):
         raise typer.BadParameter("--canary and --weight go together")
     _work().put_alias(context.obj, name, alias, version, kind=kind, canary=canary, weight=weight)

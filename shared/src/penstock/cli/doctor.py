@@ -221,7 +221,7 @@ async def _consumers(wire: Wire, _target: Target) -> AsyncIterator[Finding]:
             if info["num_redelivered"]:
                 load += f", {info['num_redelivered']} delivered again"
             if (lag or unacked) and not info["num_waiting"] and not unacked:
-                yield Finding("fail", "consumers", f"{load}, and nobody reads")
+                yield Finding("fail", "consumers", f"{load}, and no consumer reads")
             elif lag > LAG_WARNING or info["num_redelivered"]:
                 yield Finding("warn", "consumers", load)
             elif lag or unacked:

@@ -20,29 +20,29 @@ class Format(enum.StrEnum):
 
 
 observability = typer.Typer(
-    help="Where time and money go.", no_args_is_help=True, rich_markup_mode=None
+    help="Archive status, cost and profile reports.", no_args_is_help=True, rich_markup_mode=None
 )
 history = typer.Typer(
-    help="Past runs: tables made anew, runs put back into the log, deleted for good.",
+    help="Rebuild the archive, restore or delete runs.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 sink = typer.Typer(
-    help="Tell other systems how runs end.", no_args_is_help=True, rich_markup_mode=None
+    help="Export ended runs to other systems.", no_args_is_help=True, rich_markup_mode=None
 )
 
 Since = Annotated[
-    str | None, typer.Option(help="ISO time, or so long ago: 30m, 24h, 7d.", show_default=False)
+    str | None, typer.Option(help="ISO time, or a time ago: 30m, 24h, 7d.", show_default=False)
 ]
 Until = Annotated[
-    str | None, typer.Option(help="The same; what is later is left out.", show_default=False)
+    str | None, typer.Option(help="The same; later runs are left out.", show_default=False)
 ]
 Name = Annotated[
     str | None, typer.Option(help="Only of this agent or workflow.", show_default=False)
 ]
-AsFormat = Annotated[Format, typer.Option("--format", help="How to print it.")]
+AsFormat = Annotated[Format, typer.Option("--format", help="Output format.")]
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask whether that is meant.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 
 
 def add_groups(app: typer.Typer) -> None:
@@ -59,7 +59,7 @@ def _work(name: str) -> Any:
 
 @observability.command()
 def status(context: typer.Context, format: AsFormat = Format.TABLE) -> None:
-    """Show how far the archive is, and what ran and cost today."""
+    """Show the lag of the archive, and the runs and the cost of today."""
     _work("reports").show_status(context.obj, as_json=format is Format.JSON)
 
 
@@ -71,7 +71,7 @@ def cost_report(
     name: Name = None,
     format: AsFormat = Format.TABLE,
 ) -> None:
-    """Show what model calls cost by provider, model, agent and day; the dearest stand out."""
+    """Show the cost of model calls by provider, model, agent and day; the highest stand out."""
     _work("reports").show_cost(
         context.obj, since=since, until=until, name=name, as_json=format is Format.JSON
     )
@@ -93,7 +93,7 @@ def profile_report(
     runs: Annotated[int, typer.Option(min=1, max=1000, help="The latest so many.")] = 200,
     format: AsFormat = Format.TABLE,
 ) -> None:
-    """Show where runs spend their time: slowest nodes and bottlenecks stand out."""
+    """Show where runs spend their time: slowest nodes and bottlenecks are highlighted."""
     reports = _work("reports")
     as_json = format is Format.JSON
     if run_id is not None:
@@ -105,22 +105,22 @@ def profile_report(
 
 @history.command("status")
 def history_status(context: typer.Context, format: AsFormat = Format.TABLE) -> None:
-    """Show how far the archive is behind the log."""
+    """Show the lag of the archive behind the log."""
     _work("keeping").show_status(context.obj, as_json=format is Format.JSON)
 
 
 @history.command()
 def rebuild(
     context: typer.Context,
-    wait: Annotated[bool, typer.Option(help="Wait until it is done.")] = True,
+    wait: Annotated[bool, typer.Option(help="Wait for the result.")] = True,
 ) -> None:
-    """Make all tables anew from the log, while everything goes on; straight over the bus."""
+    """Rebuild all tables from the log while services run; over the bus, not the gateway."""
     _work("keeping").rebuild(context.obj, wait=wait)
 
 
 @history.command()
 def restore(context: typer.Context, run_id: RunId) -> None:
-    """Put the facts of an ended run back into the log that has lost them."""
+    """Restore the facts of an ended run to the log after retention removed them."""
     _work("keeping").restore(context.obj, run_id)
 
 
@@ -159,16 +159,14 @@ def mlflow(
         str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="The tracking server.")
     ] = "http://127.0.0.1:5000",
     experiment: Annotated[
-        str, typer.Option(envvar="MLFLOW_EXPERIMENT_NAME", help="Where runs go.")
+        str, typer.Option(envvar="MLFLOW_EXPERIMENT_NAME", help="Experiment name.")
     ] = "penstock",
-    name: Annotated[
-        str, typer.Option(help="Sinks of one name share the runs; another gets each of them too.")
-    ] = "mlflow",
+    name: Annotated[str, typer.Option(help="Sinks with the same name share the runs.")] = "mlflow",
     only_tenant: Annotated[
-        str | None, typer.Option(help="Leave out all other tenants.", show_default=False)
+        str | None, typer.Option(help="Only runs of this tenant.", show_default=False)
     ] = None,
 ) -> None:
-    """Write each run that ends to MLflow, until Ctrl-C; straight from the bus."""
+    """Write each ended run to MLflow until Ctrl-C; reads the bus directly."""
     _work("sinks").run_mlflow(
         context.obj, url=url, experiment=experiment, name=name, only_tenant=only_tenant
     )

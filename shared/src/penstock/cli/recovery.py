@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 dead = typer.Typer(
-    help="Messages that were given up: look, do their work again, throw away.",
+    help="Inspect, requeue or discard dead letters.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -28,19 +28,19 @@ LimitOption = Annotated[
 ]
 Key = Annotated[
     str | None,
-    typer.Option("--idempotency-key", help="The same key starts the same run only once."),
+    typer.Option("--idempotency-key", help="Repeated calls with the same key start one run."),
 ]
 Follow = Annotated[bool, typer.Option("--follow", help="Show its events as they come.")]
 File = Annotated[str, typer.Argument(metavar="FILE", help="The bundle.")]
-Seqs = Annotated[list[int] | None, typer.Argument(metavar="[SEQ]...", help="Which letters.")]
-Consumer = Annotated[
-    str | None, typer.Option(help="Only given up by this consumer.", show_default=False)
+Seqs = Annotated[
+    list[int] | None, typer.Argument(metavar="[SEQ]...", help="Sequences of dead letters.")
 ]
+Consumer = Annotated[str | None, typer.Option(help="Only of this consumer.", show_default=False)]
 OfRun = Annotated[str | None, typer.Option("--run", help="Only of this run.", show_default=False)]
 Code = Annotated[str | None, typer.Option(help="Only with this error code.", show_default=False)]
-Limit = Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="At most so many.")]
-All = Annotated[bool, typer.Option("--all", help="All letters, whatever they are.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say which ones.")]
+Limit = Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="Maximum number.")]
+All = Annotated[bool, typer.Option("--all", help="All dead letters.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list the matching ones.")]
 
 
 def add_recovery(app: typer.Typer, runs: typer.Typer) -> None:
@@ -59,7 +59,7 @@ def fork(  # noqa: PLR0913, PLR0917 - one parameter for each thing that may diff
     context: typer.Context,
     run_id: RunId,
     from_seq: Annotated[
-        int | None, typer.Option("--from", min=1, help="Go on from this sequence of the log.")
+        int | None, typer.Option("--from", min=1, help="Continue from this sequence of the log.")
     ] = None,
     override: Override = None,
     input_text: Annotated[
@@ -117,7 +117,7 @@ def replay(
     run_id: RunId,
     from_seq: Annotated[
         int | None,
-        typer.Option("--from", min=1, help="Decide anew what was decided after this sequence."),
+        typer.Option("--from", min=1, help="Repeat the decisions after this sequence."),
     ] = None,
     override: Override = None,
     tag: Tag = None,
@@ -171,9 +171,7 @@ def verify(context: typer.Context, file: File, as_json: AsJson = False) -> None:
 def import_run(
     context: typer.Context,
     file: File,
-    as_new: Annotated[
-        bool, typer.Option("--as-new", help="Give the run an id of its own.")
-    ] = False,
+    as_new: Annotated[bool, typer.Option("--as-new", help="Give the run a new id.")] = False,
     idempotency_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
@@ -200,9 +198,9 @@ def list_dead(
 @dead.command("show")
 def show_dead(
     context: typer.Context,
-    seq: Annotated[int, typer.Argument(metavar="SEQ", min=1, help="Sequence of the letter.")],
+    seq: Annotated[int, typer.Argument(metavar="SEQ", min=1, help="Sequence of the dead letter.")],
 ) -> None:
-    """Show one letter with the body of its message."""
+    """Show one dead letter with the body of its message."""
     _work("dead").show_letter(context.obj, seq)
 
 
@@ -218,7 +216,7 @@ def requeue(  # noqa: PLR0913, PLR0917 - one parameter for each filter
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Let the work of letters be done again."""
+    """Requeue dead letters: repeat their work."""
     wanted = {"consumer": consumer, "run_id": run_id, "code": code}
     _work("dead").apply(
         context.obj,
@@ -244,7 +242,7 @@ def discard(  # noqa: PLR0913, PLR0917 - one parameter for each filter
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Throw letters away."""
+    """Discard dead letters."""
     wanted = {"consumer": consumer, "run_id": run_id, "code": code}
     _work("dead").apply(
         context.obj,

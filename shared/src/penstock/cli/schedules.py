@@ -14,7 +14,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="The schedule.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 schedules = typer.Typer(
-    help="Runs that start at certain times.", no_args_is_help=True, rich_markup_mode=None
+    help="Inspect and control schedules.", no_args_is_help=True, rich_markup_mode=None
 )
 
 
@@ -32,11 +32,11 @@ def _work() -> Any:
 def list_all(
     context: typer.Context,
     limit: Annotated[
-        int, typer.Option("--limit", "-n", min=1, max=1000, help="At most so many.")
+        int, typer.Option("--limit", "-n", min=1, max=1000, help="Maximum number.")
     ] = 100,
     as_json: AsJson = False,
 ) -> None:
-    """List schedules with their next tick and what became of the one before."""
+    """List schedules with their next tick and the outcome of the last one."""
     _work().list_schedules(context.obj, limit=limit, as_json=as_json)
 
 
@@ -44,10 +44,10 @@ def list_all(
 def show(
     context: typer.Context,
     name: Name,
-    runs: Annotated[int, typer.Option(min=0, max=100, help="With so many of its runs.")] = 5,
+    runs: Annotated[int, typer.Option(min=0, max=100, help="Number of latest runs.")] = 5,
     as_json: AsJson = False,
 ) -> None:
-    """Show a schedule, where it is, and its latest runs."""
+    """Show a schedule, its state and its latest runs."""
     _work().show_schedule(context.obj, name, runs=runs, as_json=as_json)
 
 
@@ -55,15 +55,15 @@ def show(
 def pause(
     context: typer.Context,
     name: Name,
-    reason: Annotated[str, typer.Option(help="For those who wonder.")] = "",
+    reason: Annotated[str, typer.Option(help="Reason; stored with the schedule.")] = "",
 ) -> None:
-    """Let ticks pass by unused until it is resumed."""
+    """Pause a schedule: skip its ticks until it is resumed."""
     _work().pause_schedule(context.obj, name, reason=reason)
 
 
 @schedules.command("resume")
 def resume(context: typer.Context, name: Name) -> None:
-    """Use ticks again; those of the pause are not made up for."""
+    """Resume a schedule; ticks during the pause stay skipped."""
     _work().resume_schedule(context.obj, name)
 
 
@@ -73,11 +73,11 @@ def trigger(
     name: Name,
     key: Annotated[
         str | None,
-        typer.Option("--idempotency-key", help="The same key starts the same run only once."),
+        typer.Option("--idempotency-key", help="Repeated calls with the same key start one run."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Start now what the schedule starts; its ticks stay as they are."""
+    """Start a run of the schedule now; its ticks do not change."""
     _work().trigger_schedule(context.obj, name, key=key, as_json=as_json)
 
 
@@ -91,5 +91,5 @@ def show_next(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show ticks to come, in UTC and on the schedule's own clock."""
+    """Show the next ticks in UTC and in the time zone of the schedule."""
     _work().show_ticks(context.obj, name, count=count, after=after, as_json=as_json)

@@ -98,7 +98,7 @@ def resume_schedule(target: Target, name: str) -> None:
     """
     with Api(target) as api:
         state = api.call("POST", f"{_path(name)}/resume")
-    console().print(f"{name} goes on, next {moment(state['next_tick']) or 'never'}", markup=False)
+    console().print(f"{name} resumes, next {moment(state['next_tick']) or 'never'}", markup=False)
 
 
 def trigger_schedule(target: Target, name: str, *, key: str | None, as_json: bool) -> None:

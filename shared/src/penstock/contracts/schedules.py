@@ -318,7 +318,7 @@ def _fields(expression: str) -> str:
 
 
 def _at_times_of_day(fields: str) -> bool:
-    """Tell whether an expression names times of day, rather than a pace."""
+    """Return whether an expression names times of day, rather than a pace."""
     minute, hour = fields.split()[-5:-3]
     return not minute.startswith("*") and not hour.startswith("*")
 

@@ -54,7 +54,7 @@ class TurnRecord(Record):
         return next((n for n, turn in enumerate(self.queue) if turn.run_id == run_id), None)
 
     def holds(self, run_id: str) -> bool:
-        """Tell whether a run is under way."""
+        """Return whether a run is under way."""
         return any(turn.run_id == run_id for turn in self.holders)
 
 

@@ -311,7 +311,7 @@ class _Harvest:
             return
         raise RejectedError(
             "outcome_unknown",
-            f"nobody knows what became of step {step.step_id}, which must not be repeated",
+            f"the outcome of step {step.step_id} is unknown, and it must not be repeated",
             details=(
                 ErrorDetail(
                     path=f"overrides.{step.step_id}",

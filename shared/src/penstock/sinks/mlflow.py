@@ -145,7 +145,7 @@ class Mlflow:
         self._experiment_id: str | None = None
 
     async def write(self, run: MlflowRun) -> bool:
-        """Write a run unless it is there; tell whether anything was to be done.
+        """Write a run unless it is there; return whether anything was to be done.
 
         Raises:
             TransientError: ``mlflow_unavailable``.

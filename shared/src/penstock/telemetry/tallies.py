@@ -75,7 +75,7 @@ class BusCollector(Collector):
         yield resent
         deliveries = CounterMetricFamily(
             "penstock_bus_deliveries",
-            "Messages handled, by what became of them",
+            "Messages handled, by outcome",
             labels=["consumer", "outcome"],
         )
         redeliveries = CounterMetricFamily(

@@ -82,7 +82,7 @@ async def delete_tenant_data(
     if tenant != caller.tenant:
         raise RejectedError(
             "forbidden",
-            "a key reaches the data of its own tenant alone",
+            "a key reaches only the data of its tenant",
             details=(ErrorDetail(path="tenant", message="another tenant", allowed=caller.tenant),),
         )
     return await gateway.archive.ask(

@@ -22,7 +22,7 @@ class Health(Record):
 
 @health_routes.get("/health")
 async def health(gateway: GatewayParts, response: Response) -> Health:
-    """Tell whether the gateway reaches the bus. Needs no key."""
+    """Return whether the gateway reaches the bus. Needs no key."""
     if gateway.bus.nc.is_connected:
         return Health(status="ok", bus="connected")
     response.status_code = 503

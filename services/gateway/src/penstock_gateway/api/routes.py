@@ -37,7 +37,7 @@ _START_HEADERS: Final = [
     ),
 ]
 _EVENT_PARAMETERS: Final = [
-    parameter("header", "Last-Event-ID", "Id of the last event seen; what came after is sent."),
+    parameter("header", "Last-Event-ID", "Id of the last event seen; later events are sent."),
     parameter("query", "after", "The same as a parameter.", "integer"),
     parameter("query", "types", "Types of events that are wanted, separated by commas."),
     parameter("query", "limit", "Events of a page of JSON, 1 to 1000.", "integer"),

@@ -22,7 +22,7 @@ def wait_seconds(prefer: bytes | None, limit: float) -> float | None:
 
 
 def wants_events(accept: bytes | None) -> bool:
-    """Tell whether an ``Accept`` header names the event stream before any other form."""
+    """Return whether an ``Accept`` header names the event stream before any other form."""
     if accept is None or _EVENT_STREAM not in accept:
         return False
     first = accept.split(b",", 1)[0]

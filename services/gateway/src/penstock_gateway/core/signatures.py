@@ -44,9 +44,7 @@ def secret_bytes(secret: str) -> bytes:
     try:
         return base64.b64decode(secret[len(_SECRET_PREFIX) :], validate=True)
     except binascii.Error as error:
-        raise RejectedError(
-            "invalid_secret", "a secret that begins with whsec_ goes on in base 64"
-        ) from error
+        raise RejectedError("invalid_secret", "after whsec_ a secret must be base64") from error
 
 
 def standard_signature(key: bytes, delivery_id: str, timestamp: str, body: bytes) -> str:

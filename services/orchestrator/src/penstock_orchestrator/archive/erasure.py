@@ -292,7 +292,7 @@ class Eraser:
             await asyncio.sleep(0.05)
         raise TransientError(
             "archive_behind",
-            "the archive does not have all of the log yet: what is on its way cannot be deleted",
+            "the archive is behind the log: facts in flight cannot be deleted",
             retry_after_seconds=5,
         )
 

@@ -121,7 +121,7 @@ class Keeper:
             raise RejectedError("run_not_found", f"there is no run {request.run_id[:64]}")
         if not any(row.type == _ENDED for row in found):
             raise ConflictError(
-                "run_not_ended", f"run {request.run_id} has not ended: it goes on by itself"
+                "run_not_ended", f"run {request.run_id} has not ended: it continues by itself"
             )
         shard = subjects.parse_fact(found[0].subject).shard
         there = {

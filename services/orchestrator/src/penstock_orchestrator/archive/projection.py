@@ -213,7 +213,7 @@ class Projection:
         self._tombstones.clear()
 
     def _deleted(self, batch: Batch, key: Key, seq: int, fact: RunFact) -> bool:
-        """Tell whether a fact is of a deleted run; one that is asked for again begins anew."""
+        """Return whether a fact is of a deleted run; one that is asked for again begins anew."""
         deleted_seq = self._tombstones.get(key)
         if deleted_seq is None:
             return False

@@ -154,7 +154,7 @@ class Projector:
             raise InvariantError(
                 "archive_of_another_stream",
                 f"the archive was projected from a stream {subjects.RUNS} of {position.created}, "
-                f"this one is of {created}; give the archive a database of its own",
+                f"this one is of {created}; give the archive a separate database",
             )
         elif position.last_seq > last_seq:
             raise InvariantError(

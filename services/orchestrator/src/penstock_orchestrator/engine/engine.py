@@ -190,7 +190,7 @@ class Engine:
         return decode_entry(delivery.subject, delivery.stream_seq, delivery.body, headers)
 
     async def _take_in(self, slot: Slot, entry: Entry, *, first: bool) -> bool:
-        """Fold an input in; tell whether the run was read anew for it."""
+        """Fold an input in; return whether the run was read anew for it."""
         subject = entry.subject
         if slot.state is None:
             if subject.event == "invoke" and first:
@@ -301,7 +301,7 @@ class Engine:
     async def _admit(
         self, slot: Slot, plan: Plan, state: RunState, now: datetime, *, fresh: bool
     ) -> bool | ErrorInfo:
-        """Let events find the run; tell whether it may go on, or why it never may."""
+        """Let events find the run; return whether it may go on, or why it never may."""
         if plan.correlation is not None and (fresh or not state.decisions):
             key = correlation_of(plan, state)
             if not isinstance(key, str):
@@ -486,7 +486,7 @@ class Engine:
 
 
 def _absorbed(slot: Slot, subject: FactSubject) -> bool:
-    """Tell whether an input was noted, and nothing can follow from it."""
+    """Return whether an input was noted, and nothing can follow from it."""
     state, progress = slot.state, slot.progress
     if subject.event != "result" or progress is None or progress.queue:
         return False

@@ -8,7 +8,7 @@ from prometheus_client import Counter, Gauge
 
 ENGINE_DECISIONS: Final = Counter("penstock_engine_decisions_total", "Decisions published")
 ENGINE_CONFLICTS: Final = Counter(
-    "penstock_engine_conflicts_total", "Decisions that somebody else had made already"
+    "penstock_engine_conflicts_total", "Decisions refused because another engine had decided"
 )
 ENGINE_ENDED: Final = Counter("penstock_engine_runs_ended_total", "Runs ended", ["status"])
 ENGINE_RUNS: Final = Gauge("penstock_engine_open_runs", "Runs at hand")

@@ -38,7 +38,7 @@ def begun(record: ScheduleRecord, now: datetime) -> ScheduleProgress:
 
 
 def is_paused(record: ScheduleRecord, control: ScheduleControl | None) -> bool:
-    """Tell whether ticks pass by unused."""
+    """Return whether ticks pass by unused."""
     return record.paused or (control is not None and control.paused)
 
 
