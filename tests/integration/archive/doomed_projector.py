@@ -25,7 +25,11 @@ from penstock_orchestrator.archive.projector import Projector
 from penstock_orchestrator.archive.settings import ArchiveSettings
 from penstock_orchestrator.archive.store import open_store
 
-LIVES = (*((at, "") for at in range(1, 20)), *((at, "acknowledge") for at in (1, 2, 3)), (0, ""))
+LIVES = (
+    *((at, "") for at in range(1, 20)),
+    *((at, kind) for kind in ("UPDATE", "acknowledge") for at in (1, 2, 3)),
+    (0, ""),
+)
 """Each dies before so many effects, of any kind or of the one named; 0 is spared."""
 
 
