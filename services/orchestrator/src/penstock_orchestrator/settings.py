@@ -26,8 +26,9 @@ class OrchestratorSettings(CoreSettings):
     reconcile_seconds: float = Field(
         default=60.0,
         gt=0,
-        description="A run that has not moved for so long is read again from the log. 60: a lost "
-        "wake-up costs a minute, and idle runs cost next to nothing.",
+        description="A run without input for this long is read again from the log, at most 16 runs "
+        "per second. 60: a lost wake-up costs a minute while fewer than 1,000 runs are idle; the "
+        "cost stays bounded with more.",
     )
     window_factor: float = Field(
         default=2.0,
