@@ -392,7 +392,7 @@ async def test_run_at_a_sequence_is_the_run_as_it_was_then(
     [
         ("at_seq=x", "invalid_sequence"),
         ("at_seq=0", "invalid_sequence"),
-        ("node records=1", "invalid_request"),
+        ("node_records=perhaps", "invalid_request"),
     ],
 )
 async def test_read_with_a_wrong_parameter_is_refused(

@@ -11,11 +11,11 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Coroutine, Iterable
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
 from msgspec import structs
+from msgspec.structs import replace
 from pydantic_core import from_json, to_json
 
 from penstock.bus.connection import Bus
