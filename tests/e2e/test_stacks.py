@@ -14,7 +14,6 @@ from tests.support.installation import Installation, scripted_agent
 from tests.support.waiting import eventually
 
 IDLE_MIB = 400
-START_CPU_SECONDS = 5.0
 SLOW = {"text": "one two three four", "delay_seconds": 2.0}
 
 
@@ -24,20 +23,12 @@ def memory_mib(pid: int) -> float:
     return int(rollup.split("Pss:")[1].split()[0]) / 1024
 
 
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def test_stack_started_is_light(create_installation: Callable[..., Installation]) -> None:
     stack = create_installation().stack
     names = ("supervisor", *stack.state["processes"])
     pids = {name: stack.pid(name) for name in names}
     memory = {name: memory_mib(pid) for name, pid in pids.items()}
     assert sum(memory.values()) < IDLE_MIB, memory
-    # Work, not time: other tests may share the machine. On two idle cores it takes half of this.
-    work = {name: cpu_seconds(pid) for name, pid in pids.items()}
-    assert sum(work.values()) < START_CPU_SECONDS, work
 
 
 def test_stack_restarted_keeps_its_runs_and_definitions(

@@ -305,7 +305,7 @@ async def test_loss_of_a_runner_is_logged_and_counted(
 
     await beat(bus, record(tenant, ttl_seconds=1))
 
-    await eventually(lambda: "runner.lost" in caplog.text)
+    await eventually(lambda: "runner.lost" in caplog.text, within=20)
     assert lost() == before + 1
 
 
