@@ -52,7 +52,8 @@ t: setup ## Run single tests in one process: make t T=tests/unit/test_stack.py::
 	$(BIN)/pytest $(or $(T),$(error T is empty: make t T=tests/unit/test_stack.py)) $(ARGS)
 
 test-servers: setup ## Run chaos (small), e2e and integration tests, the longest files first
-	$(BIN)/pytest tests/chaos tests/e2e tests/integration $(SIDE_BY_SIDE) $(ARGS)$(MAY_BE_EMPTY)
+	$(BIN)/pytest tests/chaos tests/e2e $(SIDE_BY_SIDE) $(ARGS)$(MAY_BE_EMPTY)
+	$(BIN)/pytest tests/integration $(SIDE_BY_SIDE) $(ARGS)$(MAY_BE_EMPTY)
 
 test-unit: setup ## Run the tests that need no server
 	$(BIN)/pytest tests/unit tests/properties tests/contracts tests/simulation examples $(PER_CORE) $(ARGS)$(MAY_BE_EMPTY)
