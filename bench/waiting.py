@@ -2,7 +2,7 @@
 
     python -m bench.waiting --runs 20000 --seconds 150
 
-Starts a stack of its own, leaves runs at a wait for a signal, and then measures.
+Starts a stack, leaves runs at a wait for a signal, and then measures.
 """
 
 from __future__ import annotations

@@ -348,7 +348,7 @@ def _cut(ledger: RunLedger) -> bool:
 
 
 def _done(ledger: RunLedger, node: Node, iid: str) -> bool:
-    """Tell whether a node's instance is settled, by node records and outcomes alone."""
+    """Return whether a node's instance is settled, by node records and outcomes alone."""
     node_record = ledger.node_records.get(iid)
     if node_record is not None:
         return node_record.status != "open"

@@ -11,7 +11,7 @@ from penstock.settings import CoreSettings
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether nobody outside this machine can reach ``host``."""
+    """Return whether only this machine can reach ``host``."""
     if host == "localhost":
         return True
     try:

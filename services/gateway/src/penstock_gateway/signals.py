@@ -209,6 +209,6 @@ def _sent(run_id: str, signal_id: str, entry: Entry, *, repeated: bool) -> Sent:
 
 
 def same_signal(one: SignalReceived, other: SignalReceived) -> bool:
-    """Return whether two signals say the same, whoever sent them and whenever."""
+    """Return whether two signals are equal but for sender and time."""
     ignored = {"occurred_at": one.occurred_at, "sent_by": one.sent_by}
     return one == structs.replace(other, **ignored)

@@ -117,11 +117,11 @@ def encode(struct: WireStruct) -> bytes:
     """Return a struct as JSON, without the fields that hold their default.
 
     Raises:
-        MalformedError: A value in it has no JSON form: a number that is not finite, for one.
+        MalformedError: A value in it has no JSON form, such as NaN or a lone surrogate.
     """
     try:
         body = msgspec.json.encode(struct)
-    except (OverflowError, TypeError, RecursionError) as error:
+    except (OverflowError, TypeError, RecursionError, UnicodeEncodeError) as error:
         raise MalformedError(str(error)) from error
     if b"null" in body:  # msgspec writes NaN and infinity as null
         _require_finite(struct, "$")

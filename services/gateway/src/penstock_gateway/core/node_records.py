@@ -76,7 +76,7 @@ class UnknownView(Record):
 
 
 def expired(node_record: NodeRecord, now: datetime) -> bool:
-    """Return whether nobody answered in time, whether or not the engine has noticed."""
+    """Return whether the time to answer is over, even if the engine has not recorded it yet."""
     if node_record.status == "open":
         return node_record.due_at is not None and node_record.due_at <= now
     if node_record.error is not None:

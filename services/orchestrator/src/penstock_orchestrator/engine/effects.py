@@ -14,7 +14,6 @@ from collections.abc import Coroutine, Iterable
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
-from msgspec import structs
 from msgspec.structs import replace
 from pydantic_core import from_json, to_json
 
@@ -316,7 +315,7 @@ class BusEffects:
         if error is not None:
             message = f"run {state.run_id} {ended.status.value}: {error.message}"
             family = error.family if error.family != ErrorFamily.CONFLICT else ErrorFamily.REJECTED
-            error = structs.replace(error, message=message, family=family)
+            error = replace(error, message=message, family=family)
         result = StepResult(
             occurred_at=ended.occurred_at,
             kind=StepKind.RUN,

@@ -301,7 +301,7 @@ class Engine:
     async def _admit(
         self, slot: Slot, plan: Plan, state: RunState, now: datetime, *, fresh: bool
     ) -> bool | ErrorInfo:
-        """Let events find the run; return whether it may go on, or why it never may."""
+        """Index the correlation key; return whether the run may continue, or its final error."""
         if plan.correlation is not None and (fresh or not state.decisions):
             key = correlation_of(plan, state)
             if not isinstance(key, str):
