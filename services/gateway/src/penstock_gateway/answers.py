@@ -9,13 +9,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from penstock.contracts.errors import PenstockError
-from penstock_gateway.core.problems import (
-    MEDIA_TYPE,
-    PROBLEM,
-    Problem,
-    problem_of,
-    retry_after,
-)
+from penstock.runs.replies import Problem
+from penstock_gateway.core.problems import MEDIA_TYPE, PROBLEM, problem_of, retry_after
 
 RawHeaders = list[tuple[bytes, bytes]]
 

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from penstock.contracts.rpc import DocumentKind
+from penstock.runs.replies import Problem
 from penstock_gateway.api.approvals import approvals
 from penstock_gateway.api.archives import archives
 from penstock_gateway.api.bundles import bundles
@@ -26,7 +27,7 @@ from penstock_gateway.api.routes import add_hot_routes
 from penstock_gateway.api.schedules import schedules
 from penstock_gateway.api.signalling import signalling
 from penstock_gateway.api.tool_calls import tool_calls
-from penstock_gateway.core.problems import MEDIA_TYPE, Problem
+from penstock_gateway.core.problems import MEDIA_TYPE
 from penstock_gateway.entrance import Entrance
 from penstock_gateway.gateway import Gateway
 from penstock_gateway.settings import GatewaySettings

@@ -4,51 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
-from typing import Literal
-
-from pydantic import AwareDatetime
 
 from penstock.bus.connection import Bus
 from penstock.bus.kv import Bucket
 from penstock.contracts import subjects
 from penstock.contracts.errors import ConflictError, ErrorDetail, RejectedError
-from penstock.contracts.facts import Record
 from penstock.contracts.schedules import (
     SCHEDULE_CONTROL,
     SCHEDULE_PROGRESS,
     SCHEDULE_RECORD,
     ScheduleControl,
-    ScheduleFailure,
     ScheduleProgress,
     ScheduleRecord,
     next_tick,
 )
+from penstock.runs.replies import ScheduleState
 from penstock_gateway.runs import NOT_FOUND
-
-
-class ScheduleState(Record):
-    """Where a schedule is: what it does next, and what became of the ticks before."""
-
-    name: str
-    target: str
-    """What it starts; with the version or alias, where it names one."""
-    paused: bool
-    paused_by: Literal["document", "operator"] | None = None
-    reason: str = ""
-    """Why an operator paused it."""
-    changed_by: str | None = None
-    """The key of the operator who paused or resumed it last."""
-    changed_at: AwareDatetime | None = None
-    next_tick: AwareDatetime | None = None
-    """The next tick; if it is paused, the next one to pass by."""
-    last_tick: AwareDatetime | None = None
-    last_run_id: str | None = None
-    fired: int = 0
-    left_out: int = 0
-    pending: int = 0
-    """Ticks that are about to start."""
-    failure: ScheduleFailure | None = None
-    """Why the latest tick started nothing, where it did not."""
 
 
 class Schedules:

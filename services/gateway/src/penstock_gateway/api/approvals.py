@@ -9,26 +9,19 @@ from fastapi import APIRouter, Path, Query, Response
 
 from penstock.contracts.answers import ApprovalAnswer
 from penstock.contracts.errors import ErrorDetail, RejectedError
-from penstock.contracts.facts import Record
 from penstock.contracts.ids import TOKEN_PATTERN
+from penstock.runs.replies import ApprovalPage, ApprovalStatus, ApprovalView
 from penstock.runs.state import NodeRecordState, RunState
 from penstock_gateway.answering import Answer, Recorded, answer_to, find_record
 from penstock_gateway.api.context import AnyCaller, GatewayParts, Viewer
 from penstock_gateway.core.access import Caller
-from penstock_gateway.core.node_records import ApprovalStatus, ApprovalView, approval_view
+from penstock_gateway.core.node_records import approval_view
 from penstock_gateway.core.preferences import cursor as revision_of
 from penstock_gateway.core.requests import Verdict
 
 RecordId = Annotated[str, Path(pattern=TOKEN_PATTERN)]
 
 approvals: Final = APIRouter(tags=["approvals"])
-
-
-class ApprovalPage(Record):
-    """Some approvals, the one asked for first first; more if ``next_cursor`` is given."""
-
-    items: tuple[ApprovalView, ...]
-    next_cursor: str | None = None
 
 
 @approvals.get("/v1/approvals")

@@ -7,9 +7,9 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from starlette.responses import StreamingResponse
 
-from penstock.contracts.facts import Record
 from penstock.contracts.ids import run_id_from_key
 from penstock.runs.bundles import MEDIA_TYPE, Bundle, BundleReader
+from penstock.runs.replies import RunImported
 from penstock_gateway.api.context import GatewayParts, Operator, Viewer
 from penstock_gateway.bundles import Bundles
 from penstock_gateway.core.preferences import idempotency_key
@@ -17,18 +17,6 @@ from penstock_gateway.core.preferences import idempotency_key
 RunId = Annotated[str, Path(description="The run")]
 
 bundles: Final = APIRouter(tags=["runs"])
-
-
-class RunImported(Record):
-    """What an import has done."""
-
-    run_id: str
-    facts: int
-    """Facts of the bundle."""
-    stored: int
-    """Those that were not there before; of a run that goes on as a new one the first alone."""
-    hash: str
-    """The bundle's last hash."""
 
 
 @bundles.get(

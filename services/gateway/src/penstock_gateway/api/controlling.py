@@ -6,8 +6,8 @@ from typing import Annotated, Final
 
 from fastapi import APIRouter, Path, Response
 
-from penstock.contracts.facts import Record
 from penstock.contracts.ids import TOKEN_PATTERN
+from penstock.runs.replies import RunsCancelled
 from penstock.runs.views import RunView
 from penstock_gateway.api.context import GatewayParts, Operator
 from penstock_gateway.core.requests import CancelRuns, Control
@@ -15,21 +15,6 @@ from penstock_gateway.core.requests import CancelRuns, Control
 StepId = Annotated[str, Path(pattern=TOKEN_PATTERN)]
 
 controlling: Final = APIRouter(tags=["runs"])
-
-
-class RunsCancelled(Record):
-    """What became of a request to cancel many runs."""
-
-    dry_run: bool
-    matched: int
-    asked: tuple[str, ...]
-    """Runs that were asked to stop; in a dry run those that would be."""
-    asked_before: tuple[str, ...]
-    """Runs that somebody had asked before."""
-    ended: tuple[str, ...]
-    """Runs that have ended meanwhile."""
-    more: bool
-    """Whether the limit left some out: ask again."""
 
 
 @controlling.post("/v1/runs/cancel")

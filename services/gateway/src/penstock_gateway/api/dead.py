@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Path, Query
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
-from penstock.contracts.errors import ErrorInfo
-from penstock.contracts.facts import Record
 from penstock.contracts.ids import TOKEN_PATTERN, Token
+from penstock.runs.replies import (
+    DeadLetterPage,
+    DeadLettersDone,
+    DeadLetterView,
+    RefusedLetter,
+)
 from penstock_gateway.api.context import GatewayParts, Operator, Viewer
-from penstock_gateway.core.dead_letters import Remedy, remedy_of
+from penstock_gateway.core.dead_letters import remedy_of
 from penstock_gateway.core.requests import Input
 from penstock_gateway.dead import DeadLetters, Filter, Letter, Verb
 from penstock_gateway.gateway import Gateway
@@ -19,33 +23,6 @@ from penstock_gateway.gateway import Gateway
 Seq = Annotated[int, Path(ge=1, description="Sequence of the letter")]
 
 dead_letters: Final = APIRouter(tags=["dead letters"])
-
-
-class DeadLetterView(Record):
-    """A message that was given up."""
-
-    seq: int
-    consumer: str
-    """Who gave it up."""
-    stream: str
-    stream_seq: int
-    """Where the message stands, if the stream still has it."""
-    subject: str
-    run_id: str
-    deliveries: int
-    error: ErrorInfo
-    occurred_at: AwareDatetime
-    remedy: Remedy
-    """What requeueing does."""
-    body: str | None = None
-    """The first 64 KiB of it; only where one letter is asked for."""
-
-
-class DeadLetterPage(Record):
-    """A page of dead letters, the oldest first."""
-
-    items: tuple[DeadLetterView, ...]
-    next_cursor: str | None = None
 
 
 class DeadLetterFilter(Input):
@@ -64,24 +41,6 @@ class ManyDeadLetters(Input):
     limit: int = Field(default=1000, ge=1, le=10_000)
     dry_run: bool = False
     """Say only which ones it would be."""
-
-
-class RefusedLetter(Record):
-    """A letter that stays, and why."""
-
-    seq: int
-    error: ErrorInfo
-
-
-class DeadLettersDone(Record):
-    """What became of many letters."""
-
-    dry_run: bool
-    done: tuple[int, ...]
-    """Letters that are gone; in a dry run those that would be tried."""
-    refused: tuple[RefusedLetter, ...]
-    more: bool
-    """Whether the limit left some out: ask again."""
 
 
 def _view(found: Letter, *, body: bool = False) -> DeadLetterView:

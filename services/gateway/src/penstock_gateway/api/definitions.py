@@ -9,7 +9,6 @@ from pydantic import Field, JsonValue, ValidationError
 from pydantic_core import from_json
 
 from penstock.contracts.errors import ErrorDetail, RejectedError
-from penstock.contracts.facts import Record
 from penstock.contracts.ids import TOKEN_PATTERN
 from penstock.contracts.rpc import (
     Alias,
@@ -34,9 +33,9 @@ from penstock.contracts.rpc import (
     PublishDefinition,
     PutDefinition,
     SetAlias,
-    Version,
     VersionPage,
 )
+from penstock.runs.replies import DefinitionItems, VersionItems
 from penstock_gateway.api.context import Admin, AnyCaller, GatewayParts, Viewer
 from penstock_gateway.api.hot import refused
 from penstock_gateway.core.requests import Input
@@ -50,20 +49,6 @@ Cursor = Annotated[str | None, Query(description="The `next_cursor` of the page 
 Document = Annotated[dict[str, JsonValue], Body(description="A document, as `apply` takes it.")]
 Publish = Annotated[bool, Query(description="Bring it into force as well.")]
 ExpectedRevision = Annotated[int | None, Query(description="Change only this revision.")]
-
-
-class DefinitionItems(Record):
-    """A page of definitions."""
-
-    items: tuple[Definition, ...]
-    next_cursor: str | None = None
-
-
-class VersionItems(Record):
-    """A page of versions, newest first."""
-
-    items: tuple[Version, ...]
-    next_cursor: str | None = None
 
 
 class PublishVersion(Input):

@@ -13,17 +13,17 @@ from pydantic import AwareDatetime, Field
 
 from penstock.contracts.archive import ListRuns, RunPage
 from penstock.contracts.errors import ErrorDetail, RejectedError
-from penstock.contracts.facts import Record, Trigger
+from penstock.contracts.facts import Trigger
 from penstock.contracts.ids import TOKEN_PATTERN, run_id_from_key
 from penstock.contracts.schedules import SCHEDULE_TAG, due_at, schedule_scope, ticks_after
 from penstock.expressions.templates import render
+from penstock.runs.replies import ScheduleState, Tick, Ticks
 from penstock.runs.views import RunView
 from penstock_gateway.api.context import GatewayParts, Operator, Viewer
 from penstock_gateway.api.queries import Cursor, Limit
 from penstock_gateway.core.preferences import idempotency_key
 from penstock_gateway.core.requests import Input
 from penstock_gateway.core.run_views import begun_view
-from penstock_gateway.schedules import ScheduleState
 from penstock_gateway.starts import Ask
 
 Name = Annotated[str, Path(pattern=TOKEN_PATTERN)]
@@ -37,23 +37,6 @@ class Pause(Input):
     """Why a schedule is paused."""
 
     reason: Annotated[str, Field(max_length=1000)] = ""
-
-
-class Tick(Record):
-    """One tick of a schedule."""
-
-    tick: AwareDatetime
-    """In UTC."""
-    scheduled_at: AwareDatetime
-    """The same instant on the schedule's clock."""
-    due_at: AwareDatetime
-    """When its run starts: later than the tick where there is jitter."""
-
-
-class Ticks(Record):
-    """Ticks in order."""
-
-    items: tuple[Tick, ...]
 
 
 @schedules.get("/state")

@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Header, Path, Response
-from pydantic import AwareDatetime
 
 from penstock.contracts.errors import ErrorDetail, RejectedError
-from penstock.contracts.facts import Record, SignalReceived
+from penstock.contracts.facts import SignalReceived
 from penstock.contracts.ids import TOKEN_PATTERN
+from penstock.runs.replies import SentSignal, SentSignals
 from penstock_gateway.api.context import GatewayParts, Operator
 from penstock_gateway.core.access import Caller
 from penstock_gateway.core.preferences import idempotency_key
@@ -30,26 +30,9 @@ IdempotencyKey = Annotated[
 signalling: Final = APIRouter(tags=["signals"])
 
 
-class SignalView(Record):
-    """A signal that is in a run's log; ``repeated``: an earlier request had sent it."""
-
-    run_id: str
-    signal_id: str
-    seq: int
-    name: str
-    at: AwareDatetime
-    repeated: bool = False
-
-
-class SignalsSent(Record):
-    """Every run that an event has reached."""
-
-    items: tuple[SignalView, ...]
-
-
-def signal_view(sent: Sent) -> SignalView:
+def signal_view(sent: Sent) -> SentSignal:
     """Return a signal as clients see it."""
-    return SignalView(
+    return SentSignal(
         run_id=sent.run_id,
         signal_id=sent.signal_id,
         seq=sent.seq,
@@ -89,7 +72,7 @@ async def signal_run(
     body: Signal,
     response: Response,
     idempotency_key: IdempotencyKey = None,
-) -> SignalView:
+) -> SentSignal:
     """Send an event to a run. Answers 202 once it is in the log, 200 if it was there already."""
     sent = await gateway.signals.send(
         caller.tenant, run_id, _id(idempotency_key), _fact(caller, body)
@@ -105,13 +88,13 @@ async def signal_waiting(
     body: CorrelatedSignal,
     response: Response,
     idempotency_key: IdempotencyKey = None,
-) -> SignalsSent:
+) -> SentSignals:
     """Send an event to every run that waits for its correlation key; 404 if none does."""
     sent = await gateway.signals.send_to_waiting(
         caller.tenant, body.correlation, _id(idempotency_key), _fact(caller, body)
     )
     _status(response, sent)
-    return SignalsSent(items=tuple(signal_view(one) for one in sent))
+    return SentSignals(items=tuple(signal_view(one) for one in sent))
 
 
 @signalling.post("/v1/runs/{run_id}/messages", status_code=202)
@@ -122,7 +105,7 @@ async def message_run(
     body: RunMessage,
     response: Response,
     idempotency_key: IdempotencyKey = None,
-) -> SignalView:
+) -> SentSignal:
     """Send a message to a run, from another one or from outside."""
     await _require_sender(gateway, caller, body)
     sent = await gateway.signals.send(
@@ -140,7 +123,7 @@ async def message_session(
     body: RunMessage,
     response: Response,
     idempotency_key: IdempotencyKey = None,
-) -> SignalView:
+) -> SentSignal:
     """Send a message to the latest run of a session; 409 if that has ended."""
     await _require_sender(gateway, caller, body)
     sent = await gateway.signals.send_to_session(

@@ -9,34 +9,20 @@ from pydantic import JsonValue
 
 from penstock.contracts.answers import ResolutionAnswer, ToolAnswer, ToolError
 from penstock.contracts.errors import ErrorDetail, RejectedError
-from penstock.contracts.facts import Record
 from penstock.contracts.ids import TOKEN_PATTERN, resolution_record_id
+from penstock.runs.replies import Calls, Unknowns
 from penstock.runs.state import RunState
 from penstock.runs.views import RunView, awaited
 from penstock_gateway.answering import Answer
 from penstock_gateway.api.context import AnyCaller, GatewayParts, Viewer
 from penstock_gateway.attention import open_calls
-from penstock_gateway.core.node_records import CallView, UnknownView, call_view, unknown_view
+from penstock_gateway.core.node_records import call_view, unknown_view
 from penstock_gateway.core.preferences import wait_seconds
 from penstock_gateway.core.requests import Resolution, ToolResult, ToolResults
 
 StepId = Annotated[str, Path(pattern=TOKEN_PATTERN)]
 
 tool_calls: Final = APIRouter(tags=["tool calls"])
-
-
-class Calls(Record):
-    """Calls of client tools that a run waits for."""
-
-    run_id: str
-    items: tuple[CallView, ...]
-
-
-class Unknowns(Record):
-    """Steps of a run whose outcome nobody knows."""
-
-    run_id: str
-    items: tuple[UnknownView, ...]
 
 
 @tool_calls.get("/v1/runs/{run_id}/tool_calls")

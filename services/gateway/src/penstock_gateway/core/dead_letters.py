@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from penstock.contracts import subjects
 from penstock.contracts.facts import DeadLetter
-
-Remedy = Literal["reload", "attempt", "none"]
-"""How the work can be done again: the engine reads the run anew, a step is attempted anew."""
+from penstock.runs.replies import Remedy
 
 _ENGINE: Final = re.compile(r"^(engine|timers)_\d+$")
 _RUN: Final = re.compile(r"^(?:run|delta)\.([^.]+)\.(\d+)\.([^.]+)\.")

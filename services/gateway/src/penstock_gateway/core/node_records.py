@@ -3,76 +3,20 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Final, Literal
+from typing import Final
 
-from pydantic import AwareDatetime
-
-from penstock.contracts.facts import NodeRecord, PendingRequest, Record, SignalReceived
+from penstock.contracts.facts import NodeRecord, PendingRequest, SignalReceived
 from penstock.contracts.ids import RecordId
-from penstock.contracts.json import Json
-
-ApprovalStatus = Literal["open", "approved", "rejected", "expired", "closed"]
-"""``closed``: nobody waits for it any more, for its run has ended or went another way."""
+from penstock.runs.replies import (
+    ApprovalStatus,
+    ApprovalView,
+    CallView,
+    DecisionView,
+    UnknownView,
+)
 
 _NOTHING_ASKED: Final = PendingRequest()
 _EXPIRED: Final = frozenset({"approval_expired", "client_tool_timeout"})
-
-
-class DecisionView(Record):
-    """What somebody said to an approval."""
-
-    decision: Literal["approve", "reject"]
-    by: str | None = None
-    reason: str = ""
-    at: AwareDatetime
-
-
-class ApprovalView(Record):
-    """Something that a run must not do, or not go on with, before somebody has agreed."""
-
-    run_id: str
-    record_id: str
-    step_id: str
-    """The tool call, or the approval step."""
-    run_name: str
-    """The definition that runs."""
-    status: ApprovalStatus
-    tool: str | None = None
-    """The tool that is to be called; absent for a step that is an approval."""
-    arguments: Json = None
-    """The exact arguments of the call."""
-    digest: str = ""
-    """SHA-256 of tool and arguments: give it back to be sure what you agree to."""
-    role: str | None = None
-    message: str = ""
-    asked_at: AwareDatetime
-    expires_at: AwareDatetime | None = None
-    decided: DecisionView | None = None
-
-
-class CallView(Record):
-    """A call of a client tool: the run waits for its caller to execute it."""
-
-    step_id: str
-    tool: str
-    arguments: Json = None
-    digest: str = ""
-    asked_at: AwareDatetime
-    expires_at: AwareDatetime | None = None
-
-
-class UnknownView(Record):
-    """A step whose attempt was lost, and that must not be made again unless somebody says so."""
-
-    step_id: str
-    record_id: str
-    tool: str
-    arguments: Json = None
-    digest: str = ""
-    message: str = ""
-    role: str | None = None
-    asked_at: AwareDatetime
-    expires_at: AwareDatetime | None = None
 
 
 def expired(node_record: NodeRecord, now: datetime) -> bool:

@@ -13,7 +13,7 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from penstock.contracts.errors import ErrorDetail, ErrorFamily, ErrorInfo, PenstockError
-from penstock.contracts.facts import Record
+from penstock.runs.replies import Problem
 
 PROBLEM_TYPE: Final = "urn:penstock:problem:"
 MEDIA_TYPE: Final = "application/problem+json"
@@ -90,17 +90,6 @@ CODE_OF_STATUS: Final[Mapping[int, str]] = {
     415: "unsupported_media_type",
     422: "invalid_request",
 }
-
-
-class Problem(Record):
-    """A problem document (RFC 9457). ``errors`` lists every finding with its place."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    code: str
-    errors: tuple[ErrorDetail, ...] = ()
 
 
 PROBLEM: Final[TypeAdapter[Problem]] = TypeAdapter(Problem)
