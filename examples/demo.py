@@ -26,8 +26,8 @@ from penstock.cli.apply import apply_files
 from penstock.cli.display import EventPrinter, console
 from penstock.cli.failure import CommandError, tell
 from penstock.cli.runs import list_runs
-from penstock.cli.target import Target, find_target
 from penstock.stack import Stack, StackError, StackOptions
+from penstock.target import Target, find_target
 
 EXAMPLES = Path(__file__).parent
 QUESTION = (

@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 
 from penstock.cli.api import Api, Event
-from penstock.cli.target import Target, find_target
 from penstock.stack import Stack
+from penstock.target import Target, find_target
 from tests.support.waiting import eventually
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -6,7 +6,6 @@ import pytest
 
 from penstock.contracts.errors import RejectedError, TransientError
 from penstock.contracts.facts import ChatMessage, ToolCall
-from penstock_agent_runner.core.sse import EventParser
 from penstock_agent_runner.core.turn import (
     CallCollector,
     ToolSpec,
@@ -80,10 +79,3 @@ def test_broken_call_is_transient(name: str, arguments: str) -> None:
     with pytest.raises(TransientError) as caught:
         calls.calls()
     assert caught.value.code == "invalid_tool_call"
-
-
-def test_events_are_read_line_by_line() -> None:
-    parser = EventParser()
-    lines = ["", ": comment", "id: 1", "event: delta", "data: a", "data:b", "", "data: c", "", ""]
-    found = [event for line in lines if (event := parser.line(line)) is not None]
-    assert found == [("delta", "a\nb"), ("message", "c")]

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from penstock.cli.app import app
-from penstock.cli.target import Target
+from penstock.target import Target
 
 Handler = Callable[[httpx.Request], httpx.Response]
 

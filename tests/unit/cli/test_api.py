@@ -6,7 +6,7 @@ import pytest
 
 from penstock.cli.api import Api, parse_events
 from penstock.cli.failure import CommandError
-from penstock.cli.target import Target
+from penstock.target import Target
 
 
 def test_call_sends_key_and_returns_json(

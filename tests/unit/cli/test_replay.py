@@ -4,10 +4,10 @@ import pytest
 
 from penstock.cli.failure import CommandError
 from penstock.cli.replay import coloured_subject, fold_run, frame, tail_subject
-from penstock.cli.target import Target
 from penstock.contracts.facts import DefinitionKind, RunInvoked
 from penstock.contracts.subjects import parse_fact
 from penstock.runs.state import Entry, evolve, new_state
+from penstock.target import Target
 
 RUN_ID = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 NOW = datetime(2026, 11, 20, tzinfo=UTC)

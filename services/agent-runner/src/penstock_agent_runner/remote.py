@@ -23,8 +23,8 @@ from penstock.contracts.errors import (
 )
 from penstock.contracts.facts import Usage
 from penstock.contracts.structs import plain
+from penstock.sse import SseEvent, SseReader
 from penstock.telemetry.tracing import TRACEPARENT
-from penstock_agent_runner.core.sse import EventParser
 from penstock_agent_runner.core.turn import Turn, last_user_index
 from penstock_agent_runner.models import Emit, Request
 
@@ -150,28 +150,29 @@ async def _listen(response: httpx.Response, emit: Emit, request: Request) -> Tur
 async def _events(
     response: httpx.Response, request: Request
 ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-    parser = EventParser()
+    reader = SseReader()
     size = 0
-    async for line in response.aiter_lines():
-        size += len(line)
+    async for chunk in response.aiter_bytes():
+        size += len(chunk)
         if size > MAX_RESPONSE_BYTES:
             raise RejectedError(
-                "response_too_large", f"the agent sent more than {MAX_RESPONSE_BYTES} characters"
+                "response_too_large", f"the agent sent more than {MAX_RESPONSE_BYTES} bytes"
             )
-        event = parser.line(line)
-        if event is None:
-            continue
-        name, data = event
-        try:
-            value = json.loads(data)
-        except ValueError as error:
-            raise TransientError(
-                "agent_answer_invalid",
-                f"event {name!r} holds no JSON: {request.mask(data)[:SHOWN_CHARACTERS]}",
-            ) from error
-        if not isinstance(value, dict):
-            raise TransientError("agent_answer_invalid", f"event {name!r} holds no object")
-        yield name, value
+        for event in reader.feed(chunk):
+            yield event.name, _object(event, request)
+
+
+def _object(event: SseEvent, request: Request) -> dict[str, Any]:
+    try:
+        value = json.loads(event.data)
+    except ValueError as error:
+        raise TransientError(
+            "agent_answer_invalid",
+            f"event {event.name!r} holds no JSON: {request.mask(event.data)[:SHOWN_CHARACTERS]}",
+        ) from error
+    if not isinstance(value, dict):
+        raise TransientError("agent_answer_invalid", f"event {event.name!r} holds no object")
+    return value
 
 
 async def _refusal(response: httpx.Response, request: Request) -> Exception:

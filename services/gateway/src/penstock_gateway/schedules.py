@@ -18,7 +18,7 @@ from penstock.contracts.schedules import (
     ScheduleRecord,
     next_tick,
 )
-from penstock.runs.replies import ScheduleState
+from penstock.runs.schedule_views import ScheduleState
 from penstock_gateway.runs import NOT_FOUND
 
 

@@ -11,7 +11,7 @@ from typing import IO, Any, Final, NamedTuple, Self
 import httpx
 
 from penstock.cli.failure import FAILED, MISUSED, CommandError, Finding
-from penstock.cli.target import Target
+from penstock.target import Target
 
 REQUEST_SECONDS: Final = 30.0
 SILENCE_SECONDS: Final = 45.0

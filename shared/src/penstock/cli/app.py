@@ -14,7 +14,7 @@ import typer
 
 from penstock.cli import control, definitions, observability, recovery, schedules
 from penstock.cli.failure import CommandError, tell
-from penstock.cli.target import DEFAULT_DATA_DIR, Target, find_target
+from penstock.target import DEFAULT_DATA_DIR, Target, find_target
 
 app = typer.Typer(
     name="penstock",

@@ -13,7 +13,7 @@ from typing import Final
 from penstock.cli.api import Api
 from penstock.cli.display import console, table
 from penstock.cli.failure import MISUSED, CommandError, Finding
-from penstock.cli.target import Target
+from penstock.target import Target
 
 SUFFIXES: Final = frozenset({".yaml", ".yml", ".json"})
 STANDARD_INPUT: Final = "-"

@@ -10,10 +10,10 @@ from typing import Final
 from penstock.cli.api import Api
 from penstock.cli.display import console, print_json, status_text
 from penstock.cli.failure import MISUSED, CommandError
-from penstock.cli.target import Target
 from penstock.cli.wire import command_error
 from penstock.contracts.errors import RejectedError
 from penstock.runs.bundles import MEDIA_TYPE, Bundle, read
+from penstock.target import Target
 
 _SECONDS: Final = 300.0
 

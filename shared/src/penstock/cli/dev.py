@@ -8,8 +8,8 @@ import sys
 from typing import Any, NoReturn
 
 from penstock.cli.failure import MISUSED, CommandError
-from penstock.cli.target import Target
 from penstock.stack import SERVICES, StackOptions, is_loopback
+from penstock.target import Target
 
 
 def run_stack(options: StackOptions) -> NoReturn:

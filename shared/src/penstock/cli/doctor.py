@@ -20,11 +20,11 @@ from penstock.bus.topology import consumer_table, stream_table
 from penstock.child import LOOPBACK
 from penstock.cli.display import console, print_json, table
 from penstock.cli.failure import FAILED, CommandError
-from penstock.cli.target import Target
 from penstock.cli.wire import Wire, on_wire
 from penstock.contracts import subjects
 from penstock.contracts.errors import PenstockError
 from penstock.contracts.runners import RunnerRecord
+from penstock.target import Target
 
 Level = Literal["ok", "warn", "fail"]
 

@@ -13,7 +13,7 @@ from penstock.cli.failure import FAILED
 from penstock.cli.holding import read_pair
 from penstock.cli.invoke import read_input
 from penstock.cli.runs import follow
-from penstock.cli.target import Target
+from penstock.target import Target
 
 
 def start(

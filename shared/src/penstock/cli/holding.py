@@ -8,7 +8,7 @@ from typing import Any, Final
 from penstock.cli.api import Api
 from penstock.cli.display import console, print_json, status_text
 from penstock.cli.failure import MISUSED, CommandError
-from penstock.cli.target import Target
+from penstock.target import Target
 
 _MANY_SECONDS: Final = 300.0
 

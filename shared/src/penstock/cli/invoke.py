@@ -14,7 +14,7 @@ from penstock.cli.display import compact, console, print_json, status_text
 from penstock.cli.failure import FAILED, MISUSED, CommandError
 from penstock.cli.holding import read_pair
 from penstock.cli.runs import follow
-from penstock.cli.target import Target
+from penstock.target import Target
 
 _GRACE_SECONDS: Final = 10.0
 

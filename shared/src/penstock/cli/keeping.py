@@ -10,10 +10,10 @@ from penstock import rpc
 from penstock.cli.api import Api
 from penstock.cli.display import console, print_json
 from penstock.cli.failure import MISUSED, CommandError
-from penstock.cli.target import Target
 from penstock.cli.wire import Wire, on_wire
 from penstock.contracts.archive import ArchiveStatus, GetStatus, Rebuild
 from penstock.contracts.errors import TransientError
+from penstock.target import Target
 
 _LONG_SECONDS: Final = 300.0
 _LOOK_SECONDS: Final = 0.5

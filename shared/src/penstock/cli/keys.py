@@ -13,10 +13,10 @@ from pydantic import BaseModel, ValidationError
 
 from penstock.cli.display import console, moment, print_json, table
 from penstock.cli.failure import MISUSED, CommandError
-from penstock.cli.target import Target
 from penstock.cli.wire import Wire, on_wire
 from penstock.contracts.rpc import CreatedKey, CreateKey, KeyInfo, Keys, ListKeys, RevokeKey
 from penstock.rpc import call
+from penstock.target import Target
 
 ReplyT = TypeVar("ReplyT", bound=BaseModel)
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 from penstock.cli.api import Api
 from penstock.cli.display import compact, console, moment, print_json, status_text, table
 from penstock.cli.invoke import read_input
-from penstock.cli.target import Target
+from penstock.target import Target
 
 _GRACE_SECONDS: Final = 10.0
 _DIGEST_SHOWN: Final = 12

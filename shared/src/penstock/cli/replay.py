@@ -13,13 +13,13 @@ from rich.text import Text
 
 from penstock.cli.display import compact, console, print_json, status_text
 from penstock.cli.failure import MISUSED, CommandError
-from penstock.cli.target import Target
 from penstock.cli.wire import Wire, on_wire
 from penstock.contracts import subjects
 from penstock.contracts.ids import is_run_id, shard_of
 from penstock.contracts.structs import plain
 from penstock.runs.state import Entry, RunState, StepState, evolve, new_state
 from penstock.runs.views import RUN_VIEW, run_view
+from penstock.target import Target
 
 FACT_STYLE: Final = {
     "invoke": "bold magenta",

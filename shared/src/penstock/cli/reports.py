@@ -10,7 +10,7 @@ from rich.text import Text
 from penstock.cli.api import Api
 from penstock.cli.display import console, print_json, status_text, table
 from penstock.cli.spans import instant
-from penstock.cli.target import Target
+from penstock.target import Target
 
 _DEAREST: Final = "bold red"
 _SLOW: Final = "bold yellow"

@@ -22,7 +22,7 @@ from penstock.cli.display import (
 )
 from penstock.cli.failure import FAILED, CommandError
 from penstock.cli.spans import instant
-from penstock.cli.target import Target
+from penstock.target import Target
 
 _LIST_WIDTH: Final = 92
 """Columns that a list of runs takes before the outcome."""

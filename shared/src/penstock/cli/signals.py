@@ -7,7 +7,7 @@ from typing import Any
 from penstock.cli.api import Api
 from penstock.cli.display import console, print_json
 from penstock.cli.invoke import read_input
-from penstock.cli.target import Target
+from penstock.target import Target
 
 
 def send_event(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 
-from penstock.cli.target import Target
 from penstock.settings import CoreSettings
 from penstock.sinks.process import run_mlflow_sink
+from penstock.target import Target
 from penstock.telemetry import logs
 
 

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from penstock.cli.api import Api
 from penstock.cli.display import console, moment, print_json, status_text, table
-from penstock.cli.target import Target
+from penstock.target import Target
 
 _SCHEDULES: Final = "/v1/schedules"
 

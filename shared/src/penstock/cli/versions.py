@@ -8,7 +8,7 @@ from urllib.parse import quote
 from penstock.cli.api import Api
 from penstock.cli.display import console, moment, print_json, table
 from penstock.cli.failure import MISUSED, CommandError
-from penstock.cli.target import Target
+from penstock.target import Target
 
 KINDS: Final = ("workflow", "network", "agent", "tool", "webhook", "schedule")
 """In the order in which a name is looked up."""

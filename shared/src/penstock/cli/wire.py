@@ -14,9 +14,9 @@ from penstock.bus.claims import Claims
 from penstock.bus.connection import Bus, JetStreamError, connect
 from penstock.bus.reader import LogReader
 from penstock.cli.failure import FAILED, MISUSED, CommandError, Finding
-from penstock.cli.target import Target
 from penstock.contracts.errors import PenstockError, RejectedError
 from penstock.settings import CoreSettings
+from penstock.target import Target
 
 CONNECT_SECONDS: Final = 3.0
 

@@ -17,7 +17,7 @@ from penstock.contracts.facts import Trigger
 from penstock.contracts.ids import TOKEN_PATTERN, run_id_from_key
 from penstock.contracts.schedules import SCHEDULE_TAG, due_at, schedule_scope, ticks_after
 from penstock.expressions.templates import render
-from penstock.runs.replies import ScheduleState, Tick, Ticks
+from penstock.runs.schedule_views import ScheduleState, Tick, Ticks
 from penstock.runs.views import RunView
 from penstock_gateway.api.context import GatewayParts, Operator, Viewer
 from penstock_gateway.api.queries import Cursor, Limit

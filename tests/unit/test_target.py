@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.cli.target import DEFAULT_URL, find_target
+from penstock.target import DEFAULT_URL, find_target
 
 
 @pytest.fixture(autouse=True)

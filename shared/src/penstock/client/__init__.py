@@ -1,0 +1,19 @@
+"""The Python client of the HTTP API: ``Client`` blocks, ``AsyncClient`` is for asyncio.
+
+Needs the extra ``client``.
+"""
+
+from penstock.client.calls import Call, RunFilter
+from penstock.client.client import AsyncClient, Client
+from penstock.client.errors import ClientError, ProblemError, ReplyError, UnreachableError
+
+__all__ = [
+    "AsyncClient",
+    "Call",
+    "Client",
+    "ClientError",
+    "ProblemError",
+    "ReplyError",
+    "RunFilter",
+    "UnreachableError",
+]

@@ -1,0 +1,55 @@
+"""Schedules as clients see them: their state and their next ticks.
+
+Apart from ``replies``, because schedules need cronsim (extra ``runs``).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import AwareDatetime
+
+from penstock.contracts.facts import Record
+from penstock.contracts.schedules import ScheduleFailure
+
+
+class ScheduleState(Record):
+    """State of a published schedule: its next tick, and the outcome of earlier ones."""
+
+    name: str
+    target: str
+    """The definition that it starts, with version or alias if the schedule names one."""
+    paused: bool
+    paused_by: Literal["document", "operator"] | None = None
+    reason: str = ""
+    """Reason of the operator who paused it."""
+    changed_by: str | None = None
+    """Key of the operator who paused or resumed it last."""
+    changed_at: AwareDatetime | None = None
+    next_tick: AwareDatetime | None = None
+    """The next tick; a paused schedule skips it."""
+    last_tick: AwareDatetime | None = None
+    last_run_id: str | None = None
+    fired: int = 0
+    left_out: int = 0
+    pending: int = 0
+    """Ticks whose run is about to start."""
+    failure: ScheduleFailure | None = None
+    """Reason why the latest tick started no run."""
+
+
+class Tick(Record):
+    """One tick of a schedule."""
+
+    tick: AwareDatetime
+    """In UTC."""
+    scheduled_at: AwareDatetime
+    """The same instant in the time zone of the schedule."""
+    due_at: AwareDatetime
+    """Start of its run: later than the tick if the schedule has jitter."""
+
+
+class Ticks(Record):
+    """Ticks in order."""
+
+    items: tuple[Tick, ...]
