@@ -15,21 +15,18 @@ from penstock.contracts import subjects
 from penstock.contracts.errors import ErrorFamily, ErrorInfo
 from penstock.contracts.facts import (
     CancelRequested,
-    DefinitionKind,
-    ParentRef,
     RunInvoked,
     RunLimits,
     SignalReceived,
     StepKind,
     StepResult,
     StepScheduled,
-    Trigger,
     Usage,
 )
 from penstock.contracts.ids import answer_signal_id, child_run_id, run_id_from_key
 from penstock.contracts.json import Json
-from penstock.contracts.plan import Plan
-from penstock.contracts.structs import convert
+from penstock.contracts.plan import Plan, PublishedVersion
+from penstock.runs.start import StartParams, child_run
 from penstock.runs.state import StepState
 from penstock_orchestrator.core.decide import decide, expired, wake_at
 from penstock_registry.core.catalog import RUNNABLE, Catalog
@@ -134,16 +131,11 @@ class LocalEngine:
             raise LookupError(f"no definition {name!r}; there are: {known}")
         plan, digest = self._names[name]
         run_id = run_id_from_key(TENANT, f"run\x00{len(self.runs)}")
-        invoked = RunInvoked(
-            occurred_at=self.now,
-            name=name,
-            kind=plan.kind,
-            version=1,
-            plan_digest=digest,
-            input=input,
-            limits=limits or RunLimits(),
+        params = StartParams(
+            tenant=TENANT, run_id=run_id, name=name, input=input, limits=limits or RunLimits()
         )
-        run = self._open(run_id, plan, invoked)
+        version = PublishedVersion(name=name, kind=plan.kind, version=1, plan_digest=digest)
+        run = self._open(run_id, plan, params.invoked(version, self.now))
         self.work()
         return run
 
@@ -265,29 +257,9 @@ class LocalEngine:
         if "to" in config:
             self._send(run, step, fact, config["to"])
             return
-        parent = run.state.request.parent
-        limits = config.get("limits")
-        digest = str(config["plan_digest"])
-        child = RunInvoked(
-            occurred_at=self.now,
-            name=fact.name,
-            kind=DefinitionKind(str(config["kind"])),
-            version=int(str(config["version"])),
-            plan_digest=digest,
-            input=fact.input,
-            limits=convert(RunLimits, limits or {}),
-            trigger=Trigger.RUN,
-            parent=ParentRef(
-                run_id=run.run_id,
-                shard=0,
-                step_id=step.step_id,
-                attempt=step.attempt,
-                root_run_id=parent.root_run_id if parent is not None else run.run_id,
-                depth=(parent.depth if parent is not None else 0) + 1,
-            ),
-        )
+        child = child_run(run.state, step.step_id, step.attempt, fact)
         run_id = child_run_id(TENANT, run.run_id, step.step_id, step.attempt)
-        self._open(run_id, self._plans[digest], child)
+        self._open(run_id, self._plans[child.plan_digest], child)
 
     def _send(self, run: LocalRun, step: StepState, fact: StepScheduled, to: Json) -> None:
         reached: list[Json] = []

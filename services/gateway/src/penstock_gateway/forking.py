@@ -13,7 +13,7 @@ from pydantic import JsonValue, ValidationError
 
 from penstock.bus.kv import Bucket
 from penstock.contracts import subjects
-from penstock.contracts.errors import ConflictError, ErrorDetail, RejectedError, TransientError
+from penstock.contracts.errors import ConflictError, ErrorDetail, RejectedError
 from penstock.contracts.facts import (
     ForkedFrom,
     RunEnded,
@@ -21,19 +21,17 @@ from penstock.contracts.facts import (
     RunStatus,
     Seed,
     Trigger,
-    fact_bytes,
 )
-from penstock.contracts.ids import shard_of
 from penstock.contracts.plan import PLAN, Plan, PublishedVersion
 from penstock.contracts.versions import check_input
 from penstock.runids import new_run_id
 from penstock.runs.forks import FROM_OUTSIDE, seed_of
 from penstock.runs.lineage import Lineage, changed_nodes
+from penstock.runs.start import StartParams
 from penstock.runs.state import Entry
 from penstock_gateway.core.access import Caller
 from penstock_gateway.gateway import Gateway
-from penstock_gateway.metrics import RUNS_REPLAYED, RUNS_STARTED
-from penstock_gateway.starts import Ask
+from penstock_gateway.starts import Started
 
 Mode = Literal["fork", "retry", "replay"]
 
@@ -41,8 +39,8 @@ _ADVICE: Final = "`retry` starts the missing steps, `fork` continues from any se
 
 
 @dataclass(frozen=True, slots=True)
-class ForkAsk:
-    """What of a run is to be another thing in the new one."""
+class ForkParams:
+    """Parameters of a fork: what the new run does not take over from its source."""
 
     mode: Mode
     at_seq: int | None = None
@@ -58,29 +56,17 @@ class ForkAsk:
     request_digest: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Forked:
-    """The new run, by this request or (``replayed``) an earlier one like it."""
-
-    run_id: str
-    seq: int
-    replayed: bool = False
-
-
 class Forks:
     """Forks runs of any tenant."""
 
     def __init__(self, gateway: Gateway) -> None:
         """Use the process's parts."""
-        self._writer = gateway.writer
-        self._reader = gateway.reader
         self._runs = gateway.runs
         self._starter = gateway.starter
-        self._shards = gateway.settings.shards
         self._plans = Bucket(gateway.bus, subjects.PLANS)
 
-    async def fork(self, caller: Caller, source_id: str, ask: ForkAsk) -> Forked:
-        """State that a run is asked for that takes over what ``source_id`` has recorded.
+    async def fork(self, caller: Caller, source_id: str, params: ForkParams) -> Started:
+        """Start a run that takes over the recorded facts of ``source_id``.
 
         Raises:
             RejectedError: ``run_not_found``, ``invalid_sequence``, ``unknown_step``,
@@ -89,63 +75,39 @@ class Forks:
             ConflictError: ``run_not_ended``, ``run_succeeded``, ``not_replayable``.
             TransientError: The log did not answer.
         """
-        run_id = ask.run_id or new_run_id()
-        prefix = subjects.run_prefix(caller.tenant, shard_of(run_id, self._shards), run_id)
-        if ask.run_id is not None:
-            earlier = await self._earlier(run_id, prefix, ask)
+        tenant = caller.tenant
+        if params.run_id is not None:
+            earlier = await self._starter.earlier(tenant, params.run_id, params.request_digest)
             if earlier is not None:
                 return earlier
-        entries = await self._runs.entries(caller.tenant, source_id)
-        invoked = await self._invoked(caller, source_id, entries, ask)
-        try:
-            seq = await self._writer.append(subjects.invoke(prefix), fact_bytes(invoked))
-        except ConflictError:
-            found = await self._earlier(run_id, prefix, ask)
-            if found is None:
-                raise TransientError(
-                    "start_unclear", f"run {run_id} was refused as a duplicate and cannot be read"
-                ) from None
-            return found
-        RUNS_STARTED.inc()
-        return Forked(run_id, seq)
-
-    async def _earlier(self, run_id: str, prefix: str, ask: ForkAsk) -> Forked | None:
-        entry = await self._reader.read_fact(subjects.invoke(prefix))
-        if entry is None or not isinstance(entry.fact, RunInvoked):
-            return None
-        if entry.fact.request_digest != ask.request_digest:
-            raise RejectedError(
-                "idempotency_key_reused",
-                f"the same key started run {run_id} with another request",
-                details=(
-                    ErrorDetail(
-                        path="Idempotency-Key",
-                        message="used before with another body",
-                        allowed="the same body, or a new key",
-                    ),
-                ),
-            )
-        RUNS_REPLAYED.inc()
-        return Forked(run_id, entry.seq, replayed=True)
+        run_id = params.run_id or new_run_id()
+        entries = await self._runs.entries(tenant, source_id)
+        invoked = await self._invoked(caller, source_id, run_id, entries, params)
+        return await self._starter.append(tenant, run_id, invoked)
 
     async def _invoked(
-        self, caller: Caller, source_id: str, entries: Sequence[Entry], ask: ForkAsk
+        self,
+        caller: Caller,
+        source_id: str,
+        run_id: str,
+        entries: Sequence[Entry],
+        params: ForkParams,
     ) -> RunInvoked:
         source = next(entry.fact for entry in entries if isinstance(entry.fact, RunInvoked))
-        _require_mode(source_id, entries, ask)
+        _require_mode(source_id, entries, params)
         last = entries[-1].seq
-        _require_sequence(source_id, entries, ask)
+        _require_sequence(source_id, entries, params)
         before = await self._plan(source.plan_digest)
         version, digest, plan = source.version, source.plan_digest, before
         drop: set[str] = set()
         reshaped: frozenset[str] = frozenset()
-        if ask.selector is not None:
-            wanted = Ask(
+        if params.selector is not None:
+            wanted = StartParams(
                 tenant=caller.tenant,
+                run_id=run_id,
                 name=source.name,
-                input=None,
                 kind=source.kind,
-                selector=ask.selector,
+                selector=params.selector,
                 path="version",
             )
             published = await self._starter.version_of(wanted)
@@ -153,32 +115,31 @@ class Forks:
             plan = await self._plan(digest)
             changed, reshaped = changed_nodes(before, plan)
             drop |= changed
-        given = ask.changes.get("input", source.input)
+        given = params.changes.get("input", source.input)
         if given != source.input:
             drop |= Lineage(plan).readers(source.input, given)
             await self._check_input(source, plan, given)
         # In a thread: a long run takes a moment to be sorted out.
-        seed = await asyncio.to_thread(self._seed, plan, entries, ask, drop, reshaped)
-        limits = structs.replace(source.limits, **dict(ask.limits))
-        return RunInvoked(
+        seed = await asyncio.to_thread(self._seed, plan, entries, params, drop, reshaped)
+        limits = structs.replace(source.limits, **dict(params.limits))
+        return structs.replace(
+            source,
             occurred_at=datetime.now(UTC),
-            name=source.name,
-            kind=source.kind,
             version=version,
             plan_digest=digest,
             input=given,
-            session_id=source.session_id,
-            history=source.history,
             limits=limits,
             trigger=Trigger.FORK,
-            request_digest=ask.request_digest,
+            request_digest=params.request_digest,
             requested_by=caller.key_id,
-            tags={**source.tags, **ask.tags},
+            tags={**source.tags, **params.tags},
+            parent=None,
             seed=seed,
             forked_from=ForkedFrom(
-                run_id=source_id, at_seq=last if ask.at_seq is None else ask.at_seq, mode=ask.mode
+                run_id=source_id,
+                at_seq=last if params.at_seq is None else params.at_seq,
+                mode=params.mode,
             ),
-            priority=source.priority,
         )
 
     @staticmethod
@@ -197,17 +158,17 @@ class Forks:
         self,
         plan: Plan,
         entries: Sequence[Entry],
-        ask: ForkAsk,
+        params: ForkParams,
         drop: set[str],
         reshaped: frozenset[str],
     ) -> Seed:
-        replay = ask.mode == "replay"
+        replay = params.mode == "replay"
         return seed_of(
             plan,
             entries,
-            at_seq=None if replay else ask.at_seq,
-            decided_by=ask.at_seq if replay else None,
-            overrides=ask.overrides,
+            at_seq=None if replay else params.at_seq,
+            decided_by=params.at_seq if replay else None,
+            overrides=params.overrides,
             drop=drop,
             reshaped=reshaped,
             as_recorded=replay,
@@ -223,23 +184,23 @@ class Forks:
             raise RejectedError("plan_missing", f"plan {digest} cannot be read") from error
 
 
-def _require_mode(source_id: str, entries: Sequence[Entry], ask: ForkAsk) -> None:
+def _require_mode(source_id: str, entries: Sequence[Entry], params: ForkParams) -> None:
     """Check that a run can be retried or replayed; forked it can always be."""
-    if ask.mode == "fork":
+    if params.mode == "fork":
         return
     ended = next((entry.fact for entry in entries if isinstance(entry.fact, RunEnded)), None)
     if ended is None:
         raise ConflictError(
             "run_not_ended", f"run {source_id} has not ended: cancel it first, or fork it"
         )
-    if ask.mode == "retry" and ended.status is RunStatus.DONE:
+    if params.mode == "retry" and ended.status is RunStatus.DONE:
         raise ConflictError(
             "run_succeeded",
             f"run {source_id} is done: there is nothing to retry; `replay` or `fork` it",
         )
-    unchanged = not ask.overrides and ask.at_seq is None
+    unchanged = not params.overrides and params.at_seq is None
     code = ended.error.code if ended.error is not None else ""
-    if ask.mode == "replay" and unchanged and code in FROM_OUTSIDE:
+    if params.mode == "replay" and unchanged and code in FROM_OUTSIDE:
         raise ConflictError(
             "not_replayable",
             f"run {source_id} was ended from outside ({code}); a replay would continue it: "
@@ -247,18 +208,18 @@ def _require_mode(source_id: str, entries: Sequence[Entry], ask: ForkAsk) -> Non
         )
 
 
-def _require_sequence(source_id: str, entries: Sequence[Entry], ask: ForkAsk) -> None:
+def _require_sequence(source_id: str, entries: Sequence[Entry], params: ForkParams) -> None:
     first = next(entry.seq for entry in entries if isinstance(entry.fact, RunInvoked))
     last = entries[-1].seq
-    if ask.at_seq is None or first <= ask.at_seq <= last:
+    if params.at_seq is None or first <= params.at_seq <= last:
         return
     raise RejectedError(
         "invalid_sequence",
-        f"run {source_id} has nothing at sequence {ask.at_seq}",
+        f"run {source_id} has nothing at sequence {params.at_seq}",
         details=(
             ErrorDetail(
-                path="from" if ask.mode == "replay" else "at_seq",
-                message=f"got {ask.at_seq}",
+                path="from" if params.mode == "replay" else "at_seq",
+                message=f"got {params.at_seq}",
                 allowed=f"{first} to {last}",
             ),
         ),

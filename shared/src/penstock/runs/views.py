@@ -14,6 +14,8 @@ from penstock.contracts.facts import (
     PendingRequest,
     Record,
     RecordKind,
+    RunEnded,
+    RunInvoked,
     RunLimits,
     RunStatus,
     StepKind,
@@ -247,7 +249,7 @@ def run_view(
         node_records: Whether all node records are wanted, not only what the run waits for.
         planned: Limits of its plan, where they are known.
     """
-    invoked, ended = state.invoked, state.ended
+    invoked = state.invoked
     if invoked is None:
         return None
     steps = sorted(state.steps.values(), key=lambda step: (step.decision, step.step_id))
@@ -255,6 +257,39 @@ def run_view(
     every = sorted(
         state.node_records.values(), key=lambda one: (one.decision, one.node_record.record_id)
     )
+    return _view(
+        state,
+        invoked,
+        steps=tuple(step_view(step) for step in steps),
+        waiting_for=tuple(node_record_view(node_record) for node_record in awaited(state)),
+        node_records=tuple(node_record_view(node_record) for node_record in every)
+        if node_records
+        else (),
+        children=_children(state, steps),
+        budget=budget_view(state, limits),
+    )
+
+
+def summary_view(
+    tenant: str, run_id: str, last_seq: int, invoked: RunInvoked, ended: RunEnded | None = None
+) -> RunView:
+    """Return a run by its first and its last fact, without its steps and all that needs them."""
+    updated_at = invoked.occurred_at if ended is None else ended.occurred_at
+    state = RunState(tenant, 0, run_id, last_seq, invoked, ended=ended, updated_at=updated_at)
+    return _view(state, invoked)
+
+
+def _view(
+    state: RunState,
+    invoked: RunInvoked,
+    *,
+    steps: tuple[StepView, ...] = (),
+    waiting_for: tuple[NodeRecordView, ...] = (),
+    node_records: tuple[NodeRecordView, ...] = (),
+    children: tuple[ChildView, ...] = (),
+    budget: BudgetView | None = None,
+) -> RunView:
+    ended = state.ended
     return RunView(
         run_id=state.run_id,
         tenant=state.tenant,
@@ -274,15 +309,13 @@ def run_view(
         updated_at=state.updated_at or invoked.occurred_at,
         ended_at=ended.occurred_at if ended is not None else None,
         last_seq=state.last_seq,
-        steps=tuple(step_view(step) for step in steps),
-        waiting_for=tuple(node_record_view(node_record) for node_record in awaited(state)),
-        node_records=tuple(node_record_view(node_record) for node_record in every)
-        if node_records
-        else (),
+        steps=steps,
+        waiting_for=waiting_for,
+        node_records=node_records,
         parent=invoked.parent,
-        children=_children(state, steps),
+        children=children,
         forked_from=invoked.forked_from,
         priority=invoked.priority,
         limits=invoked.limits,
-        budget=budget_view(state, limits),
+        budget=budget,
     )

@@ -14,7 +14,7 @@ from penstock_gateway.api.context import GatewayParts, Operator
 from penstock_gateway.core.access import Caller
 from penstock_gateway.core.preferences import idempotency_key
 from penstock_gateway.core.requests import Input, Limits, Tag
-from penstock_gateway.forking import ForkAsk, Forks, Mode
+from penstock_gateway.forking import ForkParams, Forks, Mode
 from penstock_gateway.gateway import Gateway
 
 RunId = Annotated[str, Path(description="The run to go on from")]
@@ -61,19 +61,19 @@ class ReplayRun(Input):
     tags: dict[Tag, Tag] = Field(default_factory=dict, max_length=32)
 
 
-def _ask(
+def _params(
     caller: Caller,
     run_id: str,
     mode: Mode,
     body: ForkRun | RetryRun | ReplayRun,
     key: str | None,
-) -> ForkAsk:
+) -> ForkParams:
     given = idempotency_key(None if key is None else key.encode("latin-1"))
     said = body.model_dump_json(exclude_unset=True)
     fork = body if isinstance(body, ForkRun) else ForkRun()
     at_seq = body.from_ if isinstance(body, ReplayRun) else fork.at_seq
     limits = {} if isinstance(body, ReplayRun) else body.limits.model_dump(exclude_unset=True)
-    return ForkAsk(
+    return ForkParams(
         mode=mode,
         at_seq=at_seq,
         overrides=body.overrides,
@@ -89,9 +89,9 @@ def _ask(
 
 
 async def _answer(
-    gateway: Gateway, caller: Caller, run_id: str, ask: ForkAsk, response: Response
+    gateway: Gateway, caller: Caller, run_id: str, params: ForkParams, response: Response
 ) -> RunView:
-    forked = await Forks(gateway).fork(caller, run_id, ask)
+    forked = await Forks(gateway).fork(caller, run_id, params)
     response.headers["location"] = f"/v1/runs/{forked.run_id}"
     if forked.replayed:
         response.headers["idempotent-replayed"] = "true"
@@ -115,8 +115,8 @@ async def fork_run(
     What was recorded up to there is taken over and costs nothing; what depends on an override,
     on a changed part of the input or on a changed definition is done again.
     """
-    ask = _ask(caller, run_id, "fork", body or ForkRun(), idempotency_key)
-    return await _answer(gateway, caller, run_id, ask, response)
+    params = _params(caller, run_id, "fork", body or ForkRun(), idempotency_key)
+    return await _answer(gateway, caller, run_id, params, response)
 
 
 @forks.post("/v1/runs/{run_id}/retry", status_code=202)
@@ -132,8 +132,8 @@ async def retry_run(
 
     All that succeeded is taken over; what failed, was stopped or was undone is done again.
     """
-    ask = _ask(caller, run_id, "retry", body or RetryRun(), idempotency_key)
-    return await _answer(gateway, caller, run_id, ask, response)
+    params = _params(caller, run_id, "retry", body or RetryRun(), idempotency_key)
+    return await _answer(gateway, caller, run_id, params, response)
 
 
 @forks.post("/v1/runs/{run_id}/replay", status_code=202)
@@ -149,5 +149,5 @@ async def replay_run(
 
     Nothing is spent, except on what depends on an override or was decided after `from`.
     """
-    ask = _ask(caller, run_id, "replay", body or ReplayRun(), idempotency_key)
-    return await _answer(gateway, caller, run_id, ask, response)
+    params = _params(caller, run_id, "replay", body or ReplayRun(), idempotency_key)
+    return await _answer(gateway, caller, run_id, params, response)

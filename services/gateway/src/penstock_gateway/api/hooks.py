@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Final
 
 from pydantic import JsonValue, TypeAdapter
@@ -19,13 +18,14 @@ from penstock.contracts.facts import DefinitionKind, Record, RunStatus, Trigger
 from penstock.contracts.ids import run_id_from_key
 from penstock.contracts.runners import WebhookRecord
 from penstock.expressions.templates import render
+from penstock.runids import new_run_id
+from penstock.runs.start import StartParams
 from penstock_gateway.answers import Answer, RawHeaders
 from penstock_gateway.api.hot import read
 from penstock_gateway.core.requests import GENERIC_WEBHOOK
 from penstock_gateway.core.signatures import Delivery, check, secret_bytes
 from penstock_gateway.entrance import read_body
 from penstock_gateway.gateway import Gateway
-from penstock_gateway.starts import Ask
 
 SECRET_PREFIX: Final = "PENSTOCK_SECRET_"
 GENERIC_SECRETS: Final = ("WEBHOOK_SECRET_GENERIC", "WEBHOOK_SECRET_DEFAULT", "WEBHOOK_SECRET")
@@ -82,15 +82,16 @@ class Hooks:
             tolerance_seconds=record.tolerance_seconds,
         )
         given = render(record.input, {"payload": _payload(body), "headers": _shown(headers)})
-        ask = Ask(
+        params = StartParams(
             tenant=tenant,
+            run_id=_run_id(tenant, name, delivery),
             name=record.target,
             input=given,
             trigger=Trigger.WEBHOOK,
             requested_by=f"webhook:{name}",
             path="webhook.target",
         )
-        return await self._start(ask, name, delivery)
+        return await self._start(params)
 
     async def deliver_generic(self, request: Request) -> Response:
         """Start the workflow that the body names: `workflow_name` and `inputs`.
@@ -123,8 +124,9 @@ class Hooks:
         given = read(GENERIC_WEBHOOK, body)
         if given.webhook_id is not None and "webhook-id" not in headers:
             delivery = Delivery(given.webhook_id, signed=delivery.signed)
-        ask = Ask(
+        params = StartParams(
             tenant=tenant,
+            run_id=_run_id(tenant, "generic", delivery),
             name=given.workflow_name,
             kind=DefinitionKind.WORKFLOW,
             input=given.inputs,
@@ -132,14 +134,10 @@ class Hooks:
             requested_by=requested_by,
             path="workflow_name",
         )
-        return await self._start(ask, "generic", delivery)
+        return await self._start(params)
 
-    async def _start(self, ask: Ask, name: str, delivery: Delivery) -> Response:
-        """Start the run that the delivery's id stands for."""
-        if delivery.delivery_id is not None:
-            key = f"webhook/{name}/{delivery.delivery_id}"
-            ask = replace(ask, run_id=run_id_from_key(ask.tenant, key))
-        started = await self._gateway.starter.start(ask)
+    async def _start(self, params: StartParams) -> Response:
+        started = await self._gateway.starter.start(params)
         run_id = started.run_id
         headers: RawHeaders = [(b"location", b"/v1/runs/" + run_id.encode())]
         if started.replayed:
@@ -162,6 +160,13 @@ class Hooks:
                 "secret_missing", f"{variable} is not set, so no signature can be checked"
             )
         return secret_bytes(value)
+
+
+def _run_id(tenant: str, name: str, delivery: Delivery) -> str:
+    """Return the id that a delivery stands for; without an id of the delivery a new one."""
+    if delivery.delivery_id is None:
+        return new_run_id()
+    return run_id_from_key(tenant, f"webhook/{name}/{delivery.delivery_id}")
 
 
 def _texts(raw: Mapping[bytes, bytes]) -> dict[str, str]:

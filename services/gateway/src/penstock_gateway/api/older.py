@@ -9,6 +9,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from penstock.contracts.facts import DefinitionKind, Record
+from penstock.runids import new_run_id
+from penstock.runs.start import StartParams
 from penstock.telemetry import tracing
 from penstock_gateway.answers import Answer
 from penstock_gateway.api.hot import read
@@ -16,7 +18,6 @@ from penstock_gateway.api.starting import Starting, run_limits
 from penstock_gateway.core.preferences import wants_events
 from penstock_gateway.core.requests import INTERNAL_INVOKE, INVOKE
 from penstock_gateway.gateway import Gateway
-from penstock_gateway.starts import Ask
 
 
 class Invoked(Record):
@@ -57,10 +58,11 @@ class Older:
             kind="server",
             traceparent=None if parent is None else parent.decode("latin-1"),
         ) as span:
-            ask = self._starting.keyed(
+            params = self._starting.keyed(
                 headers,
-                Ask(
+                StartParams(
                     tenant=caller.tenant,
+                    run_id=new_run_id(),
                     name=name,
                     selector=selector or None,
                     input=given.input,
@@ -71,7 +73,7 @@ class Older:
                 ),
                 body,
             )
-            started = await self._gateway.starter.start(ask)
+            started = await self._gateway.starter.start(params)
             answer = Invoked(run_id=started.run_id, trace_id=span.trace_id)
         return Answer(_INVOKED.dump_json(answer), 202, _location(started.run_id))
 
@@ -79,8 +81,9 @@ class Older:
         """Start a run of an agent in a session; the message is its input."""
         headers, caller, body = await self._starting.enter(request)
         given = read(INTERNAL_INVOKE, body)
-        ask = Ask(
+        params = StartParams(
             tenant=caller.tenant,
+            run_id=new_run_id(),
             name=given.agent_id,
             kind=DefinitionKind.AGENT,
             input=given.input_message.content,
@@ -89,8 +92,8 @@ class Older:
             path="agent_id",
         )
         if wants_events(headers.get(b"accept")):
-            return await self._starting.answer(headers, ask, body)
-        started = await self._gateway.starter.start(self._starting.keyed(headers, ask, body))
+            return await self._starting.answer(headers, params, body)
+        started = await self._gateway.starter.start(self._starting.keyed(headers, params, body))
         answer = InternallyInvoked(
             run_id=started.run_id, session_id=given.session_id, agent_id=given.agent_id
         )

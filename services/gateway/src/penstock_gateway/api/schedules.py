@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from itertools import islice
@@ -15,16 +16,15 @@ from penstock.contracts.archive import ListRuns, RunPage
 from penstock.contracts.errors import ErrorDetail, RejectedError
 from penstock.contracts.facts import Trigger
 from penstock.contracts.ids import TOKEN_PATTERN, run_id_from_key
-from penstock.contracts.schedules import SCHEDULE_TAG, due_at, schedule_scope, ticks_after
-from penstock.expressions.templates import render
+from penstock.contracts.schedules import SCHEDULE_TAG, due_at, ticks_after
+from penstock.runids import new_run_id
 from penstock.runs.schedule_views import ScheduleState, Tick, Ticks
-from penstock.runs.views import RunView
+from penstock.runs.start import scheduled_run
+from penstock.runs.views import RunView, summary_view
 from penstock_gateway.api.context import GatewayParts, Operator, Viewer
 from penstock_gateway.api.queries import Cursor, Limit
 from penstock_gateway.core.preferences import idempotency_key
 from penstock_gateway.core.requests import Input
-from penstock_gateway.core.run_views import begun_view
-from penstock_gateway.starts import Ask
 
 Name = Annotated[str, Path(pattern=TOKEN_PATTERN)]
 schedules: Final = APIRouter(prefix="/v1/schedules/{name}", tags=["schedules"])
@@ -77,30 +77,19 @@ async def trigger_schedule(
     key = idempotency_key(
         None if idempotency_key_ is None else idempotency_key_.encode("latin-1", "replace")
     )
-    run_id = digest = None
-    if key is not None:
+    if key is None:
+        run_id, digest = new_run_id(), None
+    else:
         run_id = run_id_from_key(tenant, f"schedule\x00{name}\x00trigger\x00{key}")
         digest = sha256(name.encode()).hexdigest()
-    ask = Ask(
-        tenant=tenant,
-        name=record.target,
-        selector=record.selector,
-        input=render(record.input, schedule_scope(record, datetime.now(UTC))),
-        trigger=Trigger.SCHEDULE,
-        limits=record.limits,
-        tags={**record.tags, SCHEDULE_TAG: name},
-        run_id=run_id,
-        request_digest=digest,
-        requested_by=caller.key_id,
-        path="schedule.target",
-        priority=record.priority,
-    )
-    started = await gateway.starter.start(ask)
+    params = scheduled_run(tenant, run_id, record, datetime.now(UTC), caller.key_id)
+    params = replace(params, request_digest=digest)
+    started = await gateway.starter.start(params)
     response.headers["Location"] = f"/v1/runs/{started.run_id}"
     if started.replayed:
         response.headers["Idempotent-Replayed"] = "true"
         return await gateway.runs.view(tenant, started.run_id)
-    return begun_view(tenant, started.run_id, started.seq, started.invoked)
+    return summary_view(tenant, started.run_id, started.seq, started.invoked)
 
 
 @schedules.get("/ticks")

@@ -15,10 +15,10 @@ from penstock.bus.reader import decode_entry
 from penstock.contracts import subjects
 from penstock.contracts.facts import DefinitionKind, RunEnded, RunLimits
 from penstock.contracts.ids import run_id_from_key
-from penstock.contracts.versions import routed
 from penstock.runids import new_run_id
+from penstock.runs.start import StartParams
 from penstock.runs.state import Entry, RunState
-from penstock.runs.views import RUN_VIEW, RunView
+from penstock.runs.views import RUN_VIEW, summary_view
 from penstock.telemetry import tracing
 from penstock_gateway.answers import Answer, RawHeaders
 from penstock_gateway.api.hot import read
@@ -32,11 +32,10 @@ from penstock_gateway.core.requests import (
     Limits,
     named,
 )
-from penstock_gateway.core.run_views import begun_view, ended_view
 from penstock_gateway.ends import LiveFact
 from penstock_gateway.entrance import Headers, read_body
 from penstock_gateway.gateway import Gateway
-from penstock_gateway.starts import Ask, Started
+from penstock_gateway.starts import Started
 from penstock_gateway.streams import EventStreamAnswer
 
 _REPLAYED: Final = (b"idempotent-replayed", b"true")
@@ -63,8 +62,9 @@ class Starting:
         headers, caller, body = await self.enter(request)
         given = read(START_RUN, body)
         name, _, selector = given.name.partition("@")
-        ask = Ask(
+        params = StartParams(
             tenant=caller.tenant,
+            run_id=new_run_id(),
             name=name,
             selector=selector or None,
             input=given.input,
@@ -74,7 +74,7 @@ class Starting:
             priority=given.priority,
             requested_by=caller.key_id,
         )
-        return await self.answer(headers, ask, body)
+        return await self.answer(headers, params, body)
 
     async def execute_agent(self, request: Request) -> Response:
         """Start a run of a published agent; otherwise as `POST /v1/runs`."""
@@ -103,68 +103,69 @@ class Starting:
         caller.require("operator")
         return headers, caller, await read_body(headers, request.receive, self._max_body)
 
-    async def answer(self, headers: Headers, ask: Ask, request_form: bytes) -> Response:
+    async def answer(self, headers: Headers, params: StartParams, request_form: bytes) -> Response:
         """Start what is asked for and answer as the headers want it.
 
         Args:
             headers: Of the request.
-            ask: What to start.
+            params: Parameters of the run.
             request_form: The bytes that make it the same request as another.
         """
-        ask = self.keyed(headers, ask, request_form)
+        params = self.keyed(headers, params, request_form)
         traceparent = headers.get(b"traceparent")
         if traceparent is not None or self._gateway.settings.otlp_endpoint is not None:
-            return await self._traced(headers, ask, traceparent)
-        return await self._begin(headers, ask)
+            return await self._traced(headers, params, traceparent)
+        return await self._begin(headers, params)
 
-    def keyed(self, headers: Headers, ask: Ask, request_form: bytes) -> Ask:
+    def keyed(self, headers: Headers, params: StartParams, request_form: bytes) -> StartParams:
         """Give the run the id that its ``Idempotency-Key`` stands for, where it has one."""
         key = idempotency_key(headers.get(b"idempotency-key"))
         if key is None:
-            return ask
+            return params
         return replace(
-            ask,
-            run_id=run_id_from_key(ask.tenant, key),
+            params,
+            run_id=run_id_from_key(params.tenant, key),
             request_digest=sha256(request_form).hexdigest(),
         )
 
-    async def _traced(self, headers: Headers, ask: Ask, traceparent: bytes | None) -> Response:
+    async def _traced(
+        self, headers: Headers, params: StartParams, traceparent: bytes | None
+    ) -> Response:
         parent = None if traceparent is None else traceparent.decode("latin-1")
         with tracing.span("start run", kind="server", traceparent=parent) as span:
-            return await self._begin(headers, replace(ask, traceparent=span.traceparent))
+            return await self._begin(headers, replace(params, traceparent=span.traceparent))
 
-    async def _begin(self, headers: Headers, ask: Ask) -> Response:
+    async def _begin(self, headers: Headers, params: StartParams) -> Response:
         if wants_events(headers.get(b"accept")):
-            return await self._stream(ask)
+            return await self._stream(params)
         seconds = wait_seconds(headers.get(b"prefer"), self._max_wait)
         if seconds is None:
-            started = await self._gateway.starter.start(ask)
-            return await self._accepted(ask.tenant, started, [])
-        return await self._wait(ask, seconds)
+            started = await self._gateway.starter.start(params)
+            return await self._accepted(params.tenant, started, [])
+        return await self._wait(params, seconds)
 
-    async def _wait(self, ask: Ask, seconds: float) -> Response:
-        run_id = ask.run_id or new_run_id()
+    async def _wait(self, params: StartParams, seconds: float) -> Response:
         applied = [(b"preference-applied", b"wait=%d" % seconds)]
-        gateway = self._gateway
-        version = routed(await gateway.starter.version_of(ask), run_id)
-        watch = await gateway.attention.watch(ask.tenant, run_id, version.plan_digest)
+        gateway, tenant, run_id = self._gateway, params.tenant, params.run_id
+        version = await gateway.starter.executed_version(params)
+        watch = await gateway.attention.watch(tenant, run_id, version.plan_digest)
         # Waited for before it is begun: a run may end before its beginning is acknowledged.
         begun_at = monotonic()
-        waiting = gateway.ends.wait(ask.tenant, run_id, seconds)
+        waiting = gateway.ends.wait(tenant, run_id, seconds)
         if watch is not None:
             watch.wait = waiting
         try:
-            started = await gateway.starter.start(ask, run_id)
+            started = await gateway.starter.start(params, version)
             if started.replayed:
-                state = await gateway.runs.state(ask.tenant, run_id)
+                state = await gateway.runs.state(tenant, run_id)
                 if state.ended is not None or open_calls(state):
                     return await self._settled(state, started, applied)
             live = await waiting.end()
             if live is not None and (ended := await self._read_end(live)) is not None:
-                view = ended_view(ask.tenant, run_id, live.seq, started.invoked, ended)
-                return _finished(view, started, applied)
+                view = summary_view(tenant, run_id, live.seq, started.invoked, ended)
+                return Answer(RUN_VIEW.dump_json(view), 200, _headers(started, applied))
             left = seconds - (monotonic() - begun_at)
-            state = await gateway.attention.settled(ask.tenant, run_id, left, watch)
+            state = await gateway.attention.settled(tenant, run_id, left, watch)
         finally:
             waiting.close()
             if watch is not None:
@@ -188,16 +189,15 @@ class Starting:
         if started.replayed:
             view = await self._gateway.runs.view(tenant, started.run_id)
         else:
-            view = begun_view(tenant, started.run_id, started.seq, started.invoked)
+            view = summary_view(tenant, started.run_id, started.seq, started.invoked)
         status = 200 if view.status.final else 202
         return Answer(RUN_VIEW.dump_json(view), status, _headers(started, extra))
 
-    async def _stream(self, ask: Ask) -> Response:
-        run_id = ask.run_id or new_run_id()
-        stream = await self._gateway.streams.open(ask.tenant, run_id)
+    async def _stream(self, params: StartParams) -> Response:
+        stream = await self._gateway.streams.open(params.tenant, params.run_id)
         begun = False
         try:
-            started = await self._gateway.starter.start(ask, run_id)
+            started = await self._gateway.starter.start(params)
             begun = True
         finally:
             if not begun:
@@ -211,15 +211,18 @@ class Starting:
         return EventStreamAnswer(stream, _headers(started, []))
 
 
-def execution(caller: Caller, name: str, kind: DefinitionKind, given: ExecuteDefinition) -> Ask:
+def execution(
+    caller: Caller, name: str, kind: DefinitionKind, given: ExecuteDefinition
+) -> StartParams:
     """Return what a request to execute a named definition asks for.
 
     Raises:
         RejectedError: ``invalid_token``: the name is none.
     """
     name, selector = named(name, path="name")
-    return Ask(
+    return StartParams(
         tenant=caller.tenant,
+        run_id=new_run_id(),
         name=name,
         selector=selector,
         kind=kind,
@@ -245,7 +248,3 @@ def _headers(started: Started, extra: RawHeaders) -> RawHeaders:
     if started.replayed:
         headers.append(_REPLAYED)
     return headers
-
-
-def _finished(view: RunView, started: Started, extra: RawHeaders) -> Response:
-    return Answer(RUN_VIEW.dump_json(view), 200, _headers(started, extra))

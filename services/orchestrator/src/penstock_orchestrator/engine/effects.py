@@ -25,16 +25,12 @@ from penstock.contracts import subjects
 from penstock.contracts.errors import ConflictError, ErrorFamily, ErrorInfo, RejectedError
 from penstock.contracts.facts import (
     CancelRequested,
-    DefinitionKind,
     NodeRecord,
-    ParentRef,
     RunInvoked,
-    RunLimits,
     SignalReceived,
     StepKind,
     StepResult,
     StepScheduled,
-    Trigger,
     Usage,
     fact_bytes,
 )
@@ -42,10 +38,10 @@ from penstock.contracts.ids import child_run_id, is_run_id, require_token, shard
 from penstock.contracts.json import Json
 from penstock.contracts.pending import CorrelationRecord, PendingRecord, correlation_hash
 from penstock.contracts.plan import Plan
-from penstock.contracts.structs import convert
 from penstock.contracts.subjects import FactSubject
 from penstock.expressions.templates import render
 from penstock.failpoints import reach
+from penstock.runs.start import child_run
 from penstock.runs.state import PENDING, RunState, StepState, fold, new_state
 from penstock_orchestrator.core.view import View
 from penstock_orchestrator.engine.runs import Slot
@@ -107,38 +103,15 @@ class BusEffects:
         if "to" in config:
             await self._send(slot, step_id, attempt, fact, config)
         else:
-            await self._start(slot, step_id, attempt, fact, config)
+            await self._start(slot, step_id, attempt, fact)
 
-    async def _start(
-        self, slot: Slot, step_id: str, attempt: int, fact: StepScheduled, config: dict[str, Json]
-    ) -> None:
+    async def _start(self, slot: Slot, step_id: str, attempt: int, fact: StepScheduled) -> None:
         state = slot.state
         if state is None or state.invoked is None:
             return
-        invoked, parent = state.invoked, state.invoked.parent
         run_id = child_run_id(slot.tenant, slot.run_id, step_id, attempt)
-        child = RunInvoked(
-            occurred_at=fact.occurred_at,
-            name=fact.name,
-            kind=DefinitionKind(str(config["kind"])),
-            version=int(str(config["version"])),
-            plan_digest=str(config["plan_digest"]),
-            input=fact.input,
-            limits=convert(RunLimits, config.get("limits") or {}),
-            trigger=Trigger.RUN,
-            requested_by=invoked.requested_by,
-            tags=invoked.tags,
-            priority=invoked.priority,
-            parent=ParentRef(
-                run_id=slot.run_id,
-                shard=slot.shard,
-                step_id=step_id,
-                attempt=attempt,
-                root_run_id=parent.root_run_id if parent is not None else slot.run_id,
-                depth=(parent.depth if parent is not None else 0) + 1,
-            ),
-        )
         prefix = self._prefix(slot.tenant, run_id)
+        child = child_run(state, step_id, attempt, fact)
         await self._state_once(subjects.invoke(prefix), child)
         reach("engine.child_started")
 

@@ -14,20 +14,18 @@ from penstock.bus.kv import Bucket
 from penstock.bus.writer import LogWriter
 from penstock.contracts import subjects
 from penstock.contracts.errors import ConflictError, RejectedError
-from penstock.contracts.facts import RunInvoked, Trigger, fact_bytes
+from penstock.contracts.facts import RunInvoked, fact_bytes
 from penstock.contracts.ids import shard_of
 from penstock.contracts.plan import PublishedVersion
 from penstock.contracts.schedules import (
-    SCHEDULE_TAG,
     ScheduleFailure,
     ScheduleRecord,
     due_at,
     schedule_run_id,
-    schedule_scope,
 )
 from penstock.contracts.versions import check_input, routed
-from penstock.expressions.templates import render
 from penstock.failpoints import reach
+from penstock.runs.start import scheduled_run
 from penstock_orchestrator.schedules.metrics import (
     SCHEDULES_FAILED,
     SCHEDULES_FIRED,
@@ -88,23 +86,11 @@ class Firing:
         self, tenant: str, record: ScheduleRecord, tick: datetime, run_id: str
     ) -> RunInvoked:
         version = routed(await self._version(tenant, record), run_id)
-        given = render(record.input, schedule_scope(record, tick))
+        params = scheduled_run(tenant, run_id, record, tick, f"schedule:{record.name}")
         if version.input_schema is not None:
             # In a thread: the first check imports its library, and a schema may take its time.
-            await asyncio.to_thread(check_input, version, given)
-        return RunInvoked(
-            occurred_at=datetime.now(UTC),
-            name=version.name,
-            kind=version.kind,
-            version=version.version,
-            plan_digest=version.plan_digest,
-            input=given,
-            limits=record.limits,
-            trigger=Trigger.SCHEDULE,
-            requested_by=f"schedule:{record.name}",
-            tags={**record.tags, SCHEDULE_TAG: record.name},
-            priority=record.priority,
-        )
+            await asyncio.to_thread(check_input, version, params.input)
+        return params.invoked(version, datetime.now(UTC))
 
     async def _version(self, tenant: str, record: ScheduleRecord) -> PublishedVersion:
         if record.selector is None:
