@@ -144,13 +144,14 @@ async def _services(stack: AsyncExitStack, folder: Path) -> int:
         await runner
 
     stack.push_async_callback(end)
-    return await _gateway(
+    return await start_gateway(
         stack,
         GatewaySettings(nats_url=server.url, data_dir=folder, auth_required=False, port=0),
     )
 
 
-async def _gateway(stack: AsyncExitStack, settings: GatewaySettings) -> int:
+async def start_gateway(stack: AsyncExitStack, settings: GatewaySettings) -> int:
+    """Serve on this loop until the stack is closed; return the port."""
     server = create_server(create_app(settings), settings)
     serving = asyncio.create_task(server.serve())
 

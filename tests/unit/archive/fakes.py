@@ -26,7 +26,7 @@ class FakeLog:
 
     def __init__(self, log: Sequence[Message], *, holes: Sequence[int] = ()) -> None:
         self.stored = {
-            seq: Stored(seq, subject, body, {})
+            seq: Stored(seq, subject, body)
             for seq, (subject, body) in enumerate(log, 1)
             if seq not in holes
         }

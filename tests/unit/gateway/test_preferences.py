@@ -8,6 +8,7 @@ from penstock_gateway.core.preferences import (
     cursor,
     event_types,
     idempotency_key,
+    step_window,
     wait_seconds,
     wants_events,
 )
@@ -80,3 +81,22 @@ def test_idempotency_key_of_bad_form_is_refused(value: bytes) -> None:
 def test_idempotency_key_loses_its_quotes() -> None:
     assert idempotency_key(b'"abc"') == idempotency_key(b" abc ") == "abc"
     assert idempotency_key(None) is None
+
+
+def test_window_of_steps_is_read_from_limit_and_cursor() -> None:
+    assert step_window(None, None) == (250, None)
+    assert step_window("7", "12.price-x3") == (7, (12, "price-x3"))
+
+
+@pytest.mark.parametrize("limit", ["0", "1001", "-1", "x", "٣", "9" * 30])
+def test_window_with_a_limit_out_of_range_is_refused(limit: str) -> None:
+    with pytest.raises(RejectedError) as refused:
+        step_window(limit, None)
+    assert refused.value.details[0].path == "steps_limit"
+
+
+@pytest.mark.parametrize("cursor", ["x", "1", "1.", ".a", "-1.a", "1.a b", "9999999999.a", "1.٣"])
+def test_window_with_a_cursor_of_something_else_is_refused(cursor: str) -> None:
+    with pytest.raises(RejectedError) as refused:
+        step_window(None, cursor)
+    assert refused.value.code == "invalid_cursor"

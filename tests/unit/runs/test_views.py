@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from penstock.contracts.facts import RunStatus, Usage
-from penstock.runs.views import RUN_VIEW, RunView, run_view
+from penstock.runs.views import RUN_VIEW, RunView, StepWindow, run_view
 from tests.support.simulation import (
     START,
     Driver,
@@ -74,3 +74,48 @@ def test_run_view_is_read_back_from_json() -> None:
     view = seen(Driver(make_plan(tool_node("a"))).start().result("a", 1))
 
     assert RUN_VIEW.validate_json(RUN_VIEW.dump_json(view)) == view
+
+
+def wide(count: int) -> Driver:
+    return Driver(make_plan(*(tool_node(f"n{n}") for n in range(count)))).start()
+
+
+def pages(driver: Driver, limit: int) -> list[RunView]:
+    found: list[RunView] = []
+    after = None
+    while True:
+        view = run_view(driver.state, window=StepWindow(limit, after))
+        assert view is not None
+        found.append(view)
+        if view.next_steps_cursor is None:
+            return found
+        decision, _, step_id = view.next_steps_cursor.partition(".")
+        after = (int(decision), step_id)
+
+
+def test_pages_of_a_run_view_hold_every_step_once_in_order() -> None:
+    driver = wide(7).result("n2", 1).result("n4", error=rejected())
+
+    found = pages(driver, 3)
+
+    assert [len(view.steps) for view in found] == [3, 3, 1]
+    assert [step for view in found for step in view.steps] == list(seen(driver).steps)
+    assert {view.step_counts["succeeded"] for view in found} == {1}
+    assert all(sum(view.step_counts.values()) == 7 for view in found)
+
+
+def test_last_page_that_is_full_has_no_cursor() -> None:
+    assert [len(view.steps) for view in pages(wide(6), 3)] == [3, 3]
+
+
+def test_step_that_is_retried_between_pages_is_not_missed() -> None:
+    driver = wide(4)
+    first = run_view(driver.state, window=StepWindow(2))
+    assert first is not None
+    assert first.next_steps_cursor == "1.n1"
+
+    driver.result("n2", error=transient()).wake(600)
+    rest = run_view(driver.state, window=StepWindow(2, (1, "n1")))
+
+    assert rest is not None
+    assert {step.step_id for step in rest.steps} == {"n2", "n3"}

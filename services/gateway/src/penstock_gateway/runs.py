@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
+from functools import partial
+from typing import Final, TypeVar
 
 from penstock.bus.connection import Bus
-from penstock.bus.reader import LogReader
+from penstock.bus.reader import LogReader, read_entries
 from penstock.contracts import subjects
 from penstock.contracts.errors import ErrorDetail, InvariantError, RejectedError, TransientError
 from penstock.contracts.facts import RunInvoked
 from penstock.contracts.ids import is_run_id, shard_of
 from penstock.runs.state import Entry, RunState, fold, new_state
-from penstock.runs.views import RunView, run_view
+from penstock.runs.views import RunView, StepWindow, run_view
 from penstock_gateway.archive import Archive
+from penstock_gateway.core.preferences import STEPS_SHOWN
 from penstock_gateway.plans import Plans
 
 NOT_FOUND: Final = "run_not_found"
 READ_REFUSED: Final = "read_refused"
+MANY_FACTS: Final = 1000
+_KEPT: Final = 4
+FIRST_STEPS: Final = StepWindow(STEPS_SHOWN)
+
+T = TypeVar("T")
 
 
 def not_found(run_id: str) -> RejectedError:
@@ -43,6 +52,11 @@ def available() -> Iterator[None]:
         raise TransientError(READ_REFUSED, error.message) from error
 
 
+async def aside(facts: int, work: Callable[[], T]) -> T:
+    """Do work on facts; for many facts in a thread, so that other requests are served meanwhile."""
+    return await asyncio.to_thread(work) if facts > MANY_FACTS else work()
+
+
 class Runs:
     """Reads single runs of any tenant."""
 
@@ -63,6 +77,8 @@ class Runs:
         self._archive = archive
         self._plans = plans
         self._shards = shards
+        self._large: OrderedDict[str, RunState] = OrderedDict()
+        """Large runs as last read: to read one again costs its new facts only."""
 
     def prefix(self, tenant: str, run_id: str) -> str:
         """Return the stem of a run's subjects."""
@@ -84,7 +100,9 @@ class Runs:
             raise not_found(run_id)
         shard = shard_of(run_id, self._shards)
         with available():
-            entries = await self._reader.read_run(tenant, shard, run_id, at_least_seq=at_least_seq)
+            stored = await self._reader.stored(tenant, shard, run_id, at_least_seq=at_least_seq)
+            stored = await self._reader.unpacked(stored)
+            entries = await aside(len(stored), partial(read_entries, stored))
         if entries and isinstance(entries[0].fact, RunInvoked):
             return entries
         if any(isinstance(entry.fact, RunInvoked) for entry in entries):
@@ -103,11 +121,14 @@ class Runs:
         """Check that a run exists, as cheaply as that can be known; errors as for ``entries``."""
         if not is_run_id(run_id):
             raise not_found(run_id)
+        if not await self._in_log(tenant, run_id):
+            await self.entries(tenant, run_id)
+
+    async def _in_log(self, tenant: str, run_id: str) -> bool:
         subject = subjects.invoke(self.prefix(tenant, run_id))
         with available():
             page = await self._reader.get_many(subjects.RUNS, {"multi_last": [subject]})
-        if not page.messages:
-            await self.entries(tenant, run_id)
+        return bool(page.messages)
 
     async def state(
         self, tenant: str, run_id: str, *, at_seq: int | None = None, at_least_seq: int = 0
@@ -123,13 +144,42 @@ class Runs:
         Raises:
             RejectedError: ``invalid_sequence``: the run did not exist then.
         """
+        if at_seq is None and (known := await self._known(tenant, run_id, at_least_seq)):
+            return known
         entries = await self.entries(tenant, run_id, at_least_seq=at_least_seq)
         if at_seq is not None:
             until = [entry for entry in entries if entry.seq <= at_seq]
             if not any(isinstance(entry.fact, RunInvoked) for entry in until):
                 raise _before(run_id, at_seq, entries)
             entries = until
-        return fold(new_state(tenant, shard_of(run_id, self._shards), run_id), entries)
+        state = new_state(tenant, shard_of(run_id, self._shards), run_id)
+        state = await aside(len(entries), partial(fold, state, entries))
+        if at_seq is None and len(entries) > MANY_FACTS:
+            self._keep(state)
+        return state
+
+    async def _known(self, tenant: str, run_id: str, at_least_seq: int) -> RunState | None:
+        """Return a large run by its kept state and the facts since then, if the log has it."""
+        kept = self._large.get(run_id)
+        if kept is None or kept.tenant != tenant:
+            return None
+        if not await self._in_log(tenant, run_id):
+            # Deleted, or older than the log.
+            self._large.pop(run_id, None)
+            return None
+        with available():
+            newer = await self._reader.read_run(
+                tenant, kept.shard, run_id, after_seq=kept.last_seq, at_least_seq=at_least_seq
+            )
+        state = await aside(len(newer), partial(fold, kept, newer))
+        self._keep(state)
+        return state
+
+    def _keep(self, state: RunState) -> None:
+        self._large[state.run_id] = state
+        self._large.move_to_end(state.run_id)
+        if len(self._large) > _KEPT:
+            self._large.popitem(last=False)
 
     async def fresh_state(self, tenant: str, run_id: str) -> RunState:
         """Return a run with all that the stream's leader has of it; errors as for ``entries``."""
@@ -137,23 +187,19 @@ class Runs:
         last = await self._reader.read_message(subjects.RUNS, wanted)
         return await self.state(tenant, run_id, at_least_seq=last.seq if last is not None else 0)
 
-    async def view(
-        self, tenant: str, run_id: str, *, at_seq: int | None = None, node_records: bool = False
+    async def view(self, tenant: str, run_id: str) -> RunView:
+        """Return a run as clients see it, with its first steps; errors as for ``state``."""
+        return await self.view_of(await self.state(tenant, run_id))
+
+    async def view_of(
+        self, state: RunState, *, node_records: bool = False, window: StepWindow = FIRST_STEPS
     ) -> RunView:
-        """Return a run as clients see it; arguments and errors as for ``state``.
+        """Return a run whose facts were read as clients see it.
 
         Args:
-            tenant: The caller's tenant.
-            run_id: The run.
-            at_seq: Fold up to this sequence.
+            state: The run.
             node_records: Whether all node records are wanted.
-        """
-        return await self.view_of(
-            await self.state(tenant, run_id, at_seq=at_seq), node_records=node_records
-        )
-
-    async def view_of(self, state: RunState, *, node_records: bool = False) -> RunView:
-        """Return a run whose facts were read as clients see it.
+            window: The page of steps.
 
         Raises:
             RejectedError: ``run_not_found``: it was never asked for.
@@ -162,7 +208,7 @@ class Runs:
         planned = None
         if state.invoked is not None:
             planned = (await self._plans.gist(state.invoked.plan_digest)).limits
-        view = run_view(state, node_records=node_records, planned=planned)
+        view = run_view(state, node_records=node_records, planned=planned, window=window)
         if view is None:
             raise not_found(state.run_id)
         return view

@@ -11,7 +11,7 @@ import base64
 import json
 import logging
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from nats.aio.subscription import Subscription
@@ -27,8 +27,12 @@ from penstock.runs.state import Entry
 _log = logging.getLogger(__name__)
 
 TRACE_HEADER: Final = "traceparent"
+_TRACE: Final = TRACE_HEADER.encode()
 _PAGE: Final = 1000
 _NOT_FOUND: Final = 404
+_NO_STATUS: Final = b"NATS/1.0\r\n"
+_SEQUENCE: Final = b"\r\nNats-Sequence: "
+_SUBJECT: Final = b"\r\nNats-Subject: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,13 @@ class Stored:
     seq: int
     subject: str
     body: bytes
-    headers: dict[str, str]
+    block: bytes | None = None
+    """The headers as they came; a run of thousands of facts rarely needs one of them."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers by name."""
+        return parse_headers(self.block)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +85,7 @@ class LogReader:
     def _on_message(self, subject: str, _reply: str, body: bytes, headers: bytes | None) -> None:
         collector = self._waiting.get(subject[len(self._prefix) :])
         if collector is not None:
-            collector.add(body, parse_headers(headers))
+            collector.add(body, headers or b"")
 
     async def get_many(
         self, stream: str, request: dict[str, Any], *, timeout_seconds: float = 5.0
@@ -158,24 +168,33 @@ class LogReader:
     ) -> list[Entry]:
         """Return a run's facts in order; arguments and errors as for ``stored``.
 
-        An input that cannot be read is left out: it is a dead letter, and whoever can publish one
-        must not be able to stop a run by it.
-
         Raises:
             InvariantError: A decision's message cannot be read.
         """
         stored = await self.stored(
             tenant, shard, run_id, after_seq=after_seq, at_least_seq=at_least_seq
         )
-        entries: list[Entry] = []
+        return read_entries(await self.unpacked(stored))
+
+    async def unpacked(self, stored: list[Stored]) -> list[Stored]:
+        """Return messages with the bodies that their claims stand for.
+
+        Raises:
+            InvariantError: ``object_corrupt``, of a decision; such an input is left out.
+            TransientError: The object behind a claim is not there.
+        """
+        found: list[Stored] = []
         for message in stored:
+            if not is_claim(message.body):
+                found.append(message)
+                continue
             try:
-                entries.append(await self.entry(message))
-            except InvariantError:
-                if ".in." not in message.subject:
-                    raise
-                _log.warning("reader.unreadable_input", extra={"subject": message.subject})
-        return entries
+                body = await self._claims.unpack(message.body)
+            except InvariantError as error:
+                _leave_out(message, error)
+            else:
+                found.append(replace(message, body=body))
+        return found
 
     async def entry(self, message: Stored) -> Entry:
         """Read a stored message as a fact, fetching its body where it is a claim."""
@@ -218,8 +237,38 @@ async def leader_read(bus: Bus, stream: str, subject: str) -> Stored | None:
         seq=message["seq"],
         subject=message["subject"],
         body=base64.b64decode(message.get("data", "")),
-        headers=parse_headers(block),
+        block=block,
     )
+
+
+def read_entries(stored: list[Stored]) -> list[Entry]:
+    """Read messages that are no claims as facts.
+
+    An input that cannot be read is left out: it is a dead letter, and must not stop the run.
+
+    Raises:
+        InvariantError: A decision's message cannot be read.
+    """
+    entries: list[Entry] = []
+    for message in stored:
+        block = message.block
+        headers = message.headers if block is not None and _TRACE in block else None
+        try:
+            entries.append(decode_entry(message.subject, message.seq, message.body, headers))
+        except InvariantError as error:
+            _leave_out(message, error)
+    return entries
+
+
+def _leave_out(message: Stored, error: InvariantError) -> None:
+    """Log that an input cannot be read.
+
+    Raises:
+        InvariantError: It is no input.
+    """
+    if ".in." not in message.subject:
+        raise error
+    _log.warning("reader.unreadable_input", extra={"subject": message.subject})
 
 
 def decode_entry(
@@ -240,6 +289,12 @@ def decode_entry(
     return Entry(seq, parsed, fact, headers.get(TRACE_HEADER) if headers else None)
 
 
+def _field(block: bytes, name: bytes) -> bytes:
+    """Return the last value of a header; the server's own ones come last."""
+    start = block.rindex(name) + len(name)
+    return block[start : block.index(b"\r", start)]
+
+
 class _Collector:
     """Gathers the answer to one request."""
 
@@ -247,15 +302,15 @@ class _Collector:
         self.messages: list[Stored] = []
         self.page: asyncio.Future[Page] = asyncio.get_running_loop().create_future()
 
-    def add(self, body: bytes, headers: dict[str, str]) -> None:
-        status = headers.get("Status")
-        if status is None:
-            self.messages.append(
-                Stored(int(headers["Nats-Sequence"]), headers["Nats-Subject"], body, headers)
-            )
+    def add(self, body: bytes, block: bytes) -> None:
+        if block.startswith(_NO_STATUS):
+            seq, subject = _field(block, _SEQUENCE), _field(block, _SUBJECT)
+            self.messages.append(Stored(int(seq), subject.decode(), body, block))
             return
         if self.page.done():
             return
+        headers = parse_headers(block)
+        status = headers.get("Status", "")
         if status in ("204", "404", "413"):
             self.page.set_result(
                 Page(

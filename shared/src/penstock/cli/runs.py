@@ -87,6 +87,12 @@ def show_run(
         params["node_records"] = "true"
     with Api(target) as api:
         run = api.call("GET", f"/v1/runs/{run_id}", params=params)
+        while cursor := run.pop("next_steps_cursor", None):
+            following = {**params, "steps_cursor": cursor, "steps_limit": 1000}
+            page = api.call("GET", f"/v1/runs/{run_id}", params=following)
+            for name in ("steps", "children"):
+                run[name] += page[name]
+            run["next_steps_cursor"] = page["next_steps_cursor"]
     if as_json:
         print_json(run)
         return

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
+from bisect import bisect_right
+from collections import Counter
+from typing import Final, NamedTuple, TypedDict, Unpack
 
 from pydantic import AwareDatetime, TypeAdapter
 
@@ -34,6 +36,8 @@ ANSWER_KINDS: Final = {
 """The kind of signal that answers an open node record, by the node record's kind."""
 CHILD_QUEUE: Final = "workflow"
 """Queue of the steps that are runs of their own."""
+MAX_PENDING: Final = 250
+"""Most pending requests in a view that has one page of steps."""
 
 
 class StepView(Record):
@@ -97,7 +101,7 @@ class BudgetView(Record):
 
 
 class RunView(Record):
-    """A run as clients see it. ``steps`` is empty in lists, and so is all that needs them."""
+    """A run as clients see it. Lists leave out ``steps`` and all fields that depend on them."""
 
     run_id: str
     tenant: str
@@ -118,12 +122,18 @@ class RunView(Record):
     ended_at: AwareDatetime | None = None
     last_seq: int
     steps: tuple[StepView, ...] = ()
+    """In the order of their decisions; of a large run one page."""
+    step_counts: dict[str, int] = {}
+    """Number of all steps by status."""
+    next_steps_cursor: str | None = None
+    """Cursor of the next page of steps; absent on the last page."""
     waiting_for: tuple[NodeRecordView, ...] = ()
-    """What it waits for: times, events, approvals, results of client tools, resolutions."""
+    """Open times, events, approvals, client tool calls, resolutions; of a large run the oldest."""
     node_records: tuple[NodeRecordView, ...] = ()
     """All that the engine decided, where that was asked for."""
     parent: ParentRef | None = None
     children: tuple[ChildView, ...] = ()
+    """Child runs of the steps in ``steps``."""
     forked_from: ForkedFrom | None = None
     priority: int = 0
     limits: RunLimits = RunLimits()
@@ -239,8 +249,40 @@ def _children(state: RunState, steps: list[StepState]) -> tuple[ChildView, ...]:
     )
 
 
+StepPosition = tuple[int, str]
+"""Decision and id of a step. Steps are in this order; a retry moves a step to a later decision."""
+
+
+class StepWindow(NamedTuple):
+    """One page of the steps of a run."""
+
+    limit: int
+    after: StepPosition | None = None
+    """Position of the last step of the previous page."""
+
+
+def _position(step: StepState) -> StepPosition:
+    return step.decision, step.step_id
+
+
+def _page(steps: list[StepState], window: StepWindow | None) -> tuple[list[StepState], str | None]:
+    """Return the steps of a page, and the cursor of the next page."""
+    if window is None:
+        return steps, None
+    first = 0 if window.after is None else bisect_right(steps, window.after, key=_position)
+    page = steps[first : first + window.limit]
+    if first + window.limit >= len(steps):
+        return page, None
+    decision, step_id = _position(page[-1])
+    return page, f"{decision}.{step_id}"
+
+
 def run_view(
-    state: RunState, *, node_records: bool = False, planned: RunLimits | None = None
+    state: RunState,
+    *,
+    node_records: bool = False,
+    planned: RunLimits | None = None,
+    window: StepWindow | None = None,
 ) -> RunView | None:
     """Return a run as clients see it, or ``None`` where it was never asked for.
 
@@ -248,11 +290,13 @@ def run_view(
         state: The run.
         node_records: Whether all node records are wanted, not only what the run waits for.
         planned: Limits of its plan, where they are known.
+        window: The page of steps; ``None``: all steps and all pending requests.
     """
     invoked = state.invoked
     if invoked is None:
         return None
-    steps = sorted(state.steps.values(), key=lambda step: (step.decision, step.step_id))
+    steps, cursor = _page(sorted(state.steps.values(), key=_position), window)
+    pending = awaited(state)[: None if window is None else MAX_PENDING]
     limits = invoked.limits if planned is None else stricter(invoked.limits, planned)
     every = sorted(
         state.node_records.values(), key=lambda one: (one.decision, one.node_record.record_id)
@@ -261,7 +305,9 @@ def run_view(
         state,
         invoked,
         steps=tuple(step_view(step) for step in steps),
-        waiting_for=tuple(node_record_view(node_record) for node_record in awaited(state)),
+        step_counts=dict(Counter(step.status for step in state.steps.values())),
+        next_steps_cursor=cursor,
+        waiting_for=tuple(node_record_view(node_record) for node_record in pending),
         node_records=tuple(node_record_view(node_record) for node_record in every)
         if node_records
         else (),
@@ -279,16 +325,19 @@ def summary_view(
     return _view(state, invoked)
 
 
-def _view(
-    state: RunState,
-    invoked: RunInvoked,
-    *,
-    steps: tuple[StepView, ...] = (),
-    waiting_for: tuple[NodeRecordView, ...] = (),
-    node_records: tuple[NodeRecordView, ...] = (),
-    children: tuple[ChildView, ...] = (),
-    budget: BudgetView | None = None,
-) -> RunView:
+class _Parts(TypedDict, total=False):
+    """Fields of a view that need the steps."""
+
+    steps: tuple[StepView, ...]
+    step_counts: dict[str, int]
+    next_steps_cursor: str | None
+    waiting_for: tuple[NodeRecordView, ...]
+    node_records: tuple[NodeRecordView, ...]
+    children: tuple[ChildView, ...]
+    budget: BudgetView | None
+
+
+def _view(state: RunState, invoked: RunInvoked, **parts: Unpack[_Parts]) -> RunView:
     ended = state.ended
     return RunView(
         run_id=state.run_id,
@@ -309,13 +358,9 @@ def _view(
         updated_at=state.updated_at or invoked.occurred_at,
         ended_at=ended.occurred_at if ended is not None else None,
         last_seq=state.last_seq,
-        steps=steps,
-        waiting_for=waiting_for,
-        node_records=node_records,
         parent=invoked.parent,
-        children=children,
         forked_from=invoked.forked_from,
         priority=invoked.priority,
         limits=invoked.limits,
-        budget=budget,
+        **parts,
     )

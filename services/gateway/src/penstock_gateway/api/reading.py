@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from starlette.requests import Request
 from starlette.responses import Response
 
-from penstock.contracts.errors import ErrorDetail, RejectedError
 from penstock.runs.events import CLIENT_EVENT, EventType, events_of
 from penstock.runs.views import RUN_VIEW
 from penstock_gateway.answers import Answer
@@ -16,7 +13,9 @@ from penstock_gateway.core.preferences import (
     cursor,
     event_types,
     flag,
+    page_size,
     sequence,
+    step_window,
     wait_seconds,
     wants_events,
 )
@@ -24,9 +23,6 @@ from penstock_gateway.core.requests import CANCEL_RUN
 from penstock_gateway.entrance import read_body
 from penstock_gateway.gateway import Gateway
 from penstock_gateway.streams import EventStreamAnswer
-
-MAX_PAGE: Final = 1000
-DEFAULT_PAGE: Final = 100
 
 
 class Reading:
@@ -41,6 +37,8 @@ class Reading:
 
         `?at_seq=N` shows it as it was at a sequence of the log, `?node_records=true` all that it
         decided. `Prefer: wait=N` waits until it has ended or its caller is to execute tools.
+        `steps` holds the first 250 steps; the rest follows by `next_steps_cursor`, and
+        `step_counts` counts all of them.
         """
         headers = dict(request.scope["headers"])
         caller = self._gateway.door.caller(headers)
@@ -49,13 +47,15 @@ class Reading:
         run_id: str = request.path_params["run_id"]
         node_records = flag(query.get("node_records"), path="node_records")
         at_seq = sequence(query.get("at_seq"), path="at_seq")
+        window = step_window(query.get("steps_limit"), query.get("steps_cursor"))
         seconds = wait_seconds(headers.get(b"prefer"), self._gateway.settings.max_wait_seconds)
         if seconds is None or at_seq is not None:
-            view = await runs.view(caller.tenant, run_id, at_seq=at_seq, node_records=node_records)
-            return Answer(RUN_VIEW.dump_json(view))
-        state = await self._gateway.attention.settled(caller.tenant, run_id, seconds)
-        view = await runs.view_of(state, node_records=node_records)
-        applied = [(b"preference-applied", b"wait=%d" % seconds)]
+            state = await runs.state(caller.tenant, run_id, at_seq=at_seq)
+            applied = []
+        else:
+            state = await self._gateway.attention.settled(caller.tenant, run_id, seconds)
+            applied = [(b"preference-applied", b"wait=%d" % seconds)]
+        view = await runs.view_of(state, node_records=node_records, window=window)
         return Answer(RUN_VIEW.dump_json(view), 200, applied)
 
     async def get_events(self, request: Request) -> Response:
@@ -129,24 +129,3 @@ class Reading:
             # Somebody has asked before: that is as good.
             view = await runs.view(caller.tenant, run_id)
         return Answer(RUN_VIEW.dump_json(view), 200 if view.status.final else 202)
-
-
-def page_size(limit: str | None) -> int:
-    """Return how many items a page shall have.
-
-    Raises:
-        RejectedError: ``invalid_request``.
-    """
-    if not limit:
-        return DEFAULT_PAGE
-    if not limit.isascii() or not limit.isdigit() or not 1 <= int(limit[:9]) <= MAX_PAGE:
-        raise RejectedError(
-            "invalid_request",
-            "limit is out of range",
-            details=(
-                ErrorDetail(
-                    path="limit", message=f"got {limit[:20]!r}", allowed=f"1 to {MAX_PAGE}"
-                ),
-            ),
-        )
-    return int(limit)

@@ -44,6 +44,8 @@ _EVENT_PARAMETERS: Final = [
 ]
 _RUN_PARAMETERS: Final = [
     parameter("query", "at_seq", "The run as it was at this sequence of the log.", "integer"),
+    parameter("query", "steps_limit", "Steps of the reply, 1 to 1000; 250 if absent.", "integer"),
+    parameter("query", "steps_cursor", "The `next_steps_cursor` of the reply before."),
     parameter("query", "node_records", "All that the engine decided as well.", "boolean"),
     parameter(
         "header", "Prefer", "`wait=N`: answer when it has ended, or waits for its caller's tools."

@@ -7,11 +7,17 @@ from typing import Final
 
 from penstock.contracts.errors import ErrorDetail, RejectedError
 from penstock.runs.events import EventType
+from penstock.runs.views import StepWindow
 
 _WAIT: Final = re.compile(rb"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
 _EVENT_STREAM: Final = b"text/event-stream"
 _CURSOR: Final = re.compile(r"[0-9]{1,19}")
+_STEP_CURSOR: Final = re.compile(r"([0-9]{1,9})\.([A-Za-z0-9_-]{1,64})")
 IDEMPOTENCY_KEY_LENGTH: Final = 255
+MAX_PAGE: Final = 1000
+DEFAULT_PAGE: Final = 100
+STEPS_SHOWN: Final = 250
+"""Steps of a run in one reply, unless the client asks for another number."""
 
 
 def wait_seconds(prefer: bytes | None, limit: float) -> float | None:
@@ -51,6 +57,40 @@ def cursor(last_event_id: str | None, after: str | None) -> int:
             ),
         )
     return int(value)
+
+
+def step_window(limit: str | None, cursor: str | None) -> StepWindow:
+    """Return the page of steps that a client asks for.
+
+    Raises:
+        RejectedError: ``invalid_request`` for the limit, ``invalid_cursor``.
+    """
+    size = page_size(limit, path="steps_limit", default=STEPS_SHOWN)
+    if not cursor:
+        return StepWindow(size)
+    found = _STEP_CURSOR.fullmatch(cursor)
+    if found is None:
+        detail = ErrorDetail(
+            path="steps_cursor", message=f"got {cursor[:80]!r}", allowed="a `next_steps_cursor`"
+        )
+        raise RejectedError(
+            "invalid_cursor", "steps_cursor is not the cursor of a page", details=(detail,)
+        )
+    return StepWindow(size, (int(found[1]), found[2]))
+
+
+def page_size(limit: str | None, *, path: str = "limit", default: int = DEFAULT_PAGE) -> int:
+    """Return the number of items of a page.
+
+    Raises:
+        RejectedError: ``invalid_request``.
+    """
+    if not limit:
+        return default
+    if not limit.isascii() or not limit.isdigit() or not 1 <= int(limit[:9]) <= MAX_PAGE:
+        detail = ErrorDetail(path=path, message=f"got {limit[:20]!r}", allowed=f"1 to {MAX_PAGE}")
+        raise RejectedError("invalid_request", f"{path} is out of range", details=(detail,))
+    return int(limit)
 
 
 def sequence(text: str | None, *, path: str) -> int | None:

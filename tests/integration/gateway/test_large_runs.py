@@ -1,0 +1,123 @@
+"""Runs with many steps: pages, and reading again at the cost of new facts only."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+import penstock_gateway.runs
+from penstock.bus.reader import LogReader, Stored
+from penstock.contracts import subjects
+from penstock.contracts.ids import shard_of
+from tests.integration.gateway.conftest import SHARDS, CreateGateway, Engine, Running, begin
+
+STEPS = 12
+
+
+@pytest.fixture(autouse=True)
+def few_facts_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(penstock_gateway.runs, "MANY_FACTS", STEPS)
+
+
+@pytest.fixture
+def folded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of facts of each read of a run."""
+    numbers: list[int] = []
+    stored = LogReader.stored
+
+    async def counted(self: LogReader, *args: object, **options: object) -> list[Stored]:
+        found = await stored(self, *args, **options)  # type: ignore[arg-type]
+        numbers.append(len(found))
+        return found
+
+    monkeypatch.setattr(LogReader, "stored", counted)
+    return numbers
+
+
+async def large_run(gateway: Running, engine: Engine) -> str:
+    await engine.publish("echo")
+    run_id = await begin(gateway)
+    await asyncio.gather(*(engine.schedule(run_id, n, f"s{n}") for n in range(1, STEPS + 1)))
+    return run_id
+
+
+async def test_steps_come_in_pages(create_gateway: CreateGateway, engine: Engine) -> None:
+    gateway = await create_gateway()
+    run_id = await large_run(gateway, engine)
+    params: dict[str, str] = {"steps_limit": "5"}
+    names: list[str] = []
+
+    while True:
+        run = (await gateway.client.get(f"/v1/runs/{run_id}", params=params)).json()
+        names += [step["step_id"] for step in run["steps"]]
+        assert run["step_counts"] == {"scheduled": STEPS}
+        if run["next_steps_cursor"] is None:
+            break
+        params["steps_cursor"] = run["next_steps_cursor"]
+
+    assert names == [f"s{n}" for n in range(1, STEPS + 1)]
+
+
+@pytest.mark.parametrize(
+    ("params", "code", "path"),
+    [
+        ({"steps_limit": "0"}, "invalid_request", "steps_limit"),
+        ({"steps_cursor": "later"}, "invalid_cursor", "steps_cursor"),
+    ],
+)
+async def test_page_that_cannot_be_is_a_problem(
+    create_gateway: CreateGateway, engine: Engine, params: dict[str, str], code: str, path: str
+) -> None:
+    gateway = await create_gateway()
+    run_id = await large_run(gateway, engine)
+
+    response = await gateway.client.get(f"/v1/runs/{run_id}", params=params)
+
+    assert response.status_code == 422
+    assert response.headers["content-type"] == "application/problem+json"
+    problem = response.json()
+    assert (problem["code"], problem["errors"][0]["path"]) == (code, path)
+
+
+async def test_large_run_is_read_again_by_its_new_facts(
+    create_gateway: CreateGateway, engine: Engine, folded: list[int]
+) -> None:
+    gateway = await create_gateway()
+    run_id = await large_run(gateway, engine)
+    first = (await gateway.client.get(f"/v1/runs/{run_id}")).json()
+
+    await engine.result(run_id, "s3", "out")
+    second = (await gateway.client.get(f"/v1/runs/{run_id}")).json()
+
+    assert folded == [STEPS + 1, 1]
+    assert first["step_counts"] == {"scheduled": STEPS}
+    assert second["step_counts"] == {"scheduled": STEPS - 1, "succeeded": 1}
+    assert second["steps"][2]["output"] == "out"
+    earlier = await gateway.client.get(f"/v1/runs/{run_id}", params={"at_seq": first["last_seq"]})
+    assert earlier.json()["step_counts"] == first["step_counts"]
+
+
+async def test_large_run_that_is_deleted_is_not_found(
+    create_gateway: CreateGateway, engine: Engine
+) -> None:
+    gateway = await create_gateway()
+    run_id = await large_run(gateway, engine)
+    assert (await gateway.client.get(f"/v1/runs/{run_id}")).status_code == 200
+
+    subject = subjects.run_filter(engine.tenant, shard_of(run_id, SHARDS), run_id)
+    await engine.bus.api(f"STREAM.PURGE.{subjects.RUNS}", {"filter": subject})
+    state = gateway.gateway.runs
+
+    assert await state._known(engine.tenant, run_id, 0) is None
+    assert run_id not in state._large
+
+
+async def test_large_run_of_another_tenant_is_not_found(
+    create_gateway: CreateGateway, engine: Engine
+) -> None:
+    gateway = await create_gateway()
+    run_id = await large_run(gateway, engine)
+    assert (await gateway.client.get(f"/v1/runs/{run_id}")).status_code == 200
+
+    assert await gateway.gateway.runs._known("somebody-else", run_id, 0) is None
