@@ -9,7 +9,7 @@ import pytest
 
 from penstock.client import AsyncClient, Client, ProblemError, UnreachableError
 from penstock.runs.events import CLIENT_EVENT, ClientEvent, events_of
-from penstock_gateway.streams import Streams
+from penstock_gateway.runs.stream import Streams
 from tests.integration.gateway.conftest import CreateGateway, Engine, Running, asked
 from tests.support.waiting import eventually
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-import penstock_gateway.runs
+import penstock_gateway.runs.read
 from penstock.bus.reader import LogReader, Stored
 from penstock.contracts import subjects
 from penstock.contracts.ids import shard_of
@@ -17,7 +17,7 @@ STEPS = 12
 
 @pytest.fixture(autouse=True)
 def few_facts_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(penstock_gateway.runs, "MANY_FACTS", STEPS)
+    monkeypatch.setattr(penstock_gateway.runs.read, "MANY_FACTS", STEPS)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from penstock.contracts.plan import (
     ToolNode,
 )
 from penstock.contracts.structs import encode
-from penstock_gateway.dead import DeadLetters
+from penstock_gateway.dead_letters.store import DeadLetters
 from penstock_gateway.settings import GatewaySettings
 from tests.integration.gateway.conftest import Running, running
 from tests.integration.orchestrator.conftest import TENANT, World, chain

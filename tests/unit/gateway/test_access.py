@@ -4,9 +4,9 @@ import pytest
 
 from penstock.contracts.errors import RejectedError
 from penstock.contracts.runners import KeyRecord
-from penstock_gateway.answers import Answer
 from penstock_gateway.core.access import bearer_key, caller_of, key_digest
-from penstock_gateway.entrance import Doorkeeper
+from penstock_gateway.middleware.entry import Doorkeeper
+from penstock_gateway.raw import Answer
 from penstock_gateway.settings import GatewaySettings, is_loopback
 
 KEY = b"pk_test"

@@ -11,25 +11,25 @@ from starlette.middleware.cors import CORSMiddleware
 
 from penstock.contracts.rpc import DocumentKind
 from penstock.runs.replies import Problem
-from penstock_gateway.api.approvals import approvals
-from penstock_gateway.api.archives import archives
-from penstock_gateway.api.bundles import bundles
-from penstock_gateway.api.controlling import controlling
-from penstock_gateway.api.dead import dead_letters
-from penstock_gateway.api.definitions import agent_deletion, application, definition_routes
-from penstock_gateway.api.failures import add_error_handlers, failed
-from penstock_gateway.api.forks import forks
-from penstock_gateway.api.health import health_routes
-from penstock_gateway.api.hot import HotRoute
-from penstock_gateway.api.network_routes import network_routes
-from penstock_gateway.api.participants import participants
-from penstock_gateway.api.routes import add_hot_routes
-from penstock_gateway.api.schedules import schedules
-from penstock_gateway.api.signalling import signalling
-from penstock_gateway.api.tool_calls import tool_calls
+from penstock_gateway.archive.routes import archives
 from penstock_gateway.core.problems import MEDIA_TYPE
-from penstock_gateway.entrance import Entrance
+from penstock_gateway.dead_letters.routes import dead_letters
+from penstock_gateway.definitions.networks import network_routes
+from penstock_gateway.definitions.participants import participants
+from penstock_gateway.definitions.routes import agent_deletion, application, definition_routes
 from penstock_gateway.gateway import Gateway
+from penstock_gateway.health import health_routes
+from penstock_gateway.hot import HotRoute
+from penstock_gateway.middleware.entry import Entrance
+from penstock_gateway.middleware.errors import add_error_handlers, failed
+from penstock_gateway.routes import add_hot_routes
+from penstock_gateway.runs.approvals import approvals
+from penstock_gateway.runs.bundle_routes import bundles
+from penstock_gateway.runs.control_routes import controlling
+from penstock_gateway.runs.fork_routes import forks
+from penstock_gateway.runs.signal_routes import signalling
+from penstock_gateway.runs.tool_calls import tool_calls
+from penstock_gateway.schedules.routes import schedules
 from penstock_gateway.settings import GatewaySettings
 
 

@@ -16,23 +16,23 @@ from penstock.bus.writer import LogWriter
 from penstock.contracts import subjects
 from penstock.contracts.plan import PublishedVersion
 from penstock.contracts.runners import KeyRecord, WebhookRecord
-from penstock_gateway.answering import Answering
-from penstock_gateway.archive import Archive
-from penstock_gateway.attention import Attention
-from penstock_gateway.control import Controls
+from penstock_gateway.archive.requests import Archive
 from penstock_gateway.core.access import Caller, caller_of
-from penstock_gateway.ends import EndWatch
-from penstock_gateway.entrance import Doorkeeper
-from penstock_gateway.mirrors import Mirror, reader_of
-from penstock_gateway.pending import PendingIndex
-from penstock_gateway.plans import Plans
-from penstock_gateway.registry import Registry
-from penstock_gateway.runs import Runs
-from penstock_gateway.schedules import Schedules
+from penstock_gateway.definitions.mirrors import Mirror, reader_of
+from penstock_gateway.definitions.registry import Registry
+from penstock_gateway.middleware.entry import Doorkeeper
+from penstock_gateway.runs.answer import Answering
+from penstock_gateway.runs.attention import Attention
+from penstock_gateway.runs.control import Controls
+from penstock_gateway.runs.ends import EndWatch
+from penstock_gateway.runs.pending import PendingIndex
+from penstock_gateway.runs.plans import Plans
+from penstock_gateway.runs.read import Runs
+from penstock_gateway.runs.signals import Signals
+from penstock_gateway.runs.start import Starter
+from penstock_gateway.runs.stream import Streams
+from penstock_gateway.schedules.store import Schedules
 from penstock_gateway.settings import GatewaySettings
-from penstock_gateway.signals import Signals
-from penstock_gateway.starts import Starter
-from penstock_gateway.streams import Streams
 
 _VERSION: Final[TypeAdapter[PublishedVersion]] = TypeAdapter(PublishedVersion)
 _KEY: Final[TypeAdapter[KeyRecord]] = TypeAdapter(KeyRecord)

@@ -14,7 +14,7 @@ from penstock.memory import settle
 from penstock.telemetry.health import HealthServer
 from penstock.telemetry.logs import EventLog
 from penstock_gateway.app import create_app
-from penstock_gateway.protocol import WholeAnswerProtocol
+from penstock_gateway.middleware.protocol import WholeAnswerProtocol
 
 if TYPE_CHECKING:
     from penstock_gateway.gateway import Gateway

@@ -1,0 +1,1 @@
+"""Lists, reports and deletions, which the archive answers."""

@@ -1,0 +1,73 @@
+"""Reports of cost and time, and how far the archive is."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Path, Query
+
+from penstock.contracts.archive import (
+    ArchiveStatus,
+    CostReport,
+    CostReportView,
+    GetStatus,
+    ProfileOfRun,
+    ProfileReport,
+    ProfileReportView,
+)
+from penstock.contracts.ids import TOKEN_PATTERN
+from penstock.runs.profiles import profile_of_entries
+from penstock.runs.state import fold, new_state
+from penstock_gateway.archive.queries import ProfileQuery, SpanQuery, known_only
+from penstock_gateway.context import GatewayParts, Viewer
+from penstock_gateway.runs.read import not_found
+
+REPORT_SECONDS: Final = 30.0
+
+reports: Final = APIRouter(tags=["reports"])
+
+
+@reports.get("/v1/reports/cost", dependencies=[known_only(SpanQuery)])
+async def cost_report(
+    gateway: GatewayParts, caller: Viewer, query: Annotated[SpanQuery, Query()]
+) -> CostReportView:
+    """Return what model calls cost, by provider, model, agent and day."""
+    request = CostReport(tenant=caller.tenant, **query.model_dump())
+    return await gateway.archive.ask(
+        "cost_report", request, CostReportView, timeout_seconds=REPORT_SECONDS
+    )
+
+
+@reports.get("/v1/reports/profile", dependencies=[known_only(ProfileQuery)])
+async def profile_report(
+    gateway: GatewayParts, caller: Viewer, query: Annotated[ProfileQuery, Query()]
+) -> ProfileReportView:
+    """Return where the latest ended runs spent their time, and what held them up."""
+    request = ProfileReport(tenant=caller.tenant, **query.model_dump())
+    return await gateway.archive.ask(
+        "profile_report", request, ProfileReportView, timeout_seconds=REPORT_SECONDS
+    )
+
+
+@reports.get("/v1/runs/{run_id}/profile")
+async def run_profile(
+    gateway: GatewayParts,
+    caller: Viewer,
+    run_id: Annotated[str, Path(pattern=TOKEN_PATTERN)],
+    threshold: Annotated[float, Query(ge=0, le=1)] = 0.5,
+) -> ProfileOfRun:
+    """Return where one run's time and money went, from its log: also while it is under way."""
+    entries = await gateway.runs.entries(caller.tenant, run_id)
+    profile = profile_of_entries(entries, threshold=threshold)
+    if profile is None:
+        raise not_found(run_id)
+    begin = entries[0].subject
+    state = fold(new_state(begin.tenant, begin.shard, begin.run_id), entries)
+    name = state.request.name
+    return ProfileOfRun(run_id=run_id, name=name, status=state.status, profile=profile)
+
+
+@reports.get("/v1/archive")
+async def archive_status(gateway: GatewayParts, _caller: Viewer) -> ArchiveStatus:
+    """Return how far the archive is behind the log."""
+    return await gateway.archive.ask("get_status", GetStatus(), ArchiveStatus)

@@ -1,0 +1,1 @@
+"""Definitions and participants, as the registry holds them."""

@@ -1,0 +1,142 @@
+"""Routes between the agents of a network, one by one: a view of the network's document."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Path, Query
+from pydantic import JsonValue
+
+from penstock.contracts.errors import ErrorDetail, RejectedError
+from penstock.contracts.facts import Record
+from penstock.contracts.ids import TOKEN_PATTERN, Token
+from penstock.contracts.rpc import (
+    Definition,
+    DefinitionPage,
+    DocumentKind,
+    GetDefinition,
+    ListDefinitions,
+    PutDefinition,
+)
+from penstock_gateway.context import Admin, GatewayParts, Viewer
+from penstock_gateway.core.access import Caller
+from penstock_gateway.core.requests import Input
+from penstock_gateway.gateway import Gateway
+
+Name = Annotated[str, Path(pattern=TOKEN_PATTERN)]
+
+network_routes: Final = APIRouter(prefix="/config/routes", tags=["older paths"])
+
+
+class AgentRoute(Record):
+    """One agent of a network may hand the conversation to another."""
+
+    network: str
+    source: str
+    target: str
+
+
+class AgentRoutes(Record):
+    """Routes between agents."""
+
+    items: tuple[AgentRoute, ...]
+
+
+class NewRoute(Input):
+    """A route to add to a network."""
+
+    network: Token
+    source: Token
+    target: Token
+
+
+@network_routes.get("")
+async def list_agent_routes(
+    gateway: GatewayParts,
+    caller: Viewer,
+    network: Annotated[str | None, Query(pattern=TOKEN_PATTERN)] = None,
+) -> AgentRoutes:
+    """List the routes of a network, or of the first thousand networks."""
+    if network is not None:
+        found = [await _network(gateway, caller, network)]
+    else:
+        request = ListDefinitions(tenant=caller.tenant, kind=DocumentKind.NETWORK, limit=1000)
+        page = await gateway.registry.ask("list_definitions", request, DefinitionPage)
+        found = list(page.items)
+    return AgentRoutes(
+        items=tuple(
+            AgentRoute(network=one.name, source=member["name"], target=target)
+            for one in found
+            for member in _members(one)
+            for target in member.get("routes", ())
+        )
+    )
+
+
+@network_routes.post("", status_code=201)
+async def add_agent_route(gateway: GatewayParts, caller: Admin, body: NewRoute) -> AgentRoute:
+    """Add a route to a network; one that is there already stays as it is."""
+    definition = await _network(gateway, caller, body.network)
+    member = _member(definition, body.source)
+    if body.target not in member.get("routes", ()):
+        member["routes"] = [*member.get("routes", ()), body.target]
+        await _store(gateway, caller, definition)
+    return AgentRoute(network=body.network, source=body.source, target=body.target)
+
+
+@network_routes.delete("/{network}/{source}/{target}", status_code=204)
+async def remove_agent_route(
+    gateway: GatewayParts, caller: Admin, network: Name, source: Name, target: Name
+) -> None:
+    """Remove a route from a network."""
+    definition = await _network(gateway, caller, network)
+    member = _member(definition, source)
+    if target not in member.get("routes", ()):
+        raise RejectedError("route_not_found", f"{source} has no route to {target}")
+    member["routes"] = [one for one in member["routes"] if one != target]
+    await _store(gateway, caller, definition)
+
+
+async def _network(gateway: Gateway, caller: Caller, name: str) -> Definition:
+    request = GetDefinition(tenant=caller.tenant, kind=DocumentKind.NETWORK, name=name)
+    return await gateway.registry.ask("get_definition", request, Definition)
+
+
+def _members(definition: Definition) -> list[dict[str, Any]]:
+    """Return the agents in a network's document, to be changed in place."""
+    document: JsonValue = definition.document
+    spec = document.get("spec") if isinstance(document, dict) else None
+    agents = spec.get("agents") if isinstance(spec, dict) else None
+    return [one for one in agents if isinstance(one, dict)] if isinstance(agents, list) else []
+
+
+def _member(definition: Definition, name: str) -> dict[str, Any]:
+    members = _members(definition)
+    for member in members:
+        if member.get("name") == name:
+            return member
+    raise RejectedError(
+        "invalid_request",
+        f"{definition.name} has no agent {name!r}",
+        details=(
+            ErrorDetail(
+                path="source",
+                message=f"there is no agent {name!r}",
+                allowed=", ".join(str(member.get("name")) for member in members),
+            ),
+        ),
+    )
+
+
+async def _store(gateway: Gateway, caller: Caller, definition: Definition) -> None:
+    """Store a changed network, and publish it again where it is in force."""
+    request = PutDefinition(
+        tenant=caller.tenant,
+        kind=DocumentKind.NETWORK,
+        name=definition.name,
+        document=definition.document,
+        publish=definition.status == "published",
+        expected_revision=definition.revision,
+    )
+    await gateway.registry.ask("put_definition", request, Definition)
+    await gateway.registry.refresh(caller.tenant, DocumentKind.NETWORK, definition.name)

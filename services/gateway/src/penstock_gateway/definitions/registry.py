@@ -1,0 +1,59 @@
+"""What the registry is asked for, and what changes here at once when it has changed something."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from pydantic import BaseModel
+
+from penstock import rpc
+from penstock.bus.connection import Bus
+from penstock.contracts import subjects
+from penstock.contracts.plan import PublishedVersion
+from penstock.contracts.rpc import DocumentKind
+from penstock.contracts.runners import WebhookRecord
+from penstock_gateway.core.access import Caller
+from penstock_gateway.definitions.mirrors import Mirror
+
+ReplyT = TypeVar("ReplyT", bound=BaseModel)
+
+
+class Registry:
+    """The registry's verbs over the bus."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        published: Mirror[PublishedVersion],
+        webhooks: Mirror[WebhookRecord],
+        keys: Mirror[Caller],
+    ) -> None:
+        """Use the process's connection and what it keeps in memory."""
+        self._bus = bus
+        self._published = published
+        self._webhooks = webhooks
+        self._keys = keys
+
+    async def ask(self, verb: str, request: BaseModel, reply: type[ReplyT]) -> ReplyT:
+        """Ask the registry.
+
+        Raises:
+            PenstockError: What it answered.
+            TransientError: It did not answer.
+        """
+        return await rpc.call(self._bus, "registry", verb, request, reply)
+
+    async def refresh(self, tenant: str, kind: DocumentKind, name: str) -> None:
+        """Read what is in force now, so that whoever changed it here need not wait for it."""
+        if kind is DocumentKind.WEBHOOK:
+            await self._webhooks.refresh(subjects.webhook_key(tenant, name))
+        elif kind not in (DocumentKind.TOOL, DocumentKind.SCHEDULE):
+            await self._published.refresh(subjects.published_key(tenant, name))
+
+    async def refresh_selector(self, tenant: str, name: str, selector: str) -> None:
+        """Read what a version or an alias stands for now."""
+        await self._published.refresh(subjects.published_version_key(tenant, name, selector))
+
+    async def refresh_key(self, digest: str) -> None:
+        """Read a key that was just made, so that it can be used at once."""
+        await self._keys.refresh(digest)

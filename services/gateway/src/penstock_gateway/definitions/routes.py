@@ -1,0 +1,346 @@
+"""Agents, tools, workflows, networks, webhooks: their documents, versions and publishing."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Body, Path, Query, Request, Response
+from pydantic import Field, JsonValue, ValidationError
+from pydantic_core import from_json
+
+from penstock.contracts.errors import ErrorDetail, RejectedError
+from penstock.contracts.ids import TOKEN_PATTERN
+from penstock.contracts.rpc import (
+    Alias,
+    Aliases,
+    Applied,
+    AppliedDefinition,
+    ApplyDocuments,
+    ArchiveDefinition,
+    Canary,
+    Definition,
+    DefinitionPage,
+    DeleteAlias,
+    Deleted,
+    DeleteDefinition,
+    DeregisterAgent,
+    DocumentKind,
+    GetDefinition,
+    ListAliases,
+    ListDefinitions,
+    ListVersions,
+    PatchDefinition,
+    PublishDefinition,
+    PutDefinition,
+    SetAlias,
+    VersionPage,
+)
+from penstock.runs.replies import DefinitionItems, VersionItems
+from penstock_gateway.context import Admin, AnyCaller, GatewayParts, Viewer
+from penstock_gateway.core.requests import Input
+from penstock_gateway.hot import refused
+
+RUNNABLE: Final = (DocumentKind.AGENT, DocumentKind.WORKFLOW, DocumentKind.NETWORK)
+"""Kinds that are started by name, and may have aliases."""
+
+Name = Annotated[str, Path(pattern=TOKEN_PATTERN)]
+Limit = Annotated[int, Query(ge=1, le=1000)]
+Cursor = Annotated[str | None, Query(description="The `next_cursor` of the page before.")]
+Document = Annotated[dict[str, JsonValue], Body(description="A document, as `apply` takes it.")]
+Publish = Annotated[bool, Query(description="Bring it into force as well.")]
+ExpectedRevision = Annotated[int | None, Query(description="Change only this revision.")]
+
+
+class PublishVersion(Input):
+    """What to bring into force: what is stored, or an older version."""
+
+    version: int | None = Field(default=None, ge=1)
+
+
+class CanaryBody(Input):
+    """Another version, to which some of the runs go."""
+
+    version: int = Field(ge=1)
+    weight: int = Field(ge=1, le=100)
+    """Of a hundred runs so many."""
+
+
+class AliasBody(Input):
+    """What an alias stands for."""
+
+    version: int = Field(ge=1)
+    canary: CanaryBody | None = None
+
+
+class ApplyBody(Input):
+    """Documents to store, all or none."""
+
+    documents: tuple[JsonValue, ...]
+    publish: bool = True
+
+
+def definition_routes(kind: DocumentKind, prefix: str | None = None) -> APIRouter:
+    """Return the routes of one kind of definition.
+
+    Args:
+        kind: The kind.
+        prefix: An older path of them; else they stand under the kind's plural.
+    """
+    plural = f"{kind.value}s"
+    tag = plural if prefix is None else "older paths"
+    router = APIRouter(prefix=prefix or f"/v1/{plural}", tags=[tag])
+
+    @router.get("", name=f"list_{plural}")
+    async def list_all(
+        gateway: GatewayParts, caller: Viewer, limit: Limit = 100, cursor: Cursor = None
+    ) -> DefinitionItems:
+        """List definitions, ordered by name."""
+        request = ListDefinitions(tenant=caller.tenant, kind=kind, limit=limit, after=cursor)
+        page = await gateway.registry.ask("list_definitions", request, DefinitionPage)
+        return DefinitionItems(items=page.items, next_cursor=page.next_after)
+
+    @router.post("", status_code=201, name=f"create_{kind.value}")
+    async def create(
+        gateway: GatewayParts,
+        caller: Admin,
+        response: Response,
+        document: Document,
+        publish: Publish = False,
+    ) -> Definition:
+        """Store a new definition."""
+        request = PutDefinition(
+            tenant=caller.tenant, kind=kind, document=document, publish=publish, mode="create"
+        )
+        made = await gateway.registry.ask("put_definition", request, Definition)
+        await gateway.registry.refresh(caller.tenant, kind, made.name)
+        response.headers["Location"] = f"/v1/{plural}/{made.name}"
+        return made
+
+    @router.get("/{name}", name=f"get_{kind.value}")
+    async def get(gateway: GatewayParts, caller: Viewer, name: Name) -> Definition:
+        """Return a definition as it is stored."""
+        request = GetDefinition(tenant=caller.tenant, kind=kind, name=name)
+        return await gateway.registry.ask("get_definition", request, Definition)
+
+    @router.put("/{name}", name=f"replace_{kind.value}")
+    async def replace(
+        gateway: GatewayParts,
+        caller: Admin,
+        name: Name,
+        document: Document,
+        publish: Publish = False,
+        expected_revision: ExpectedRevision = None,
+    ) -> Definition:
+        """Store a definition, whether it exists or not."""
+        request = PutDefinition(
+            tenant=caller.tenant,
+            kind=kind,
+            name=name,
+            document=document,
+            publish=publish,
+            expected_revision=expected_revision,
+        )
+        made = await gateway.registry.ask("put_definition", request, Definition)
+        await gateway.registry.refresh(caller.tenant, kind, name)
+        return made
+
+    @router.patch("/{name}", name=f"patch_{kind.value}")
+    async def patch(
+        gateway: GatewayParts,
+        caller: Admin,
+        name: Name,
+        changes: Document,
+        publish: Publish = False,
+        expected_revision: ExpectedRevision = None,
+    ) -> Definition:
+        """Change a definition by a JSON merge patch (RFC 7396) over its document."""
+        request = PatchDefinition(
+            tenant=caller.tenant,
+            kind=kind,
+            name=name,
+            patch=changes,
+            publish=publish,
+            expected_revision=expected_revision,
+        )
+        made = await gateway.registry.ask("patch_definition", request, Definition)
+        await gateway.registry.refresh(caller.tenant, kind, name)
+        return made
+
+    if kind is not DocumentKind.AGENT:
+
+        @router.delete("/{name}", status_code=204, name=f"delete_{kind.value}")
+        async def delete(gateway: GatewayParts, caller: Admin, name: Name) -> None:
+            """Take a definition out of force and delete it."""
+            request = DeleteDefinition(tenant=caller.tenant, kind=kind, name=name)
+            await gateway.registry.ask("delete_definition", request, Deleted)
+            await gateway.registry.refresh(caller.tenant, kind, name)
+
+    @router.post("/{name}/publish", name=f"publish_{kind.value}")
+    async def publish_version(
+        gateway: GatewayParts, caller: Admin, name: Name, body: PublishVersion | None = None
+    ) -> AppliedDefinition:
+        """Bring a definition into force as it is stored, or an older version again."""
+        version = body.version if body is not None else None
+        request = PublishDefinition(tenant=caller.tenant, kind=kind, name=name, version=version)
+        done = await gateway.registry.ask("publish_definition", request, AppliedDefinition)
+        await gateway.registry.refresh(caller.tenant, kind, name)
+        return done
+
+    @router.get("/{name}/versions", name=f"list_{kind.value}_versions")
+    async def versions(
+        gateway: GatewayParts,
+        caller: Viewer,
+        name: Name,
+        limit: Limit = 100,
+        cursor: Annotated[int | None, Query()] = None,
+    ) -> VersionItems:
+        """List the versions that were published, newest first."""
+        request = ListVersions(
+            tenant=caller.tenant, kind=kind, name=name, limit=limit, before=cursor
+        )
+        page = await gateway.registry.ask("list_versions", request, VersionPage)
+        following = None if page.next_before is None else str(page.next_before)
+        return VersionItems(items=page.items, next_cursor=following)
+
+    @router.post("/{name}/archive", name=f"archive_{kind.value}")
+    async def archive(gateway: GatewayParts, caller: Admin, name: Name) -> Definition:
+        """Take a definition and its versions out of force; publishing brings it back."""
+        request = ArchiveDefinition(tenant=caller.tenant, kind=kind, name=name)
+        archived = await gateway.registry.ask("archive_definition", request, Definition)
+        await gateway.registry.refresh(caller.tenant, kind, name)
+        return archived
+
+    if kind in RUNNABLE and prefix is None:
+        _add_aliases(router, kind)
+    return router
+
+
+def _add_aliases(router: APIRouter, kind: DocumentKind) -> None:
+    """Add the routes of the aliases of what is started by name."""
+
+    @router.get("/{name}/aliases", name=f"list_{kind.value}_aliases")
+    async def aliases(gateway: GatewayParts, caller: Viewer, name: Name) -> Aliases:
+        """List the aliases of a definition."""
+        request = ListAliases(tenant=caller.tenant, kind=kind, name=name)
+        return await gateway.registry.ask("list_aliases", request, Aliases)
+
+    @router.put("/{name}/aliases/{alias}", name=f"set_{kind.value}_alias")
+    async def set_alias(
+        gateway: GatewayParts, caller: Admin, name: Name, alias: Name, body: AliasBody
+    ) -> Alias:
+        """Let an alias stand for a version; runs are started by `name@alias`."""
+        canary = Canary(**body.canary.model_dump()) if body.canary is not None else None
+        request = SetAlias(
+            tenant=caller.tenant,
+            kind=kind,
+            name=name,
+            alias=alias,
+            version=body.version,
+            canary=canary,
+        )
+        made = await gateway.registry.ask("set_alias", request, Alias)
+        await gateway.registry.refresh_selector(caller.tenant, name, alias)
+        return made
+
+    @router.delete("/{name}/aliases/{alias}", status_code=204, name=f"delete_{kind.value}_alias")
+    async def delete_alias(gateway: GatewayParts, caller: Admin, name: Name, alias: Name) -> None:
+        """Remove an alias."""
+        request = DeleteAlias(tenant=caller.tenant, kind=kind, name=name, alias=alias)
+        await gateway.registry.ask("delete_alias", request, Deleted)
+        await gateway.registry.refresh_selector(caller.tenant, name, alias)
+
+
+agent_deletion: Final = APIRouter(tags=["agents"])
+
+
+@agent_deletion.delete("/v1/agents/{name}", status_code=204)
+@agent_deletion.delete("/agents/{name}", status_code=204, tags=["older paths"])
+@agent_deletion.delete("/config/agents/{name}", status_code=204, tags=["older paths"])
+async def delete_agent(gateway: GatewayParts, caller: AnyCaller, name: Name) -> None:
+    """Delete an agent; one that registered itself may also do so with the role `runner`."""
+    registry, tenant = gateway.registry, caller.tenant
+    registered = True
+    if "admin" in caller.may:
+        request = GetDefinition(tenant=tenant, kind=DocumentKind.AGENT, name=name)
+        found = await registry.ask("get_definition", request, Definition)
+        registered = found.origin == "registration"
+    else:
+        caller.require("runner")
+    if registered:
+        await registry.ask(
+            "deregister_agent", DeregisterAgent(tenant=tenant, agent_id=name), Deleted
+        )
+    else:
+        deletion = DeleteDefinition(tenant=tenant, kind=DocumentKind.AGENT, name=name)
+        await registry.ask("delete_definition", deletion, Deleted)
+    await registry.refresh(tenant, DocumentKind.AGENT, name)
+
+
+application: Final = APIRouter(tags=["definitions"])
+
+_APPLY_BODY: Final[dict[str, Any]] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "anyOf": [
+                        {"type": "object", "description": "`documents` and `publish`"},
+                        {"type": "object", "description": "One document"},
+                        {"type": "array", "items": {"type": "object"}},
+                    ]
+                }
+            },
+            "application/yaml": {"schema": {"type": "string"}},
+        },
+    }
+}
+
+
+@application.post("/v1/apply", openapi_extra=_APPLY_BODY)
+async def apply(
+    gateway: GatewayParts,
+    caller: Admin,
+    request: Request,
+    publish: Annotated[bool | None, Query()] = None,
+) -> Applied:
+    """Store documents (YAML or JSON), all or none, and bring them into force."""
+    given = _documents(request.headers.get("content-type", ""), await request.body())
+    asked = ApplyDocuments(
+        tenant=caller.tenant,
+        documents=given.documents,
+        publish=given.publish if publish is None else publish,
+    )
+    applied = await gateway.registry.ask("apply", asked, Applied)
+    for result in applied.results:
+        await gateway.registry.refresh(caller.tenant, result.kind, result.name)
+    return applied
+
+
+def _documents(content_type: str, body: bytes) -> ApplyBody:
+    """Read what is to be applied: an envelope, one document, several, or YAML."""
+    if "json" not in content_type and body.lstrip()[:1] not in (b"{", b"["):
+        try:
+            return ApplyBody(documents=(body.decode(),))
+        except UnicodeDecodeError as error:
+            raise RejectedError(
+                "malformed_yaml",
+                "the body is not text in UTF-8",
+                details=(ErrorDetail(path="", message=str(error), allowed="UTF-8"),),
+            ) from error
+    try:
+        given: JsonValue = from_json(body)
+    except ValueError as error:
+        raise RejectedError(
+            "malformed_json",
+            "the body is not JSON",
+            details=(ErrorDetail(path="", message=str(error)),),
+        ) from error
+    if isinstance(given, list):
+        return ApplyBody(documents=tuple(given))
+    if isinstance(given, dict) and "apiVersion" in given:
+        return ApplyBody(documents=(given,))
+    try:
+        return ApplyBody.model_validate(given)
+    except ValidationError as error:
+        raise refused(error) from error

@@ -1,0 +1,1 @@
+"""Around every request: headers, limits, callers and errors."""

@@ -1,0 +1,217 @@
+"""What every request passes: headers for safety, the body's limit, and who is asking.
+
+Pure ASGI: nothing here costs a task or a thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any, Final
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from penstock.contracts.errors import ErrorDetail, PenstockError, RejectedError
+from penstock_gateway.core.access import (
+    Caller,
+    bearer_key,
+    key_digest,
+    unauthenticated,
+    unchecked_caller,
+)
+from penstock_gateway.metrics import RESPONSES_BY_CLASS
+from penstock_gateway.middleware.protocol import EXTENSION, SendWhole
+from penstock_gateway.raw import (
+    CONTENT_POLICY,
+    SECURITY_HEADERS,
+    TRANSPORT_SECURITY,
+    Answer,
+    lines_of,
+)
+from penstock_gateway.settings import GatewaySettings, is_loopback
+
+DOCUMENTATION: Final = "/docs"
+_SAFETY_LINES: Final = lines_of([*SECURITY_HEADERS, CONTENT_POLICY])
+
+Headers = Mapping[bytes, bytes]
+Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+class BodyTooLargeError(HTTPException):
+    """The body is above the limit; an HTTP exception, so that no framework turns it into 400."""
+
+    def __init__(self, limit: int) -> None:
+        """Name the limit in bytes."""
+        super().__init__(413, f"the body is larger than {limit} bytes")
+        self.limit = limit
+
+
+def too_large(limit: int) -> RejectedError:
+    """Return the error of a body above ``limit`` bytes."""
+    return RejectedError(
+        "body_too_large",
+        f"the body is larger than {limit} bytes",
+        details=(ErrorDetail(path="body", message="too large", allowed=f"at most {limit} bytes"),),
+    )
+
+
+async def read_body(headers: Headers, receive: Receive, limit: int) -> bytes:
+    """Read a request's body; ``Entrance`` counts it on its way here.
+
+    Raises:
+        RejectedError: ``body_too_large``, by what the client announces.
+        BodyTooLargeError: By what it sends.
+        ClientDisconnect: The client went away.
+    """
+    length = headers.get(b"content-length")
+    if length is not None and length.isdigit() and int(length) > limit:
+        raise too_large(limit)
+    message = await receive()
+    parts: list[bytes] = []
+    while message["type"] == "http.request":
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+        message = await receive()
+    raise ClientDisconnect
+
+
+class Entrance:
+    """Middleware around everything: response headers, the limit of bodies, and a short way in.
+
+    A request for one of the ``shortcuts`` goes straight to its endpoint: matching routes one by
+    one and the framework's layers around each cost as much as starting a run does.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        max_body_bytes: int,
+        shortcuts: Mapping[tuple[str, str], Endpoint],
+        failed: Callable[[PenstockError], Response],
+        others_add_headers: bool = False,
+        larger: Mapping[str, int] | None = None,
+    ) -> None:
+        """Wrap ``app``.
+
+        Args:
+            app: Everything inside.
+            max_body_bytes: Limit of a request's body.
+            shortcuts: Endpoints by method and path.
+            failed: Answers with an error of a shortcut.
+            others_add_headers: Something outside adds headers, so that it has to see answers.
+            larger: Other limits, by path.
+        """
+        self._app = app
+        self._limit = max_body_bytes
+        self._shortcuts = shortcuts
+        self._failed = failed
+        self._others_add_headers = others_add_headers
+        self._larger = larger or {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        # Taken out, for it refers to what the scope belongs to: a circle for each request would
+        # leave freeing them to the garbage collector.
+        whole: SendWhole | None = scope.pop(EXTENSION, None)
+        path: str = scope["path"]
+        secure = scope.get("scheme") == "https"
+        limit, size = self._larger.get(path, self._limit), 0
+
+        async def limited() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > limit:
+                raise BodyTooLargeError(limit)
+            return message
+
+        async def dressed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = message["headers"] = [*message.get("headers", ()), *SECURITY_HEADERS]
+                if path != DOCUMENTATION:
+                    headers.append(CONTENT_POLICY)
+                if secure:
+                    headers.append(TRANSPORT_SECURITY)
+                RESPONSES_BY_CLASS[message["status"] // 100].inc()
+            await send(message)
+
+        endpoint = self._shortcuts.get((scope["method"], path))
+        if endpoint is None:
+            await self._app(scope, limited, dressed)
+            return
+        try:
+            answer = await endpoint(Request(scope, limited))
+        except PenstockError as error:
+            answer = self._failed(error)
+        except BodyTooLargeError as error:
+            answer = self._failed(too_large(error.limit))
+        if whole is None or secure or self._others_add_headers or not isinstance(answer, Answer):
+            await answer(scope, limited, dressed)
+        else:
+            RESPONSES_BY_CLASS[answer.status_code // 100].inc()
+            await whole(answer.status_code, answer.header_lines() + _SAFETY_LINES, answer.body)
+
+
+_AUTHORIZATION: Final = b"authorization"
+
+
+class Doorkeeper:
+    """Tells who is asking."""
+
+    def __init__(self, settings: GatewaySettings, keys: Mapping[str, Caller]) -> None:
+        """Use the mirrored keys.
+
+        Args:
+            settings: Whether keys are needed.
+            keys: Callers by the digest of their key.
+        """
+        self._required = settings.auth_required
+        self._keys = keys
+        self._developer = unchecked_caller(settings.dev_tenant)
+
+    def caller(self, headers: Headers) -> Caller:
+        """Return the caller.
+
+        Raises:
+            RejectedError: ``unauthenticated``, or on a gateway without keys ``origin_refused``
+                for pages of other sites.
+        """
+        authorization = headers.get(_AUTHORIZATION)
+        if authorization is None:
+            if self._required:
+                raise unauthenticated("an API key is needed")
+            if not _own_site(headers.get(b"host", b"localhost"), headers.get(b"origin")):
+                raise RejectedError(
+                    "origin_refused",
+                    "a gateway without keys answers pages and names of this machine only",
+                )
+            return self._developer
+        caller = self._keys.get(key_digest(bearer_key(authorization)))
+        if caller is None:
+            raise unauthenticated("the API key is not valid")
+        if caller.expires_at is not None and caller.expires_at <= datetime.now(UTC):
+            raise unauthenticated("the API key has expired")
+        return caller
+
+
+@lru_cache(maxsize=256)
+def _own_site(host: bytes, origin: bytes | None) -> bool:
+    """Keep web pages from driving a gateway without keys through their reader's browser.
+
+    Browsers send ``Origin`` with whatever a page of another site posts, and ``Host`` as the page
+    knows it, which gives away a name that was rebound to a loopback address.
+    """
+    text = host.decode("latin-1")
+    name, _, port = text.rpartition(":")
+    if not is_loopback(name if port.isdigit() else text):
+        return False
+    return origin is None or origin.partition(b"://")[2] == host

@@ -1,0 +1,62 @@
+"""Every error as a problem document, whatever raised it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from penstock.contracts.errors import ErrorFamily, PenstockError
+from penstock.telemetry.logs import EventLog
+from penstock_gateway.core.problems import CODE_OF_STATUS, findings_of, problem
+from penstock_gateway.middleware.entry import BodyTooLargeError, too_large
+from penstock_gateway.raw import error_answer, problem_answer
+
+journal: Final = EventLog("penstock.gateway")
+
+
+def failed(error: PenstockError) -> Response:
+    """Answer with one of our own errors; what should not happen is logged as well."""
+    if error.family is ErrorFamily.INVARIANT:
+        journal.error("request.failed", error, code=error.code)
+    return error_answer(error)
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Have all errors of ``app`` answered as problem documents."""
+    app.add_exception_handler(PenstockError, _ours)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+async def _ours(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, PenstockError)  # noqa: S101 - registered for nothing else
+    return failed(error)
+
+
+async def _http(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for nothing else
+    if isinstance(error, BodyTooLargeError):
+        return error_answer(too_large(error.limit))
+    status = error.status_code
+    code = CODE_OF_STATUS.get(status, "http_error")
+    answer = problem_answer(problem(code, str(error.detail), status=status))
+    for name, value in (error.headers or {}).items():
+        answer.raw_headers.append((name.lower().encode(), value.encode()))
+    return answer
+
+
+async def _invalid(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for nothing else
+    found = error.errors()
+    malformed = any(one["type"] == "json_invalid" for one in found)
+    code = "malformed_json" if malformed else "invalid_request"
+    return problem_answer(problem(code, "the request is not valid", errors=findings_of(found)))
+
+
+async def _unexpected(_request: Request, error: Exception) -> Response:
+    journal.error("request.crashed", error)
+    return problem_answer(problem("internal_error", "", family=ErrorFamily.INVARIANT))

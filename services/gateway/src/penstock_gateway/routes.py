@@ -1,0 +1,173 @@
+"""The hot routes: which endpoint answers where, and how each is documented."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+from fastapi import FastAPI, Request, Response
+
+from penstock.runs.views import RunView
+from penstock_gateway.core.requests import (
+    CancelRun,
+    ExecuteDefinition,
+    GenericWebhook,
+    InternalInvoke,
+    Invoke,
+    StartRun,
+)
+from penstock_gateway.gateway import Gateway
+from penstock_gateway.hot import HotRoute, json_body, parameter
+from penstock_gateway.runs.older import InternallyInvoked, Invoked, Older
+from penstock_gateway.runs.reading import Reading
+from penstock_gateway.runs.starting import Starting
+from penstock_gateway.webhooks.deliveries import DeliveryAccepted, Hooks
+
+Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
+Documentation = dict[str, Any]
+
+_OLDER: Final = "older paths"
+_EVENT_STREAM: Final[Documentation] = {"text/event-stream": {"schema": {"type": "string"}}}
+_START_HEADERS: Final = [
+    parameter(
+        "header", "Idempotency-Key", "The same key gives the same run; with another body 422."
+    ),
+    parameter(
+        "header", "Prefer", "`wait=N` answers with the finished run if it ends within N seconds."
+    ),
+]
+_EVENT_PARAMETERS: Final = [
+    parameter("header", "Last-Event-ID", "Id of the last event seen; later events are sent."),
+    parameter("query", "after", "The same as a parameter.", "integer"),
+    parameter("query", "types", "Types of events that are wanted, separated by commas."),
+    parameter("query", "limit", "Events of a page of JSON, 1 to 1000.", "integer"),
+]
+_RUN_PARAMETERS: Final = [
+    parameter("query", "at_seq", "The run as it was at this sequence of the log.", "integer"),
+    parameter("query", "steps_limit", "Steps of the reply, 1 to 1000; 250 if absent.", "integer"),
+    parameter("query", "steps_cursor", "The `next_steps_cursor` of the reply before."),
+    parameter("query", "node_records", "All that the engine decided as well.", "boolean"),
+    parameter(
+        "header", "Prefer", "`wait=N`: answer when it has ended, or waits for its caller's tools."
+    ),
+]
+_RUN: Final[Documentation] = {"model": RunView, "description": "The run"}
+
+
+def add_hot_routes(app: FastAPI, gateway: Gateway) -> None:
+    """Add the routes to ``app``, before all others."""
+
+    def add(
+        method: str,
+        path: str,
+        endpoint: Endpoint,
+        *,
+        tag: str,
+        responses: dict[int | str, Documentation] | None = None,
+        body: Documentation | None = None,
+        parameters: list[Documentation] | None = None,
+    ) -> None:
+        route = HotRoute(
+            path,
+            endpoint,
+            methods=[method],
+            response_model=None,
+            tags=[tag],
+            status_code=next((int(status) for status in responses or ()), 200),
+            responses=responses,
+        )
+        of_path = [parameter("path", name, f"The {name}") for name in route.param_convertors]
+        route.openapi_extra = {"parameters": [*of_path, *(parameters or ())]}
+        if body is not None:
+            route.openapi_extra["requestBody"] = body
+        app.router.routes.append(route)
+
+    starting, reading = Starting(gateway), Reading(gateway)
+    older, hooks = Older(gateway, starting), Hooks(gateway)
+
+    begun: dict[int | str, Documentation] = {
+        202: {"model": RunView, "description": "The run is in the log"},
+        200: {
+            "model": RunView,
+            "description": "The run has ended, or its events as a stream",
+            "content": _EVENT_STREAM,
+        },
+    }
+    execution = json_body(ExecuteDefinition, required=False)
+    for path, endpoint, body, tag in (
+        ("/v1/runs", starting.start_run, json_body(StartRun), "runs"),
+        ("/v1/agents/{name}/execute", starting.execute_agent, execution, "agents"),
+        ("/v1/workflows/{name}/execute", starting.execute_workflow, execution, "workflows"),
+        ("/v1/networks/{name}/execute", starting.execute_network, execution, "networks"),
+        ("/v1/workflows/workflows/execute", starting.start_run, json_body(StartRun), _OLDER),
+    ):
+        add(
+            "POST",
+            path,
+            endpoint,
+            tag=tag,
+            responses=begun,
+            body=body,
+            parameters=_START_HEADERS,
+        )
+
+    events: dict[int | str, Documentation] = {
+        200: {"description": "A page, or a stream", "content": _EVENT_STREAM}
+    }
+    cancelled: dict[int | str, Documentation] = {
+        202: {"model": RunView, "description": "It was asked to stop"},
+        200: _RUN,
+    }
+    for run, tag in (("/v1/runs/{run_id}", "runs"), ("/v1/workflows/executions/{run_id}", _OLDER)):
+        add(
+            "GET",
+            run,
+            reading.get_run,
+            tag=tag,
+            responses={200: _RUN},
+            parameters=_RUN_PARAMETERS,
+        )
+        add(
+            "POST",
+            f"{run}/cancel",
+            reading.cancel_run,
+            tag=tag,
+            responses=cancelled,
+            body=json_body(CancelRun, required=False),
+        )
+    for path, tag in (("/v1/runs/{run_id}/events", "runs"), ("/runs/{run_id}/events", _OLDER)):
+        add(
+            "GET",
+            path,
+            reading.get_events,
+            tag=tag,
+            responses=events,
+            parameters=_EVENT_PARAMETERS,
+        )
+
+    add(
+        "POST",
+        "/invoke",
+        older.invoke,
+        tag=_OLDER,
+        responses={202: {"model": Invoked}},
+        body=json_body(Invoke),
+    )
+    add(
+        "POST",
+        "/internal/invoke",
+        older.internal_invoke,
+        tag=_OLDER,
+        responses={202: {"model": InternallyInvoked}},
+        body=json_body(InternalInvoke),
+    )
+    accepted: dict[int | str, Documentation] = {202: {"model": DeliveryAccepted}}
+    add("POST", "/hooks/{tenant}/{name}", hooks.deliver, tag="webhooks", responses=accepted)
+    add(
+        "POST",
+        "/webhooks/generic",
+        hooks.deliver_generic,
+        tag="webhooks",
+        responses=accepted,
+        body=json_body(GenericWebhook),
+    )

@@ -1,0 +1,1 @@
+"""Runs over HTTP: start, wait, read, stream, control, fork."""

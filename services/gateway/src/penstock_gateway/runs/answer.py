@@ -1,0 +1,253 @@
+"""Answers to what runs ask: approvals, results of client tools, what became of lost attempts.
+
+The log decides. An answer's id derives from what it answers, so the stream takes one only; a
+second one is told what the first has said.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, Literal, NamedTuple
+
+from pydantic import JsonValue
+
+from penstock.contracts.errors import ErrorDetail, RejectedError
+from penstock.contracts.facts import PendingRequest, SignalReceived
+from penstock.contracts.ids import answer_signal_id
+from penstock.contracts.structs import convert
+from penstock.runs.state import NodeRecordState, RunState, Signal
+from penstock.runs.views import ANSWER_KINDS
+from penstock_gateway.core.access import Caller
+from penstock_gateway.core.node_records import expired
+from penstock_gateway.runs.read import Runs
+from penstock_gateway.runs.signals import Signals, run_ended
+
+Question = Literal["approval", "client_tool", "resolution"]
+
+_NAMES: Final[dict[Question, tuple[str, str]]] = {
+    "approval": ("approval_not_found", "approval"),
+    "client_tool": ("tool_call_not_found", "call of a client tool"),
+    "resolution": ("resolution_not_found", "unknown outcome"),
+}
+_NOTHING_ASKED: Final = PendingRequest()
+
+
+class Answer(NamedTuple):
+    """What somebody says to one question."""
+
+    record_id: str
+    payload: dict[str, JsonValue]
+    digest: str | None = None
+    """What they believe to answer; ``None``: whatever is asked."""
+    path: str = ""
+    """Where in the request it stood, for errors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """The answer that is in the log, by this request or (``repeated``) an earlier one like it."""
+
+    record_id: str
+    fact: SignalReceived
+    seq: int
+    repeated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """An answer that may be stated, or what was stated before."""
+
+    answer: Answer
+    request: PendingRequest
+    recorded: Recorded | None = None
+
+
+class Answering:
+    """Answers questions of any run."""
+
+    def __init__(self, runs: Runs, signals: Signals) -> None:
+        """Use the process's parts.
+
+        Args:
+            runs: Reads what is asked.
+            signals: States the answers.
+        """
+        self._runs = runs
+        self._signals = signals
+
+    async def answer(
+        self, caller: Caller, run_id: str, question: Question, answers: tuple[Answer, ...]
+    ) -> list[Recorded]:
+        """State answers; all are checked before the first is stated.
+
+        Args:
+            caller: Who answers.
+            run_id: The run that asks.
+            question: What kind of question it is.
+            answers: One for each node record.
+
+        Raises:
+            RejectedError: ``run_not_found``, ``run_ended``; ``..._not_found`` where nothing of
+                the kind was asked; ``not_waiting`` and ``question_expired`` where it is no longer
+                asked; ``digest_mismatch``; ``forbidden``; ``already_decided``.
+            TransientError: The log did not answer.
+        """
+        state = await self._runs.state(caller.tenant, run_id)
+        if any(answer.record_id not in state.node_records for answer in answers):
+            # A replica may lag behind the one that told of the question.
+            state = await self._runs.fresh_state(caller.tenant, run_id)
+        checked = [self._check(caller, state, question, answer) for answer in answers]
+        return [one.recorded or await self._state(caller, run_id, question, one) for one in checked]
+
+    def _check(
+        self, caller: Caller, state: RunState, question: Question, answer: Answer
+    ) -> _Checked:
+        node_record = find_record(state, question, answer)
+        request = node_record.node_record.request or _NOTHING_ASKED
+        require_role(caller, request)
+        earlier = answer_to(state, question, node_record)
+        if answer.digest is not None and request.digest and answer.digest != request.digest:
+            raise RejectedError(
+                "digest_mismatch",
+                "the digest does not match the pending request",
+                details=(
+                    ErrorDetail(
+                        path=_at(answer, "digest"), message="not asked", allowed=request.digest
+                    ),
+                ),
+            )
+        if earlier is not None:
+            recorded = Recorded(answer.record_id, earlier.fact, earlier.seq, repeated=True)
+            return _Checked(answer, request, require_same(recorded, answer))
+        if state.ended is not None:
+            raise run_ended(state.run_id)
+        _require_open(node_record, answer)
+        return _Checked(answer, request)
+
+    async def _state(
+        self, caller: Caller, run_id: str, question: Question, one: _Checked
+    ) -> Recorded:
+        kind = ANSWER_KINDS[question]
+        record_id = one.answer.record_id
+        fact = convert(
+            SignalReceived,
+            {
+                "occurred_at": datetime.now(UTC),
+                "name": one.request.name,
+                "payload": {**one.answer.payload, "digest": one.request.digest},
+                "kind": kind,
+                "target": record_id,
+                "sent_by": caller.key_id,
+            },
+        )
+        signal_id = answer_signal_id(kind, record_id, one.request.digest)
+        sent = await self._signals.state(caller.tenant, run_id, signal_id, fact)
+        recorded = Recorded(record_id, sent.fact, sent.seq, sent.repeated)
+        return require_same(recorded, one.answer) if sent.repeated else recorded
+
+
+def find_record(state: RunState, question: Question, answer: Answer) -> NodeRecordState:
+    """Return what is, or was, asked.
+
+    Raises:
+        RejectedError: ``approval_not_found``, ``tool_call_not_found``, ``resolution_not_found``.
+    """
+    node_record = state.node_records.get(answer.record_id)
+    # A call that failed is marked as its node is; that it was asked for is in its answer.
+    if node_record is None or (
+        node_record.node_record.kind != question and not _was_asked(state, question, node_record)
+    ):
+        code, what = _NAMES[question]
+        detail = ErrorDetail(path=_at(answer, ""), message="nothing of this id was asked")
+        raise RejectedError(
+            code,
+            f"run {state.run_id} has no {what} {answer.record_id[:64]}",
+            details=(detail,) if detail.path else (),
+        )
+    return node_record
+
+
+def _was_asked(state: RunState, question: Question, node_record: NodeRecordState) -> bool:
+    if node_record.open:
+        return False
+    return answer_to(state, question, node_record) is not None or expired(
+        node_record.node_record, datetime.now(UTC)
+    )
+
+
+def answer_to(state: RunState, question: Question, node_record: NodeRecordState) -> Signal | None:
+    """Return the answer that was given, if one was."""
+    kind = ANSWER_KINDS[question]
+    record_id = node_record.node_record.record_id
+    if node_record.node_record.request is not None:
+        return state.signals.get(
+            answer_signal_id(kind, record_id, node_record.node_record.request.digest)
+        )
+    # A settled node record need not repeat what was asked.
+    found = [
+        signal
+        for signal in state.signals.values()
+        if signal.fact.kind == kind and signal.fact.target == record_id
+    ]
+    return max(found, key=lambda signal: signal.seq, default=None)
+
+
+def require_role(caller: Caller, request: PendingRequest) -> None:
+    """Check that a caller may answer: by the role that is asked for, else as an operator.
+
+    Raises:
+        RejectedError: ``forbidden``.
+    """
+    role = request.role or "operator"
+    if role not in caller.may and "admin" not in caller.may:
+        raise RejectedError(
+            "forbidden",
+            f"this needs the role {role}",
+            details=(ErrorDetail(path="authorization", message="role missing", allowed=role),),
+        )
+
+
+def require_same(recorded: Recorded, answer: Answer) -> Recorded:
+    """Return what was recorded if it says what is said now.
+
+    Raises:
+        RejectedError: ``already_decided``, with what was decided.
+    """
+    payload = recorded.fact.payload
+    said = payload if isinstance(payload, dict) else {}
+    compared = [name for name in answer.payload if name not in ("reason", "by")]
+    if all(said.get(name) == answer.payload[name] for name in compared):
+        return recorded
+    decided = said.get("decision") or said.get("action") or said.get("status")
+    by = said.get("by") or recorded.fact.sent_by or "somebody"
+    raise RejectedError(
+        "already_decided",
+        f"{by} has answered already: {decided}",
+        details=(
+            ErrorDetail(
+                path=_at(answer, compared[0] if compared else ""),
+                message=f"decided at {recorded.fact.occurred_at.isoformat()} by {by}",
+                allowed=str(decided),
+            ),
+        ),
+    )
+
+
+def _require_open(node_record: NodeRecordState, answer: Answer) -> None:
+    """Check that a node record still waits.
+
+    Raises:
+        RejectedError: ``question_expired``, ``not_waiting``.
+    """
+    if expired(node_record.node_record, datetime.now(UTC)):
+        raise RejectedError(
+            "question_expired",
+            f"{answer.record_id} waited until {node_record.node_record.due_at}, no longer",
+        )
+    if not node_record.open:
+        raise RejectedError("not_waiting", f"the run does not wait for {answer.record_id} any more")
+
+
+def _at(answer: Answer, name: str) -> str:
+    return f"{answer.path}.{name}".strip(".") if answer.path else name

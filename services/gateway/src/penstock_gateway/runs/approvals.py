@@ -1,0 +1,151 @@
+"""Approvals: what runs ask people to agree to, and their answers."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Final, Literal
+
+from fastapi import APIRouter, Path, Query, Response
+
+from penstock.contracts.answers import ApprovalAnswer
+from penstock.contracts.errors import ErrorDetail, RejectedError
+from penstock.contracts.ids import TOKEN_PATTERN
+from penstock.runs.replies import ApprovalPage, ApprovalStatus, ApprovalView
+from penstock.runs.state import NodeRecordState, RunState
+from penstock_gateway.context import AnyCaller, GatewayParts, Viewer
+from penstock_gateway.core.access import Caller
+from penstock_gateway.core.node_records import approval_view
+from penstock_gateway.core.preferences import cursor as revision_of
+from penstock_gateway.core.requests import Verdict
+from penstock_gateway.runs.answer import Answer, Recorded, answer_to, find_record
+
+RecordId = Annotated[str, Path(pattern=TOKEN_PATTERN)]
+
+approvals: Final = APIRouter(tags=["approvals"])
+
+
+@approvals.get("/v1/approvals")
+async def list_approvals(
+    gateway: GatewayParts,
+    caller: Viewer,
+    status: ApprovalStatus | Literal["all"] = "open",
+    role: Annotated[str | None, Query(max_length=64)] = None,
+    run_id: Annotated[str | None, Query(max_length=64)] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    cursor: Annotated[str | None, Query(description="The `next_cursor` before.")] = None,
+) -> ApprovalPage:
+    """List approvals. Those of one run are read from its log; open ones of all from an index."""
+    if run_id is not None:
+        return await _of_run(gateway, caller, run_id, status, role)
+    if status != "open":
+        raise RejectedError(
+            "invalid_request",
+            "other approvals than open ones are listed for one run",
+            details=(
+                ErrorDetail(path="run_id", message="missing", allowed="a run, or status=open"),
+            ),
+        )
+    now = datetime.now(UTC)
+    items: list[ApprovalView] = []
+    last = revision_of(None, cursor)
+    async for revision, record in gateway.pending.asked(caller.tenant, after=last):
+        if len(items) >= limit:
+            return ApprovalPage(items=tuple(items), next_cursor=str(last))
+        last = revision
+        if record.node_record.kind != "approval":
+            continue
+        view = approval_view(
+            record.run_id, record.name, record.node_record, record.asked_at, now=now
+        )
+        if view.status == "open" and role in (None, view.role):
+            items.append(view)
+    return ApprovalPage(items=tuple(items))
+
+
+async def _of_run(
+    gateway: GatewayParts, caller: Caller, run_id: str, status: str, role: str | None
+) -> ApprovalPage:
+    state = await gateway.runs.state(caller.tenant, run_id)
+    node_records = [
+        node_record
+        for node_record in state.node_records.values()
+        if node_record.node_record.kind == "approval"
+    ]
+    views = [_view(state, node_record) for node_record in node_records]
+    wanted = [
+        view for view in views if status in ("all", view.status) and role in (None, view.role)
+    ]
+    return ApprovalPage(
+        items=tuple(sorted(wanted, key=lambda view: (view.asked_at, view.record_id)))
+    )
+
+
+def _view(state: RunState, node_record: NodeRecordState) -> ApprovalView:
+    answer = answer_to(state, "approval", node_record)
+    return approval_view(
+        state.run_id,
+        state.request.name,
+        node_record.node_record,
+        node_record.at,
+        now=datetime.now(UTC),
+        answer=answer.fact if answer is not None else None,
+        run_ended=state.ended is not None,
+    )
+
+
+@approvals.get("/v1/approvals/{run_id}/{record_id}")
+async def get_approval(
+    gateway: GatewayParts, caller: Viewer, run_id: str, record_id: RecordId
+) -> ApprovalView:
+    """Return one approval, from its run's log."""
+    state = await gateway.runs.state(caller.tenant, run_id)
+    return _view(state, find_record(state, "approval", Answer(record_id, {})))
+
+
+@approvals.post("/v1/approvals/{run_id}/{record_id}/approve", status_code=202)
+async def approve(
+    gateway: GatewayParts,
+    caller: AnyCaller,
+    run_id: str,
+    record_id: RecordId,
+    response: Response,
+    body: Verdict | None = None,
+) -> ApprovalView:
+    """Agree to what is asked: 202; 200 if the same was answered before, 409 if the opposite."""
+    return await _decide(gateway, caller, run_id, record_id, "approve", body, response)
+
+
+@approvals.post("/v1/approvals/{run_id}/{record_id}/reject", status_code=202)
+async def reject(
+    gateway: GatewayParts,
+    caller: AnyCaller,
+    run_id: str,
+    record_id: RecordId,
+    response: Response,
+    body: Verdict | None = None,
+) -> ApprovalView:
+    """Refuse what is asked; otherwise as for agreeing."""
+    return await _decide(gateway, caller, run_id, record_id, "reject", body, response)
+
+
+async def _decide(
+    gateway: GatewayParts,
+    caller: Caller,
+    run_id: str,
+    record_id: str,
+    decision: Literal["approve", "reject"],
+    verdict: Verdict | None,
+    response: Response,
+) -> ApprovalView:
+    given = verdict or Verdict()
+    answer = Answer(
+        record_id,
+        ApprovalAnswer(decision, given.reason, caller.key_id).payload(),
+        given.digest,
+    )
+    recorded: Recorded
+    (recorded,) = await gateway.answering.answer(caller, run_id, "approval", (answer,))
+    if recorded.repeated:
+        response.status_code = 200
+    state = await gateway.runs.state(caller.tenant, run_id, at_least_seq=recorded.seq)
+    return _view(state, find_record(state, "approval", answer))

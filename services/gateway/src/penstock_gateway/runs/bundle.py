@@ -1,0 +1,241 @@
+"""Bundles of runs: written from the log, put into a log, of another installation perhaps."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+from msgspec import structs
+
+from penstock.bus.claims import Claims
+from penstock.bus.copies import FactCopy, put_back
+from penstock.bus.kv import Bucket
+from penstock.contracts import subjects
+from penstock.contracts.errors import ConflictError, ErrorDetail, RejectedError
+from penstock.contracts.facts import (
+    ForkedFrom,
+    LogEntry,
+    RunFact,
+    RunInvoked,
+    Trigger,
+    fact_bytes,
+    fact_type,
+)
+from penstock.contracts.ids import content_digest, is_run_id, shard_of
+from penstock.contracts.plan import PLAN, Plan
+from penstock.runids import new_run_id
+from penstock.runs import bundles
+from penstock.runs.bundles import Bundle, BundleHeader
+from penstock.runs.forks import seed_of
+from penstock.runs.state import Entry
+from penstock_gateway.gateway import Gateway
+from penstock_gateway.runs.read import NOT_FOUND
+
+_PARTS: Final = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What an import has done."""
+
+    run_id: str
+    facts: int
+    stored: int
+    """Facts that were not there before."""
+
+
+class Bundles:
+    """Exports and imports runs of any tenant."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        """Use the process's parts."""
+        self._bus = gateway.bus
+        self._reader = gateway.reader
+        self._writer = gateway.writer
+        self._runs = gateway.runs
+        self._shards = gateway.settings.shards
+        self._claims = Claims(gateway.bus, gateway.settings.claim_threshold_bytes)
+        self._plans = Bucket(gateway.bus, subjects.PLANS)
+
+    async def export(self, tenant: str, run_id: str) -> Iterator[bytes]:
+        """Return a run as the lines of a bundle, several at a time.
+
+        Raises:
+            RejectedError: ``run_not_found``.
+            TransientError: The log, or the archive, did not answer.
+        """
+        entries = await self._runs.entries(tenant, run_id)
+        prefix = self._runs.prefix(tenant, run_id)
+        invoked = next(entry.fact for entry in entries if isinstance(entry.fact, RunInvoked))
+        plan = await self._plans.get(invoked.plan_digest)
+        header = BundleHeader(run_id=run_id, tenant=tenant, created_at=datetime.now(UTC))
+        facts = (
+            LogEntry(seq=entry.seq, subject=_subject(prefix, entry), fact=entry.fact)
+            for entry in entries
+        )
+        whole = plan is not None and content_digest(plan.value) == invoked.plan_digest
+        canonical = plan.value if plan is not None and whole else None
+        return _gathered(bundles.write(header, canonical, facts))
+
+    async def load(
+        self, tenant: str, bundle: Bundle, *, as_new: bool, run_id: str | None = None
+    ) -> Imported:
+        """Put a bundle's run into the log; may be repeated.
+
+        An ended run is there as it was. A run that is still open elsewhere can only be gone on
+        with as a new one, which takes over its recorded outcomes.
+
+        Args:
+            tenant: Whose run it becomes.
+            bundle: What was read.
+            as_new: Give it an id of its own.
+            run_id: That id, where the caller has one.
+
+        Raises:
+            RejectedError: ``invalid_bundle``, ``plan_missing``, ``outcome_unknown``.
+            ConflictError: ``run_exists``: its id stands for other facts. ``run_not_ended``.
+            TransientError: The log did not take all; ask again.
+        """
+        source = bundle.header
+        if not is_run_id(source.run_id):
+            raise _invalid(f"{source.run_id[:64]} is not the id of a run")
+        if bundle.ended is None and not as_new:
+            raise ConflictError(
+                "run_not_ended",
+                f"run {source.run_id} had not ended when it was exported: "
+                "import it as a new run, which continues from there",
+            )
+        target = (run_id or new_run_id()) if as_new else source.run_id
+        if bundle.plan is not None:
+            await self._plans.put(bundle.invoked.plan_digest, bundle.plan)
+        if bundle.ended is None:
+            return await self._go_on(tenant, bundle, target)
+        copies = self._copies(tenant, bundle, target, as_new=as_new)
+        there = await self._compared(tenant, target, copies)
+        stored = await put_back(
+            self._bus,
+            self._claims,
+            [
+                FactCopy(seq, subject, fact_type(fact), fact_bytes(fact))
+                for subject, (seq, fact) in copies.items()
+            ],
+            there=there,
+        )
+        return Imported(target, len(copies), stored)
+
+    def _copies(
+        self, tenant: str, bundle: Bundle, target: str, *, as_new: bool
+    ) -> dict[str, tuple[int, RunFact]]:
+        prefix = self._runs.prefix(tenant, target)
+        copies: dict[str, tuple[int, RunFact]] = {}
+        for entry in bundle.entries:
+            try:
+                subjects.parse_fact(entry.subject)
+            except ValueError as error:
+                raise _invalid(str(error)) from error
+            fact: RunFact = entry.fact
+            if isinstance(fact, RunInvoked) and (as_new or tenant != bundle.header.tenant):
+                # Whoever waits for it there does not wait for it here.
+                fact = structs.replace(fact, parent=None)
+            copies[bundles.moved(entry.subject, prefix)] = (entry.seq, fact)
+        return copies
+
+    async def _compared(
+        self, tenant: str, target: str, copies: dict[str, tuple[int, RunFact]]
+    ) -> set[str]:
+        """Return what the log has of a run; refuse if anything of it is another thing."""
+        prefix = self._runs.prefix(tenant, target)
+        shard = shard_of(target, self._shards)
+        known: Sequence[Entry] = await self._reader.read_run(tenant, shard, target)
+        there = {_subject(prefix, entry) for entry in known}
+        if not known:
+            try:
+                known = await self._runs.entries(tenant, target)
+            except RejectedError as error:
+                if error.code != NOT_FOUND:
+                    raise
+        for entry in known:
+            subject = _subject(prefix, entry)
+            if subject not in copies or copies[subject][1] != entry.fact:
+                raise ConflictError(
+                    "run_exists",
+                    f"run {target} is there with other facts: import it as a new one",
+                    details=(
+                        ErrorDetail(
+                            path=subject.removeprefix(prefix + "."),
+                            message="not what the bundle says",
+                            allowed="as_new",
+                        ),
+                    ),
+                )
+        return there
+
+    async def _go_on(self, tenant: str, bundle: Bundle, target: str) -> Imported:
+        """Start a run that takes over what an open one had recorded."""
+        source = bundle.invoked
+        prefix = self._runs.prefix(tenant, target)
+        subject = subjects.invoke(prefix)
+        if await self._reader.read_fact(subject) is not None:
+            return Imported(target, len(bundle.entries), 0)
+        if bundle.plan is None:
+            raise RejectedError("plan_missing", f"no plan has the digest {source.plan_digest}")
+        plan: Plan = PLAN.validate_json(bundle.plan)
+        entries = [
+            Entry(entry.seq, subjects.parse_fact(entry.subject), entry.fact)
+            for entry in bundle.entries
+        ]
+        seed = await asyncio.to_thread(seed_of, plan, entries)
+        changes = {
+            "occurred_at": datetime.now(UTC),
+            "parent": None,
+            "seed": seed,
+            "trigger": Trigger.FORK,
+            "request_digest": None,
+            "forked_from": ForkedFrom(run_id=bundle.header.run_id, at_seq=bundle.entries[-1].seq),
+        }
+        try:
+            await self._writer.append(subject, fact_bytes(structs.replace(source, **changes)))
+        except ConflictError:
+            return Imported(target, len(bundle.entries), 0)
+        return Imported(target, len(bundle.entries), 1)
+
+
+def _subject(prefix: str, entry: Entry) -> str:
+    """Return the subject of a fact that was read."""
+    at = entry.subject
+    match at.event:
+        case "invoke":
+            return subjects.invoke(prefix)
+        case "result":
+            return subjects.result(prefix, at.step_id, at.attempt)
+        case "signal":
+            return subjects.signal(prefix, at.step_id)
+        case "cancel":
+            return subjects.cancel(prefix)
+        case "step":
+            suffix = subjects.step_suffix(at.kind, at.queue, at.step_id, at.attempt)
+            return subjects.out(prefix, at.decision, suffix)
+        case "state":
+            return subjects.out(prefix, at.decision, subjects.STATE_SUFFIX)
+        case "end":
+            return subjects.out(prefix, at.decision, subjects.END_SUFFIX)
+
+
+def _gathered(lines: Iterator[bytes]) -> Iterator[bytes]:
+    parts: list[bytes] = []
+    size = 0
+    for line in lines:
+        parts.append(line)
+        size += len(line)
+        if size >= _PARTS:
+            yield b"".join(parts)
+            parts, size = [], 0
+    yield b"".join(parts)
+
+
+def _invalid(message: str) -> RejectedError:
+    detail = ErrorDetail(path="header", message=message, allowed="as it was exported")
+    return RejectedError("invalid_bundle", message, details=(detail,))

@@ -1,0 +1,72 @@
+"""Control of runs over HTTP: pause, resume, cancelling steps and many runs at once."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Path, Response
+
+from penstock.contracts.ids import TOKEN_PATTERN
+from penstock.runs.replies import RunsCancelled
+from penstock.runs.views import RunView
+from penstock_gateway.context import GatewayParts, Operator
+from penstock_gateway.core.requests import CancelRuns, Control
+
+StepId = Annotated[str, Path(pattern=TOKEN_PATTERN)]
+
+controlling: Final = APIRouter(tags=["runs"])
+
+
+@controlling.post("/v1/runs/cancel")
+async def cancel_runs(gateway: GatewayParts, caller: Operator, body: CancelRuns) -> RunsCancelled:
+    """Ask all open runs that match to stop. They are found in the archive, a moment late."""
+    done = await gateway.controls.cancel_many(caller, body)
+    return RunsCancelled(dry_run=body.dry_run, **done._asdict())
+
+
+@controlling.post("/v1/runs/{run_id}/pause", status_code=202)
+async def pause_run(
+    gateway: GatewayParts,
+    caller: Operator,
+    run_id: str,
+    response: Response,
+    body: Control | None = None,
+) -> RunView:
+    """Hold a run: nothing new is scheduled; what is at work goes on. 200 if it is held already."""
+    state, changed = await gateway.controls.hold(
+        caller, run_id, "pause", (body or Control()).reason
+    )
+    if not changed:
+        response.status_code = 200
+    return await gateway.runs.view_of(state)
+
+
+@controlling.post("/v1/runs/{run_id}/resume", status_code=202)
+async def resume_run(
+    gateway: GatewayParts,
+    caller: Operator,
+    run_id: str,
+    response: Response,
+    body: Control | None = None,
+) -> RunView:
+    """Let a paused run go on; 200 if it is not paused."""
+    state, changed = await gateway.controls.hold(
+        caller, run_id, "resume", (body or Control()).reason
+    )
+    if not changed:
+        response.status_code = 200
+    return await gateway.runs.view_of(state)
+
+
+@controlling.post("/v1/runs/{run_id}/steps/{step_id}/cancel", status_code=202)
+async def cancel_step(
+    gateway: GatewayParts,
+    caller: Operator,
+    run_id: str,
+    step_id: StepId,
+    body: Control | None = None,
+) -> RunView:
+    """Stop one step: a child run with all below it, or an attempt of an agent or a tool."""
+    reason = (body or Control()).reason
+    state = await gateway.controls.cancel_step(caller, run_id, step_id, reason)
+    return await gateway.runs.view_of(state)

@@ -1,0 +1,153 @@
+"""Runs that go on from others over HTTP: fork, retry, replay."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Header, Path, Response
+from pydantic import ConfigDict, Field, JsonValue
+
+from penstock.contracts.ids import Token, run_id_from_key
+from penstock.runs.views import RunView
+from penstock_gateway.context import GatewayParts, Operator
+from penstock_gateway.core.access import Caller
+from penstock_gateway.core.preferences import idempotency_key
+from penstock_gateway.core.requests import Input, Limits, Tag
+from penstock_gateway.gateway import Gateway
+from penstock_gateway.runs.fork import ForkParams, Forks, Mode
+
+RunId = Annotated[str, Path(description="The run to go on from")]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(description="The same key starts the same run only once; with another body 422."),
+]
+Sequence = Annotated[int, Field(ge=1)]
+Overrides = Annotated[dict[Token, JsonValue], Field(max_length=1000)]
+"""Outputs by step or node instance, in the place of what was recorded."""
+
+forks: Final = APIRouter(tags=["runs"])
+
+
+class RetryRun(Input):
+    """What is to be other than at the first time."""
+
+    overrides: Overrides = {}
+    limits: Limits = Limits()
+    """What is not given stays as it was."""
+    tags: dict[Tag, Tag] = Field(default_factory=dict, max_length=32)
+    """Added to the source's."""
+
+
+class ForkRun(RetryRun):
+    """Where to go on from, and what is to be other than there."""
+
+    at_seq: Sequence | None = None
+    """Sequence of the log; what was recorded later does not count. All counts if not given."""
+    input: JsonValue = None
+    """Another input; what reads the changed part of it is done again."""
+    version: Annotated[int, Field(ge=1)] | Token | None = None
+    """Another version or an alias; what is defined otherwise there is done again."""
+
+
+class ReplayRun(Input):
+    """From where on, and with which outputs, a run is played again."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=False)
+
+    from_: Sequence | None = Field(default=None, alias="from")
+    """Sequence of the log; what was decided later is decided anew."""
+    overrides: Overrides = {}
+    tags: dict[Tag, Tag] = Field(default_factory=dict, max_length=32)
+
+
+def _params(
+    caller: Caller,
+    run_id: str,
+    mode: Mode,
+    body: ForkRun | RetryRun | ReplayRun,
+    key: str | None,
+) -> ForkParams:
+    given = idempotency_key(None if key is None else key.encode("latin-1"))
+    said = body.model_dump_json(exclude_unset=True)
+    fork = body if isinstance(body, ForkRun) else ForkRun()
+    at_seq = body.from_ if isinstance(body, ReplayRun) else fork.at_seq
+    limits = {} if isinstance(body, ReplayRun) else body.limits.model_dump(exclude_unset=True)
+    return ForkParams(
+        mode=mode,
+        at_seq=at_seq,
+        overrides=body.overrides,
+        changes={"input": fork.input} if "input" in fork.model_fields_set else {},
+        selector=None if fork.version is None else str(fork.version),
+        limits=limits,
+        tags=body.tags,
+        run_id=None if given is None else run_id_from_key(caller.tenant, given),
+        request_digest=(
+            None if given is None else sha256(f"{mode} {run_id} {said}".encode()).hexdigest()
+        ),
+    )
+
+
+async def _answer(
+    gateway: Gateway, caller: Caller, run_id: str, params: ForkParams, response: Response
+) -> RunView:
+    forked = await Forks(gateway).fork(caller, run_id, params)
+    response.headers["location"] = f"/v1/runs/{forked.run_id}"
+    if forked.replayed:
+        response.headers["idempotent-replayed"] = "true"
+    state = await gateway.runs.state(caller.tenant, forked.run_id, at_least_seq=forked.seq)
+    if state.ended is not None:
+        response.status_code = 200
+    return await gateway.runs.view_of(state)
+
+
+@forks.post("/v1/runs/{run_id}/fork", status_code=202)
+async def fork_run(
+    gateway: GatewayParts,
+    caller: Operator,
+    run_id: RunId,
+    response: Response,
+    body: ForkRun | None = None,
+    idempotency_key: IdempotencyKey = None,
+) -> RunView:
+    """Start a run that goes on from any sequence of another one.
+
+    What was recorded up to there is taken over and costs nothing; what depends on an override,
+    on a changed part of the input or on a changed definition is done again.
+    """
+    params = _params(caller, run_id, "fork", body or ForkRun(), idempotency_key)
+    return await _answer(gateway, caller, run_id, params, response)
+
+
+@forks.post("/v1/runs/{run_id}/retry", status_code=202)
+async def retry_run(
+    gateway: GatewayParts,
+    caller: Operator,
+    run_id: RunId,
+    response: Response,
+    body: RetryRun | None = None,
+    idempotency_key: IdempotencyKey = None,
+) -> RunView:
+    """Start a run that begins a failed or cancelled one again where it failed.
+
+    All that succeeded is taken over; what failed, was stopped or was undone is done again.
+    """
+    params = _params(caller, run_id, "retry", body or RetryRun(), idempotency_key)
+    return await _answer(gateway, caller, run_id, params, response)
+
+
+@forks.post("/v1/runs/{run_id}/replay", status_code=202)
+async def replay_run(
+    gateway: GatewayParts,
+    caller: Operator,
+    run_id: RunId,
+    response: Response,
+    body: ReplayRun | None = None,
+    idempotency_key: IdempotencyKey = None,
+) -> RunView:
+    """Play an ended run again by its recorded outcomes, failures among them.
+
+    Nothing is spent, except on what depends on an override or was decided after `from`.
+    """
+    params = _params(caller, run_id, "replay", body or ReplayRun(), idempotency_key)
+    return await _answer(gateway, caller, run_id, params, response)

@@ -1,0 +1,154 @@
+"""News for runs: events, by run or by correlation key, and messages from one run to another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Header, Path, Response
+
+from penstock.contracts.errors import ErrorDetail, RejectedError
+from penstock.contracts.facts import SignalReceived
+from penstock.contracts.ids import TOKEN_PATTERN
+from penstock.runs.replies import SentSignal, SentSignals
+from penstock_gateway.context import GatewayParts, Operator
+from penstock_gateway.core.access import Caller
+from penstock_gateway.core.preferences import idempotency_key
+from penstock_gateway.core.requests import CorrelatedSignal, RunMessage, Signal
+from penstock_gateway.runs.read import NOT_FOUND
+from penstock_gateway.runs.signal_ids import signal_id_of
+from penstock_gateway.runs.signals import Sent
+
+RunId = Annotated[str, Path(description="The run")]
+SessionId = Annotated[str, Path(pattern=TOKEN_PATTERN)]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(description="The same key sends the same signal only once; with another body 422."),
+]
+
+signalling: Final = APIRouter(tags=["signals"])
+
+
+def signal_view(sent: Sent) -> SentSignal:
+    """Return a signal as clients see it."""
+    return SentSignal(
+        run_id=sent.run_id,
+        signal_id=sent.signal_id,
+        seq=sent.seq,
+        name=sent.fact.name,
+        at=sent.fact.occurred_at,
+        repeated=sent.repeated,
+    )
+
+
+def _id(key: str | None) -> str:
+    return signal_id_of(idempotency_key(None if key is None else key.encode("latin-1")))
+
+
+def _fact(caller: Caller, signal: Signal) -> SignalReceived:
+    message = isinstance(signal, RunMessage)
+    return SignalReceived(
+        occurred_at=datetime.now(UTC),
+        name=signal.name,
+        payload=signal.payload,
+        kind="message" if message else "event",
+        sent_by=caller.key_id,
+        from_run=signal.from_run if isinstance(signal, RunMessage) else None,
+    )
+
+
+def _status(response: Response, sent: Sequence[Sent]) -> None:
+    if all(one.repeated for one in sent):
+        response.status_code = 200
+        response.headers["idempotent-replayed"] = "true"
+
+
+@signalling.post("/v1/runs/{run_id}/signals", status_code=202)
+async def signal_run(
+    gateway: GatewayParts,
+    caller: Operator,
+    run_id: RunId,
+    body: Signal,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> SentSignal:
+    """Send an event to a run. Answers 202 once it is in the log, 200 if it was there already."""
+    sent = await gateway.signals.send(
+        caller.tenant, run_id, _id(idempotency_key), _fact(caller, body)
+    )
+    _status(response, [sent])
+    return signal_view(sent)
+
+
+@signalling.post("/v1/signals", status_code=202)
+async def signal_waiting(
+    gateway: GatewayParts,
+    caller: Operator,
+    body: CorrelatedSignal,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> SentSignals:
+    """Send an event to every run that waits for its correlation key; 404 if none does."""
+    sent = await gateway.signals.send_to_waiting(
+        caller.tenant, body.correlation, _id(idempotency_key), _fact(caller, body)
+    )
+    _status(response, sent)
+    return SentSignals(items=tuple(signal_view(one) for one in sent))
+
+
+@signalling.post("/v1/runs/{run_id}/messages", status_code=202)
+async def message_run(
+    gateway: GatewayParts,
+    caller: Operator,
+    run_id: RunId,
+    body: RunMessage,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> SentSignal:
+    """Send a message to a run, from another one or from outside."""
+    await _require_sender(gateway, caller, body)
+    sent = await gateway.signals.send(
+        caller.tenant, run_id, _id(idempotency_key), _fact(caller, body)
+    )
+    _status(response, [sent])
+    return signal_view(sent)
+
+
+@signalling.post("/v1/sessions/{session_id}/messages", status_code=202)
+async def message_session(
+    gateway: GatewayParts,
+    caller: Operator,
+    session_id: SessionId,
+    body: RunMessage,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> SentSignal:
+    """Send a message to the latest run of a session; 409 if that has ended."""
+    await _require_sender(gateway, caller, body)
+    sent = await gateway.signals.send_to_session(
+        caller.tenant, session_id, _id(idempotency_key), _fact(caller, body)
+    )
+    _status(response, [sent])
+    return signal_view(sent)
+
+
+async def _require_sender(gateway: GatewayParts, caller: Caller, message: RunMessage) -> None:
+    if message.from_run is None:
+        return
+    try:
+        await gateway.runs.require(caller.tenant, message.from_run)
+    except RejectedError as error:
+        if error.code != NOT_FOUND:
+            raise
+        raise RejectedError(
+            "invalid_request",
+            "the message is from a run that does not exist",
+            details=(
+                ErrorDetail(
+                    path="from_run",
+                    message=f"there is no run {message.from_run}",
+                    allowed="a run of this tenant",
+                ),
+            ),
+        ) from error

@@ -1,0 +1,214 @@
+"""Signals: what reaches a run from outside, stated in its log once only."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from msgspec import structs
+
+from penstock.bus.kv import Bucket
+from penstock.bus.reader import LogReader
+from penstock.bus.writer import LogWriter
+from penstock.contracts import subjects
+from penstock.contracts.errors import ConflictError, ErrorDetail, RejectedError, TransientError
+from penstock.contracts.facts import RunEnded, RunInvoked, SignalReceived, fact_bytes
+from penstock.contracts.ids import is_run_id
+from penstock.failpoints import reach
+from penstock.runs.state import Entry
+from penstock_gateway.runs.pending import PendingIndex
+from penstock_gateway.runs.read import NOT_FOUND, Runs, available, not_found
+from penstock_gateway.runs.start import SESSION_POINTER
+
+_AT_ONCE: Final = 64
+"""Runs that one event is sent to side by side."""
+
+
+def run_ended(run_id: str) -> RejectedError:
+    """Return the error of asking something of a run that has ended."""
+    return RejectedError("run_ended", f"run {run_id} has ended")
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A signal that is in the log, by this request or (``repeated``) an earlier one like it."""
+
+    run_id: str
+    signal_id: str
+    seq: int
+    fact: SignalReceived
+    repeated: bool = False
+
+
+class Signals:
+    """Sends signals to runs of any tenant."""
+
+    def __init__(
+        self,
+        writer: LogWriter,
+        reader: LogReader,
+        runs: Runs,
+        pending: PendingIndex,
+        sessions: Bucket,
+    ) -> None:
+        """Use the process's parts.
+
+        Args:
+            writer: Appends the fact.
+            reader: Reads whether the run is open, and what was stated before.
+            runs: Finds runs that have left the log.
+            pending: Finds runs by correlation key.
+            sessions: Bucket of each session's latest run.
+        """
+        self._writer = writer
+        self._reader = reader
+        self._runs = runs
+        self._pending = pending
+        self._sessions = sessions
+
+    async def send(self, tenant: str, run_id: str, signal_id: str, fact: SignalReceived) -> Sent:
+        """State a signal; return once that is acknowledged.
+
+        Raises:
+            RejectedError: ``run_not_found``, ``run_ended``, or ``idempotency_key_reused`` where
+                another signal has the id.
+            TransientError: The log did not answer.
+        """
+        earlier = await self._look(tenant, run_id, signal_id)
+        if earlier is None:
+            sent = await self.state(tenant, run_id, signal_id, fact)
+        else:
+            sent = _sent(run_id, signal_id, earlier, repeated=True)
+        if sent.repeated and not same_signal(sent.fact, fact):
+            raise RejectedError(
+                "idempotency_key_reused",
+                f"the same key sent another signal to run {run_id}",
+                details=(
+                    ErrorDetail(
+                        path="Idempotency-Key",
+                        message="used before with another body",
+                        allowed="the same body, or a new key",
+                    ),
+                ),
+            )
+        return sent
+
+    async def _look(self, tenant: str, run_id: str, signal_id: str) -> Entry | None:
+        """Return the signal if it was stated before; check that the run is open otherwise."""
+        if not is_run_id(run_id):
+            raise not_found(run_id)
+        prefix = self._runs.prefix(tenant, run_id)
+        wanted = [
+            subjects.invoke(prefix),
+            subjects.signal(prefix, signal_id),
+            subjects.ends_filter(prefix),
+        ]
+        with available():
+            page = await self._reader.get_many(subjects.RUNS, {"multi_last": wanted})
+            found = [await self._reader.entry(stored) for stored in page.messages]
+        if not any(isinstance(entry.fact, RunInvoked) for entry in found):
+            found = list(await self._runs.entries(tenant, run_id))
+        for entry in found:
+            if entry.subject.event == "signal" and entry.subject.step_id == signal_id:
+                return entry
+        if any(isinstance(entry.fact, RunEnded) for entry in found):
+            raise run_ended(run_id)
+        return None
+
+    async def state(self, tenant: str, run_id: str, signal_id: str, fact: SignalReceived) -> Sent:
+        """State a signal for a run that is known to be open, or return what has its id.
+
+        Raises:
+            TransientError: The log did not answer.
+        """
+        subject = subjects.signal(self._runs.prefix(tenant, run_id), signal_id)
+        try:
+            seq = await self._writer.append(subject, fact_bytes(fact))
+            reach("gateway.signal_stored")
+        except ConflictError:
+            entry = await self._reader.read_fact(subject)
+            if entry is None:
+                raise TransientError(
+                    "signal_unclear",
+                    f"signal {signal_id} was refused as a duplicate and cannot be read",
+                ) from None
+            return _sent(run_id, signal_id, entry, repeated=True)
+        return Sent(run_id, signal_id, seq, fact)
+
+    async def send_to_waiting(
+        self, tenant: str, correlation: str, signal_id: str, fact: SignalReceived
+    ) -> Sequence[Sent]:
+        """State a signal for every open run that waits for a correlation key.
+
+        Raises:
+            RejectedError: ``nobody_waits``; otherwise as for ``send``.
+            TransientError: The log did not answer.
+        """
+        run_ids = await self._pending.waiting(tenant, correlation)
+        sent: list[Sent] = []
+        for first in range(0, len(run_ids), _AT_ONCE):
+            some = run_ids[first : first + _AT_ONCE]
+            answers = await asyncio.gather(
+                *(self._send_if_open(tenant, run_id, signal_id, fact) for run_id in some)
+            )
+            sent += [answer for answer in answers if answer is not None]
+        if not sent:
+            raise RejectedError(
+                "nobody_waits",
+                "no open run waits for this correlation key",
+                details=(
+                    ErrorDetail(
+                        path="correlation",
+                        message=f"no run waits for {correlation[:80]!r}",
+                        allowed="the key of a wait that has begun",
+                    ),
+                ),
+            )
+        return sent
+
+    async def _send_if_open(
+        self, tenant: str, run_id: str, signal_id: str, fact: SignalReceived
+    ) -> Sent | None:
+        try:
+            return await self.send(tenant, run_id, signal_id, fact)
+        except RejectedError as error:
+            # The index is a moment late.
+            if error.code not in ("run_ended", NOT_FOUND):
+                raise
+            return None
+
+    async def send_to_session(
+        self, tenant: str, session_id: str, signal_id: str, fact: SignalReceived
+    ) -> Sent:
+        """State a signal for a session's latest run.
+
+        Raises:
+            RejectedError: ``session_not_found``, ``session_idle``; otherwise as for ``send``.
+            TransientError: The log did not answer.
+        """
+        pointer = await self._sessions.get(subjects.session_key(tenant, session_id))
+        if pointer is None:
+            raise RejectedError("session_not_found", f"there is no session {session_id}")
+        run_id = SESSION_POINTER.validate_json(pointer.value).run_id
+        try:
+            return await self.send(tenant, run_id, signal_id, fact)
+        except RejectedError as error:
+            if error.code not in ("run_ended", NOT_FOUND):
+                raise
+            raise RejectedError(
+                "session_idle", f"the latest run of session {session_id} has ended"
+            ) from error
+
+
+def _sent(run_id: str, signal_id: str, entry: Entry, *, repeated: bool) -> Sent:
+    if not isinstance(entry.fact, SignalReceived):
+        raise TransientError("signal_unclear", f"signal {signal_id} cannot be read")
+    return Sent(run_id, signal_id, entry.seq, entry.fact, repeated)
+
+
+def same_signal(one: SignalReceived, other: SignalReceived) -> bool:
+    """Return whether two signals are equal but for sender and time."""
+    ignored = {"occurred_at": one.occurred_at, "sent_by": one.sent_by}
+    return one == structs.replace(other, **ignored)

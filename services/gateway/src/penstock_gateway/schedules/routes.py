@@ -1,0 +1,134 @@
+"""Schedules beyond their documents: where they are, pausing, firing, ticks to come, their runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from hashlib import sha256
+from itertools import islice
+from typing import Annotated, Final
+from zoneinfo import ZoneInfo
+
+from fastapi import APIRouter, Header, Path, Query, Response
+from pydantic import AwareDatetime, Field
+
+from penstock.contracts.archive import ListRuns, RunPage
+from penstock.contracts.errors import ErrorDetail, RejectedError
+from penstock.contracts.facts import Trigger
+from penstock.contracts.ids import TOKEN_PATTERN, run_id_from_key
+from penstock.contracts.schedules import SCHEDULE_TAG, due_at, ticks_after
+from penstock.runids import new_run_id
+from penstock.runs.schedule_views import ScheduleState, Tick, Ticks
+from penstock.runs.start import scheduled_run
+from penstock.runs.views import RunView, summary_view
+from penstock_gateway.archive.queries import Cursor, Limit
+from penstock_gateway.context import GatewayParts, Operator, Viewer
+from penstock_gateway.core.preferences import idempotency_key
+from penstock_gateway.core.requests import Input
+
+Name = Annotated[str, Path(pattern=TOKEN_PATTERN)]
+schedules: Final = APIRouter(prefix="/v1/schedules/{name}", tags=["schedules"])
+
+_FIRST_YEAR: Final = 1970
+_LAST_YEAR: Final = 2200
+
+
+class Pause(Input):
+    """Why a schedule is paused."""
+
+    reason: Annotated[str, Field(max_length=1000)] = ""
+
+
+@schedules.get("/state")
+async def get_schedule_state(gateway: GatewayParts, caller: Viewer, name: Name) -> ScheduleState:
+    """Return where a schedule in force is: paused or not, its next tick, what became of others."""
+    return await gateway.schedules.state(caller.tenant, name)
+
+
+@schedules.post("/pause")
+async def pause_schedule(
+    gateway: GatewayParts, caller: Operator, name: Name, body: Pause | None = None
+) -> ScheduleState:
+    """Let ticks pass by unused until it is resumed; applying its document again does not."""
+    reason = body.reason if body is not None else ""
+    return await gateway.schedules.pause(caller.tenant, name, by=caller.key_id, reason=reason)
+
+
+@schedules.post("/resume")
+async def resume_schedule(gateway: GatewayParts, caller: Operator, name: Name) -> ScheduleState:
+    """Use ticks again; those of the pause are not made up for. 409 if its document pauses it."""
+    return await gateway.schedules.resume(caller.tenant, name, by=caller.key_id)
+
+
+@schedules.post("/trigger", status_code=202)
+async def trigger_schedule(
+    gateway: GatewayParts,
+    caller: Operator,
+    response: Response,
+    name: Name,
+    idempotency_key_: Annotated[
+        str | None,
+        Header(alias="Idempotency-Key", description="The same key starts the same run only once."),
+    ] = None,
+) -> RunView:
+    """Start what the schedule starts, now, also while it is paused; its ticks stay as they are."""
+    tenant = caller.tenant
+    record = await gateway.schedules.record(tenant, name)
+    key = idempotency_key(
+        None if idempotency_key_ is None else idempotency_key_.encode("latin-1", "replace")
+    )
+    if key is None:
+        run_id, digest = new_run_id(), None
+    else:
+        run_id = run_id_from_key(tenant, f"schedule\x00{name}\x00trigger\x00{key}")
+        digest = sha256(name.encode()).hexdigest()
+    params = scheduled_run(tenant, run_id, record, datetime.now(UTC), caller.key_id)
+    params = replace(params, request_digest=digest)
+    started = await gateway.starter.start(params)
+    response.headers["Location"] = f"/v1/runs/{started.run_id}"
+    if started.replayed:
+        response.headers["Idempotent-Replayed"] = "true"
+        return await gateway.runs.view(tenant, started.run_id)
+    return summary_view(tenant, started.run_id, started.seq, started.invoked)
+
+
+@schedules.get("/ticks")
+async def list_ticks(
+    gateway: GatewayParts,
+    caller: Viewer,
+    name: Name,
+    next_: Annotated[int, Query(alias="next", ge=1, le=100, description="How many")] = 5,
+    after: Annotated[AwareDatetime | None, Query(description="Not from now, from then on")] = None,
+) -> Ticks:
+    """List ticks to come, whether the schedule is paused or not."""
+    if after is not None and not _FIRST_YEAR < after.year < _LAST_YEAR:
+        allowed = f"years from {_FIRST_YEAR + 1} to {_LAST_YEAR - 1}"
+        detail = ErrorDetail(path="after", message=f"got the year {after.year}", allowed=allowed)
+        raise RejectedError("invalid_request", f"after: {detail.message}", details=(detail,))
+    record = await gateway.schedules.record(caller.tenant, name)
+    zone = ZoneInfo(record.timezone)
+    return Ticks(
+        items=tuple(
+            Tick(
+                tick=tick,
+                scheduled_at=tick.astimezone(zone),
+                due_at=due_at(caller.tenant, record, tick),
+            )
+            for tick in islice(ticks_after(record, after or datetime.now(UTC)), next_)
+        )
+    )
+
+
+@schedules.get("/runs")
+async def list_schedule_runs(
+    gateway: GatewayParts, caller: Viewer, name: Name, limit: Limit = 50, cursor: Cursor = None
+) -> RunPage:
+    """List the runs that the schedule has started, the latest first, also if it is gone."""
+    request = ListRuns(
+        tenant=caller.tenant,
+        trigger=(Trigger.SCHEDULE,),
+        tags={SCHEDULE_TAG: name},
+        limit=limit,
+        cursor=cursor,
+    )
+    return await gateway.archive.ask("list_runs", request, RunPage)
