@@ -21,13 +21,16 @@ from typing import Any
 
 import httpx
 
-from penstock.cli.api import Api
-from penstock.cli.apply import apply_files
-from penstock.cli.display import EventPrinter, console
-from penstock.cli.failure import CommandError, tell
-from penstock.cli.runs import list_runs
+from penstock.cli.definitions import apply_files, print_applied
+from penstock.cli.display import console
+from penstock.cli.events import EventPrinter
+from penstock.cli.failure import CommandError, print_error
+from penstock.cli.runs import print_runs
+from penstock.client import Call, Client, ClientError
+from penstock.contracts.rpc import Applied, Definition, Runners
+from penstock.runs.events import ClientEvent, EventType
+from penstock.runs.views import RunView
 from penstock.stack import Stack, StackError, StackOptions
-from penstock.target import Target, find_target
 
 EXAMPLES = Path(__file__).parent
 QUESTION = (
@@ -81,93 +84,92 @@ def heading(title: str) -> None:
 
 
 def follow(
-    api: Api, run_id: str, *, after: str = "0", until: str = "the end"
-) -> list[dict[str, Any]]:
-    """Print a run's events as they come; return them, up to one of type `until` if it comes."""
+    client: Client, run_id: str, *, after: int = 0, until: EventType | None = None
+) -> list[ClientEvent]:
+    """Print the events of a run and return them, up to the first of type `until`."""
     printer, events = EventPrinter(screen), []
-    with closing(api.events(f"/v1/runs/{run_id}/events", after=after)) as stream:
+    with closing(client.follow(run_id, after=after)) as stream:
         for event in stream:
-            printer.show(event.data)
-            events.append(event.data)
-            if event.type == until:
+            printer.show(event)
+            events.append(event)
+            if event.type is until:
                 break
     printer.close()
     return events
 
 
-def steps(events: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
-    return [event for event in events if event["type"] == kind]
+def of_type(events: list[ClientEvent], kind: EventType) -> list[ClientEvent]:
+    return [event for event in events if event.type is kind]
 
 
-def choose_model(api: Api) -> bool:
-    """Give the assistant a real model where a key is there; tell whether it has one."""
+def choose_model(client: Client) -> bool:
+    """Give the assistant a real model if a key is set; return whether it has one."""
     for variable, model in MODELS.items():
         if os.environ.get(variable):
             patch = {"spec": {"model": model, "script": None}}
             path = "/v1/agents/research-assistant"
-            api.call("PATCH", path, params={"publish": "true"}, body=patch)
+            client.send(Call(Definition, "PATCH", path, patch, params={"publish": "true"}))
             screen.print(f"         {variable} is set: asking [bold]{model}[/]")
             return True
     screen.print("         no API key in the environment: the model is [bold]scripted[/], no LLM")
     return False
 
 
-def agent(api: Api) -> None:
+def agent(client: Client) -> None:
     heading("An agent with two tools")
-    real = choose_model(api)
-    run = api.call("POST", "/v1/runs", body={"name": "research-assistant", "input": QUESTION})
-    events = follow(api, run["run_id"])
-    check(events[-1]["type"] == "run_done", "the run is done")
-    tools = {event["data"]["name"] for event in steps(events, "tool_call_done")}
+    real = choose_model(client)
+    run = client.start("research-assistant", QUESTION)
+    events = follow(client, run.run_id)
+    check(events[-1].type == "run_done", "the run is done")
+    tools = {event.data["name"] for event in of_type(events, EventType.TOOL_CALL_DONE)}
     check(tools == {"multiply", "divide"}, "two tools were called: multiply and divide")
-    turns = steps(events, "agent_invoke_done")
+    turns = of_type(events, EventType.AGENT_INVOKE_DONE)
     check(len(turns) >= 3, f"it took the model {len(turns)} turns")
-    answer = json.dumps(events[-1]["data"]["output"]).replace(",", "").replace(" ", "")
+    answer = json.dumps(events[-1].data["output"]).replace(",", "").replace(" ", "")
     check("50000" in answer, "the answer is 50,000 households")
-    check(real or steps(events, "agent_stream_delta"), "its text was streamed as it came")
-    log = api.call("GET", f"/v1/runs/{run['run_id']}/events", params={"limit": 1000})["items"]
-    ids = [event["id"] for event in events if event.get("id")]
+    pieces = of_type(events, EventType.AGENT_STREAM_DELTA)
+    check(real or pieces, "its text was streamed as it came")
+    path = f"/v1/runs/{run.run_id}/events"
+    log = client.send(Call(dict[str, Any], "GET", path, params={"limit": 1000}))["items"]
+    ids = [event.id for event in events if event.id]
     check(ids == [event["id"] for event in log if event.get("id")], "the stream equals the log")
 
 
-def workflow(api: Api) -> None:
+def workflow(client: Client) -> None:
     heading("A workflow of three steps")
-    body = {"name": "growth-report", "input": {"principal": 1000, "rate": 2, "years": 5}}
-    headers = {"Idempotency-Key": secrets.token_hex(8)}
-    run = api.call("POST", "/v1/runs", body=body, headers=headers)
-    events = follow(api, run["run_id"])
-    check(events[-1]["type"] == "run_done", "the run is done")
-    finished = api.call("GET", f"/v1/runs/{run['run_id']}")
-    check(len(finished["steps"]) == 3, "three steps ran")
-    check(finished["output"]["value"] == 32000, "1000 doubled five times is 32000")
-    check("32000" in finished["output"]["report"], "the report says so")
-    again = api.call("POST", "/v1/runs", body=body, headers=headers)
-    check(again["run_id"] == run["run_id"], "the same Idempotency-Key gives the same run")
+    value, key = {"principal": 1000, "rate": 2, "years": 5}, secrets.token_hex(8)
+    run = client.start("growth-report", value, idempotency_key=key)
+    events = follow(client, run.run_id)
+    check(events[-1].type == "run_done", "the run is done")
+    finished = client.get(run.run_id)
+    output: Any = finished.output
+    check(len(finished.steps) == 3, "three steps ran")
+    check(output["value"] == 32000, "1000 doubled five times is 32000")
+    check("32000" in output["report"], "the report says so")
+    again = client.start("growth-report", value, idempotency_key=key)
+    check(again.run_id == run.run_id, "the same Idempotency-Key gives the same run")
 
 
-def waiting(api: Api) -> None:
-    heading("A workflow that waits for somebody's yes, and is tried again")
-    api.call("POST", "/v1/apply", body={"documents": [BILL], "publish": True})
+def waiting(client: Client) -> None:
+    heading("A workflow that waits for an approval, and is tried again")
+    client.send(Call(Applied, "POST", "/v1/apply", {"documents": [BILL], "publish": True}))
     lines = [{"count": 3, "price": 40}, {"count": 2, "price": 15}]
-    body = {"name": "bill", "input": {"lines": lines, "people": 0}}
-    run_id = api.call("POST", "/v1/runs", body=body)["run_id"]
-    events = follow(api, run_id, until="approval_created")
-    question = events[-1]["data"]
-    check(question["message"] == "Pay 150?", f"it asks: {question['message']}")
-    check(api.call("GET", f"/v1/runs/{run_id}")["status"] == "waiting", "and waits, for days")
-    path = f"/v1/approvals/{run_id}/{question['record_id']}/approve"
-    api.call("POST", path, body={"digest": question["digest"], "reason": "a good evening"})
-    events = follow(api, run_id, after=str(events[-1]["id"]))
-    check(events[-1]["type"] == "run_failed", "shared among no people it fails")
-    body = {"input": {"lines": lines, "people": 4}}
-    fork = api.call("POST", f"/v1/runs/{run_id}/fork", body=body)
-    events = follow(api, fork["run_id"])
-    check(events[-1]["data"]["output"] == 37.5, "forked with four people it comes to 37.5 each")
-    again = {"tool_call_started", "approval_created"} & {event["type"] for event in events}
-    check(not again, "no line was worked out again, and nobody was asked twice")
+    run_id = client.start("bill", {"lines": lines, "people": 0}).run_id
+    events = follow(client, run_id, until=EventType.APPROVAL_CREATED)
+    (pending,) = client.approvals(run_id=run_id)
+    check(pending.message == "Pay 150?", f"it asks: {pending.message}")
+    check(client.get(run_id).status == "waiting", "and waits, for days")
+    client.approve(run_id, pending.record_id, digest=pending.digest, reason="a good evening")
+    events = follow(client, run_id, after=events[-1].id or 0)
+    check(events[-1].type == "run_failed", "shared among no people it fails")
+    fork = client.fork(run_id, input={"lines": lines, "people": 4})
+    events = follow(client, fork.run_id)
+    check(events[-1].data["output"] == 37.5, "forked with four people each pays 37.5")
+    again = {"tool_call_started", "approval_created"} & {event.type for event in events}
+    check(not again, "no line was computed again, and no approval was needed again")
 
 
-def webhook(api: Api, url: str, secret: bytes) -> None:
+def webhook(client: Client, secret: bytes) -> None:
     heading("A signed webhook, delivered twice")
     body = json.dumps({"type": "deposit", "data": {"amount": 500, "rate": 3, "years": 2}}).encode()
     delivery, now = f"msg_{secrets.token_hex(8)}", str(int(time.time()))
@@ -178,13 +180,14 @@ def webhook(api: Api, url: str, secret: bytes) -> None:
         "webhook-timestamp": now,
         "webhook-signature": "v1," + base64.b64encode(digest.digest()).decode(),
     }
-    target = f"{url}/hooks/default/growth"
+    target = f"{client.url}/hooks/default/growth"
     first = httpx.post(target, content=body, headers=headers)
     check(first.status_code == 202, f"the delivery is accepted: {first.status_code}")
     run_id = first.json()["run_id"]
-    events = follow(api, run_id)
-    check(events[-1]["type"] == "run_done", "the run that it started is done")
-    check(events[-1]["data"]["output"]["value"] == 4500, "500 tripled twice is 4500")
+    events = follow(client, run_id)
+    check(events[-1].type == "run_done", "the run that it started is done")
+    output: Any = events[-1].data["output"]
+    check(output["value"] == 4500, "500 tripled twice is 4500")
     second = httpx.post(target, content=body, headers=headers)
     check(second.is_success, f"the same delivery again is answered: {second.status_code}")
     check(second.json()["run_id"] == run_id, "it names the first run and has started nothing")
@@ -192,37 +195,36 @@ def webhook(api: Api, url: str, secret: bytes) -> None:
     check(forged.status_code == 401, "a changed body under the old signature is refused: 401")
 
 
-def overview(api: Api, target: Target) -> None:
+def overview(client: Client) -> None:
     heading("All runs")
     deadline = time.monotonic() + 10
-    found: list[dict[str, Any]] = []
+    found: list[RunView] = []
     while time.monotonic() < deadline:
-        found = list(api.pages("/v1/runs", {}, 100))
-        if len(found) >= 7 and all(run["ended_at"] for run in found):
+        found = list(client.runs(limit=100))
+        if len(found) >= 7 and all(run.ended_at for run in found):
             break
         time.sleep(0.05)
-    list_runs(target, {}, since=None, until=None, limit=20, as_json=False)
+    print_runs(found)
     check(len(found) == 7, "there are seven runs, none was started twice")
-    failed = sorted(run["name"] for run in found if run["status"] != "done")
-    check(failed == ["bill", "share"], "all are done, but for the bill that nobody could share")
-    triggers = [run["trigger"] for run in found]
+    failed = sorted(run.name for run in found if run.status != "done")
+    check(failed == ["bill", "share"], "all are done, but for the bill for no people")
+    triggers = [run.trigger for run in found]
     check(triggers.count("webhook") == 1, "one of them came by webhook")
 
 
 def show(stack: Stack, data_dir: Path, secret: bytes) -> None:
-    target = find_target(data_dir=str(data_dir))
     screen.print(f"         {stack.url}, bus {stack.nats_url}, {data_dir}")
     check(stack.ready_seconds < 30, f"ready after {stack.ready_seconds:.2f} s")
     heading("penstock apply -f examples/")
-    apply_files(target, [str(EXAMPLES)], publish=True)
-    with Api(target) as api:
-        runners = api.call("GET", "/v1/runners")["items"]
+    with Client(stack.url) as client:
+        print_applied(apply_files(client, [str(EXAMPLES)]))
+        runners = client.send(Call(Runners, "GET", "/v1/runners")).items
         check(len(runners) >= 2, f"{len(runners)} runner pools are registered")
-        agent(api)
-        workflow(api)
-        waiting(api)
-        webhook(api, target.url, secret)
-        overview(api, target)
+        agent(client)
+        workflow(client)
+        waiting(client)
+        webhook(client, secret)
+        overview(client)
 
 
 def main() -> int:
@@ -238,8 +240,8 @@ def main() -> int:
             heading("The end")
             processes = [process["pid"] for process in stack.state["processes"].values()]
         check(not any(Path(f"/proc/{pid}").exists() for pid in processes), "all processes ended")
-    except (CommandError, StackError) as error:
-        tell(error if isinstance(error, CommandError) else CommandError(str(error)))
+    except (CommandError, ClientError, StackError) as error:
+        print_error(error if isinstance(error, CommandError) else CommandError(str(error)))
         screen.print(f"[dim]logs are in {data_dir}/logs[/]")
         return 1
     except KeyboardInterrupt:

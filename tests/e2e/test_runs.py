@@ -98,7 +98,9 @@ def test_stream_of_a_run_equals_its_log(
     text = "one two three four five"
     name = create_agent({"text": text, "delay_seconds": 0.3})
     run_id = installation.start(name, "count")["run_id"]
-    events = [event.data for event in installation.stream(run_id)]
+    events = [
+        event.model_dump(mode="json", exclude_none=True) for event in installation.stream(run_id)
+    ]
     pieces = [event["data"]["text"] for event in events if event["type"] == "agent_stream_delta"]
     assert "".join(pieces) == text
     of_log = [event for event in events if event["type"] != "agent_stream_delta"]
@@ -119,8 +121,8 @@ def test_stream_cut_off_goes_on_after_the_last_id(
         seen = list(itertools.islice(stream, 3))
     last = next(event.id for event in reversed(seen) if event.id)
     rest = list(installation.stream(run_id, after=last))
-    before = [event.data["id"] for event in seen if "id" in event.data]
-    after = [event.data["id"] for event in rest if "id" in event.data]
+    before = [event.id for event in seen if event.id]
+    after = [event.id for event in rest if event.id]
     assert before + after == [event["id"] for event in installation.log(run_id) if "id" in event]
     assert rest[-1].type == "run_done"
 

@@ -5,11 +5,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from penstock.child import free_ports
+from penstock.runs.events import ClientEvent
 from tests.support.installation import Installation, scripted_agent
 from tests.support.waiting import eventually
 
@@ -120,18 +120,18 @@ def test_stream_begun_on_one_gateway_goes_on_at_another(
 ) -> None:
     name = create_agent({"text": "a b c d", "delay_seconds": 0.5})
     run_id = installation.start(name, "x")["run_id"]
-    beginning: list[dict[str, Any]] = []
+    beginning: list[ClientEvent] = []
     with closing(installation.stream(run_id)) as stream:
         for event in stream:
-            beginning.append(event.data)
+            beginning.append(event)
             if event.type == "agent_invoke_started":
                 break
-    last = str(beginning[-1]["id"])
+    last = beginning[-1].id
+    assert last is not None
     rest = list(installation.stream(run_id, url=second_gateway, after=last))
-    seen = [event["id"] for event in beginning if "id" in event]
-    seen += [event.data["id"] for event in rest if "id" in event.data]
+    seen = [event.id for event in [*beginning, *rest] if event.id]
     assert seen == [event["id"] for event in installation.log(run_id) if "id" in event]
-    pieces = "".join(e.data["data"]["text"] for e in rest if e.type == "agent_stream_delta")
+    pieces = "".join(str(e.data["text"]) for e in rest if e.type == "agent_stream_delta")
     assert pieces == "a b c d"
 
 

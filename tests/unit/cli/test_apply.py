@@ -5,7 +5,7 @@ import httpx
 import pytest
 from typer.testing import Result
 
-from penstock.cli.apply import located, read_texts
+from penstock.cli.definitions import located, read_texts
 from penstock.cli.failure import CommandError, Finding
 
 DOCUMENT = "kind: Agent\nmetadata: {name: a}\n"

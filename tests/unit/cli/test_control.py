@@ -6,9 +6,13 @@ import httpx
 import pytest
 from typer.testing import Result
 
-RUN_ID = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
-AT = "2026-11-20T12:00:00Z"
-RUN = {"run_id": RUN_ID, "status": "waiting", "steps": [{"step_id": "a", "status": "failed"}]}
+from penstock.cli.failure import CommandError
+from tests.unit.cli.conftest import AT, RUN_ID
+from tests.unit.cli.conftest import RUN as RUNNING
+
+STEP = {"step_id": "a", "node_id": "a", "kind": "tool", "name": "pay", "status": "failed",
+        "attempt": 1}  # fmt: skip
+RUN = {**RUNNING, "status": "waiting", "steps": [STEP]}
 SIGNAL = {"run_id": RUN_ID, "signal_id": "s", "seq": 7, "name": "paid", "at": AT}
 APPROVAL = {
     "run_id": RUN_ID,
@@ -24,6 +28,12 @@ APPROVAL = {
     "asked_at": AT,
     "expires_at": AT,
     "decided": {"decision": "approve", "by": "ada", "reason": "fine", "at": AT},
+}
+UNKNOWN = {
+    "run_id": RUN_ID,
+    "items": [
+        {"step_id": "a", "record_id": "a-r", "tool": "pay", "asked_at": AT, "message": "lost"}
+    ],
 }
 CALL = {"step_id": "ask", "tool": "screen", "digest": "d" * 64, "asked_at": AT, "arguments": {}}
 
@@ -90,14 +100,21 @@ def sent(request: httpx.Request) -> tuple[str, str, Any]:
                 "dry_run": True,
                 "reason": "",
             },
-            {"matched": 3, "asked": ["x"], "asked_before": ["y"], "ended": ["z"], "more": True},
+            {
+                "dry_run": True,
+                "matched": 3,
+                "asked": ["x"],
+                "asked_before": ["y"],
+                "ended": ["z"],
+                "more": True,
+            },
         ),
         (
             ("runs", "tool-calls", RUN_ID),
             "GET",
             f"/v1/runs/{RUN_ID}/tool_calls",
             None,
-            {"items": [CALL]},
+            {"run_id": RUN_ID, "items": [CALL]},
         ),
         (
             ("runs", "tool-result", RUN_ID, "ask", "--output", "[1]"),
@@ -117,7 +134,7 @@ def sent(request: httpx.Request) -> tuple[str, str, Any]:
             },
             RUN,
         ),
-        (("runs", "unknown", RUN_ID), "GET", f"/v1/runs/{RUN_ID}/unknown", None, {"items": [CALL]}),
+        (("runs", "unknown", RUN_ID), "GET", f"/v1/runs/{RUN_ID}/unknown", None, UNKNOWN),
         (
             ("runs", "resolve", RUN_ID, "pay", "succeed", "-o", "7", "--digest", "attempt-1"),
             "POST",
@@ -203,6 +220,8 @@ def test_decision_that_was_taken_is_told_with_what_was_decided(
     gateway(lambda _: httpx.Response(409, json=problem))
     result = run("approvals", "approve", RUN_ID, "pay-a")
     assert result.exit_code == 1
+    assert isinstance(result.exception, CommandError)
+    assert result.exception.findings == (("decision", "decided by ada", "reject"),)
     assert "ada has answered already: reject [already_decided]" in str(result.exception)
 
 
@@ -225,21 +244,24 @@ def test_invoke_sends_priority_tags_and_limits(
 def test_show_at_a_sequence_asks_for_it_and_tells_what_the_run_waits_for(
     run: Callable[..., Result], gateway: Callable[..., None], requests: list[httpx.Request]
 ) -> None:
-    node_record = {"record_id": "pay-a", "kind": "approval", "status": "open", "due_at": AT}
+    node_record = {"record_id": "pay-a", "kind": "approval", "status": "open", "due_at": AT,
+                   "at": AT}  # fmt: skip
     shop = {
-        "run_id": RUN_ID,
+        **RUNNING,
         "status": "waiting",
-        "name": "shop",
-        "version": 1,
-        "kind": "workflow",
-        "trigger": "http",
-        "created_at": AT,
         "waiting_for": [{**node_record, "request": {"name": "pay", "arguments": {"amount": 250}}}],
         "node_records": [{**node_record, "kind": "branch", "choice": "large"}],
         "budget": {"tokens": {"limit": 100, "spent": 30, "reserved": 0, "left": 70}},
-        "parent": {"run_id": "PARENT"},
+        "parent": {
+            "run_id": "PARENT",
+            "shard": 1,
+            "step_id": "s",
+            "attempt": 1,
+            "root_run_id": "PARENT",
+            "depth": 1,
+        },
         "forked_from": {"run_id": "ORIGIN", "at_seq": 9, "mode": "fork"},
-        "children": [{"run_id": "CHILD"}],
+        "children": [{"run_id": "CHILD", "step_id": "a", "name": "b", "status": "done"}],
     }
     gateway(lambda _: httpx.Response(200, json=shop))
     shown = run("runs", "show", RUN_ID, "--at", "17", "--records")

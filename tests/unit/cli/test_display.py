@@ -1,11 +1,13 @@
 import io
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from penstock.cli.display import EventPrinter, compact, describe, seconds_between
-from penstock.runs.events import EventType
+from penstock.cli.display import compact, seconds_between
+from penstock.cli.events import EventPrinter, describe
+from penstock.runs.events import ClientEvent, EventType
 
 
 @pytest.mark.parametrize(
@@ -22,8 +24,9 @@ def test_compact_value_is_one_line(value: Any, text: str) -> None:
 
 
 def test_seconds_between_two_times() -> None:
-    assert seconds_between("2026-01-01T00:00:00Z", "2026-01-01T00:01:00.5Z") == "60.50 s"
-    assert seconds_between("2026-01-01T00:00:00Z", None) == ""
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    assert seconds_between(start, start + timedelta(seconds=60.5)) == "60.50 s"
+    assert seconds_between(start, None) == ""
 
 
 @pytest.mark.parametrize("kind", list(EventType))
@@ -61,8 +64,11 @@ def test_describe_event_says_what_it_is_about(kind: str, data: dict[str, Any], t
 def test_printer_with_markup_in_text_prints_it_as_it_is() -> None:
     output = io.StringIO()
     printer = EventPrinter(Console(file=output, width=200))
-    printer.show({"type": "user_input", "data": {"input": "[red]no[/] [/]"}})
-    printer.show({"type": "agent_stream_delta", "step_id": "a-1", "data": {"text": "[/x]"}})
+    for kind, field, text in (
+        (EventType.USER_INPUT, "input", "[red]no[/] [/]"),
+        (EventType.AGENT_STREAM_DELTA, "text", "[/x]"),
+    ):
+        printer.show(ClientEvent(type=kind, run_id="R", step_id="a-1", data={field: text}))
     printer.close()
     assert "[red]no[/] [/]" in output.getvalue()
     assert "[/x]" in output.getvalue()

@@ -8,9 +8,8 @@ import pytest
 from typer.testing import Result
 
 from penstock.cli.failure import CommandError
-from penstock.cli.invoke import read_input
-
-RUN = {"run_id": "01ARZ3NDEKTSV4RRFFQ69G5FAV", "status": "running"}
+from penstock.cli.inputs import read_input
+from tests.unit.cli.conftest import RUN
 
 
 @pytest.mark.parametrize(

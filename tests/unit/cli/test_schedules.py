@@ -10,7 +10,7 @@ import httpx
 import pytest
 from typer.testing import Result
 
-from tests.unit.cli.conftest import Handler
+from tests.unit.cli.conftest import AT, RUN, Handler
 
 STATE: dict[str, Any] = {
     "name": "nightly",
@@ -29,13 +29,17 @@ STATE: dict[str, Any] = {
     },
 }
 DEFINITION: dict[str, Any] = {
+    "tenant": "default",
+    "kind": "schedule",
     "name": "nightly",
+    "revision": 1,
+    "created_at": AT,
+    "updated_at": AT,
     "published_version": 1,
     "document": {
         "spec": {"target": "report", "cron": "0 9 * * *", "timezone": "Europe/Berlin"},
     },
 }
-RUN = {"run_id": "R" * 26, "status": "created", "created_at": "2026-05-01T07:00:00Z"}
 TICK = {
     "tick": "2026-05-01T07:00:00Z",
     "scheduled_at": "2026-05-01T09:00:00+02:00",

@@ -275,14 +275,15 @@ def test_follow_that_is_refused_is_not_repeated(pauses: list[float]) -> None:
     assert len(gateway.requests) == 1
 
 
-def test_follow_without_any_gateway_fails_at_once(pauses: list[float]) -> None:
+def test_follow_without_any_gateway_fails_soon(pauses: list[float]) -> None:
     def refuse(_: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("refused")
 
     client, gateway = connect(refuse)
     with pytest.raises(UnreachableError):
         list(client.follow(RUN_ID))
-    assert len(gateway.requests) == 1
+    assert len(gateway.requests) == 6
+    assert sum(pauses) == 5.0
 
 
 def test_follow_gives_up_after_many_failures_in_a_row(pauses: list[float]) -> None:
@@ -310,3 +311,22 @@ sys.meta_path.insert(0, Missing())
 import penstock.client
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_get_all_joins_the_pages_of_steps() -> None:
+    def page(request: httpx.Request) -> httpx.Response:
+        cursor = request.url.params.get("steps_cursor")
+        step = {"step_id": cursor or "1", "node_id": "a", "kind": "tool", "name": "t",
+                "status": "succeeded", "attempt": 1}  # fmt: skip
+        following = {None: "2", "2": "3", "3": None}[cursor]
+        return httpx.Response(200, json={**RUN, "steps": [step], "next_steps_cursor": following})
+
+    client, gateway = connect(page)
+    run = client.get_all(RUN_ID, at_seq=9)
+    assert [step.step_id for step in run.steps] == ["1", "2", "3"]
+    assert run.next_steps_cursor is None
+    assert [dict(request.url.params) for request in gateway.requests] == [
+        {"at_seq": "9"},
+        {"at_seq": "9", "steps_cursor": "2", "steps_limit": "1000"},
+        {"at_seq": "9", "steps_cursor": "3", "steps_limit": "1000"},
+    ]

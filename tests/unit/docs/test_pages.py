@@ -17,6 +17,7 @@ import yaml
 from typer.core import TyperGroup
 
 from penstock.cli.app import app as command_line
+from penstock.cli.lazy import LazyGroup
 from penstock_gateway.app import create_app
 from penstock_gateway.core.problems import CODE_OF_STATUS, STATUS_OF_CODE
 from penstock_gateway.settings import GatewaySettings
@@ -188,8 +189,12 @@ def test_commands_of_page_exist(page: Path) -> None:
         command: Any = typer.main.get_command(command_line)
         rest = list(words)
         while isinstance(command, TyperGroup):
-            command = command.commands.get(rest.pop(0))
-            assert command is not None, words
+            name = rest.pop(0)
+            assert name in command.commands, words
+            if isinstance(command, LazyGroup):
+                command = command.load(name)
+            else:
+                command = command.commands[name]
         options = {
             name
             for parameter in command.params

@@ -1,31 +1,38 @@
-"""``penstock runs export``, ``import`` and ``verify``."""
+"""``penstock runs export``, ``verify`` and ``import``."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Annotated
 
-from penstock.cli.api import Api
+import typer
+
 from penstock.cli.display import console, print_json, status_text
 from penstock.cli.failure import MISUSED, CommandError
-from penstock.cli.wire import command_error
-from penstock.contracts.errors import RejectedError
-from penstock.runs.bundles import MEDIA_TYPE, Bundle, read
-from penstock.target import Target
+from penstock.cli.gateway import LONG_SECONDS, gateway
+from penstock.cli.lazy import group
+from penstock.cli.options import AsJson, RunId, StartKey
 
-_SECONDS: Final = 300.0
+if TYPE_CHECKING:
+    from penstock.runs.bundles import Bundle
+
+File = Annotated[str, typer.Argument(metavar="FILE", help="The bundle.")]
+
+app = group()
 
 
-def export_run(target: Target, run_id: str, output: str) -> None:
-    """Write a run's bundle to a file, or to standard output as it comes.
-
-    Raises:
-        CommandError: The run is unknown, or the file cannot be written.
-    """
-    with Api(target) as api:
-        parts = api.download(f"/v1/runs/{run_id}/export", timeout_seconds=_SECONDS)
+@app.command()
+def export(
+    context: typer.Context,
+    run_id: RunId,
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="The file; - for standard output.")
+    ] = "-",
+) -> None:
+    """Write a run as a bundle: its plan and all its facts, chained by hashes."""
+    with gateway(context) as client:
+        parts = client.download(f"/v1/runs/{run_id}/export", timeout_seconds=LONG_SECONDS)
         if output == "-":
             for part in parts:
                 sys.stdout.buffer.write(part)
@@ -47,63 +54,76 @@ def export_run(target: Target, run_id: str, output: str) -> None:
     console().print(f"{output}: {len(bundle.entries)} facts, {bundle.hash}")
 
 
-def verify_file(name: str, *, as_json: bool) -> None:
-    """Check a bundle and say what it holds.
-
-    Raises:
-        CommandError: It is not whole; the line that is wrong is named.
-    """
-    bundle = _read(name)
-    ended = bundle.ended
-    told = {
-        "run_id": bundle.header.run_id,
-        "tenant": bundle.header.tenant,
-        "name": bundle.invoked.name,
-        "version": bundle.invoked.version,
-        "status": ended.status.value if ended is not None else "running",
-        "facts": len(bundle.entries),
-        "plan": bundle.plan is not None,
-        "hash": bundle.hash,
-    }
+@app.command()
+def verify(file: File, as_json: AsJson = False) -> None:
+    """Check every hash of a bundle; needs no server."""
+    bundle = _read(file)
+    status = bundle.ended.status.value if bundle.ended is not None else "running"
+    name, version = bundle.invoked.name, bundle.invoked.version
     if as_json:
-        print_json(told)
+        shown = {
+            "run_id": bundle.header.run_id,
+            "tenant": bundle.header.tenant,
+            "name": name,
+            "version": version,
+            "status": status,
+            "facts": len(bundle.entries),
+            "plan": bundle.plan is not None,
+            "hash": bundle.hash,
+        }
+        print_json(shown)
         return
     screen = console()
-    screen.print(
-        told["run_id"], status_text(str(told["status"])), f"{told['name']} v{told['version']}"
-    )
+    screen.print(bundle.header.run_id, status_text(status), f"{name} v{version}")
     plan = "with its plan" if bundle.plan is not None else "without its plan"
-    screen.print(f"{told['facts']} facts, {plan}, {bundle.hash}")
+    screen.print(f"{len(bundle.entries)} facts, {plan}, {bundle.hash}")
 
 
-def import_file(target: Target, name: str, *, as_new: bool, key: str | None, as_json: bool) -> None:
-    """Send a bundle to the gateway; checked here first, so that a broken one costs nothing.
+@app.command("import")
+def import_run(
+    context: typer.Context,
+    file: File,
+    as_new: Annotated[bool, typer.Option("--as-new", help="Give the run a new id.")] = False,
+    idempotency_key: StartKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put the run of a bundle into the log; checks every hash first."""
+    from penstock.client import Call
+    from penstock.runs.bundles import MEDIA_TYPE
+    from penstock.runs.replies import RunImported
 
-    Raises:
-        CommandError: It is not whole, or the gateway refused it.
-    """
-    _read(name)
-    headers = {"Content-Type": MEDIA_TYPE}
-    if key is not None:
-        headers["Idempotency-Key"] = key
-    path = "/v1/runs/import" + ("?as_new=true" if as_new else "")
-    with Api(target) as api, Path(name).open("rb") as opened:
-        done = api.upload(path, opened, headers=headers, timeout_seconds=_SECONDS)
+    _read(file)  # a broken one costs the gateway nothing
+    with gateway(context) as client, Path(file).open("rb") as opened:
+        call = Call(
+            RunImported,
+            "POST",
+            "/v1/runs/import",
+            params={"as_new": "true" if as_new else None},
+            headers={"Content-Type": MEDIA_TYPE, "Idempotency-Key": idempotency_key},
+            timeout_seconds=LONG_SECONDS,
+            content=opened,
+        )
+        done = client.send(call)
     if as_json:
         print_json(done)
     else:
-        console().print(f"{done['run_id']}: {done['stored']} of {done['facts']} facts were new")
+        console().print(f"{done.run_id}: {done.stored} of {done.facts} facts were new")
 
 
 def _read(name: str) -> Bundle:
+    """Return a bundle.
+
+    Raises:
+        CommandError: The file cannot be read, or its first wrong line is named.
+    """
+    from penstock.cli.wire import command_error
+    from penstock.contracts.errors import RejectedError
+    from penstock.runs.bundles import read
+
     try:
-        return read(_lines(name))
+        with Path(name).open("rb") as opened:
+            return read(opened)
     except OSError as error:
         raise CommandError(f"{name}: {error.strerror}", exit_code=MISUSED) from error
     except RejectedError as error:
         raise command_error(error) from error
-
-
-def _lines(name: str) -> Iterator[bytes]:
-    with Path(name).open("rb") as opened:
-        yield from opened

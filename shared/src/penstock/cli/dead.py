@@ -2,92 +2,146 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
-from penstock.cli.api import Api
-from penstock.cli.display import compact, console, moment, print_json, table
+import typer
+
+from penstock.cli.display import compact, console, moment, print_json, print_list
 from penstock.cli.failure import MISUSED, CommandError
-from penstock.target import Target
+from penstock.cli.gateway import LONG_SECONDS, gateway
+from penstock.cli.lazy import group
+from penstock.cli.options import AsJson, DryRun, Limit
 
-_MANY_SECONDS: Final = 300.0
+if TYPE_CHECKING:
+    from penstock.contracts.json import Json
+    from penstock.runs.replies import DeadLetterView
 
+Seqs = Annotated[
+    list[int] | None, typer.Argument(metavar="[SEQ]...", help="Sequences of dead letters.")
+]
+Consumer = Annotated[str | None, typer.Option(help="Only of this consumer.", show_default=False)]
+OfRun = Annotated[str | None, typer.Option("--run", help="Only of this run.", show_default=False)]
+Code = Annotated[str | None, typer.Option(help="Only with this error code.", show_default=False)]
+All = Annotated[bool, typer.Option("--all", help="All dead letters.")]
 
-def list_letters(target: Target, wanted: Mapping[str, Any], *, limit: int, as_json: bool) -> None:
-    """Show dead letters, the oldest first."""
-    filters = {name: value for name, value in wanted.items() if value is not None}
-    with Api(target) as api:
-        found = list(api.pages("/v1/dead-letters", filters, limit))
-    if as_json:
-        print_json(found)
-        return
-    rows = [
-        (
-            str(letter["seq"]),
-            moment(letter["occurred_at"]),
-            letter["consumer"],
-            letter["run_id"],
-            str(letter["deliveries"]),
-            letter["remedy"],
-            compact(f"{letter['error']['code']}: {letter['error']['message']}", 200),
-        )
-        for letter in found
-    ]
-    columns = ("seq", "at", "consumer", "run", "deliveries", "requeue", "error")
-    console().print(table(columns, rows))
+Act = Literal["requeue", "discard"]
+DONE: Final = {"requeue": "requeued", "discard": "discarded"}
+
+app = group()
 
 
-def show_letter(target: Target, seq: int) -> None:
-    """Show one letter with its message."""
-    with Api(target) as api:
-        print_json(api.call("GET", f"/v1/dead-letters/{seq}"))
-
-
-def apply(
-    target: Target,
-    verb: str,
-    seqs: Sequence[int],
-    wanted: Mapping[str, Any],
-    *,
-    everything: bool,
-    limit: int,
-    dry_run: bool,
-    as_json: bool,
+@app.command("list")
+def list_letters(
+    context: typer.Context,
+    consumer: Consumer = None,
+    run_id: OfRun = None,
+    code: Code = None,
+    limit: Limit = 50,
+    as_json: AsJson = False,
 ) -> None:
-    """Requeue or discard letters, by their sequences or by what they are.
+    """List dead letters, the oldest first."""
+    from penstock.client import Call
+    from penstock.runs.replies import DeadLetterPage
+
+    params = {"consumer": consumer, "run_id": run_id, "code": code}
+    call = Call(DeadLetterPage, "GET", "/v1/dead-letters", params=params, limit=limit)
+    with gateway(context) as client:
+        found = list(client.pages(call))
+    columns: dict[str, Callable[[DeadLetterView], str]] = {
+        "seq": lambda one: str(one.seq),
+        "at": lambda one: moment(one.occurred_at),
+        "consumer": lambda one: one.consumer,
+        "run": lambda one: one.run_id,
+        "deliveries": lambda one: str(one.deliveries),
+        "requeue": lambda one: one.remedy,
+        "error": lambda one: compact(f"{one.error.code}: {one.error.message}", 200),
+    }
+    print_list(found, columns, as_json=as_json)
+
+
+@app.command()
+def show(
+    context: typer.Context,
+    seq: Annotated[int, typer.Argument(metavar="SEQ", min=1, help="Sequence of the dead letter.")],
+) -> None:
+    """Show one dead letter with the body of its message."""
+    from penstock.client import Call
+    from penstock.runs.replies import DeadLetterView
+
+    with gateway(context) as client:
+        print_json(client.send(Call(DeadLetterView, "GET", f"/v1/dead-letters/{seq}")))
+
+
+def _add(act: Act, summary: str) -> None:
+    """Add a command that acts on letters."""
+
+    @app.command(act, help=summary)
+    def command(  # noqa: PLR0913, PLR0917 - one parameter for each filter
+        context: typer.Context,
+        seqs: Seqs = None,
+        consumer: Consumer = None,
+        run_id: OfRun = None,
+        code: Code = None,
+        all_: All = False,
+        limit: Limit = 1000,
+        dry_run: DryRun = False,
+        as_json: AsJson = False,
+    ) -> None:
+        given = {"consumer": consumer, "run_id": run_id, "code": code}
+        filters: dict[str, Json] = {name: value for name, value in given.items() if value}
+        if sum((bool(seqs), bool(filters), all_)) != 1:
+            raise CommandError("give sequences, or filters, or --all", exit_code=MISUSED)
+        if seqs and dry_run:
+            raise CommandError("--dry-run needs filters or --all", exit_code=MISUSED)
+        if seqs:
+            _one_by_one(context, act, seqs, as_json=as_json)
+        else:
+            body: Json = {"filter": filters, "limit": limit, "dry_run": dry_run}
+            _many(context, act, body, as_json=as_json)
+
+
+_add("requeue", "Requeue dead letters: repeat their work.")
+_add("discard", "Discard dead letters.")
+
+
+def _one_by_one(context: typer.Context, act: Act, seqs: list[int], *, as_json: bool) -> None:
+    from penstock.client import Call
+    from penstock.runs.replies import DeadLetterView
+
+    paths = [f"/v1/dead-letters/{seq}/{act}" for seq in seqs]
+    with gateway(context) as client:
+        done = [client.send(Call(DeadLetterView, "POST", path)).seq for path in paths]
+    if as_json:
+        print_json({"done": done})
+    else:
+        console().print(f"{len(done)} letters {DONE[act]}")
+
+
+def _many(context: typer.Context, act: Act, body: Json, *, as_json: bool) -> None:
+    """Act on all letters that match a filter.
 
     Raises:
-        CommandError: It is not said which, or some letters could not be requeued.
+        CommandError: Some letters could not be requeued.
     """
-    filters = {name: value for name, value in wanted.items() if value is not None}
-    if sum((bool(seqs), bool(filters), everything)) != 1:
-        raise CommandError("say which letters: sequences, or filters, or --all", exit_code=MISUSED)
-    if seqs and dry_run:
-        raise CommandError("--dry-run goes with filters or --all", exit_code=MISUSED)
-    with Api(target) as api:
-        if seqs:
-            done = [api.call("POST", f"/v1/dead-letters/{seq}/{verb}") for seq in seqs]
-            _tell(verb, {"done": [letter["seq"] for letter in done]}, as_json=as_json)
-            return
-        body = {"filter": filters, "limit": limit, "dry_run": dry_run}
-        answer = api.call(
-            "POST", f"/v1/dead-letters/{verb}", body=body, timeout_seconds=_MANY_SECONDS
-        )
-    _tell(verb, answer, as_json=as_json)
-    if answer["refused"]:
-        raise CommandError(f"{len(answer['refused'])} letters stay")
+    from penstock.client import Call
+    from penstock.runs.replies import DeadLettersDone
 
-
-def _tell(verb: str, answer: Mapping[str, Any], *, as_json: bool) -> None:
+    path = f"/v1/dead-letters/{act}"
+    with gateway(context) as client:
+        call = Call(DeadLettersDone, "POST", path, body, timeout_seconds=LONG_SECONDS)
+        result = client.send(call)
     if as_json:
-        print_json(answer)
-        return
-    screen = console()
-    would = "would be " if answer.get("dry_run") else ""
-    done = "requeued" if verb == "requeue" else "discarded"
-    screen.print(f"{len(answer['done'])} letters {would}{done}")
-    for refused in answer.get("refused") or ():
-        error = refused["error"]
-        screen.print(f"  {refused['seq']}: {error['code']}: {error['message']}", markup=False)
-    if answer.get("more"):
-        screen.print("there are more: ask again")
+        print_json(result)
+    else:
+        screen = console()
+        screen.print(
+            f"{len(result.done)} letters {'would be ' if result.dry_run else ''}{DONE[act]}"
+        )
+        for refused in result.refused:
+            error = refused.error
+            screen.print(f"  {refused.seq}: {error.code}: {error.message}", markup=False)
+        if result.more:
+            screen.print("there are more: repeat the command")
+    if result.refused:
+        raise CommandError(f"{len(result.refused)} letters stay")

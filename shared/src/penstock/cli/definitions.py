@@ -1,49 +1,171 @@
-"""Commands about what is published: versions, aliases, archive.
-
-Only signatures stand here, as in ``app``: what they do is imported when they are called.
-"""
+"""``penstock apply``, ``versions``, ``publish``, ``archive`` and ``alias``."""
 
 from __future__ import annotations
 
-import importlib
-from typing import Annotated, Any
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, Literal
+from urllib.parse import quote
 
 import typer
 
+from penstock.cli.display import console, moment, print_list
+from penstock.cli.failure import MISUSED, CommandError
+from penstock.cli.gateway import gateway
+from penstock.cli.lazy import group
+from penstock.cli.options import AsJson
+
+if TYPE_CHECKING:
+    from penstock.client import Client
+    from penstock.contracts.json import Json
+    from penstock.contracts.rpc import Alias, Applied, AppliedDefinition, Version
+
+Kind = Literal["workflow", "network", "agent", "tool", "webhook", "schedule"]
+KINDS: Final = ("workflow", "network", "agent", "tool", "webhook", "schedule")
+"""In the order in which a name is looked up."""
+SUFFIXES: Final = frozenset({".yaml", ".yml", ".json"})
+STANDARD_INPUT: Final = "-"
+CHANGE_STYLE: Final = {"created": "green", "updated": "yellow", "unchanged": "dim"}
+_PLACE: Final = re.compile(r"documents\[(\d+)\](?:\[(\d+)\])?\.?(.*)", re.DOTALL)
+
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Agent, network or workflow.")]
 AliasName = Annotated[str, typer.Argument(metavar="ALIAS", help="Such as stable.")]
-Kind = Annotated[
-    str | None,
-    typer.Option(help="agent, network, workflow, tool, webhook or schedule; else it is looked up."),
+OfKind = Annotated[
+    Kind | None, typer.Option(help="Kind of the definition; default: the first with this name.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
-definitions = typer.Typer(rich_markup_mode=None)
-aliases = typer.Typer(
-    help="Aliases of versions: NAME@ALIAS.", no_args_is_help=True, rich_markup_mode=None
-)
+aliases = group()
 
 
-def add_definitions(app: typer.Typer) -> None:
-    """Add the commands to the command line."""
-    app.add_typer(definitions)
-    app.add_typer(aliases, name="alias")
+# -- apply: the registry reads the YAML, so its findings name lines and fields alike ------------
 
 
-def _work() -> Any:
-    """Import what does the commands' work."""
-    return importlib.import_module("penstock.cli.versions")
-
-
-@definitions.command("versions")
-def show_versions(
-    context: typer.Context, name: Name, kind: Kind = None, as_json: AsJson = False
+def apply(
+    context: typer.Context,
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FILE]...", help="The same as --file.", show_default=False),
+    ] = None,
+    files: Annotated[
+        list[str] | None,
+        typer.Option("--file", "-f", help="YAML file, folder of them, or - for standard input."),
+    ] = None,
+    publish: Annotated[bool, typer.Option(help="Also publish them.")] = True,
 ) -> None:
-    """List the published versions of a name, newest first."""
-    _work().list_versions(context.obj, name, kind=kind, as_json=as_json)
+    """Store all documents at once and print the change of each.
+
+    Raises:
+        CommandError: A file cannot be read, or the registry refused; nothing was stored then.
+    """
+    with gateway(context) as client:
+        applied = apply_files(client, [*(sources or ()), *(files or ())], publish=publish)
+    print_applied(applied)
 
 
-@definitions.command("publish")
+def apply_files(client: Client, files: list[str], *, publish: bool = True) -> Applied:
+    """Store the documents of files and folders.
+
+    Raises:
+        CommandError: A file cannot be read, or the registry refused.
+    """
+    if not files:
+        raise CommandError("give files or folders of documents", exit_code=MISUSED)
+    texts = read_texts(files)
+    if not any(text.strip() for _, text in texts):
+        raise CommandError(f"no documents in {', '.join(files)}", exit_code=MISUSED)
+    from penstock.cli.gateway import refusal
+    from penstock.client import Call, ProblemError
+    from penstock.contracts.rpc import Applied
+
+    body: Json = {"documents": [text for _, text in texts], "publish": publish}
+    try:
+        return client.send(Call(Applied, "POST", "/v1/apply", body))
+    except ProblemError as error:
+        raise located(refusal(error), [name for name, _ in texts]) from error
+
+
+def print_applied(applied: Applied) -> None:
+    """Print the change of each document."""
+    columns: dict[str, Callable[[AppliedDefinition], str]] = {
+        "kind": lambda one: one.kind,
+        "name": lambda one: one.name,
+        "version": lambda one: f"v{one.version}" if one.version else "not published",
+        "change": lambda one: f"[{CHANGE_STYLE[one.change]}]{one.change}[/]",
+        "plan": lambda one: (one.plan_digest or "")[:12],
+    }
+    print_list(applied.results, columns, as_json=False)
+
+
+def read_texts(files: list[str]) -> list[tuple[str, str]]:
+    """Return the name and the text of each file, of folders' YAML files, and standard input.
+
+    Raises:
+        CommandError: A file is missing or cannot be read.
+    """
+    texts: list[tuple[str, str]] = []
+    for name in files:
+        if name == STANDARD_INPUT:
+            texts.append(("standard input", sys.stdin.read()))
+            continue
+        path = Path(name)
+        members = [path]
+        if path.is_dir():
+            members = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+        texts += [(str(member), _text(member)) for member in members]
+    return texts
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise CommandError(f"{path}: {error.strerror}", exit_code=MISUSED) from error
+    except UnicodeDecodeError as error:
+        raise CommandError(f"{path}: not UTF-8 text", exit_code=MISUSED) from error
+
+
+def located(error: CommandError, names: list[str]) -> CommandError:
+    """Return an error with names of files instead of ``documents[n]``."""
+
+    def place(path: str) -> str:
+        if (found := _PLACE.fullmatch(path)) is None or int(found[1]) >= len(names):
+            return path
+        name = names[int(found[1])]
+        if found[2] is not None:
+            name += f"#{int(found[2]) + 1}"
+        return f"{name}: {found[3]}" if found[3] else name
+
+    findings = tuple(one._replace(path=place(one.path)) for one in error.findings)
+    message = error.message
+    for before, after in zip(error.findings, findings, strict=True):
+        message = message.replace(before.path, after.path) if before.path else message
+    return CommandError(message, findings=findings, exit_code=error.exit_code)
+
+
+# -- what is published --------------------------------------------------------------------------
+
+
+def versions(
+    context: typer.Context, name: Name, kind: OfKind = None, as_json: AsJson = False
+) -> None:
+    """Print the versions of a definition, newest first."""
+    from penstock.client import Call
+    from penstock.runs.replies import VersionItems
+
+    with gateway(context) as client:
+        path = f"{_path(client, name, kind)}/versions"
+        found = client.send(Call(VersionItems, "GET", path)).items
+    columns: dict[str, Callable[[Version], str]] = {
+        "version": lambda one: f"v{one.version}",
+        "": lambda one: "in force" if one.in_force else "",
+        "published": lambda one: moment(one.published_at),
+        "plan": lambda one: one.plan_digest[:12],
+    }
+    print_list(found, columns, as_json=as_json)
+
+
 def publish(
     context: typer.Context,
     name: Name,
@@ -51,16 +173,27 @@ def publish(
         int | None,
         typer.Option(min=1, help="Publish this version again; default: the stored definition."),
     ] = None,
-    kind: Kind = None,
+    kind: OfKind = None,
 ) -> None:
-    """Publish a definition."""
-    _work().publish_version(context.obj, name, kind=kind, version=version)
+    """Publish the stored definition, or an older version again."""
+    from penstock.client import Call
+    from penstock.contracts.rpc import AppliedDefinition
+
+    body: Json = {"version": version} if version is not None else {}
+    with gateway(context) as client:
+        path = f"{_path(client, name, kind)}/publish"
+        done = client.send(Call(AppliedDefinition, "POST", path, body))
+    console().print(f"{name}: v{done.version} is in force", markup=False)
 
 
-@definitions.command("archive")
-def archive(context: typer.Context, name: Name, kind: Kind = None) -> None:
-    """Archive a definition with all versions; publishing restores it."""
-    _work().archive_definition(context.obj, name, kind=kind)
+def archive(context: typer.Context, name: Name, kind: OfKind = None) -> None:
+    """Archive a definition that no other one uses."""
+    from penstock.client import Call
+    from penstock.contracts.rpc import Definition
+
+    with gateway(context) as client:
+        client.send(Call(Definition, "POST", f"{_path(client, name, kind)}/archive"))
+    console().print(f"{name} is archived", markup=False)
 
 
 @aliases.command("set")
@@ -75,23 +208,71 @@ def set_alias(
     weight: Annotated[
         int | None, typer.Option(min=1, max=100, help="Percentage of runs for the other version.")
     ] = None,
-    kind: Kind = None,
+    kind: OfKind = None,
 ) -> None:
     """Point an alias at a version."""
     if (canary is None) != (weight is None):
         raise typer.BadParameter("--canary and --weight go together")
-    _work().put_alias(context.obj, name, alias, version, kind=kind, canary=canary, weight=weight)
+    from penstock.client import Call
+    from penstock.contracts.rpc import Alias
+
+    body: dict[str, Json] = {"version": version}
+    if canary is not None:
+        body["canary"] = {"version": canary, "weight": weight}
+    with gateway(context) as client:
+        path = f"{_path(client, name, kind)}/aliases/{quote(alias)}"
+        stored = client.send(Call(Alias, "PUT", path, body))
+    console().print(f"{name}@{alias} is {_aim(stored)}", markup=False)
 
 
 @aliases.command("list")
 def list_aliases(
-    context: typer.Context, name: Name, kind: Kind = None, as_json: AsJson = False
+    context: typer.Context, name: Name, kind: OfKind = None, as_json: AsJson = False
 ) -> None:
     """List the aliases of a definition."""
-    _work().show_aliases(context.obj, name, kind=kind, as_json=as_json)
+    from penstock.client import Call
+    from penstock.contracts.rpc import Aliases
+
+    with gateway(context) as client:
+        path = f"{_path(client, name, kind)}/aliases"
+        found = client.send(Call(Aliases, "GET", path)).items
+    columns: dict[str, Callable[[Alias], str]] = {
+        "alias": lambda one: f"{name}@{one.alias}",
+        "stands for": _aim,
+        "since": lambda one: moment(one.updated_at),
+    }
+    print_list(found, columns, as_json=as_json)
 
 
 @aliases.command("delete")
-def delete_alias(context: typer.Context, name: Name, alias: AliasName, kind: Kind = None) -> None:
+def delete_alias(context: typer.Context, name: Name, alias: AliasName, kind: OfKind = None) -> None:
     """Remove an alias."""
-    _work().remove_alias(context.obj, name, alias, kind=kind)
+    from penstock.client import Call
+    from penstock.contracts.facts import Record
+
+    with gateway(context) as client:
+        path = f"{_path(client, name, kind)}/aliases/{quote(alias)}"
+        client.send(Call(Record, "DELETE", path))
+    console().print(f"{name}@{alias} is gone", markup=False)
+
+
+def _aim(alias: Alias) -> str:
+    canary = alias.canary
+    return f"v{alias.version}" + (f", {canary.weight}% v{canary.version}" if canary else "")
+
+
+def _path(client: Client, name: str, kind: Kind | None) -> str:
+    """Return the path of a definition; without its kind the first one with the name."""
+    from penstock.client import Call, ProblemError
+    from penstock.contracts.rpc import Definition
+
+    candidates = [f"/v1/{one}s/{quote(name)}" for one in ((kind,) if kind else KINDS)]
+    for path in candidates[:-1]:
+        try:
+            client.send(Call(Definition, "GET", path))
+        except ProblemError as error:
+            if error.code != "unknown_definition":
+                raise
+        else:
+            return path
+    return candidates[-1]

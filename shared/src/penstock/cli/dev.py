@@ -1,43 +1,68 @@
-"""``penstock dev`` and the processes of a local stack."""
+"""``penstock dev`` and ``penstock services``: the local stack and its processes."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
+import typer
+
+from penstock.cli.display import console, print_json, table
 from penstock.cli.failure import MISUSED, CommandError
+from penstock.cli.lazy import group
+from penstock.cli.options import AsJson
 from penstock.stack import SERVICES, StackOptions, is_loopback
 from penstock.target import Target
 
+services = group()
 
-def run_stack(options: StackOptions) -> NoReturn:
+
+def dev(
+    context: typer.Context,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="HTTP; 0: any free.")] = 8080,
+    nats_port: Annotated[int, typer.Option(min=0, max=65535, help="Bus; 0: any free.")] = 4222,
+    data_dir: Annotated[str | None, typer.Option(help="Data folder.")] = None,
+    durable: Annotated[
+        bool, typer.Option("--durable", help="Flush each message to disk before its ack.")
+    ] = False,
+    host: Annotated[str, typer.Option(help="Address of the gateway.")] = "127.0.0.1",
+    auth: Annotated[
+        bool, typer.Option("--auth", help="Require API keys (see `penstock keys create`).")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show the services' logs here.")
+    ] = False,
+) -> NoReturn:
     """Become the supervisor: this process keeps nothing of the command line's libraries.
 
     Raises:
-        CommandError: The options cannot stand together.
+        CommandError: The options contradict each other.
     """
-    if not options.auth and not is_loopback(options.host):
+    if not auth and not is_loopback(host):
         raise CommandError(
-            f"refusing to listen on {options.host} without authentication: add --auth",
-            exit_code=MISUSED,
+            f"refusing to listen on {host} without authentication: add --auth", exit_code=MISUSED
         )
+    options = StackOptions(
+        data_dir=data_dir or str(context.obj.data_dir),
+        host=host,
+        port=port,
+        nats_port=nats_port,
+        durable=durable,
+        auth=auth,
+        verbose=verbose,
+    )
     sys.stdout.flush()
     sys.stderr.flush()
     command = [sys.executable, "-m", "penstock.supervisor", json.dumps(options._asdict())]
     os.execv(sys.executable, command)  # noqa: S606 - our interpreter, our module
 
 
-def list_processes(target: Target, *, as_json: bool) -> None:
-    """Show what ``stack.json`` says.
-
-    Raises:
-        CommandError: No stack runs there.
-    """
-    from penstock.cli.display import console, print_json, table
-
-    stack = _stack(target)
+@services.command("list")
+def list_services(context: typer.Context, as_json: AsJson = False) -> None:
+    """List the processes of the local stack."""
+    stack = _stack(context.obj)
     if as_json:
         print_json(stack)
         return
@@ -58,19 +83,19 @@ def list_processes(target: Target, *, as_json: bool) -> None:
     screen.print(table(("process", "pid", "restarts", "metrics"), rows))
 
 
-def run_replica(target: Target, name: str) -> NoReturn:
-    """Become one more process of a service, on the local stack's bus and data.
-
-    Raises:
-        CommandError: No stack runs there, or the service is unknown.
-    """
-    stack = _stack(target)
+@services.command("run")
+def run_service(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="gateway, registry, engine, projector, ...")],
+) -> NoReturn:
+    """Run one more replica of a service, beside the local stack, in the foreground."""
+    stack = _stack(context.obj)
     service = next((found for found in SERVICES if found.name == name), None)
     if service is None:
         known = ", ".join(found.name for found in SERVICES)
         raise CommandError(f"no service {name}: there are {known}", exit_code=MISUSED)
     env = {
-        # A replica takes a port of its own unless it is told one.
+        # A replica takes any free port unless one is given.
         "PENSTOCK_PORT": "0",
         **os.environ,
         **service.env,

@@ -1,7 +1,4 @@
-"""``penstock doctor``: look at everything that a healthy installation has, and change nothing.
-
-Each examination gives findings; one that fails makes the exit code 1.
-"""
+"""``penstock doctor``: examine bus, services and databases of an installation; change nothing."""
 
 from __future__ import annotations
 
@@ -20,6 +17,7 @@ from penstock.bus.topology import consumer_table, stream_table
 from penstock.child import LOOPBACK
 from penstock.cli.display import console, print_json, table
 from penstock.cli.failure import FAILED, CommandError
+from penstock.cli.options import AsJson
 from penstock.cli.wire import Wire, on_wire
 from penstock.contracts import subjects
 from penstock.contracts.errors import PenstockError
@@ -37,15 +35,16 @@ _SECOND_NS: Final = 1_000_000_000
 
 
 class Finding(NamedTuple):
-    """What one examination found."""
+    """One result of an examination."""
 
     level: Level
     area: str
     text: str
 
 
-def examine(target: Target, *, as_json: bool) -> None:
-    """Run all examinations and print what they found; exit code 1 if anything fails."""
+def doctor(context: typer.Context, as_json: AsJson = False) -> None:
+    """Run all examinations and print their findings; exit code 1 if one fails."""
+    target: Target = context.obj
     findings = list(_processes(target))
     findings += _gateway(target)
     try:
@@ -75,7 +74,7 @@ def _get(url: str) -> httpx.Response | None:
 
 
 def _processes(target: Target) -> Iterator[Finding]:
-    """Ask every process of a local stack whether it is ready."""
+    """Check the readiness of every process of a local stack."""
     stack = target.stack
     if stack is None:
         yield Finding("ok", "stack", f"none in {target.data_dir}: looking at the services alone")
@@ -133,7 +132,7 @@ async def _guarded(
 
 
 async def _durability(wire: Wire, target: Target) -> AsyncIterator[Finding]:
-    """Say when a message is on disk, and how long an append takes."""
+    """Report when a message is on disk, and how long an append takes."""
     settings = _jetstream_settings(target)
     if settings is None:
         yield Finding("ok", "durability", "unknown: the bus's monitoring HTTP is not known "
@@ -209,7 +208,7 @@ async def _streams(wire: Wire, _target: Target) -> AsyncIterator[Finding]:
 
 
 async def _consumers(wire: Wire, _target: Target) -> AsyncIterator[Finding]:
-    """Look at the durables: is anybody reading, and how far behind."""
+    """Check for each durable consumer that it is read, and its lag."""
     wanted = {(stream, want["durable_name"]) for stream, want in consumer_table(wire.settings)}
     seen: set[tuple[str, str]] = set()
     for stream in (subjects.RUNS, subjects.TIMERS):
@@ -245,7 +244,7 @@ async def _consumers_of(wire: Wire, stream: str) -> AsyncIterator[dict[str, Any]
 
 
 async def _leases(wire: Wire, _target: Target) -> AsyncIterator[Finding]:
-    """Say which shards an engine cares for."""
+    """Check that an engine holds each shard."""
     held = set(await Bucket(wire.bus, subjects.LEASES).keys())
     shards = range(wire.settings.shards)
     free = [shard for shard in shards if subjects.shard_lease_key(shard) not in held]
@@ -272,7 +271,7 @@ async def _runners(wire: Wire, _target: Target) -> AsyncIterator[Finding]:
 
 
 async def _databases(wire: Wire, target: Target) -> AsyncIterator[Finding]:
-    """Have both owners of a database read from it."""
+    """Let both owners of a database read from it."""
     probes: tuple[tuple[Literal["registry", "archive"], str, dict[str, Any]], ...] = (
         ("registry", "list_definitions", {"tenant": target.tenant, "kind": "agent", "limit": 1}),
         ("archive", "list_runs", {"tenant": target.tenant, "limit": 1}),

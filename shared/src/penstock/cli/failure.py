@@ -1,4 +1,4 @@
-"""What a command says when it cannot do its work: one clear line, details with their paths."""
+"""A failed command: one clear line, findings with their paths, an exit code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MISUSED: Final = 2
 
 
 class Finding(NamedTuple):
-    """One detail: where it was found, what is wrong, what would be allowed."""
+    """One detail: its path, the fault, the allowed values."""
 
     path: str
     message: str
@@ -19,25 +19,19 @@ class Finding(NamedTuple):
 
 
 class CommandError(Exception):
-    """The command failed; ``exit_code`` is 2 where the caller should ask differently."""
+    """The command failed; ``exit_code`` is 2 if another command line would succeed."""
 
     def __init__(
-        self,
-        message: str,
-        *,
-        findings: tuple[Finding, ...] = (),
-        exit_code: int = FAILED,
-        code: str = "",
+        self, message: str, *, findings: tuple[Finding, ...] = (), exit_code: int = FAILED
     ) -> None:
-        """Create the error; ``message`` is one line for people, ``code`` the gateway's."""
+        """Create the error; ``message`` is one line for people."""
         super().__init__(message)
         self.message = message
         self.findings = findings
         self.exit_code = exit_code
-        self.code = code
 
 
-def tell(error: CommandError, output: TextIO | None = None) -> None:
+def print_error(error: CommandError, output: TextIO | None = None) -> None:
     """Print an error as ``error: ...`` with one line per finding."""
     output = sys.stderr if output is None else output
     coloured = output.isatty() and not os.environ.get("NO_COLOR")

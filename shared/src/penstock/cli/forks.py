@@ -2,68 +2,120 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from penstock.cli.api import Api
 from penstock.cli.display import console, print_json, status_text
 from penstock.cli.failure import FAILED
-from penstock.cli.holding import read_pair
-from penstock.cli.invoke import read_input
-from penstock.cli.runs import follow
-from penstock.target import Target
+from penstock.cli.gateway import gateway
+from penstock.cli.inputs import read_input, read_pairs, read_values
+from penstock.cli.lazy import group
+from penstock.cli.options import AsJson, Follow, RunId, StartKey, Tag
+
+if TYPE_CHECKING:
+    from penstock.client import Client
+    from penstock.client.calls import Changes
+    from penstock.runs.views import RunView
+
+Override = Annotated[
+    list[str] | None,
+    typer.Option(help="STEP=OUTPUT, JSON or text or @file; may be repeated.", show_default=False),
+]
+LimitOption = Annotated[
+    list[str] | None, typer.Option("--limit", help="Such as max_steps=20; may be repeated.")
+]
+
+app = group()
 
 
-def start(
-    target: Target,
-    run_id: str,
-    verb: str,
-    wanted: Mapping[str, Any],
-    given: Mapping[str, Any],
-    *,
-    key: str | None,
-    follow_run: bool,
-    as_json: bool,
+@app.command()
+def fork(  # noqa: PLR0913, PLR0917 - one parameter for each difference
+    context: typer.Context,
+    run_id: RunId,
+    from_seq: Annotated[
+        int | None, typer.Option("--from", min=1, help="Continue from this sequence of the log.")
+    ] = None,
+    override: Override = None,
+    input_text: Annotated[
+        str | None,
+        typer.Option("--input", "-i", help="Another input: JSON, text or @file."),
+    ] = None,
+    version: Annotated[str | None, typer.Option(help="Another version, or an alias.")] = None,
+    limit: LimitOption = None,
+    tag: Tag = None,
+    idempotency_key: StartKey = None,
+    follow: Follow = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Start a run that goes on from another one.
+    """Start a run that continues from any point of another one, also with another input."""
+    changes = _changes(override, limit, tag, idempotency_key)
+    if input_text is not None:
+        changes["input"] = read_input(input_text)
+    chosen = int(version) if version is not None and version.isdigit() else version
+    with gateway(context) as client:
+        run = client.fork(run_id, at_seq=from_seq, version=chosen, **changes)
+        _finish(client, run, follow=follow, as_json=as_json)
 
-    Args:
-        target: Where to.
-        run_id: The run to go on from.
-        verb: ``fork``, ``retry`` or ``replay``.
-        wanted: Fields of the request as the API names them.
-        given: Options as they were typed: ``override``, ``limit``, ``tag``, ``input``.
-        key: Idempotency key.
-        follow_run: Show the new run's events; the exit code is 1 if it does not end well.
-        as_json: Print the new run as JSON.
-    """
-    body = {name: value for name, value in wanted.items() if value is not None}
-    if isinstance(body.get("version"), str) and body["version"].isdigit():
-        body["version"] = int(body["version"])
-    if given.get("input") is not None:
-        body["input"] = read_input(given["input"])
-    for option, field in (("override", "overrides"), ("limit", "limits")):
-        pairs = (read_pair(text, option=f"--{option}") for text in given.get(option) or ())
-        found = {name: read_input(value, option=f"--{option}") for name, value in pairs}
-        if found:
-            body[field] = found
-    if given.get("tag"):
-        body["tags"] = dict(read_pair(text, option="--tag") for text in given["tag"])
-    headers = {} if key is None else {"Idempotency-Key": key}
-    with Api(target) as api:
-        run = api.call("POST", f"/v1/runs/{run_id}/{verb}", body=body, headers=headers)
-        if not follow_run:
-            _show(run, as_json=as_json)
-        elif follow(api, run["run_id"], as_json=as_json) in ("failed", "cancelled"):
+
+@app.command()
+def retry(
+    context: typer.Context,
+    run_id: RunId,
+    override: Override = None,
+    limit: LimitOption = None,
+    tag: Tag = None,
+    idempotency_key: StartKey = None,
+    follow: Follow = False,
+    as_json: AsJson = False,
+) -> None:
+    """Start a failed or cancelled run again where it failed; recorded outcomes are reused."""
+    with gateway(context) as client:
+        run = client.retry(run_id, **_changes(override, limit, tag, idempotency_key))
+        _finish(client, run, follow=follow, as_json=as_json)
+
+
+@app.command()
+def replay(
+    context: typer.Context,
+    run_id: RunId,
+    from_seq: Annotated[
+        int | None,
+        typer.Option("--from", min=1, help="Repeat the decisions after this sequence."),
+    ] = None,
+    override: Override = None,
+    tag: Tag = None,
+    idempotency_key: StartKey = None,
+    follow: Follow = False,
+    as_json: AsJson = False,
+) -> None:
+    """Repeat an ended run with its recorded outcomes; only overridden steps differ."""
+    with gateway(context) as client:
+        changes = _changes(override, None, tag, idempotency_key)
+        run = client.replay(run_id, from_seq=from_seq, **changes)
+        _finish(client, run, follow=follow, as_json=as_json)
+
+
+def _changes(
+    override: list[str] | None, limit: list[str] | None, tag: list[str] | None, key: str | None
+) -> Changes:
+    return {
+        "overrides": read_values(override, option="--override") or None,
+        "limits": read_values(limit, option="--limit") or None,
+        "tags": read_pairs(tag, option="--tag") or None,
+        "idempotency_key": key,
+    }
+
+
+def _finish(client: Client, run: RunView, *, follow: bool, as_json: bool) -> None:
+    """Print the new run, or its events until its end."""
+    if follow:
+        from penstock.cli.events import follow_run
+
+        if follow_run(client, run.run_id, as_json=as_json) in ("failed", "cancelled"):
             raise typer.Exit(FAILED)
-
-
-def _show(run: Mapping[str, Any], *, as_json: bool) -> None:
-    if as_json:
+    elif as_json:
         print_json(run)
-        return
-    kept = sum(step["status"] == "succeeded" for step in run.get("steps") or ())
-    screen = console()
-    screen.print(run["run_id"], status_text(run["status"]), f"{kept} outcomes taken over")
+    else:
+        kept = sum(step.status == "succeeded" for step in run.steps)
+        console().print(run.run_id, status_text(run.status), f"{kept} outcomes taken over")

@@ -1,107 +1,75 @@
-"""``penstock invoke``: start a run, and watch or await it."""
+"""``penstock invoke``: start a run, and follow or await it."""
 
 from __future__ import annotations
 
-import json
-import sys
-from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from penstock.cli.api import Api
 from penstock.cli.display import compact, console, print_json, status_text
-from penstock.cli.failure import FAILED, MISUSED, CommandError
-from penstock.cli.holding import read_pair
-from penstock.cli.runs import follow
-from penstock.target import Target
+from penstock.cli.gateway import gateway
+from penstock.cli.inputs import read_input, read_pairs, read_values
+from penstock.cli.options import AsJson, Follow, StartKey, Tag
 
-_GRACE_SECONDS: Final = 10.0
-
-
-class InvokeOptions(NamedTuple):
-    """What can be chosen about a run."""
-
-    input_text: str
-    follow: bool
-    wait_seconds: int | None
-    session_id: str | None
-    idempotency_key: str | None
-    as_json: bool
-    priority: int | None = None
-    tags: tuple[str, ...] = ()
-    limits: tuple[str, ...] = ()
+if TYPE_CHECKING:
+    from penstock.runs.views import RunView
 
 
-def invoke_name(target: Target, name: str, options: InvokeOptions) -> None:
-    """Start a run; the exit code is 1 if its end was awaited and is not ``done``.
+def invoke(  # noqa: PLR0913, PLR0917 - one parameter for each option
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Agent, workflow or network.")],
+    input_text: Annotated[
+        str,
+        typer.Option("--input", "-i", help="JSON, or text, or @file, or @- for standard input."),
+    ] = "null",
+    follow: Follow = False,
+    wait: Annotated[
+        int | None, typer.Option(min=1, help="Wait up to this many seconds for the end.")
+    ] = None,
+    session: Annotated[str | None, typer.Option(help="Continue this conversation.")] = None,
+    idempotency_key: StartKey = None,
+    priority: Annotated[
+        int | None, typer.Option(min=-100, max=100, help="Priority in queues; higher runs first.")
+    ] = None,
+    tag: Tag = None,
+    limit: Annotated[
+        list[str] | None, typer.Option(help="Such as max_tokens=1000; may be repeated.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Start a run; the exit code is 1 if its end was awaited and is not ``done``."""
+    value = read_input(input_text)
+    tags = read_pairs(tag, option="--tag")
+    limits = read_values(limit, option="--limit")
+    from penstock.cli.events import exit_code, follow_run
 
-    Raises:
-        CommandError: The input cannot be read, or the gateway refused.
-    """
-    body: dict[str, Any] = {"name": name, "input": read_input(options.input_text)}
-    if options.session_id is not None:
-        body["session_id"] = options.session_id
-    if options.priority is not None:
-        body["priority"] = options.priority
-    if options.tags:
-        body["tags"] = dict(read_pair(text, option="--tag") for text in options.tags)
-    if options.limits:
-        given = (read_pair(text, option="--limit") for text in options.limits)
-        body["limits"] = {field: read_input(value, option="--limit") for field, value in given}
-    headers = {}
-    if options.idempotency_key is not None:
-        headers["Idempotency-Key"] = options.idempotency_key
-    wait = 0 if options.follow else options.wait_seconds or 0
-    if wait:
-        headers["Prefer"] = f"wait={wait}"
-    with Api(target) as api:
-        run = api.call(
-            "POST", "/v1/runs", body=body, headers=headers, timeout_seconds=wait + _GRACE_SECONDS
+    with gateway(context) as client:
+        run = client.start(
+            name,
+            value,
+            session_id=session,
+            tags=tags,
+            limits=limits,
+            priority=priority,
+            idempotency_key=idempotency_key,
+            wait_seconds=None if follow else wait,
         )
-        if options.follow:
-            raise typer.Exit(_code(follow(api, run["run_id"], as_json=options.as_json)))
-    _show(run, options)
-    if wait:
-        raise typer.Exit(_code(run["status"]))
-
-
-def _show(run: dict[str, Any], options: InvokeOptions) -> None:
-    if options.as_json:
+        if follow:
+            raise typer.Exit(exit_code(follow_run(client, run.run_id, as_json=as_json)))
+    if as_json:
         print_json(run)
-        return
+    else:
+        _print_run(run)
+    if wait:
+        raise typer.Exit(exit_code(run.status))
+
+
+def _print_run(run: RunView) -> None:
     screen = console()
-    screen.print(run["run_id"], status_text(run["status"]))
-    if (error := run.get("error")) is not None:
-        screen.print(f"{error.get('code')}: {error.get('message')}", style="red", markup=False)
-    elif run["status"] == "done":
-        output = run.get("output")
-        screen.print(compact(output, 4000) if isinstance(output, str) else "", end="")
-        if not isinstance(output, str):
-            print_json(output)
-        else:
-            screen.print()
-
-
-def _code(status: str) -> int:
-    return 0 if status == "done" else FAILED
-
-
-def read_input(text: str, *, option: str = "--input") -> Any:
-    """Read a value: JSON if it looks like it, else plain text; ``@file`` and ``@-`` read one.
-
-    Raises:
-        CommandError: The file cannot be read, or it looks like JSON and is not.
-    """
-    if text.startswith("@"):
-        name = text[1:]
-        try:
-            text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
-        except OSError as error:
-            raise CommandError(f"{name}: {error.strerror}", exit_code=MISUSED) from error
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        if text.lstrip()[:1] in ("{", "["):
-            raise CommandError(f"{option} is not JSON: {error}", exit_code=MISUSED) from error
-        return text
+    screen.print(run.run_id, status_text(run.status))
+    if run.error is not None:
+        screen.print(f"{run.error.code}: {run.error.message}", style="red", markup=False)
+    elif run.status == "done" and isinstance(run.output, str):
+        screen.print(compact(run.output, 4000))
+    elif run.status == "done":
+        print_json(run.output)

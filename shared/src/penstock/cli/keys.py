@@ -1,83 +1,111 @@
-"""``penstock keys``: asked of the registry over the bus, so that the first key can be made.
+"""``penstock keys``: API keys, managed over the bus, so that the first key can be created.
 
-Whoever reaches the bus is trusted already; the gateway hands out no keys to strangers.
+A process on the bus is trusted already; the gateway creates keys for administrators alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
-from pydantic import BaseModel, ValidationError
+import typer
 
-from penstock.cli.display import console, moment, print_json, table
-from penstock.cli.failure import MISUSED, CommandError
-from penstock.cli.wire import Wire, on_wire
-from penstock.contracts.rpc import CreatedKey, CreateKey, KeyInfo, Keys, ListKeys, RevokeKey
-from penstock.rpc import call
-from penstock.target import Target
+from penstock.cli.display import console, moment, print_list
+from penstock.cli.lazy import group
+from penstock.cli.options import AsJson
 
-ReplyT = TypeVar("ReplyT", bound=BaseModel)
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from penstock.cli.wire import Wire
+    from penstock.contracts.rpc import KeyInfo
+
+RequestT = TypeVar("RequestT", bound="BaseModel")
+ReplyT = TypeVar("ReplyT", bound="BaseModel")
+
+app = group()
 
 
-def create(target: Target, *, name: str, roles: Sequence[str], expires_days: int | None) -> None:
-    """Make a key and print its secret.
+@app.command()
+def create(
+    context: typer.Context,
+    name: Annotated[str, typer.Option(help="Display name.")] = "",
+    role: Annotated[
+        list[str] | None, typer.Option(help="admin, operator, viewer or runner.")
+    ] = None,
+    expires_days: Annotated[
+        int | None, typer.Option(min=1, help="Days until the key expires.")
+    ] = None,
+) -> None:
+    """Create an API key and print its secret once."""
+    from penstock.contracts.rpc import CreatedKey, CreateKey
 
-    Raises:
-        CommandError: A role is unknown, or the registry cannot be reached.
-    """
-    expires_at = None
-    if expires_days is not None:
-        expires_at = datetime.now(UTC) + timedelta(days=expires_days)
-    try:
-        request = CreateKey.model_validate(
-            {"tenant": target.tenant, "name": name, "roles": roles, "expires_at": expires_at}
-        )
-    except ValidationError as error:
-        raise CommandError(str(error.errors()[0]["msg"]), exit_code=MISUSED) from error
-    made = _ask(target, "create_key", request, CreatedKey)
+    expires_at = datetime.now(UTC) + timedelta(days=expires_days) if expires_days else None
+    fields = {"name": name, "roles": role or ["operator"], "expires_at": expires_at}
+    created = _ask(context, "create_key", CreateKey, fields, CreatedKey)
     screen = console()
-    screen.print(f"[dim]{made.key.key_id} for tenant {made.key.tenant}; shown only now:[/]")
-    screen.print(made.secret, markup=False)
+    screen.print(f"[dim]{created.key.key_id} for tenant {created.key.tenant}; shown only now:[/]")
+    screen.print(created.secret, markup=False)
 
 
-def list_all(target: Target, *, revoked: bool, as_json: bool) -> None:
-    """Show keys without secrets."""
-    found = _ask(target, "list_keys", ListKeys(tenant=target.tenant, revoked=revoked), Keys)
-    if as_json:
-        print_json(found.model_dump(mode="json")["items"])
-        return
-    rows = [
-        (
-            key.key_id,
-            key.name,
-            ", ".join(key.roles),
-            _time(key.created_at),
-            _time(key.expires_at),
-            _time(key.revoked_at),
-        )
-        for key in found.items
-    ]
-    console().print(table(("key", "name", "roles", "created", "expires", "revoked"), rows))
+@app.command("list")
+def list_keys(
+    context: typer.Context,
+    revoked: Annotated[bool, typer.Option("--revoked", help="Revoked ones as well.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List keys, without their secrets."""
+    from penstock.contracts.rpc import Keys, ListKeys
+
+    found = _ask(context, "list_keys", ListKeys, {"revoked": revoked}, Keys).items
+    columns: dict[str, Callable[[KeyInfo], str]] = {
+        "key": lambda key: key.key_id,
+        "name": lambda key: key.name,
+        "roles": lambda key: ", ".join(key.roles),
+        "created": lambda key: moment(key.created_at),
+        "expires": lambda key: moment(key.expires_at),
+        "revoked": lambda key: moment(key.revoked_at),
+    }
+    print_list(found, columns, as_json=as_json)
 
 
-def revoke(target: Target, key_id: str) -> None:
-    """Make a key worthless."""
-    try:
-        request = RevokeKey(tenant=target.tenant, key_id=key_id)
-    except ValidationError as error:
-        raise CommandError(str(error.errors()[0]["msg"]), exit_code=MISUSED) from error
-    _ask(target, "revoke_key", request, KeyInfo)
+@app.command()
+def revoke(
+    context: typer.Context,
+    key_id: Annotated[str, typer.Argument(metavar="KEY", help="Id of the key.")],
+) -> None:
+    """Revoke an API key at once."""
+    from penstock.contracts.rpc import KeyInfo, RevokeKey
+
+    _ask(context, "revoke_key", RevokeKey, {"key_id": key_id}, KeyInfo)
     console().print(f"{key_id} revoked", markup=False)
 
 
-def _ask(target: Target, verb: str, request: BaseModel, reply: type[ReplyT]) -> ReplyT:
+def _ask(
+    context: typer.Context,
+    verb: str,
+    request: type[RequestT],
+    fields: Mapping[str, object],
+    reply: type[ReplyT],
+) -> ReplyT:
+    """Send a request of the tenant to the registry.
+
+    Raises:
+        CommandError: A field is invalid, or the registry cannot be reached.
+    """
+    from pydantic import ValidationError
+
+    from penstock.cli.failure import MISUSED, CommandError
+    from penstock.cli.wire import on_wire
+    from penstock.rpc import call
+
+    try:
+        asked = request.model_validate({"tenant": context.obj.tenant, **fields})
+    except ValidationError as error:
+        raise CommandError(str(error.errors()[0]["msg"]), exit_code=MISUSED) from error
+
     async def work(wire: Wire) -> ReplyT:
-        return await call(wire.bus, "registry", verb, request, reply)
+        return await call(wire.bus, "registry", verb, asked, reply)
 
-    return on_wire(target, work)
-
-
-def _time(at: datetime | None) -> str:
-    return moment(at.isoformat()) if at is not None else ""
+    return on_wire(context.obj, work)

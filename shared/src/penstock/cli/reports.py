@@ -1,203 +1,262 @@
-"""``penstock observability``: reports of cost and time, with what stands out."""
+"""``penstock observability``: archive status, cost and profile reports."""
 
 from __future__ import annotations
 
+import enum
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
-from rich.text import Text
+import typer
 
-from penstock.cli.api import Api
 from penstock.cli.display import console, print_json, status_text, table
-from penstock.cli.spans import instant
-from penstock.target import Target
+from penstock.cli.gateway import gateway
+from penstock.cli.lazy import group
+from penstock.cli.options import Since, Until
+from penstock.cli.time_ranges import instant
 
-_DEAREST: Final = "bold red"
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+    from rich.text import Text
+
+    from penstock.contracts.archive import CostLine
+    from penstock.contracts.facts import Usage
+
+_HIGHEST: Final = "bold red"
 _SLOW: Final = "bold yellow"
 
 
-def _params(since: str | None, until: str | None, name: str | None) -> dict[str, str | int]:
-    given = {
+class Format(enum.StrEnum):
+    """How a report is printed."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+Name = Annotated[
+    str | None, typer.Option(help="Only of this agent or workflow.", show_default=False)
+]
+AsFormat = Annotated[Format, typer.Option("--format", help="Output format.")]
+
+app = group()
+
+
+def _span(since: str | None, until: str | None, name: str | None) -> dict[str, object]:
+    return {
         "since": instant(since, option="--since"),
         "until": instant(until, option="--until"),
         "name": name,
     }
-    return {key: value for key, value in given.items() if value is not None}
 
 
-def show_status(target: Target, *, as_json: bool) -> None:
-    """Show how far the archive is, and what ran and cost in the last day."""
-    since = (datetime.now(UTC) - timedelta(days=1)).isoformat()
-    with Api(target) as api:
-        archive = api.call("GET", "/v1/archive")
-        cost = api.call("GET", "/v1/reports/cost", params={"since": since})
-        profile = api.call("GET", "/v1/reports/profile", params={"since": since})
+@app.command()
+def status(context: typer.Context, format: AsFormat = Format.TABLE) -> None:
+    """Show the lag of the archive, and the runs and the cost of today."""
+    from penstock.client import Call
+    from penstock.contracts.archive import ArchiveStatus, CostReportView, ProfileReportView
+
+    day = {"since": datetime.now(UTC) - timedelta(days=1)}
+    with gateway(context) as client:
+        archive = client.send(Call(ArchiveStatus, "GET", "/v1/archive"))
+        cost = client.send(Call(CostReportView, "GET", "/v1/reports/cost", params=day))
+        profile = client.send(Call(ProfileReportView, "GET", "/v1/reports/profile", params=day))
         counts = {
-            status: len(list(api.pages("/v1/runs", {"status": status}, 1000)))
+            status: sum(1 for _ in client.runs(status=[status], limit=1000))
             for status in ("created", "running", "waiting", "paused")
         }
-    if as_json:
+    if format is Format.JSON:
         print_json({"archive": archive, "open_runs": counts, "cost": cost, "profile": profile})
         return
     screen = console()
-    lag = archive["lag_messages"]
-    state = "rebuilding" if archive["rebuilding"] else "behind" if lag else "up to date"
-    screen.print(Text(f"archive   {state}, {lag} facts behind", style="yellow" if lag else "green"))
+    lag = archive.lag_messages
+    state = "rebuilding" if archive.rebuilding else "behind" if lag else "up to date"
+    screen.print(f"archive   {state}, {lag} facts behind", style="yellow" if lag else "green")
     open_runs = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     screen.print(f"open runs {open_runs or 'none'}")
     screen.print(
-        f"24 hours  {profile['runs']} runs ended, {_milliseconds(profile['mean_wall_ms'])} each; "
-        f"{cost['total']['model_calls']} model calls, {_usd(cost['total'])}"
+        f"24 hours  {profile.runs} runs ended, {_milliseconds(profile.mean_wall_ms)} each; "
+        f"{cost.total.model_calls} model calls, {_usd(cost.total)}"
     )
-    if profile["slowest"]:
-        screen.print(f"slowest   {profile['slowest']}")
-    if cost["most_expensive_provider"]:
-        screen.print(f"dearest   {cost['most_expensive_provider']}")
+    if profile.slowest:
+        screen.print(f"slowest   {profile.slowest}", markup=False)
+    if cost.most_expensive_provider:
+        screen.print(f"dearest   {cost.most_expensive_provider}", markup=False)
 
 
-def show_cost(
-    target: Target, *, since: str | None, until: str | None, name: str | None, as_json: bool
+@app.command("cost-report")
+def cost_report(
+    context: typer.Context,
+    since: Since = None,
+    until: Until = None,
+    name: Name = None,
+    format: AsFormat = Format.TABLE,
 ) -> None:
-    """Show what model calls cost."""
-    with Api(target) as api:
-        report = api.call("GET", "/v1/reports/cost", params=_params(since, until, name))
-    if as_json:
+    """Show the cost of model calls by provider, model, agent and day; the highest stand out."""
+    from penstock.client import Call
+    from penstock.contracts.archive import CostReportView
+
+    params = _span(since, until, name)
+    with gateway(context) as client:
+        report = client.send(Call(CostReportView, "GET", "/v1/reports/cost", params=params))
+    if format is Format.JSON:
         print_json(report)
         return
     screen = console()
-    total = report["total"]
-    screen.print(f"{report['runs']} runs, {total['model_calls']} model calls, {_usd(total)}")
-    dearest = report["most_expensive_provider"]
+    total = report.total
+    screen.print(f"{report.runs} runs, {total.model_calls} model calls, {_usd(total)}")
+    dearest = report.most_expensive_provider
     if dearest is not None:
-        share = report["providers"][0]["share"]
-        screen.print(Text(f"most expensive provider: {dearest} ({share:.0%})", style=_DEAREST))
-    if report["unknown_prices"]:
-        models = ", ".join(report["unknown_prices"])
-        screen.print(Text(f"price unknown, not in the sums: {models}", style=_SLOW))
+        text = f"most expensive provider: {dearest} ({report.providers[0].share:.0%})"
+        screen.print(text, style=_HIGHEST, markup=False)
+    if report.unknown_prices:
+        text = f"price unknown, not in the sums: {', '.join(report.unknown_prices)}"
+        screen.print(text, style=_SLOW, markup=False)
     for title, lines in (
-        ("provider", report["providers"]),
-        ("model", report["models"]),
-        ("agent", report["agents"]),
-        ("day", report["days"]),
+        ("provider", report.providers),
+        ("model", report.models),
+        ("agent", report.agents),
+        ("day", report.days),
     ):
-        if not lines:
-            continue
-        screen.print()
-        rows = [
-            _cost_row(line, stands_out=title == "provider" and line["key"] == dearest)
-            for line in lines
-        ]
-        screen.print(table((title, "calls", "tokens in", "tokens out", "share", "cost"), rows))
+        if lines:
+            screen.print()
+            rows = [
+                _cost_row(line, _HIGHEST if title == "provider" and line.key == dearest else "")
+                for line in lines
+            ]
+            screen.print(table((title, "calls", "tokens in", "tokens out", "share", "cost"), rows))
 
 
-def _cost_row(line: dict[str, Any], *, stands_out: bool) -> tuple[Text, ...]:
-    usage = line["usage"]
+def _cost_row(line: CostLine, style: str) -> list[Text]:
+    usage = line.usage
     cells = (
-        line["key"] or "(unknown)",
-        str(usage["model_calls"]),
-        str(usage["input_tokens"]),
-        str(usage["output_tokens"]),
-        f"{line['share']:.0%}",
+        line.key or "(unknown)",
+        str(usage.model_calls),
+        str(usage.input_tokens),
+        str(usage.output_tokens),
+        f"{line.share:.0%}",
         _usd(usage),
     )
-    return tuple(Text(cell, style=_DEAREST if stands_out else "") for cell in cells)
+    return _styled(cells, style)
 
 
-def show_profile(
-    target: Target,
-    wanted: dict[str, str | None],
-    *,
-    threshold: float,
-    runs: int,
-    as_json: bool,
+def _styled(cells: Sequence[str], style: str) -> list[Text]:
+    from rich.text import Text
+
+    return [Text(cell, style=style) for cell in cells]
+
+
+@app.command("profile-report")
+def profile_report(
+    context: typer.Context,
+    run_id: Annotated[
+        str | None,
+        typer.Argument(metavar="RUN", help="One run; else the latest ones.", show_default=False),
+    ] = None,
+    since: Since = None,
+    until: Until = None,
+    name: Name = None,
+    threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="A share above it makes a bottleneck.")
+    ] = 0.5,
+    runs: Annotated[
+        int, typer.Option(min=1, max=1000, help="Number of latest runs in the report.")
+    ] = 200,
+    format: AsFormat = Format.TABLE,
 ) -> None:
-    """Show where the latest runs spent their time."""
-    params: dict[str, Any] = {
-        **_params(wanted["since"], wanted["until"], wanted["name"]),
-        "threshold": str(threshold),
-        "runs": runs,
-    }
-    with Api(target) as api:
-        report = api.call("GET", "/v1/reports/profile", params=params)
-    if as_json:
+    """Show where runs spend their time: slowest nodes and bottlenecks are highlighted."""
+    if run_id is not None:
+        _profile_of_run(context, run_id, threshold=threshold, as_json=format is Format.JSON)
+        return
+    from penstock.client import Call
+    from penstock.contracts.archive import ProfileReportView
+
+    params = {**_span(since, until, name), "threshold": threshold, "runs": runs}
+    with gateway(context) as client:
+        report = client.send(Call(ProfileReportView, "GET", "/v1/reports/profile", params=params))
+    if format is Format.JSON:
         print_json(report)
         return
     screen = console()
-    screen.print(f"{report['runs']} runs, {_milliseconds(report['mean_wall_ms'])} each")
-    _highlights(screen, report["slowest"], report["bottlenecks"], report["threshold"])
-    if not report["nodes"]:
-        return
+    screen.print(f"{report.runs} runs, {_milliseconds(report.mean_wall_ms)} each")
+    _highlights(screen, report.slowest, report.bottlenecks, report.threshold)
     rows = []
-    for node in report["nodes"]:
-        place = f"{node['name']}/{node['node_id']}"
+    for node in report.nodes:
+        place = f"{node.name}/{node.node_id}"
         cells = (
             place,
-            str(node["runs"]),
-            _milliseconds(node["mean_ms"]),
-            _milliseconds(node["longest_ms"]),
-            _milliseconds(node["mean_wait_ms"]),
-            f"{node['mean_share']:.0%}",
-            str(node["bottleneck_in"]),
-            f"${node['cost_usd']:.6f}",
+            str(node.runs),
+            _milliseconds(node.mean_ms),
+            _milliseconds(node.longest_ms),
+            _milliseconds(node.mean_wait_ms),
+            f"{node.mean_share:.0%}",
+            str(node.bottleneck_in),
+            f"${node.cost_usd:.6f}",
         )
-        style = _DEAREST if place in report["bottlenecks"] else ""
-        style = style or (_SLOW if place == report["slowest"] else "")
-        rows.append(tuple(Text(cell, style=style) for cell in cells))
-    columns = ("node", "runs", "mean", "longest", "queue wait", "share", "bottleneck in", "cost")
-    screen.print(table(columns, rows))
+        rows.append(_styled(cells, _style(place, report.slowest, place in report.bottlenecks)))
+    if rows:
+        columns = ("node", "runs", "mean", "longest", "queue wait", "share", "bottleneck in")
+        screen.print(table((*columns, "cost"), rows))
 
 
-def show_run_profile(target: Target, run_id: str, *, threshold: float, as_json: bool) -> None:
-    """Show where one run's time and money went."""
-    with Api(target) as api:
-        answer = api.call("GET", f"/v1/runs/{run_id}/profile", params={"threshold": str(threshold)})
+def _profile_of_run(
+    context: typer.Context, run_id: str, *, threshold: float, as_json: bool
+) -> None:
+    from penstock.client import Call
+    from penstock.contracts.archive import ProfileOfRun
+
+    path, params = f"/v1/runs/{run_id}/profile", {"threshold": threshold}
+    with gateway(context) as client:
+        answer = client.send(Call(ProfileOfRun, "GET", path, params=params))
     if as_json:
         print_json(answer)
         return
-    screen, profile = console(), answer["profile"]
-    wall = _milliseconds(profile["wall_ms"])
-    screen.print(answer["run_id"], answer["name"], status_text(answer["status"]), wall)
-    nodes = profile["nodes"]
-    slowest = nodes[0]["node_id"] if nodes else None
-    _highlights(screen, slowest, profile["bottlenecks"], profile["threshold"])
+    screen, profile = console(), answer.profile
+    wall = _milliseconds(profile.wall_ms)
+    screen.print(answer.run_id, answer.name, status_text(answer.status), wall)
+    slowest = profile.nodes[0].node_id if profile.nodes else None
+    _highlights(screen, slowest, profile.bottlenecks, profile.threshold)
     rows = []
-    for node in nodes:
+    for node in profile.nodes:
         cells = (
-            node["node_id"],
-            node["kind"],
-            node["name"],
-            str(node["steps"]),
-            str(node["attempts"]),
-            _milliseconds(node["queue_wait_ms"]),
-            _milliseconds(node["duration_ms"]),
-            f"{node['share']:.0%}",
-            f"${node['cost_usd']:.6f}",
+            node.node_id,
+            node.kind,
+            node.name,
+            str(node.steps),
+            str(node.attempts),
+            _milliseconds(node.queue_wait_ms),
+            _milliseconds(node.duration_ms),
+            f"{node.share:.0%}",
+            f"${node.cost_usd:.6f}",
         )
-        style = _DEAREST if node["bottleneck"] else _SLOW if node["node_id"] == slowest else ""
-        rows.append(tuple(Text(cell, style=style) for cell in cells))
+        rows.append(_styled(cells, _style(node.node_id, slowest, node.bottleneck)))
     if rows:
         columns = ("node", "kind", "name", "steps", "attempts", "queue wait", "took", "share")
         screen.print(table((*columns, "cost"), rows))
     costs = [
-        (line["provider"] or "(unknown)", line["model"], _usd(line["usage"]))
-        for line in profile["models"]
+        (line.provider or "(unknown)", line.model, _usd(line.usage)) for line in profile.models
     ]
     if costs:
         screen.print()
         screen.print(table(("provider", "model", "cost"), costs))
 
 
-def _highlights(screen: Any, slowest: str | None, bottlenecks: list[str], threshold: float) -> None:
+def _style(place: str, slowest: str | None, bottleneck: bool) -> str:
+    return _HIGHEST if bottleneck else _SLOW if place == slowest else ""
+
+
+def _highlights(
+    screen: Console, slowest: str | None, bottlenecks: Sequence[str], threshold: float
+) -> None:
     if slowest is not None:
-        screen.print(Text(f"slowest: {slowest}", style=_SLOW))
+        screen.print(f"slowest: {slowest}", style=_SLOW, markup=False)
     if bottlenecks:
-        names = ", ".join(bottlenecks)
-        text = f"bottlenecks, above {threshold:.0%} of the time: {names}"
-        screen.print(Text(text, style=_DEAREST))
+        text = f"bottlenecks, above {threshold:.0%} of the time: {', '.join(bottlenecks)}"
+        screen.print(text, style=_HIGHEST, markup=False)
 
 
-def _usd(usage: dict[str, Any]) -> str:
-    return f"${usage['cost_usd']:.6f}" + (" or more" if usage.get("unknown_price") else "")
+def _usd(usage: Usage) -> str:
+    return f"${usage.cost_usd:.6f}" + (" or more" if usage.unknown_price else "")
 
 
 def _milliseconds(value: float) -> str:

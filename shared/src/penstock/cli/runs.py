@@ -1,244 +1,375 @@
-"""``penstock runs`` and ``penstock runners``, as the gateway tells them."""
+"""``penstock runs``: list, show, follow and control runs; ``penstock runners``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
-from penstock.cli.api import Api
+from penstock.cli import bundles, forks, pending, signals
 from penstock.cli.display import (
-    DELTA,
-    FINAL_STATUS,
-    EventPrinter,
     compact,
     console,
     moment,
+    print_facts,
     print_json,
+    print_list,
     seconds_between,
     status_text,
     table,
 )
-from penstock.cli.failure import FAILED, CommandError
-from penstock.cli.spans import instant
-from penstock.target import Target
+from penstock.cli.failure import FAILED
+from penstock.cli.gateway import LONG_SECONDS, gateway
+from penstock.cli.inputs import read_pairs
+from penstock.cli.lazy import group
+from penstock.cli.options import (
+    AsJson,
+    DryRun,
+    Limit,
+    Reason,
+    RunId,
+    Session,
+    Since,
+    StepId,
+    Tag,
+    Until,
+)
+from penstock.cli.time_ranges import instant
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from penstock.contracts.errors import ErrorInfo
+    from penstock.contracts.facts import Usage
+    from penstock.contracts.json import Json
+    from penstock.contracts.rpc import RunnerView
+    from penstock.runs.views import BudgetView, NodeRecordView, RunView
 
 _LIST_WIDTH: Final = 92
 """Columns that a list of runs takes before the outcome."""
 
+Sort = Literal["created", "ended"]
 
-def list_runs(
-    target: Target,
-    wanted: Mapping[str, Any],
-    *,
-    since: str | None,
-    until: str | None,
-    limit: int,
-    as_json: bool,
+app = group()
+
+
+@app.command("list")
+def list_runs(  # noqa: PLR0913, PLR0917 - one parameter for each filter
+    context: typer.Context,
+    status: Annotated[
+        list[str] | None, typer.Option(help="Only runs in this status; may be repeated.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Only of this agent or workflow.")] = None,
+    since: Since = None,
+    until: Until = None,
+    session: Session = None,
+    tag: Annotated[
+        list[str] | None, typer.Option(help="Only with NAME=VALUE; may be repeated.")
+    ] = None,
+    trigger: Annotated[
+        list[str] | None, typer.Option(help="Only with this trigger: http, webhook, schedule, ...")
+    ] = None,
+    min_cost: Annotated[float | None, typer.Option(min=0, help="In USD.")] = None,
+    max_cost: Annotated[float | None, typer.Option(min=0, help="In USD.")] = None,
+    parent: Annotated[str | None, typer.Option(help="Only started by this run.")] = None,
+    root: Annotated[str | None, typer.Option(help="This run and all its descendants.")] = None,
+    error: Annotated[str | None, typer.Option(help="Part of the error's code.")] = None,
+    sort: Annotated[Sort, typer.Option(help="By time of start, or of end (ended runs only).")] = (
+        "created"
+    ),
+    oldest_first: Annotated[
+        bool, typer.Option("--oldest-first", help="Reverse the order.")
+    ] = False,
+    limit: Limit = 20,
+    as_json: AsJson = False,
 ) -> None:
-    """Show runs in order of time; ``wanted`` holds filters as the API names them."""
-    filters = {name: value for name, value in wanted.items() if value not in (None, [])}
-    for name, text, option in (
-        ("created_from", since, "--since"),
-        ("created_before", until, "--until"),
-    ):
-        if (at := instant(text, option=option)) is not None:
-            filters[name] = at
-    with Api(target) as api:
-        found = list(api.pages("/v1/runs", filters, limit))
-    if as_json:
-        print_json(found)
-        return
-    screen = console()
-    room = max(20, screen.width - _LIST_WIDTH)
-    rows = [
-        (
-            run["run_id"],
-            status_text(run["status"]),
-            f"{run['name']} v{run['version']}",
-            run["trigger"],
-            moment(run["created_at"]),
-            seconds_between(run["created_at"], run.get("ended_at")),
-            compact(_outcome(run), room),
+    """List runs, newest first."""
+    with gateway(context) as client:
+        found = list(
+            client.runs(
+                limit=limit,
+                status=status or (),
+                name=name,
+                created_from=instant(since, option="--since"),
+                created_before=instant(until, option="--until"),
+                session_id=session,
+                tag=tag or (),
+                trigger=trigger or (),
+                min_cost=min_cost,
+                max_cost=max_cost,
+                parent=parent,
+                root=root,
+                error=error,
+                sort=sort,
+                order="asc" if oldest_first else "desc",
+            )
         )
-        for run in found
-    ]
-    columns = ("run", "status", "name", "trigger", "created", "took", "outcome")
-    screen.print(table(columns, rows))
+    print_runs(found, as_json=as_json)
 
 
-def _outcome(run: dict[str, Any]) -> Any:
-    error = run.get("error")
-    return f"{error['code']}: {error['message']}" if error else run.get("output")
+def print_runs(found: Sequence[RunView], *, as_json: bool = False) -> None:
+    """Print a table of runs."""
+    room = max(20, console().width - _LIST_WIDTH)
+    columns: dict[str, Callable[[RunView], str | Text]] = {
+        "run": lambda run: run.run_id,
+        "status": lambda run: status_text(run.status),
+        "name": lambda run: f"{run.name} v{run.version}",
+        "trigger": lambda run: run.trigger,
+        "created": lambda run: moment(run.created_at),
+        "took": lambda run: seconds_between(run.created_at, run.ended_at),
+        "outcome": lambda run: compact(_outcome(run.error, run.output), room),
+    }
+    print_list(found, columns, as_json=as_json)
 
 
-def show_run(
-    target: Target,
-    run_id: str,
-    *,
-    as_json: bool,
-    at_seq: int | None = None,
-    node_records: bool = False,
+def _outcome(error: ErrorInfo | None, output: Json) -> Json:
+    return f"{error.code}: {error.message}" if error else output
+
+
+@app.command()
+def show(
+    context: typer.Context,
+    run_id: RunId,
+    at: Annotated[
+        int | None, typer.Option(min=1, help="Show the run as of this sequence of the log.")
+    ] = None,
+    node_records: Annotated[
+        bool, typer.Option("--records", help="Include all node records.")
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Show one run with its steps, now or as it was at a sequence of the log."""
-    params: dict[str, str | int] = {} if at_seq is None else {"at_seq": at_seq}
-    if node_records:
-        params["node_records"] = "true"
-    with Api(target) as api:
-        run = api.call("GET", f"/v1/runs/{run_id}", params=params)
-        while cursor := run.pop("next_steps_cursor", None):
-            following = {**params, "steps_cursor": cursor, "steps_limit": 1000}
-            page = api.call("GET", f"/v1/runs/{run_id}", params=following)
-            for name in ("steps", "children"):
-                run[name] += page[name]
-            run["next_steps_cursor"] = page["next_steps_cursor"]
+    """Show one run with its steps and pending requests."""
+    with gateway(context) as client:
+        run = client.get_all(run_id, at_seq=at, node_records=node_records)
     if as_json:
         print_json(run)
         return
     screen = console()
-    screen.print(run["run_id"], status_text(run["status"]), f"{run['name']} v{run['version']}")
-    usage = run.get("usage") or {}
+    screen.print(run.run_id, status_text(run.status), f"{run.name} v{run.version}")
+    origin = run.forked_from
     facts = {
-        "kind": run["kind"],
-        "trigger": run["trigger"],
-        "session": run.get("session_id"),
-        "created": moment(run["created_at"]),
-        "took": seconds_between(run["created_at"], run.get("ended_at")),
-        "input": compact(run.get("input")),
-        "output": compact(run.get("output")),
-        "error": compact(run.get("error")),
-        "cost": _cost(usage),
-        "left": _left(run.get("budget") or {}),
-        "parent": (run.get("parent") or {}).get("run_id"),
-        "from": _forked(run.get("forked_from") or {}),
-        "children": ", ".join(child["run_id"] for child in run.get("children") or ()),
+        "kind": run.kind,
+        "trigger": run.trigger,
+        "session": run.session_id,
+        "created": moment(run.created_at),
+        "took": seconds_between(run.created_at, run.ended_at),
+        "input": compact(run.input),
+        "output": compact(run.output),
+        "error": compact(_outcome(run.error, None)),
+        "cost": _cost(run.usage),
+        "left": _left(run.budget),
+        "parent": run.parent and run.parent.run_id,
+        "from": origin and f"{origin.run_id} at {origin.at_seq} ({origin.mode})",
+        "children": ", ".join(child.run_id for child in run.children),
     }
-    for label, value in facts.items():
-        if value:
-            screen.print(f"  [dim]{label:<8}[/] ", end="")
-            screen.print(str(value), markup=False)
+    print_facts(screen, facts)
     rows = [
         (
-            step["step_id"],
-            step["kind"],
-            step["name"],
-            status_text(step["status"]),
-            str(step["attempt"]),
-            seconds_between(step.get("started_at"), step.get("ended_at")),
-            compact(_outcome(step), 80),
+            step.step_id,
+            step.kind,
+            step.name,
+            status_text(step.status),
+            str(step.attempt),
+            seconds_between(step.started_at, step.ended_at),
+            compact(_outcome(step.error, step.output), 80),
         )
-        for step in run.get("steps") or ()
+        for step in run.steps
     ]
     if rows:
         screen.print(table(("step", "kind", "name", "status", "attempt", "took", "outcome"), rows))
-    if waits := [_record_row(node_record) for node_record in run.get("waiting_for") or ()]:
-        screen.print(table(("waits for", "kind", "status", "until", "what"), waits))
-    if shown := [_record_row(node_record) for node_record in run.get("node_records") or ()]:
-        screen.print(table(("node_record", "kind", "status", "until", "what"), shown))
+    for title, records in (("waits for", run.waiting_for), ("node_record", run.node_records)):
+        if records:
+            columns = (title, "kind", "status", "until", "what")
+            screen.print(table(columns, map(_record_row, records)))
 
 
-def _record_row(node_record: dict[str, Any]) -> tuple[str, str, Any, str, str]:
-    request = node_record.get("request") or {}
-    said = (
-        request.get("name"),
-        compact(request.get("arguments"), 80),
-        node_record.get("choice"),
-        compact(_outcome(node_record), 80),
+def _record_row(record: NodeRecordView) -> tuple[str, str, Text, str, str]:
+    request = record.request
+    parts = (
+        request and request.name,
+        request and compact(request.arguments, 80),
+        record.choice,
+        compact(_outcome(record.error, record.output), 80),
     )
-    what = " ".join(str(part) for part in said if part)
-    status = status_text(node_record["status"])
+    what = " ".join(str(part) for part in parts if part)
     return (
-        node_record["record_id"],
-        node_record["kind"],
-        status,
-        moment(node_record.get("due_at")),
+        record.record_id,
+        record.kind,
+        status_text(record.status),
+        moment(record.due_at),
         what,
     )
 
 
-def _left(budget: dict[str, Any]) -> str:
-    said = ((name, part) for name, part in budget.items() if part)
-    return ", ".join(f"{part['left']:g} of {part['limit']:g} {name}" for name, part in said)
-
-
-def _forked(origin: dict[str, Any]) -> str:
-    if not origin:
+def _left(budget: BudgetView | None) -> str:
+    if budget is None:
         return ""
-    return f"{origin['run_id']} at {origin['at_seq']} ({origin['mode']})"
+    return ", ".join(
+        f"{part.left:g} of {part.limit:g} {name}" for name, part in budget if part is not None
+    )
 
 
-def _cost(usage: dict[str, Any]) -> str:
-    if not usage.get("model_calls"):
+def _cost(usage: Usage) -> str:
+    if not usage.model_calls:
         return ""
-    price = f"${usage['cost_usd']:.6f}" + (" or more" if usage.get("unknown_price") else "")
-    tokens = f"{usage['input_tokens']} + {usage['output_tokens']} tokens"
-    return f"{price}, {tokens}, {usage['model_calls']} model calls"
+    price = f"${usage.cost_usd:.6f}" + (" or more" if usage.unknown_price else "")
+    tokens = f"{usage.input_tokens} + {usage.output_tokens} tokens"
+    return f"{price}, {tokens}, {usage.model_calls} model calls"
 
 
-def tail_run(target: Target, run_id: str, *, after: str, limit: int | None, as_json: bool) -> None:
-    """Show a run's events until it ends; the exit code is 1 if it did not end well."""
-    with Api(target) as api:
-        status = follow(api, run_id, after=after, limit=limit, as_json=as_json)
-    if status in ("failed", "cancelled"):
-        raise typer.Exit(FAILED)
+@app.command()
+def tail(
+    context: typer.Context,
+    run_id: Annotated[
+        str | None, typer.Argument(metavar="RUN", help="Id of the run.", show_default=False)
+    ] = None,
+    subject: Annotated[
+        str | None,
+        typer.Option(help="Instead: facts of all runs straight from the bus, such as 'run.>'."),
+    ] = None,
+    after: Annotated[int, typer.Option(min=0, help="Only events after this one.")] = 0,
+    limit: Annotated[
+        int | None, typer.Option("--limit", "-n", min=1, help="Stop after this many.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Follow one run until it ends, or all facts that match a subject."""
+    if subject is not None and run_id is None:
+        from penstock.cli.fold import tail_subject
+
+        tail_subject(context.obj, subject, limit=limit, as_json=as_json)
+    elif run_id is not None and subject is None:
+        from penstock.cli.events import follow_run
+
+        with gateway(context) as client:
+            status = follow_run(client, run_id, after=after, limit=limit, as_json=as_json)
+        if status in ("failed", "cancelled"):
+            raise typer.Exit(FAILED)
+    else:
+        raise typer.BadParameter("give either a run or --subject")
 
 
-def follow(
-    api: Api, run_id: str, *, after: str = "0", limit: int | None = None, as_json: bool = False
-) -> str:
-    """Print a run's events as they come; return its final status, or ``running`` if cut short.
-
-    Raises:
-        CommandError: The run is unknown, or the stream ended before the run.
-    """
-    printer, seen = EventPrinter(console()), 0
-    try:
-        for event in api.events(f"/v1/runs/{run_id}/events", after=after):
-            body = event.data
-            if as_json:
-                print_json(body, pretty=False)
-            else:
-                printer.show(body)
-            if body["type"] in FINAL_STATUS:
-                return FINAL_STATUS[body["type"]]
-            seen += body["type"] != DELTA
-            if limit is not None and seen >= limit:
-                return "running"
-    except KeyboardInterrupt:
-        return "running"
-    finally:
-        printer.close()
-    raise CommandError(f"the event stream of {run_id} ended before the run did")
+@app.command()
+def cancel(context: typer.Context, run_id: RunId, reason: Reason = "") -> None:
+    """Cancel a run."""
+    with gateway(context) as client:
+        run = client.cancel(run_id, reason=reason)
+    console().print(run_id, status_text(run.status))
 
 
-def cancel_run(target: Target, run_id: str, *, reason: str) -> None:
-    """Ask a run to stop and say where it is."""
-    with Api(target) as api:
-        run = api.call("POST", f"/v1/runs/{run_id}/cancel", body={"reason": reason})
-    screen = console()
-    screen.print(run_id, status_text(run["status"]) if "status" in run else "asked to stop")
+@app.command()
+def pause(context: typer.Context, run_id: RunId, reason: Reason = "") -> None:
+    """Pause a run: running steps finish, no new step starts."""
+    with gateway(context) as client:
+        run = client.pause(run_id, reason=reason)
+    console().print(run_id, status_text(run.status))
 
 
-def list_runners(target: Target, *, as_json: bool) -> None:
-    """Show the runners that the registry knows."""
-    with Api(target) as api:
-        found = api.call("GET", "/v1/runners")["items"]
+@app.command()
+def resume(context: typer.Context, run_id: RunId, reason: Reason = "") -> None:
+    """Resume a paused run."""
+    with gateway(context) as client:
+        run = client.resume(run_id, reason=reason)
+    console().print(run_id, status_text(run.status))
+
+
+@app.command("cancel-step")
+def cancel_step(
+    context: typer.Context, run_id: RunId, step_id: StepId, reason: Reason = ""
+) -> None:
+    """Cancel one step: its attempt, or its child run with all descendants."""
+    with gateway(context) as client:
+        client.cancel_step(run_id, step_id, reason=reason)
+        run = client.get_all(run_id)
+    step = next(step for step in run.steps if step.step_id == step_id)
+    console().print(run_id, step_id, status_text(step.status))
+
+
+@app.command("cancel-many")
+def cancel_many(  # noqa: PLR0913, PLR0917 - one parameter for each filter
+    context: typer.Context,
+    status: Annotated[
+        list[str] | None, typer.Option(help="created, running, waiting or paused.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Only of this definition.")] = None,
+    session: Session = None,
+    tag: Tag = None,
+    before: Annotated[
+        str | None, typer.Option(help="Only created before this time (RFC 3339).")
+    ] = None,
+    limit: Limit = 1000,
+    dry_run: DryRun = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Without a filter: every open run.")
+    ] = False,
+    reason: Reason = "",
+    as_json: AsJson = False,
+) -> None:
+    """Cancel all open runs that match a filter."""
+    filters: dict[str, Json] = {
+        "status": list(status or ()),
+        "name": name,
+        "session_id": session,
+        "tag": dict(read_pairs(tag, option="--tag")),
+        "created_before": before,
+    }
+    given = {field: value for field, value in filters.items() if value}
+    if not given and not everything:
+        raise typer.BadParameter("give a filter, or --all")
+    from penstock.client import Call
+    from penstock.runs.replies import RunsCancelled
+
+    body: Json = {**given, "limit": limit, "dry_run": dry_run, "reason": reason}
+    call = Call(RunsCancelled, "POST", "/v1/runs/cancel", body, timeout_seconds=LONG_SECONDS)
+    with gateway(context) as client:
+        done = client.send(call)
     if as_json:
-        print_json(found)
+        print_json(done)
         return
-    rows = []
-    for view in found:
-        runner = view["runner"]
-        rows.append(
-            (
-                f"{runner['kind']}.{runner['queue']}",
-                runner["runner_id"],
-                status_text(view["state"]),
-                f"{runner['in_flight']}/{runner['concurrency']}",
-                f"{view['silent_seconds']:.0f} s",
-                compact(", ".join(item["name"] for item in runner["capabilities"]), 80),
-            )
-        )
-    columns = ("queue", "runner", "state", "load", "silent", "can do")
-    console().print(table(columns, rows))
+    screen = console()
+    for run_id in done.asked:
+        screen.print(run_id, "would be asked to stop" if dry_run else "asked to stop")
+    for run_id in done.asked_before:
+        screen.print(run_id, "[dim]was asked before[/]")
+    for run_id in done.ended:
+        screen.print(run_id, "[dim]has ended[/]")
+    more = "; there are more" if done.more else ""
+    screen.print(f"{done.matched} runs matched, {len(done.asked)} asked{more}")
+
+
+@app.command()
+def fold(
+    context: typer.Context,
+    run_id: RunId,
+    until: Annotated[
+        int | None, typer.Option(min=1, help="Stop at this sequence of the log.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fold a run's log again, fact by fact, and print the state after each; starts nothing."""
+    from penstock.cli.fold import fold_run
+
+    fold_run(context.obj, run_id, until_seq=until, as_json=as_json)
+
+
+for part in (signals, pending, forks, bundles):
+    app.add_typer(part.app)
+
+
+def runners(context: typer.Context, as_json: AsJson = False) -> None:
+    """Print the live runners and their load."""
+    from penstock.client import Call
+    from penstock.contracts.rpc import Runners
+
+    with gateway(context) as client:
+        found = client.send(Call(Runners, "GET", "/v1/runners")).items
+    columns: dict[str, Callable[[RunnerView], str | Text]] = {
+        "queue": lambda one: f"{one.runner.kind}.{one.runner.queue}",
+        "runner": lambda one: one.runner.runner_id,
+        "state": lambda one: status_text(one.state),
+        "load": lambda one: f"{one.runner.in_flight}/{one.runner.concurrency}",
+        "silent": lambda one: f"{one.silent_seconds:.0f} s",
+        "can do": lambda one: compact(", ".join(can.name for can in one.runner.capabilities), 80),
+    }
+    print_list(found, columns, as_json=as_json)

@@ -1,35 +1,35 @@
-"""Commands about schedules: where they are, pausing, firing, ticks to come.
-
-Only signatures stand here, as in ``app``: what they do is imported when they are called.
-"""
+"""``penstock schedules``: inspect, pause and trigger schedules."""
 
 from __future__ import annotations
 
-import importlib
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
+from urllib.parse import quote
 
 import typer
 
+from penstock.cli.display import console, moment, print_json, print_list, status_text, table
+from penstock.cli.gateway import gateway
+from penstock.cli.lazy import group
+from penstock.cli.options import AsJson, StartKey
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from penstock.client import Client
+    from penstock.contracts.rpc import Definition
+    from penstock.runs.schedule_views import ScheduleState
+    from penstock.runs.views import RunView
+
+_SCHEDULES: Final = "/v1/schedules"
+
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The schedule.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
-schedules = typer.Typer(
-    help="Inspect and control schedules.", no_args_is_help=True, rich_markup_mode=None
-)
+app = group()
 
 
-def add_schedules(app: typer.Typer) -> None:
-    """Add the commands to the command line."""
-    app.add_typer(schedules, name="schedules")
-
-
-def _work() -> Any:
-    """Import what does the commands' work."""
-    return importlib.import_module("penstock.cli.timetable")
-
-
-@schedules.command("list")
-def list_all(
+@app.command("list")
+def list_schedules(
     context: typer.Context,
     limit: Annotated[
         int, typer.Option("--limit", "-n", min=1, max=1000, help="Maximum number.")
@@ -37,10 +37,30 @@ def list_all(
     as_json: AsJson = False,
 ) -> None:
     """List schedules with their next tick and the outcome of the last one."""
-    _work().list_schedules(context.obj, limit=limit, as_json=as_json)
+    from penstock.client import Call
+    from penstock.runs.replies import DefinitionItems
+
+    with gateway(context) as client:
+        page = Call(DefinitionItems, "GET", _SCHEDULES, limit=limit)
+        found = [(_summary(one), _state(client, one)) for one in client.pages(page)]
+    if as_json:
+        print_json([{**summary._asdict(), "state": state} for summary, state in found])
+        return
+    rows = [
+        [
+            *summary,
+            _condition(state),
+            moment(state.next_tick if state else None),
+            moment(state.last_tick if state else None),
+            str(state.fired) if state else "",
+        ]
+        for summary, state in found
+    ]
+    columns = ("schedule", "when", "starts", "", "next", "last", "runs")
+    console().print(table(columns, rows))
 
 
-@schedules.command("show")
+@app.command()
 def show(
     context: typer.Context,
     name: Name,
@@ -48,48 +68,144 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show a schedule, its state and its latest runs."""
-    _work().show_schedule(context.obj, name, runs=runs, as_json=as_json)
+    from penstock.client import Call
+    from penstock.contracts.archive import RunPage
+    from penstock.contracts.rpc import Definition
+
+    path = _path(name)
+    with gateway(context) as client:
+        definition = client.send(Call(Definition, "GET", path))
+        state = _state(client, definition)
+        latest = list(client.pages(Call(RunPage, "GET", f"{path}/runs", limit=runs)))
+    if as_json:
+        print_json({"definition": definition, "state": state, "runs": latest})
+        return
+    summary = _summary(definition)
+    screen = console()
+    screen.print(
+        f"{name}: {summary.when} starts {summary.target}, {_condition(state)}", markup=False
+    )
+    if state is not None:
+        screen.print(
+            f"next {moment(state.next_tick) or 'never'}, last {moment(state.last_tick)}, "
+            f"{state.fired} fired, {state.left_out} left out",
+            markup=False,
+        )
+        if state.failure is not None:
+            error = state.failure.error
+            line = f"{moment(state.failure.tick)} {error.message} [{error.code}]"
+            screen.print(line, style="red", markup=False)
+    if latest:
+        columns: dict[str, Callable[[RunView], str | Text]] = {
+            "run": lambda one: one.run_id,
+            "status": lambda one: status_text(one.status),
+            "started": lambda one: moment(one.created_at),
+        }
+        print_list(latest, columns, as_json=False)
 
 
-@schedules.command("pause")
+@app.command()
 def pause(
     context: typer.Context,
     name: Name,
     reason: Annotated[str, typer.Option(help="Reason; stored with the schedule.")] = "",
 ) -> None:
     """Pause a schedule: skip its ticks until it is resumed."""
-    _work().pause_schedule(context.obj, name, reason=reason)
+    from penstock.client import Call
+    from penstock.runs.schedule_views import ScheduleState
+
+    with gateway(context) as client:
+        client.send(Call(ScheduleState, "POST", f"{_path(name)}/pause", {"reason": reason}))
+    console().print(f"{name} is paused", markup=False)
 
 
-@schedules.command("resume")
+@app.command()
 def resume(context: typer.Context, name: Name) -> None:
     """Resume a schedule; ticks during the pause stay skipped."""
-    _work().resume_schedule(context.obj, name)
+    from penstock.client import Call
+    from penstock.runs.schedule_views import ScheduleState
+
+    with gateway(context) as client:
+        state = client.send(Call(ScheduleState, "POST", f"{_path(name)}/resume"))
+    console().print(f"{name} resumes, next {moment(state.next_tick) or 'never'}", markup=False)
 
 
-@schedules.command("trigger")
+@app.command()
 def trigger(
-    context: typer.Context,
-    name: Name,
-    key: Annotated[
-        str | None,
-        typer.Option("--idempotency-key", help="Repeated calls with the same key start one run."),
-    ] = None,
-    as_json: AsJson = False,
+    context: typer.Context, name: Name, key: StartKey = None, as_json: AsJson = False
 ) -> None:
     """Start a run of the schedule now; its ticks do not change."""
-    _work().trigger_schedule(context.obj, name, key=key, as_json=as_json)
+    from penstock.client import Call
+    from penstock.runs.views import RunView
+
+    headers = {"Idempotency-Key": key}
+    with gateway(context) as client:
+        run = client.send(Call(RunView, "POST", f"{_path(name)}/trigger", headers=headers))
+    if as_json:
+        print_json(run)
+    else:
+        console().print(run.run_id, status_text(run.status))
 
 
-@schedules.command("next")
+@app.command("next")
 def show_next(
     context: typer.Context,
     name: Name,
     count: Annotated[int, typer.Option("--count", "-n", min=1, max=100, help="How many.")] = 5,
     after: Annotated[
-        str | None, typer.Option(help="Not from now, from then on (RFC 3339).")
+        str | None, typer.Option(help="Start at this time (RFC 3339) instead of now.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the next ticks in UTC and in the time zone of the schedule."""
-    _work().show_ticks(context.obj, name, count=count, after=after, as_json=as_json)
+    from penstock.client import Call
+    from penstock.runs.schedule_views import Ticks
+
+    params = {"next": count, "after": after}
+    with gateway(context) as client:
+        ticks = client.send(Call(Ticks, "GET", f"{_path(name)}/ticks", params=params)).items
+    shown = [one.model_dump(mode="json") for one in ticks]
+    if as_json:
+        print_json(shown)
+    else:
+        rows = [[one["tick"], one["scheduled_at"], one["due_at"]] for one in shown]
+        console().print(table(("tick", "on its clock", "starts"), rows))
+
+
+def _path(name: str) -> str:
+    return f"{_SCHEDULES}/{quote(name, safe='')}"
+
+
+def _state(client: Client, definition: Definition) -> ScheduleState | None:
+    """Return the state of a schedule; ``None`` if it was never published."""
+    from penstock.client import Call
+    from penstock.runs.schedule_views import ScheduleState
+
+    if definition.published_version is None:
+        return None
+    return client.send(Call(ScheduleState, "GET", f"{_path(definition.name)}/state"))
+
+
+class _Summary(NamedTuple):
+    name: str
+    when: str
+    target: str
+
+
+def _summary(definition: Definition) -> _Summary:
+    """Return the essence of a document, which the registry has checked."""
+    document: Any = definition.document
+    spec = document["spec"]
+    every = spec.get("every")
+    when = (
+        f"{spec.get('cron')} {spec.get('timezone', 'UTC')}" if every is None else f"every {every}"
+    )
+    return _Summary(definition.name, when, spec["target"])
+
+
+def _condition(state: ScheduleState | None) -> str:
+    if state is None:
+        return "draft"
+    if state.paused:
+        return f"paused ({state.reason or f'by {state.paused_by}'})"
+    return "failing" if state.failure is not None else "live"

@@ -1,62 +1,95 @@
-"""``penstock signal`` and ``penstock runs message``: news for runs."""
+"""``penstock signal`` and ``penstock runs message``."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
-from penstock.cli.api import Api
+import typer
+
 from penstock.cli.display import console, print_json
-from penstock.cli.invoke import read_input
-from penstock.target import Target
+from penstock.cli.gateway import gateway
+from penstock.cli.inputs import read_input
+from penstock.cli.lazy import group
+from penstock.cli.options import AsJson, Payload, SendKey
+
+if TYPE_CHECKING:
+    from penstock.contracts.json import Json
+    from penstock.runs.replies import SentSignal
+
+app = group()
+
+First = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run.")]
+Second = Annotated[str | None, typer.Argument(metavar="NAME", show_default=False)]
 
 
-def send_event(
-    target: Target,
-    run_id: str | None,
-    correlation: str | None,
-    name: str,
-    payload: str,
-    *,
-    key: str | None,
-    as_json: bool,
+def signal(
+    context: typer.Context,
+    run_id: First,
+    name: Second = None,
+    payload: Payload = "null",
+    correlation: Annotated[
+        str | None,
+        typer.Option(help="Instead of RUN: all runs that wait for this key."),
+    ] = None,
+    idempotency_key: SendKey = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Send an event to a run, or without one to those that wait for a correlation key."""
-    body: dict[str, Any] = {"name": name, "payload": read_input(payload, option="--payload")}
-    if run_id is not None:
-        path = f"/v1/runs/{run_id}/signals"
-    else:
-        path = "/v1/signals"
-        body["correlation"] = correlation
-    _send(target, path, body, key=key, as_json=as_json)
+    """Send an event; with a correlation key, the only argument is its name."""
+    run, event = _target(run_id, name, correlation, "--correlation")
+    value = read_input(payload, option="--payload")
+    with gateway(context) as client:
+        if run is not None:
+            sent = client.signal(run, event, value, idempotency_key=idempotency_key)
+            _print_sent([sent], sent if as_json else None)
+        elif correlation is not None:
+            found = client.signal_waiting(
+                correlation, event, value, idempotency_key=idempotency_key
+            )
+            _print_sent(found.items, found if as_json else None)
 
 
-def send_message(
-    target: Target,
-    place: str,
-    name: str,
-    payload: str,
-    *,
-    sender: str | None,
-    key: str | None,
-    as_json: bool,
+@app.command()
+def message(
+    context: typer.Context,
+    run_id: First,
+    name: Second = None,
+    payload: Payload = "null",
+    session: Annotated[
+        str | None, typer.Option(help="Instead of RUN: the latest run of this session.")
+    ] = None,
+    sender: Annotated[str | None, typer.Option("--from", help="The run that sends it.")] = None,
+    idempotency_key: SendKey = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Send a message to a run or session, whose path is ``place``."""
-    body: dict[str, Any] = {"name": name, "payload": read_input(payload, option="--payload")}
+    """Send a message to a run, or to the latest one of a session."""
+    from penstock.client import Call
+    from penstock.runs.replies import SentSignal
+
+    run, title = _target(run_id, name, session, "--session")
+    place = f"/v1/runs/{run}" if run is not None else f"/v1/sessions/{session}"
+    body: dict[str, Json] = {"name": title, "payload": read_input(payload, option="--payload")}
     if sender is not None:
         body["from_run"] = sender
-    _send(target, f"{place}/messages", body, key=key, as_json=as_json)
+    headers = {"Idempotency-Key": idempotency_key}
+    with gateway(context) as client:
+        sent = client.send(Call(SentSignal, "POST", f"{place}/messages", body, headers=headers))
+    _print_sent([sent], sent if as_json else None)
 
 
-def _send(
-    target: Target, path: str, body: dict[str, Any], *, key: str | None, as_json: bool
-) -> None:
-    headers = {} if key is None else {"Idempotency-Key": key}
-    with Api(target) as api:
-        answer = api.call("POST", path, body=body, headers=headers)
-    if as_json:
-        print_json(answer)
+def _target(
+    first: str, second: str | None, instead: str | None, option: str
+) -> tuple[str | None, str]:
+    """Return run and name; with the option, the only argument is the name."""
+    if (second is None) == (instead is None):
+        raise typer.BadParameter(f"give RUN and NAME, or NAME and {option}")
+    return (first, second) if second is not None else (None, first)
+
+
+def _print_sent(sent: Sequence[SentSignal], raw: object) -> None:
+    if raw is not None:
+        print_json(raw)
         return
-    screen = console()
-    for sent in answer.get("items") or [answer]:
-        was = "was there already" if sent.get("repeated") else "sent"
-        screen.print(sent["run_id"], sent["name"], was, f"[dim]sequence {sent['seq']}[/]")
+    for one in sent:
+        result = "was there already" if one.repeated else "sent"
+        console().print(one.run_id, one.name, result, f"[dim]sequence {one.seq}[/]")

@@ -1,20 +1,39 @@
-"""``penstock sink``: processes that tell other systems how runs end."""
+"""``penstock sink``: processes that export ended runs to other systems."""
 
 from __future__ import annotations
 
-import asyncio
 import os
+from typing import Annotated
 
-from penstock.settings import CoreSettings
-from penstock.sinks.process import run_mlflow_sink
-from penstock.target import Target
-from penstock.telemetry import logs
+import typer
+
+from penstock.cli.lazy import group
+
+app = group()
 
 
-def run_mlflow(
-    target: Target, *, url: str, experiment: str, name: str, only_tenant: str | None
+@app.command()
+def mlflow(
+    context: typer.Context,
+    url: Annotated[
+        str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="The tracking server.")
+    ] = "http://127.0.0.1:5000",
+    experiment: Annotated[
+        str, typer.Option(envvar="MLFLOW_EXPERIMENT_NAME", help="Experiment name.")
+    ] = "penstock",
+    name: Annotated[str, typer.Option(help="Sinks with the same name share the runs.")] = "mlflow",
+    only_tenant: Annotated[
+        str | None, typer.Option(help="Only runs of this tenant.", show_default=False)
+    ] = None,
 ) -> None:
-    """Write ended runs to MLflow until Ctrl-C."""
+    """Write each ended run to MLflow until Ctrl-C; reads the bus directly."""
+    import asyncio
+
+    from penstock.settings import CoreSettings
+    from penstock.sinks.process import run_mlflow_sink
+    from penstock.telemetry import logs
+
+    target = context.obj
     settings = CoreSettings(nats_url=target.nats_url, data_dir=target.data_dir)
     logs.configure(
         service=f"sink-{name}",

@@ -1,4 +1,4 @@
-"""Commands that speak to the bus itself: connect, do the work, say errors as commands do."""
+"""The bus for commands: connect, do the work, errors as errors of a command."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class Wire(NamedTuple):
-    """An open bus with what commands need of it."""
+    """An open bus with its reader and settings."""
 
     bus: Bus
     reader: LogReader
@@ -32,12 +32,12 @@ class Wire(NamedTuple):
 
 
 def on_wire(target: Target, work: Callable[[Wire], Awaitable[T]]) -> T:
-    """Connect, run ``work``, disconnect, and return what it gave.
+    """Connect, run ``work``, disconnect, and return its result.
 
     Raises:
         CommandError: The bus cannot be reached, or the work failed as a service would.
     """
-    # The client's own complaints would interleave with what the command prints.
+    # Log lines of the clients would interleave with the output.
     logging.getLogger("penstock").setLevel(logging.CRITICAL)
     logging.getLogger("nats").setLevel(logging.CRITICAL)
     try:
@@ -63,7 +63,7 @@ async def _run(target: Target, work: Callable[[Wire], Awaitable[T]]) -> T:
 
 
 def command_error(error: PenstockError) -> CommandError:
-    """Say one of our own errors as a command does."""
+    """Return one of our own errors as an error of a command."""
     findings = tuple(Finding(found.path, found.message, found.allowed) for found in error.details)
     return CommandError(
         f"{error.message} [{error.code}]",

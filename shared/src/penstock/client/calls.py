@@ -124,10 +124,10 @@ class RunFilter(TypedDict, total=False):
 
 
 class Changes(TypedDict, total=False):
-    """Differences of a run from the one that it continues; ``None`` is no difference."""
+    """Differences of a run from the one that it continues; absent or ``None``: no difference."""
 
     input: Json
-    """``fork`` only."""
+    """``fork`` only; ``None`` is an input, too."""
     overrides: dict[str, Json] | None
     """Outputs by step id, instead of the recorded ones."""
     limits: dict[str, Json] | None
@@ -197,14 +197,18 @@ def get(
     at_seq: int | None = None,
     node_records: bool = False,
     wait_seconds: int | None = None,
+    steps_cursor: str | None = None,
+    steps_limit: int | None = None,
 ) -> Call[RunView]:
-    """Return a run, folded from its log.
+    """Return a run, folded from its log; of a large run one page of its steps.
 
     Args:
         run_id: The run.
         at_seq: As of this sequence of the log.
         node_records: Include all node records.
         wait_seconds: Reply when the run has ended or waits for client tools, at most this late.
+        steps_cursor: ``next_steps_cursor`` of the page before.
+        steps_limit: Most steps of the page, up to 1,000.
 
     Raises:
         ProblemError: Such as ``run_not_found``.
@@ -214,7 +218,12 @@ def get(
         RunView,
         "GET",
         f"/v1/runs/{run_id}",
-        params={"at_seq": at_seq, "node_records": "true" if node_records else None},
+        params={
+            "at_seq": at_seq,
+            "node_records": "true" if node_records else None,
+            "steps_cursor": steps_cursor,
+            "steps_limit": steps_limit,
+        },
         headers=_prefer(wait_seconds),
         timeout_seconds=REQUEST_SECONDS + (wait_seconds or 0),
     )
@@ -395,5 +404,5 @@ def replay(
 def _continue(run_id: str, act: str, body: dict[str, Json], changes: Changes) -> Call[RunView]:
     more: dict[str, Any] = {**changes}
     key = _key(more.pop("idempotency_key", None))
-    body |= {name: value for name, value in more.items() if value is not None}
+    body |= {name: value for name, value in more.items() if value is not None or name == "input"}
     return Call(RunView, "POST", f"/v1/runs/{run_id}/{act}", body, headers=key)

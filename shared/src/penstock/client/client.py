@@ -12,7 +12,7 @@ from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 import httpx
 
 from penstock.client import calls
-from penstock.client.calls import Call, Page
+from penstock.client.calls import REQUEST_SECONDS, Call, Page
 from penstock.client.errors import ClientError, ReplyError, problem_of, reaching
 from penstock.client.events import EventFeed
 from penstock.runs.events import ClientEvent
@@ -21,6 +21,8 @@ from penstock.target import find_target
 
 P = ParamSpec("P")
 T = TypeVar("T")
+_STEPS: Final = 1000
+"""Steps of a page, the gateway's maximum."""
 _WAIT_SECONDS: Final = 60
 """One request of ``wait``: shorter than the idle limit of usual proxies."""
 
@@ -66,6 +68,16 @@ def _async_listing(
 def _settled(run: RunView) -> bool:
     """Return whether waiting is over: the run has ended, or needs results from its client."""
     return run.status.final or any(one.kind == "client_tool" for one in run.waiting_for)
+
+
+def _joined(run: RunView, page: RunView) -> RunView:
+    """Return a run with the steps of the next page."""
+    update = {
+        "steps": run.steps + page.steps,
+        "children": run.children + page.children,
+        "next_steps_cursor": page.next_steps_cursor,
+    }
+    return run.model_copy(update=update)
 
 
 def _wait_seconds(left: float) -> int:
@@ -165,6 +177,17 @@ class Client:
             if _settled(run) or left <= _WAIT_SECONDS:
                 return run
 
+    def get_all(
+        self, run_id: str, *, at_seq: int | None = None, node_records: bool = False
+    ) -> RunView:
+        """Return a run with all its steps; ``get`` returns the first 250 of a large run."""
+        run = self.get(run_id, at_seq=at_seq, node_records=node_records)
+        while run.next_steps_cursor is not None:
+            cursor = run.next_steps_cursor
+            page = self.get(run_id, at_seq=at_seq, steps_cursor=cursor, steps_limit=_STEPS)
+            run = _joined(run, page)
+        return run
+
     def follow(self, run_id: str, *, after: int = 0) -> Generator[ClientEvent]:
         """Yield the events of a run until its end, each once; reconnects where it was cut off.
 
@@ -199,9 +222,12 @@ class Client:
             seen += len(page.items)
             following = call.following(page.next_cursor, seen) if page.next_cursor else None
 
-    def download(self, path: str) -> Generator[bytes]:
+    def download(self, path: str, *, timeout_seconds: float = REQUEST_SECONDS) -> Generator[bytes]:
         """Yield the body of a reply that is not JSON, in pieces."""
-        with reaching(self.url), self._http.stream("GET", path) as response:
+        with (
+            reaching(self.url),
+            self._http.stream("GET", path, timeout=timeout_seconds) as response,
+        ):
             if not response.is_success:
                 response.read()
                 raise problem_of(response)
@@ -273,6 +299,17 @@ class AsyncClient:
             run = await self.get(run_id, wait_seconds=_wait_seconds(left))
             if _settled(run) or left <= _WAIT_SECONDS:
                 return run
+
+    async def get_all(
+        self, run_id: str, *, at_seq: int | None = None, node_records: bool = False
+    ) -> RunView:
+        """Return a run with all its steps; ``get`` returns the first 250 of a large run."""
+        run = await self.get(run_id, at_seq=at_seq, node_records=node_records)
+        while run.next_steps_cursor is not None:
+            cursor = run.next_steps_cursor
+            page = await self.get(run_id, at_seq=at_seq, steps_cursor=cursor, steps_limit=_STEPS)
+            run = _joined(run, page)
+        return run
 
     async def follow(self, run_id: str, *, after: int = 0) -> AsyncGenerator[ClientEvent]:
         """Yield the events of a run until its end, each once; reconnects where it was cut off.

@@ -14,8 +14,10 @@ from penstock.sse import SseReader
 SILENCE_SECONDS: Final = 45.0
 """Longer than the gateway's keep-alive interval: a longer silence is a dead connection."""
 CONNECT_SECONDS: Final = 10.0
+CONNECTS: Final = 5
+"""Repetitions of the first connection: a gateway that starts needs some seconds."""
 RECONNECTS: Final = 20
-"""Failures in a row, without any event between them, after which the error is raised."""
+"""Repetitions in a row after that, without any event between them."""
 _UNAVAILABLE: Final = frozenset({502, 503, 504})
 
 
@@ -62,7 +64,7 @@ class EventFeed:
             isinstance(error, ProblemError) and error.status in _UNAVAILABLE
         )
         self._failures += 1
-        if not (lost and self._connected) or self._failures > RECONNECTS:
+        if not lost or self._failures > (RECONNECTS if self._connected else CONNECTS):
             raise error
         self._reader = SseReader()
         return float(min(0.1 * 2**self._failures, 2.0))

@@ -1,4 +1,4 @@
-"""Times as people give them on a command line: ISO, or how long ago."""
+"""Times on a command line: ISO 8601, or a time ago."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _AGO: Final = re.compile(r"^(\d{1,6})([smhdw])$")
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
-def instant(text: str | None, *, option: str) -> str | None:
-    """Return a time as the API takes it; ``None`` stays ``None``.
+def instant(text: str | None, *, option: str) -> datetime | None:
+    """Return an aware time; ``None`` stays ``None``.
 
     Args:
-        text: An ISO time (local, unless it says otherwise), or ``24h`` for a day ago.
-        option: Where it was given.
+        text: An ISO time (local unless it has an offset), or ``24h`` for a day ago.
+        option: The option's name, for the error.
 
     Raises:
         CommandError: It is neither.
@@ -25,10 +25,9 @@ def instant(text: str | None, *, option: str) -> str | None:
     if text is None:
         return None
     if found := _AGO.match(text):
-        at = datetime.now(UTC) - timedelta(**{_UNITS[found[2]]: int(found[1])})
-        return at.isoformat()
+        return datetime.now(UTC) - timedelta(**{_UNITS[found[2]]: int(found[1])})
     try:
-        return datetime.fromisoformat(text).astimezone(UTC).isoformat()
+        return datetime.fromisoformat(text).astimezone(UTC)
     except ValueError as error:
         raise CommandError(
             f"{option}: {text!r} is no time",

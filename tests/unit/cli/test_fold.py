@@ -3,7 +3,7 @@ from datetime import UTC, datetime
 import pytest
 
 from penstock.cli.failure import CommandError
-from penstock.cli.replay import coloured_subject, fold_run, frame, tail_subject
+from penstock.cli.fold import coloured_subject, fold_run, frame, tail_subject
 from penstock.contracts.facts import DefinitionKind, RunInvoked
 from penstock.contracts.subjects import parse_fact
 from penstock.runs.state import Entry, evolve, new_state
@@ -24,7 +24,7 @@ def test_frame_of_a_fact_holds_it_and_the_state_after_it() -> None:
     assert shown["state"] == {"status": "created", "decisions": 0, "steps": {}}
 
 
-def test_replay_of_what_is_no_run_id_is_misuse(target: Target) -> None:
+def test_fold_of_what_is_no_run_id_is_misuse(target: Target) -> None:
     with pytest.raises(CommandError) as caught:
         fold_run(target, "../etc", until_seq=None, as_json=False)
     assert caught.value.exit_code == 2

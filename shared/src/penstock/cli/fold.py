@@ -1,4 +1,4 @@
-"""``penstock runs fold`` and ``runs tail --subject``: the log itself, read off the bus."""
+"""``penstock runs fold`` and ``runs tail --subject``: the log itself, read from the bus."""
 
 from __future__ import annotations
 

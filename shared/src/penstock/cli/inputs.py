@@ -1,0 +1,56 @@
+"""Values on a command line: JSON, text, files, and ``NAME=VALUE``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from penstock.cli.failure import MISUSED, CommandError
+
+if TYPE_CHECKING:
+    from penstock.contracts.json import Json
+
+
+def read_input(text: str, *, option: str = "--input") -> Json:
+    """Return a value: JSON if it looks like it, else plain text; ``@file`` and ``@-`` read one.
+
+    Raises:
+        CommandError: The file cannot be read, or it looks like JSON and is not.
+    """
+    if text.startswith("@"):
+        name = text[1:]
+        try:
+            text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+        except OSError as error:
+            raise CommandError(f"{name}: {error.strerror}", exit_code=MISUSED) from error
+    try:
+        value: Json = json.loads(text)
+    except ValueError as error:
+        if text.lstrip()[:1] in ("{", "["):
+            raise CommandError(f"{option} is not JSON: {error}", exit_code=MISUSED) from error
+        return text
+    return value
+
+
+def read_pairs(texts: Iterable[str] | None, *, option: str) -> dict[str, str]:
+    """Return the values of a repeated option ``NAME=VALUE`` by name.
+
+    Raises:
+        CommandError: There is no ``=`` in one of them.
+    """
+    found = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise CommandError(f"{option} takes NAME=VALUE, not {text!r}", exit_code=MISUSED)
+        found[name] = value
+    return found
+
+
+def read_values(texts: Iterable[str] | None, *, option: str) -> dict[str, Json]:
+    """Return the values of a repeated option ``NAME=JSON`` by name; errors as above."""
+    pairs = read_pairs(texts, option=option)
+    return {name: read_input(value, option=option) for name, value in pairs.items()}

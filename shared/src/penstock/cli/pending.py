@@ -1,0 +1,107 @@
+"""``penstock runs tool-calls``, ``tool-result``, ``unknown`` and ``resolve``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from penstock.cli.display import compact, console, moment, print_json, print_list, status_text
+from penstock.cli.gateway import gateway
+from penstock.cli.inputs import read_input
+from penstock.cli.lazy import group
+from penstock.cli.options import AsJson, Digest, Output, Reason, RunId, StepId
+
+if TYPE_CHECKING:
+    from penstock.contracts.json import Json
+    from penstock.runs.replies import CallView, UnknownView
+
+_DIGEST_SHOWN: Final = 12
+
+app = group()
+
+
+@app.command("tool-calls")
+def tool_calls(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> None:
+    """List the pending client tool calls of a run."""
+    with gateway(context) as client:
+        _print_calls(client.tool_calls(run_id).items, as_json=as_json)
+
+
+@app.command()
+def unknown(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> None:
+    """List steps with an unknown outcome, which wait for a resolution."""
+    from penstock.client import Call
+    from penstock.runs.replies import Unknowns
+
+    with gateway(context) as client:
+        found = client.send(Call(Unknowns, "GET", f"/v1/runs/{run_id}/unknown"))
+    _print_calls(found.items, as_json=as_json)
+
+
+def _print_calls(found: Sequence[CallView | UnknownView], *, as_json: bool) -> None:
+    columns: dict[str, Callable[[CallView | UnknownView], str]] = {
+        "step": lambda one: one.step_id,
+        "tool": lambda one: one.tool,
+        "digest": lambda one: one.digest[:_DIGEST_SHOWN],
+        "asked": lambda one: moment(one.asked_at),
+        "expires": lambda one: moment(one.expires_at),
+        "arguments": lambda one: compact(one.arguments, 120) or getattr(one, "message", ""),
+    }
+    print_list(found, columns, as_json=as_json)
+
+
+@app.command("tool-result")
+def tool_result(
+    context: typer.Context,
+    run_id: RunId,
+    step_id: StepId,
+    output: Output = "null",
+    error: Annotated[str | None, typer.Option(help="Fail the call with this error.")] = None,
+    wait: Annotated[
+        int | None, typer.Option(min=1, help="Seconds to wait for the end or the next call.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Submit the result of a client tool call."""
+    value = read_input(output, option="--output")
+    with gateway(context) as client:
+        run = client.tool_result(run_id, step_id, value, error=error, wait_seconds=wait)
+    if as_json:
+        print_json(run)
+        return
+    screen = console()
+    screen.print(run_id, status_text(run.status))
+    for record in run.waiting_for:
+        screen.print(f"  waits for {record.record_id}:", end=" ")
+        if record.request is not None:
+            arguments = compact(record.request.arguments)
+            screen.print(f"{record.request.name} {arguments}", markup=False)
+
+
+@app.command()
+def resolve(
+    context: typer.Context,
+    run_id: RunId,
+    step_id: StepId,
+    action: Annotated[str, typer.Argument(metavar="retry|succeed|fail")],
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="With succeed: JSON, text, @file or @-.")
+    ] = None,
+    digest: Digest = None,
+    reason: Reason = "",
+) -> None:
+    """Resolve the unknown outcome of a lost attempt."""
+    from penstock.client import Call
+    from penstock.runs.views import RunView
+
+    body: dict[str, Json] = {"action": action, "reason": reason}
+    if output is not None:
+        body["output"] = read_input(output, option="--output")
+    if digest is not None:
+        body["digest"] = digest
+    path = f"/v1/runs/{run_id}/steps/{step_id}/resolve"
+    with gateway(context) as client:
+        run = client.send(Call(RunView, "POST", path, body))
+    console().print(run_id, status_text(run.status))

@@ -1,0 +1,145 @@
+"""``penstock history``: rebuild the archive, restore or delete runs."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from penstock.cli.display import console, print_json
+from penstock.cli.failure import MISUSED, CommandError
+from penstock.cli.gateway import LONG_SECONDS, gateway
+from penstock.cli.lazy import group
+from penstock.cli.options import RunId
+from penstock.cli.reports import AsFormat, Format
+
+if TYPE_CHECKING:
+    from penstock.cli.wire import Wire
+    from penstock.contracts.archive import ArchiveStatus
+
+_PROBE_SECONDS: Final = 0.5
+
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
+
+app = group()
+
+
+async def _status(wire: Wire) -> ArchiveStatus:
+    from penstock import rpc
+    from penstock.contracts.archive import ArchiveStatus, GetStatus
+
+    return await rpc.call(wire.bus, "archive", "get_status", GetStatus(), ArchiveStatus)
+
+
+def _line(status: ArchiveStatus) -> str:
+    if status.rebuilding:
+        return f"rebuilding: {status.last_seq} of {status.rebuild_until} facts"
+    behind = f"{status.lag_messages} behind" if status.lag_messages else "up to date"
+    return f"projected up to {status.last_seq} of {status.log_last_seq}: {behind}"
+
+
+@app.command()
+def status(context: typer.Context, format: AsFormat = Format.TABLE) -> None:
+    """Show the lag of the archive behind the log."""
+    from penstock.cli.wire import on_wire
+
+    found = on_wire(context.obj, _status)
+    if format is Format.JSON:
+        print_json(found)
+    else:
+        console().print(_line(found))
+
+
+@app.command()
+def rebuild(
+    context: typer.Context,
+    wait: Annotated[bool, typer.Option(help="Wait for the result.")] = True,
+) -> None:
+    """Rebuild all tables from the log while services run; over the bus, not the gateway."""
+    import asyncio
+
+    from penstock import rpc
+    from penstock.cli.wire import on_wire
+    from penstock.contracts.archive import ArchiveStatus, Rebuild
+    from penstock.contracts.errors import TransientError
+
+    async def work(wire: Wire) -> None:
+        status = await rpc.call(
+            wire.bus, "archive", "rebuild", Rebuild(), ArchiveStatus, timeout_seconds=LONG_SECONDS
+        )
+        screen = console()
+        screen.print(_line(status))
+        while wait and (status.rebuilding or status.lag_messages):
+            await asyncio.sleep(_PROBE_SECONDS)
+            try:
+                latest = await _status(wire)
+            except TransientError:
+                continue  # the projector was restarted; it continues where it was
+            if latest != status:
+                status = latest
+                screen.print(_line(status))
+
+    on_wire(context.obj, work)
+
+
+@app.command()
+def restore(context: typer.Context, run_id: RunId) -> None:
+    """Restore the facts of an ended run to the log after retention removed them."""
+    from penstock.client import Call
+    from penstock.contracts.archive import Restored
+
+    path = f"/v1/runs/{run_id}/restore"
+    with gateway(context) as client:
+        done = client.send(Call(Restored, "POST", path, timeout_seconds=LONG_SECONDS))
+    console().print(f"{run_id}: {done.restored} of {done.facts} facts were put back")
+
+
+@app.command("delete-run")
+def delete_run(context: typer.Context, run_id: RunId, yes: Yes = False) -> None:
+    """Delete an ended run and its child runs for good."""
+    _delete(context, f"/v1/runs/{run_id}", f"run {run_id}", sure=yes)
+
+
+@app.command("delete-session")
+def delete_session(
+    context: typer.Context,
+    session_id: Annotated[str, typer.Argument(metavar="SESSION", help="Id of the session.")],
+    yes: Yes = False,
+) -> None:
+    """Delete a session and all its runs for good."""
+    path = f"/v1/sessions/{session_id}"
+    _delete(context, path, f"session {session_id} and its runs", sure=yes)
+
+
+@app.command("delete-tenant")
+def delete_tenant(
+    context: typer.Context,
+    tenant: Annotated[str, typer.Argument(metavar="TENANT", help="The tenant.")],
+    yes: Yes = False,
+) -> None:
+    """Delete all runs and sessions of a tenant for good."""
+    _delete(context, f"/v1/tenants/{tenant}/data", f"all runs of tenant {tenant}", sure=yes)
+
+
+def _delete(context: typer.Context, path: str, what: str, *, sure: bool) -> None:
+    """Delete for good, after a confirmation.
+
+    Raises:
+        CommandError: It was not confirmed.
+    """
+    from penstock.client import Call
+    from penstock.contracts.archive import Erased
+
+    if not sure:
+        if not sys.stdin.isatty():
+            raise CommandError(f"deleting {what} needs --yes here", exit_code=MISUSED)
+        sys.stdout.write(f"Delete {what} for good? [y/N] ")
+        sys.stdout.flush()
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise CommandError("nothing was deleted")
+    with gateway(context) as client:
+        done = client.send(Call(Erased, "DELETE", path, timeout_seconds=LONG_SECONDS))
+    console().print(
+        f"deleted {done.runs} runs, {done.objects} objects, {done.dead_letters} dead letters"
+    )
