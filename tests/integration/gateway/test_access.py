@@ -264,7 +264,7 @@ async def test_crash_in_a_handler_says_nothing_of_its_inside(
     def crash(*_: object) -> None:
         raise ZeroDivisionError("secret detail")
 
-    monkeypatch.setattr(gateway.gateway.door, "caller", crash)
+    monkeypatch.setattr(gateway.gateway.authenticator, "caller", crash)
     for method, path in (("POST", "/v1/runs"), ("GET", "/v1/keys"), ("GET", "/v1/runs/x")):
         response = await gateway.client.request(method, path)
         assert (response.status_code, response.json()["code"]) == (500, "internal_error")

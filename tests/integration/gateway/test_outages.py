@@ -94,7 +94,7 @@ async def test_wait_across_a_restart_of_the_bus_gets_its_run(
     task = asyncio.create_task(
         own_gateway.client.post("/v1/runs", json={"name": "echo"}, headers={"Prefer": "wait=20"})
     )
-    waiting = own_gateway.gateway.ends._waiting
+    waiting = own_gateway.gateway.waiter._waits
     run_id = await eventually(lambda: next(iter(waiting), ""))
     await eventually(lambda: own_engine.log(run_id))
     await asyncio.to_thread(own_server.restart)
@@ -139,8 +139,8 @@ async def test_stopping_gateway_tells_those_who_wait_how_far_their_runs_are(
     task = asyncio.create_task(
         gateway.client.post("/v1/runs", json={"name": "echo"}, headers={"Prefer": "wait=20"})
     )
-    ends = gateway.gateway.ends
-    run_id = await eventually(lambda: next(iter(ends._waiting), ""))
+    waits = gateway.gateway.waiter._waits
+    run_id = await eventually(lambda: next(iter(waits), ""))
     await eventually(lambda: gateway.gateway.reader.read_fact(started_subject(gateway, run_id)))
     gateway.gateway.drain()
     response = await asyncio.wait_for(task, 5)

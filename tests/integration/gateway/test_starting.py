@@ -78,13 +78,13 @@ async def test_start_whose_wait_runs_out_answers_202_with_the_state(
     )
     assert response.status_code == 202
     assert response.json()["status"] == "running"
-    assert gateway.gateway.ends._waiting == {}
+    assert gateway.gateway.waiter._waits == {}
 
 
 async def test_start_whose_live_end_was_lost_reads_the_log_at_the_end_of_the_wait(
     gateway: Running, engine: Engine
 ) -> None:
-    gateway.gateway.ends._waiting = Forgetful()
+    gateway.gateway.waiter._waits = Forgetful()
     await engine.on_invoke(lambda run_id: play_end(engine, run_id, "late"))
     response = await gateway.client.post(
         "/v1/runs", json={"name": "echo"}, headers={"Prefer": "wait=1"}
@@ -103,15 +103,15 @@ async def test_wait_across_a_reconnection_reads_the_log(gateway: Running, engine
     async def start() -> httpx.Response:
         return await gateway.client.post("/v1/runs", json={"name": "echo"}, headers=WAIT)
 
-    waiting = gateway.gateway.ends._waiting
-    gateway.gateway.ends._waiting = Forgetful()
+    waiting = gateway.gateway.waiter._waits
+    gateway.gateway.waiter._waits = Forgetful()
     task = asyncio.create_task(start())
-    run_id = await eventually(lambda: next(iter(gateway.gateway.ends._waiting), ""))
+    run_id = await eventually(lambda: next(iter(gateway.gateway.waiter._waits), ""))
     await engine.end(run_id, 1, "x")
     await gateway.gateway.bus.nc.flush()
     assert not task.done()
-    waiting.update(gateway.gateway.ends._waiting)
-    gateway.gateway.ends._waiting = waiting
+    waiting.update(gateway.gateway.waiter._waits)
+    gateway.gateway.waiter._waits = waiting
     for callback in list(gateway.gateway.bus.on_reconnect):
         callback()
     response = await asyncio.wait_for(task, 3)

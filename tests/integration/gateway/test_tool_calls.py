@@ -179,7 +179,7 @@ async def test_waited_start_is_a_tool_loop_over_plain_http(
         assert response.headers["preference-applied"] == "wait=10"
     assert seen == [{"question": 1}, {"question": 2}]
     assert (response.status_code, response.json()["output"]) == (200, "both")
-    assert gateway.gateway.ends._waiting == {}
+    assert gateway.gateway.waiter._waits == {}
 
 
 async def test_waited_read_returns_when_the_run_asks_or_ends(
@@ -189,13 +189,13 @@ async def test_waited_read_returns_when_the_run_asks_or_ends(
     await eventually(lambda: f"{engine.tenant}.clerk" in gateway.gateway.published.values)
     run_id = await begin(gateway, "clerk")
     reading = asyncio.create_task(gateway.client.get(f"/v1/runs/{run_id}", headers=WAIT))
-    await eventually(lambda: run_id in gateway.gateway.ends._waiting)
+    await eventually(lambda: run_id in gateway.gateway.waiter._waits)
     await engine.node_record(run_id, 1, call())
     run = (await reading).json()
     assert [one["record_id"] for one in run["waiting_for"]] == ["ask"]
     await results(gateway, run_id, {"step_id": "ask"})
     reading = asyncio.create_task(gateway.client.get(f"/v1/runs/{run_id}", headers=WAIT))
-    await eventually(lambda: run_id in gateway.gateway.ends._waiting)
+    await eventually(lambda: run_id in gateway.gateway.waiter._waits)
     await engine.end(run_id, 2, "over")
     assert (await reading).json()["output"] == "over"
 

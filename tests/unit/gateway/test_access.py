@@ -5,7 +5,7 @@ import pytest
 from penstock.contracts.errors import RejectedError
 from penstock.contracts.runners import KeyRecord
 from penstock_gateway.core.access import bearer_key, caller_of, key_digest
-from penstock_gateway.middleware.entry import Doorkeeper
+from penstock_gateway.middleware.entry import Authenticator
 from penstock_gateway.raw import Answer
 from penstock_gateway.settings import GatewaySettings, is_loopback
 
@@ -33,13 +33,13 @@ def test_roles_add_up() -> None:
 
 def test_tenant_comes_from_the_key_alone() -> None:
     record = KeyRecord(key_id="k", tenant="acme", roles=("operator",))
-    door = Doorkeeper(GatewaySettings(), {key_digest(KEY): caller_of(record)})
+    door = Authenticator(GatewaySettings(), {key_digest(KEY): caller_of(record)})
     headers = {b"authorization": b"bEARER " + KEY, b"x-tenant": b"other"}
     assert door.caller(headers).tenant == "acme"
 
 
 def test_development_gateway_still_checks_a_key_that_is_given() -> None:
-    door = Doorkeeper(GatewaySettings(auth_required=False), {})
+    door = Authenticator(GatewaySettings(auth_required=False), {})
     assert door.caller({b"host": b"localhost:8080"}).tenant == "default"
     with pytest.raises(RejectedError):
         door.caller({b"authorization": b"Bearer nonsense"})
@@ -62,7 +62,7 @@ def test_development_gateway_still_checks_a_key_that_is_given() -> None:
 def test_development_gateway_serves_this_machines_pages_only(
     host: bytes, origin: bytes | None, served: bool
 ) -> None:
-    door = Doorkeeper(GatewaySettings(auth_required=False), {})
+    door = Authenticator(GatewaySettings(auth_required=False), {})
     headers = {b"host": host, **({b"origin": origin} if origin else {})}
     if served:
         assert door.caller(headers).key_id == "development"

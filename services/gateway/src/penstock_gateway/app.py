@@ -19,10 +19,10 @@ from penstock_gateway.definitions.participants import participants
 from penstock_gateway.definitions.routes import agent_deletion, application, definition_routes
 from penstock_gateway.gateway import Gateway
 from penstock_gateway.health import health_routes
-from penstock_gateway.hot import HotRoute
-from penstock_gateway.middleware.entry import Entrance
+from penstock_gateway.middleware.entry import EntryMiddleware
 from penstock_gateway.middleware.errors import add_error_handlers, failed
-from penstock_gateway.routes import add_hot_routes
+from penstock_gateway.raw import RawRoute
+from penstock_gateway.routes import add_raw_routes
 from penstock_gateway.runs.approvals import approvals
 from penstock_gateway.runs.bundle_routes import bundles
 from penstock_gateway.runs.control_routes import controlling
@@ -68,11 +68,11 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     shortcuts = {
         (method, route.path): route.endpoint
         for route in app.routes
-        if isinstance(route, HotRoute) and not route.param_convertors
+        if isinstance(route, RawRoute) and not route.param_convertors
         for method in route.methods or ()
     }
     app.add_middleware(
-        Entrance,
+        EntryMiddleware,
         max_body_bytes=settings.max_body_bytes,
         shortcuts=shortcuts,
         failed=failed,
@@ -92,7 +92,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
 
 def _add_routes(app: FastAPI, gateway: Gateway) -> None:
     """Add all routes; the first that fits answers, so the more exact paths come first."""
-    add_hot_routes(app, gateway)
+    add_raw_routes(app, gateway)
     of_runs = (controlling, signalling, approvals, tool_calls, forks, dead_letters, bundles)
     for router in (
         *of_runs,

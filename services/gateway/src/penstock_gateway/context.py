@@ -18,7 +18,7 @@ GatewayParts = Annotated[Gateway, Depends(_gateway)]
 
 
 async def _caller(request: Request, gateway: GatewayParts) -> Caller:
-    return gateway.door.caller(dict(request.scope["headers"]))
+    return gateway.authenticator.caller(dict(request.scope["headers"]))
 
 
 AnyCaller = Annotated[Caller, Depends(_caller)]

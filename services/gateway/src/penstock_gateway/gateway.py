@@ -20,17 +20,16 @@ from penstock_gateway.archive.requests import Archive
 from penstock_gateway.core.access import Caller, caller_of
 from penstock_gateway.definitions.mirrors import Mirror, reader_of
 from penstock_gateway.definitions.registry import Registry
-from penstock_gateway.middleware.entry import Doorkeeper
+from penstock_gateway.middleware.entry import Authenticator
 from penstock_gateway.runs.answer import Answering
-from penstock_gateway.runs.attention import Attention
 from penstock_gateway.runs.control import Controls
-from penstock_gateway.runs.ends import EndWatch
 from penstock_gateway.runs.pending import PendingIndex
 from penstock_gateway.runs.plans import Plans
 from penstock_gateway.runs.read import Runs
 from penstock_gateway.runs.signals import Signals
 from penstock_gateway.runs.start import Starter
 from penstock_gateway.runs.stream import Streams
+from penstock_gateway.runs.wait import RunWaiter
 from penstock_gateway.schedules.store import Schedules
 from penstock_gateway.settings import GatewaySettings
 
@@ -56,8 +55,7 @@ class Gateway:
     registry: Registry
     plans: Plans
     runs: Runs
-    ends: EndWatch
-    attention: Attention
+    waiter: RunWaiter
     pending: PendingIndex
     signals: Signals
     answering: Answering
@@ -65,7 +63,7 @@ class Gateway:
     schedules: Schedules
     starter: Starter
     streams: Streams
-    door: Doorkeeper
+    authenticator: Authenticator
     _restorer: Restorer
 
     def __init__(self, settings: GatewaySettings) -> None:
@@ -96,9 +94,8 @@ class Gateway:
         self.registry = Registry(bus, self.published, self.webhooks, self.keys)
         self.plans = Plans(bus)
         self.runs = Runs(bus, self.reader, self.archive, self.plans, settings.shards)
-        self.ends = EndWatch(bus, self.reader, settings.shards)
-        await self.ends.start()
-        self.attention = Attention(bus, self.ends, self.runs, self.plans, settings.shards)
+        self.waiter = RunWaiter(bus, self.reader, self.runs, self.plans, settings.shards)
+        await self.waiter.start()
         self.pending = PendingIndex(self.reader)
         sessions = Bucket(bus, subjects.SESSIONS)
         self.signals = Signals(self.writer, self.reader, self.runs, self.pending, sessions)
@@ -122,17 +119,17 @@ class Gateway:
             buffer_bytes=settings.sse_buffer_bytes,
             keepalive_seconds=settings.sse_keepalive_seconds,
         )
-        self.door = Doorkeeper(settings, self.keys.values)
+        self.authenticator = Authenticator(settings, self.keys.values)
 
     def drain(self) -> None:
         """End waits and event streams, so that the process may stop; clients resume elsewhere."""
-        self.ends.drain()
+        self.waiter.drain()
         self.streams.drain()
 
     async def close(self) -> None:
         """Wait for what is being written, then leave the bus."""
         self._restorer.stop()
-        await self.ends.stop()
+        await self.waiter.stop()
         for mirror in (self.published, self.keys, self.webhooks):
             await mirror.stop()
         await self.writer.close()

@@ -1,17 +1,25 @@
-"""Answers as bytes: what the hot routes send, without Starlette's header handling."""
+"""Raw routes: endpoints whose cost matters take the raw request and return finished bytes.
+
+FastAPI documents them like other routes. It does not solve dependencies, validate parameters or
+serialize replies for them, which costs more than all of our own work.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Final, Literal, TypeVar
 
+from fastapi import Request
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from penstock.contracts.errors import PenstockError
+from penstock.contracts.errors import PenstockError, RejectedError
 from penstock.runs.replies import Problem
-from penstock_gateway.core.problems import MEDIA_TYPE, PROBLEM, problem_of, retry_after
+from penstock_gateway.core.problems import MEDIA_TYPE, PROBLEM, findings, problem_of, retry_after
 
+ModelT = TypeVar("ModelT")
 RawHeaders = list[tuple[bytes, bytes]]
 
 SECURITY_HEADERS: Final[tuple[tuple[bytes, bytes], ...]] = (
@@ -97,3 +105,72 @@ def problem_answer(found: Problem, *, retry: int | None = None) -> Answer:
 def error_answer(error: PenstockError) -> Answer:
     """Return the problem document of one of our own errors."""
     return problem_answer(problem_of(error), retry=retry_after(error))
+
+
+class RawRoute(APIRoute):
+    """A route that calls its endpoint with the request alone."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the endpoint itself."""
+        handler: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
+        return handler
+
+
+def read(adapter: TypeAdapter[ModelT], body: bytes) -> ModelT:
+    """Read a JSON body.
+
+    Raises:
+        RejectedError: ``malformed_json``, or ``invalid_request`` with every finding.
+    """
+    try:
+        return adapter.validate_json(body or b"{}")
+    except ValidationError as error:
+        raise refused(error) from error
+
+
+def refused(error: ValidationError) -> RejectedError:
+    """Return what was found wrong with a body as one of our own errors."""
+    found = findings(error)
+    if any(one["type"] == "json_invalid" for one in error.errors(include_url=False)):
+        return RejectedError("malformed_json", "the body is not JSON", details=found)
+    return RejectedError(
+        "invalid_request", "the body does not have the expected form", details=found
+    )
+
+
+def json_body(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
+    """Return the OpenAPI description of a JSON body."""
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    # Nested models are written in place: FastAPI does not know of this model.
+    definitions = schema.pop("$defs", {})
+    return {
+        "required": required,
+        "content": {"application/json": {"schema": _in_place(schema, definitions)}},
+    }
+
+
+def _in_place(schema: Any, definitions: dict[str, Any]) -> Any:
+    if isinstance(schema, dict):
+        reference = schema.get("$ref")
+        if isinstance(reference, str):
+            name = reference.rpartition("/")[2]
+            if name == "JsonValue" or name not in definitions:
+                return {}
+            return _in_place(definitions[name], definitions)
+        return {key: _in_place(value, definitions) for key, value in schema.items()}
+    if isinstance(schema, list):
+        return [_in_place(value, definitions) for value in schema]
+    return schema
+
+
+def parameter(
+    place: Literal["path", "query", "header"], name: str, description: str, kind: str = "string"
+) -> dict[str, Any]:
+    """Return the OpenAPI description of a parameter."""
+    return {
+        "name": name,
+        "in": place,
+        "required": place == "path",
+        "description": description,
+        "schema": {"type": kind},
+    }

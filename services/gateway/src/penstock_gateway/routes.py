@@ -17,10 +17,9 @@ from penstock_gateway.core.requests import (
     StartRun,
 )
 from penstock_gateway.gateway import Gateway
-from penstock_gateway.hot import HotRoute, json_body, parameter
+from penstock_gateway.raw import RawRoute, json_body, parameter
 from penstock_gateway.runs.older import InternallyInvoked, Invoked, Older
-from penstock_gateway.runs.reading import Reading
-from penstock_gateway.runs.starting import Starting
+from penstock_gateway.runs.routes import ReadRoutes, StartRoutes
 from penstock_gateway.webhooks.deliveries import DeliveryAccepted, Hooks
 
 Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -54,7 +53,7 @@ _RUN_PARAMETERS: Final = [
 _RUN: Final[Documentation] = {"model": RunView, "description": "The run"}
 
 
-def add_hot_routes(app: FastAPI, gateway: Gateway) -> None:
+def add_raw_routes(app: FastAPI, gateway: Gateway) -> None:
     """Add the routes to ``app``, before all others."""
 
     def add(
@@ -67,7 +66,7 @@ def add_hot_routes(app: FastAPI, gateway: Gateway) -> None:
         body: Documentation | None = None,
         parameters: list[Documentation] | None = None,
     ) -> None:
-        route = HotRoute(
+        route = RawRoute(
             path,
             endpoint,
             methods=[method],
@@ -82,7 +81,7 @@ def add_hot_routes(app: FastAPI, gateway: Gateway) -> None:
             route.openapi_extra["requestBody"] = body
         app.router.routes.append(route)
 
-    starting, reading = Starting(gateway), Reading(gateway)
+    starting, reading = StartRoutes(gateway), ReadRoutes(gateway)
     older, hooks = Older(gateway, starting), Hooks(gateway)
 
     begun: dict[int | str, Documentation] = {

@@ -37,11 +37,13 @@ class Caller:
             RejectedError: ``forbidden``.
         """
         if role not in self.may:
-            raise RejectedError(
-                "forbidden",
-                f"this needs the role {role}",
-                details=(ErrorDetail(path="authorization", message="role missing", allowed=role),),
-            )
+            raise forbidden(role)
+
+
+def forbidden(role: Role) -> RejectedError:
+    """Return the error of a caller who does not have the role."""
+    detail = ErrorDetail(path="authorization", message="role missing", allowed=role)
+    return RejectedError("forbidden", f"this needs the role {role}", details=(detail,))
 
 
 def caller_of(record: KeyRecord) -> Caller:

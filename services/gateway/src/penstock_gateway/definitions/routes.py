@@ -38,7 +38,7 @@ from penstock.contracts.rpc import (
 from penstock.runs.replies import DefinitionItems, VersionItems
 from penstock_gateway.context import Admin, AnyCaller, GatewayParts, Viewer
 from penstock_gateway.core.requests import Input
-from penstock_gateway.hot import refused
+from penstock_gateway.raw import refused
 
 RUNNABLE: Final = (DocumentKind.AGENT, DocumentKind.WORKFLOW, DocumentKind.NETWORK)
 """Kinds that are started by name, and may have aliases."""

@@ -1,4 +1,4 @@
-"""What every request passes: headers for safety, the body's limit, and who is asking.
+"""The middleware around every request: security headers, the limit of bodies, the caller.
 
 Pure ASGI: nothing here costs a task or a thread.
 """
@@ -18,7 +18,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from penstock.contracts.errors import ErrorDetail, PenstockError, RejectedError
 from penstock_gateway.core.access import (
     Caller,
+    Role,
     bearer_key,
+    forbidden,
     key_digest,
     unauthenticated,
     unchecked_caller,
@@ -60,7 +62,7 @@ def too_large(limit: int) -> RejectedError:
 
 
 async def read_body(headers: Headers, receive: Receive, limit: int) -> bytes:
-    """Read a request's body; ``Entrance`` counts it on its way here.
+    """Read a request's body; ``EntryMiddleware`` counts it on its way here.
 
     Raises:
         RejectedError: ``body_too_large``, by what the client announces.
@@ -80,7 +82,7 @@ async def read_body(headers: Headers, receive: Receive, limit: int) -> bytes:
     raise ClientDisconnect
 
 
-class Entrance:
+class EntryMiddleware:
     """Middleware around everything: response headers, the limit of bodies, and a short way in.
 
     A request for one of the ``shortcuts`` goes straight to its endpoint: matching routes one by
@@ -164,8 +166,8 @@ class Entrance:
 _AUTHORIZATION: Final = b"authorization"
 
 
-class Doorkeeper:
-    """Tells who is asking."""
+class Authenticator:
+    """Identifies the callers of requests by their API keys."""
 
     def __init__(self, settings: GatewaySettings, keys: Mapping[str, Caller]) -> None:
         """Use the mirrored keys.
@@ -178,13 +180,19 @@ class Doorkeeper:
         self._keys = keys
         self._developer = unchecked_caller(settings.dev_tenant)
 
-    def caller(self, headers: Headers) -> Caller:
-        """Return the caller.
+    def caller(self, headers: Headers, role: Role | None = None) -> Caller:
+        """Return the caller, who has the role.
 
         Raises:
-            RejectedError: ``unauthenticated``, or on a gateway without keys ``origin_refused``
-                for pages of other sites.
+            RejectedError: ``unauthenticated``, ``forbidden``, or on a gateway without keys
+                ``origin_refused`` for pages of other sites.
         """
+        caller = self._caller(headers)
+        if role is not None and role not in caller.may:
+            raise forbidden(role)
+        return caller
+
+    def _caller(self, headers: Headers) -> Caller:
         authorization = headers.get(_AUTHORIZATION)
         if authorization is None:
             if self._required:

@@ -9,15 +9,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from penstock.contracts.facts import DefinitionKind, Record
-from penstock.runids import new_run_id
 from penstock.runs.start import StartParams
 from penstock.telemetry import tracing
 from penstock_gateway.core.preferences import wants_events
 from penstock_gateway.core.requests import INTERNAL_INVOKE, INVOKE
 from penstock_gateway.gateway import Gateway
-from penstock_gateway.hot import read
-from penstock_gateway.raw import Answer
-from penstock_gateway.runs.starting import Starting, run_limits
+from penstock_gateway.raw import Answer, read
+from penstock_gateway.runs.routes import StartRoutes, identity, run_limits
 
 
 class Invoked(Record):
@@ -42,7 +40,7 @@ _INTERNALLY: Final[TypeAdapter[InternallyInvoked]] = TypeAdapter(InternallyInvok
 class Older:
     """The endpoints of older clients."""
 
-    def __init__(self, gateway: Gateway, starting: Starting) -> None:
+    def __init__(self, gateway: Gateway, starting: StartRoutes) -> None:
         """Use the newer endpoints' ways."""
         self._gateway = gateway
         self._starting = starting
@@ -53,25 +51,23 @@ class Older:
         given = read(INVOKE, body)
         name, _, selector = given.name.partition("@")
         parent = headers.get(b"traceparent")
+        run_id, digest = identity(headers, caller.tenant, body)
         with tracing.span(
             "start run",
             kind="server",
             traceparent=None if parent is None else parent.decode("latin-1"),
         ) as span:
-            params = self._starting.keyed(
-                headers,
-                StartParams(
-                    tenant=caller.tenant,
-                    run_id=new_run_id(),
-                    name=name,
-                    selector=selector or None,
-                    input=given.input,
-                    session_id=given.session_id,
-                    limits=run_limits(given.run_config),
-                    requested_by=caller.key_id,
-                    traceparent=span.traceparent,
-                ),
-                body,
+            params = StartParams(
+                tenant=caller.tenant,
+                run_id=run_id,
+                name=name,
+                selector=selector or None,
+                input=given.input,
+                session_id=given.session_id,
+                limits=run_limits(given.run_config),
+                request_digest=digest,
+                requested_by=caller.key_id,
+                traceparent=span.traceparent,
             )
             started = await self._gateway.starter.start(params)
             answer = Invoked(run_id=started.run_id, trace_id=span.trace_id)
@@ -81,19 +77,21 @@ class Older:
         """Start a run of an agent in a session; the message is its input."""
         headers, caller, body = await self._starting.enter(request)
         given = read(INTERNAL_INVOKE, body)
+        run_id, digest = identity(headers, caller.tenant, body)
         params = StartParams(
             tenant=caller.tenant,
-            run_id=new_run_id(),
+            run_id=run_id,
             name=given.agent_id,
             kind=DefinitionKind.AGENT,
             input=given.input_message.content,
             session_id=given.session_id,
+            request_digest=digest,
             requested_by=caller.key_id,
             path="agent_id",
         )
         if wants_events(headers.get(b"accept")):
-            return await self._starting.answer(headers, params, body)
-        started = await self._gateway.starter.start(self._starting.keyed(headers, params, body))
+            return await self._starting.reply(headers, params)
+        started = await self._gateway.starter.start(params)
         answer = InternallyInvoked(
             run_id=started.run_id, session_id=given.session_id, agent_id=given.agent_id
         )

@@ -37,8 +37,8 @@ from penstock_gateway.core.transcript import (
 )
 from penstock_gateway.metrics import STREAM_REREADS, STREAMS_OPEN
 from penstock_gateway.raw import RawHeaders
-from penstock_gateway.runs.ends import LiveFact, plain_subject, sequence_of
 from penstock_gateway.runs.read import Runs, available
+from penstock_gateway.runs.wait import LiveFact, live_fact
 
 _MESSAGE_OVERHEAD_BYTES: Final = 256
 _RETRY_SECONDS: Final = 0.5
@@ -170,8 +170,7 @@ class RunStream:
         self._wakeup.set()
 
     def _on_fact(self, subject: str, _reply: str, body: bytes, headers: bytes | None) -> None:
-        seq = sequence_of(headers)
-        self._collect(LiveFact(plain_subject(subject), seq, body), len(body))
+        self._collect(live_fact(subject, body, headers), len(body))
 
     def _on_delta(self, subject: str, _reply: str, body: bytes, _headers: bytes | None) -> None:
         self._collect(LiveDelta(subject, body), len(body))

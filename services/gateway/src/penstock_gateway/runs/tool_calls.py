@@ -18,7 +18,7 @@ from penstock_gateway.core.node_records import call_view, unknown_view
 from penstock_gateway.core.preferences import wait_seconds
 from penstock_gateway.core.requests import Resolution, ToolResult, ToolResults
 from penstock_gateway.runs.answer import Answer
-from penstock_gateway.runs.attention import open_calls
+from penstock_gateway.runs.wait import open_calls
 
 StepId = Annotated[str, Path(pattern=TOKEN_PATTERN)]
 
@@ -68,7 +68,7 @@ async def post_tool_results(
         state = await gateway.runs.state(caller.tenant, run_id, at_least_seq=last)
     else:
         response.headers["preference-applied"] = f"wait={seconds:.0f}"
-        state = await gateway.attention.settled(caller.tenant, run_id, seconds)
+        state = await gateway.waiter.wait_for(caller.tenant, run_id, seconds)
     if state.ended is not None or all(one.repeated for one in recorded):
         response.status_code = 200
     return await gateway.runs.view_of(state)

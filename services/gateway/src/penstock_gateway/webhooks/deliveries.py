@@ -23,9 +23,8 @@ from penstock.runs.start import StartParams
 from penstock_gateway.core.requests import GENERIC_WEBHOOK
 from penstock_gateway.core.signatures import Delivery, check, secret_bytes
 from penstock_gateway.gateway import Gateway
-from penstock_gateway.hot import read
 from penstock_gateway.middleware.entry import read_body
-from penstock_gateway.raw import Answer, RawHeaders
+from penstock_gateway.raw import Answer, RawHeaders, read
 
 SECRET_PREFIX: Final = "PENSTOCK_SECRET_"
 GENERIC_SECRETS: Final = ("WEBHOOK_SECRET_GENERIC", "WEBHOOK_SECRET_DEFAULT", "WEBHOOK_SECRET")
@@ -118,7 +117,7 @@ class Hooks:
         if delivery.signed and b"authorization" not in raw:
             tenant, requested_by = settings.dev_tenant, "webhook:generic"
         else:
-            caller = self._gateway.door.caller(raw)
+            caller = self._gateway.authenticator.caller(raw)
             caller.require("operator")
             tenant, requested_by = caller.tenant, caller.key_id
         given = read(GENERIC_WEBHOOK, body)
