@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -87,32 +87,23 @@ def show(
     print_json(one.arguments)
 
 
-@app.command()
-def approve(
-    context: typer.Context,
-    run_id: RunId,
-    record_id: RecordId,
-    digest: Digest = None,
-    reason: Reason = "",
-) -> None:
-    """Approve a pending request."""
-    with gateway(context) as client:
-        _print_answer(client.approve(run_id, record_id, digest=digest, reason=reason))
+def _add(act: Literal["approve", "reject"]) -> None:
+    """Add a command that answers an approval."""
+
+    @app.command(act, help=f"{act.capitalize()} a pending request.")
+    def command(
+        context: typer.Context,
+        run_id: RunId,
+        record_id: RecordId,
+        digest: Digest = None,
+        reason: Reason = "",
+    ) -> None:
+        with gateway(context) as client:
+            answer = client.approve if act == "approve" else client.reject
+            one = answer(run_id, record_id, digest=digest, reason=reason)
+        by = f"[dim]by {(one.decided and one.decided.by) or ''}[/]"
+        console().print(run_id, record_id, status_text(one.status), by)
 
 
-@app.command()
-def reject(
-    context: typer.Context,
-    run_id: RunId,
-    record_id: RecordId,
-    digest: Digest = None,
-    reason: Reason = "",
-) -> None:
-    """Reject a pending request."""
-    with gateway(context) as client:
-        _print_answer(client.reject(run_id, record_id, digest=digest, reason=reason))
-
-
-def _print_answer(one: ApprovalView) -> None:
-    by = one.decided.by if one.decided else None
-    console().print(one.run_id, one.record_id, status_text(one.status), f"[dim]by {by or ''}[/]")
+_add("approve")
+_add("reject")

@@ -9,7 +9,7 @@ import typer
 
 from penstock.cli.display import compact, console, moment, print_json, print_list
 from penstock.cli.failure import MISUSED, CommandError
-from penstock.cli.gateway import LONG_SECONDS, gateway
+from penstock.cli.gateway import LONG_SECONDS, gateway, send
 from penstock.cli.lazy import group
 from penstock.cli.options import AsJson, DryRun, Limit
 
@@ -41,11 +41,11 @@ def list_letters(
     as_json: AsJson = False,
 ) -> None:
     """List dead letters, the oldest first."""
-    from penstock.client import Call
-    from penstock.runs.replies import DeadLetterPage
+    from penstock.client import Call, Items
+    from penstock.runs.replies import DeadLetterView
 
     params = {"consumer": consumer, "run_id": run_id, "code": code}
-    call = Call(DeadLetterPage, "GET", "/v1/dead-letters", params=params, limit=limit)
+    call = Call(Items[DeadLetterView], "GET", "/v1/dead-letters", params=params, limit=limit)
     with gateway(context) as client:
         found = list(client.pages(call))
     columns: dict[str, Callable[[DeadLetterView], str]] = {
@@ -66,11 +66,9 @@ def show(
     seq: Annotated[int, typer.Argument(metavar="SEQ", min=1, help="Sequence of the dead letter.")],
 ) -> None:
     """Show one dead letter with the body of its message."""
-    from penstock.client import Call
     from penstock.runs.replies import DeadLetterView
 
-    with gateway(context) as client:
-        print_json(client.send(Call(DeadLetterView, "GET", f"/v1/dead-letters/{seq}")))
+    print_json(send(context, DeadLetterView, "GET", f"/v1/dead-letters/{seq}"))
 
 
 def _add(act: Act, summary: str) -> None:
@@ -106,12 +104,10 @@ _add("discard", "Discard dead letters.")
 
 
 def _one_by_one(context: typer.Context, act: Act, seqs: list[int], *, as_json: bool) -> None:
-    from penstock.client import Call
     from penstock.runs.replies import DeadLetterView
 
     paths = [f"/v1/dead-letters/{seq}/{act}" for seq in seqs]
-    with gateway(context) as client:
-        done = [client.send(Call(DeadLetterView, "POST", path)).seq for path in paths]
+    done = [send(context, DeadLetterView, "POST", path).seq for path in paths]
     if as_json:
         print_json({"done": done})
     else:
@@ -124,13 +120,10 @@ def _many(context: typer.Context, act: Act, body: Json, *, as_json: bool) -> Non
     Raises:
         CommandError: Some letters could not be requeued.
     """
-    from penstock.client import Call
     from penstock.runs.replies import DeadLettersDone
 
     path = f"/v1/dead-letters/{act}"
-    with gateway(context) as client:
-        call = Call(DeadLettersDone, "POST", path, body, timeout_seconds=LONG_SECONDS)
-        result = client.send(call)
+    result = send(context, DeadLettersDone, "POST", path, body, timeout_seconds=LONG_SECONDS)
     if as_json:
         print_json(result)
     else:

@@ -13,7 +13,7 @@ import typer
 
 from penstock.cli.display import console, moment, print_list
 from penstock.cli.failure import MISUSED, CommandError
-from penstock.cli.gateway import gateway
+from penstock.cli.gateway import gateway, send
 from penstock.cli.lazy import group
 from penstock.cli.options import AsJson
 
@@ -151,12 +151,9 @@ def versions(
     context: typer.Context, name: Name, kind: OfKind = None, as_json: AsJson = False
 ) -> None:
     """Print the versions of a definition, newest first."""
-    from penstock.client import Call
-    from penstock.runs.replies import VersionItems
+    from penstock.runs.definition_views import VersionItems
 
-    with gateway(context) as client:
-        path = f"{_path(client, name, kind)}/versions"
-        found = client.send(Call(VersionItems, "GET", path)).items
+    found = send(context, VersionItems, "GET", _path(context, name, kind) + "/versions").items
     columns: dict[str, Callable[[Version], str]] = {
         "version": lambda one: f"v{one.version}",
         "": lambda one: "in force" if one.in_force else "",
@@ -176,23 +173,19 @@ def publish(
     kind: OfKind = None,
 ) -> None:
     """Publish the stored definition, or an older version again."""
-    from penstock.client import Call
     from penstock.contracts.rpc import AppliedDefinition
 
     body: Json = {"version": version} if version is not None else {}
-    with gateway(context) as client:
-        path = f"{_path(client, name, kind)}/publish"
-        done = client.send(Call(AppliedDefinition, "POST", path, body))
+    path = _path(context, name, kind) + "/publish"
+    done = send(context, AppliedDefinition, "POST", path, body)
     console().print(f"{name}: v{done.version} is in force", markup=False)
 
 
 def archive(context: typer.Context, name: Name, kind: OfKind = None) -> None:
     """Archive a definition that no other one uses."""
-    from penstock.client import Call
     from penstock.contracts.rpc import Definition
 
-    with gateway(context) as client:
-        client.send(Call(Definition, "POST", f"{_path(client, name, kind)}/archive"))
+    send(context, Definition, "POST", _path(context, name, kind) + "/archive")
     console().print(f"{name} is archived", markup=False)
 
 
@@ -213,15 +206,13 @@ def set_alias(
     """Point an alias at a version."""
     if (canary is None) != (weight is None):
         raise typer.BadParameter("--canary and --weight go together")
-    from penstock.client import Call
     from penstock.contracts.rpc import Alias
 
     body: dict[str, Json] = {"version": version}
     if canary is not None:
         body["canary"] = {"version": canary, "weight": weight}
-    with gateway(context) as client:
-        path = f"{_path(client, name, kind)}/aliases/{quote(alias)}"
-        stored = client.send(Call(Alias, "PUT", path, body))
+    path = _path(context, name, kind) + f"/aliases/{quote(alias)}"
+    stored = send(context, Alias, "PUT", path, body)
     console().print(f"{name}@{alias} is {_aim(stored)}", markup=False)
 
 
@@ -230,12 +221,9 @@ def list_aliases(
     context: typer.Context, name: Name, kind: OfKind = None, as_json: AsJson = False
 ) -> None:
     """List the aliases of a definition."""
-    from penstock.client import Call
     from penstock.contracts.rpc import Aliases
 
-    with gateway(context) as client:
-        path = f"{_path(client, name, kind)}/aliases"
-        found = client.send(Call(Aliases, "GET", path)).items
+    found = send(context, Aliases, "GET", _path(context, name, kind) + "/aliases").items
     columns: dict[str, Callable[[Alias], str]] = {
         "alias": lambda one: f"{name}@{one.alias}",
         "stands for": _aim,
@@ -247,12 +235,9 @@ def list_aliases(
 @aliases.command("delete")
 def delete_alias(context: typer.Context, name: Name, alias: AliasName, kind: OfKind = None) -> None:
     """Remove an alias."""
-    from penstock.client import Call
     from penstock.contracts.facts import Record
 
-    with gateway(context) as client:
-        path = f"{_path(client, name, kind)}/aliases/{quote(alias)}"
-        client.send(Call(Record, "DELETE", path))
+    send(context, Record, "DELETE", _path(context, name, kind) + f"/aliases/{quote(alias)}")
     console().print(f"{name}@{alias} is gone", markup=False)
 
 
@@ -261,18 +246,19 @@ def _aim(alias: Alias) -> str:
     return f"v{alias.version}" + (f", {canary.weight}% v{canary.version}" if canary else "")
 
 
-def _path(client: Client, name: str, kind: Kind | None) -> str:
+def _path(context: typer.Context, name: str, kind: Kind | None) -> str:
     """Return the path of a definition; without its kind the first one with the name."""
     from penstock.client import Call, ProblemError
     from penstock.contracts.rpc import Definition
 
     candidates = [f"/v1/{one}s/{quote(name)}" for one in ((kind,) if kind else KINDS)]
-    for path in candidates[:-1]:
-        try:
-            client.send(Call(Definition, "GET", path))
-        except ProblemError as error:
-            if error.code != "unknown_definition":
-                raise
-        else:
-            return path
+    with gateway(context) as client:
+        for path in candidates[:-1]:
+            try:
+                client.send(Call(Definition, "GET", path))
+            except ProblemError as error:
+                if error.code != "unknown_definition":
+                    raise
+            else:
+                return path
     return candidates[-1]

@@ -21,30 +21,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 STATUS_STYLE: Final = {
-    "created": "dim",
-    "running": "cyan",
-    "done": "green",
-    "failed": "bold red",
-    "cancelled": "yellow",
-    "succeeded": "green",
-    "planned": "dim",
-    "scheduled": "cyan",
-    "waiting": "yellow",
-    "paused": "yellow",
-    "stopped": "dim",
-    "unknown": "bold red",
-    "open": "yellow",
-    "approved": "green",
-    "rejected": "bold red",
-    "expired": "red",
-    "closed": "dim",
-    "skipped": "dim",
-    "live": "green",
-    "suspect": "yellow",
-    "draining": "yellow",
-    "lost": "bold red",
+    status: style
+    for style, statuses in {
+        "dim": "created planned stopped closed skipped",
+        "cyan": "running scheduled",
+        "green": "done succeeded approved live",
+        "bold red": "failed unknown rejected lost",
+        "yellow": "cancelled waiting paused open suspect draining",
+        "red": "expired",
+    }.items()
+    for status in statuses.split()
 }
-
 _WIDTH: Final = 400
 _PIPE_WIDTH: Final = 160
 

@@ -15,50 +15,46 @@ from penstock.client import Client
 from penstock.runs.events import ClientEvent, EventType
 
 EVENT_STYLE: Final = {
-    "run_started": ("▶", "bold cyan"),
-    "user_input": ("»", "magenta"),
-    "agent_invoke_started": ("○", "cyan"),
-    "agent_invoke_done": ("●", "green"),
-    "agent_invoke_failed": ("✗", "red"),
-    "tool_call_started": ("◇", "blue"),
-    "tool_call_done": ("◆", "green"),
-    "tool_call_failed": ("✗", "red"),
-    "tool_call_unknown": ("?", "bold red"),
-    "tool_call_created": ("◇", "magenta"),
-    "tool_result_received": ("→", "magenta"),
-    "approval_created": ("?", "yellow"),
-    "approval_decision": ("→", "magenta"),
-    "approval_expired": ("✗", "red"),
-    "resolution_created": ("?", "yellow"),
-    "resolution_decision": ("→", "magenta"),
-    "wait_started": ("…", "yellow"),
-    "wait_ended": ("…", "green"),
-    "branch_taken": ("⑂", "cyan"),
-    "map_started": ("○", "cyan"),
-    "node_done": ("●", "green"),
-    "node_failed": ("✗", "red"),
-    "node_skipped": ("·", "dim"),
-    "phase_ended": ("·", "dim"),
-    "child_run_started": ("▷", "cyan"),
-    "child_run_done": ("▶", "green"),
-    "child_run_failed": ("✗", "red"),
-    "message_sent": ("→", "blue"),
-    "message_delivered": ("→", "green"),
-    "message_failed": ("✗", "red"),
-    "run_admitted": ("→", "cyan"),
-    "run_paused": ("‖", "yellow"),
-    "run_resumed": ("▶", "cyan"),
-    "policy_decision": ("!", "yellow"),
-    "step_waiting": ("…", "yellow"),
-    "signal_received": ("→", "magenta"),
-    "run_cancel_requested": ("■", "yellow"),
-    "run_done": ("✔", "bold green"),
-    "run_failed": ("✘", "bold red"),
-    "run_cancelled": ("■", "bold yellow"),
+    kind: (sign, style)
+    for sign, style, kinds in (
+        ("▶", "bold cyan", "run_started"),
+        ("»", "magenta", "user_input"),
+        ("○", "cyan", "agent_invoke_started map_started"),
+        ("●", "green", "agent_invoke_done node_done"),
+        ("✗", "red", "approval_expired"),
+        ("◇", "blue", "tool_call_started"),
+        ("◆", "green", "tool_call_done"),
+        ("?", "bold red", "tool_call_unknown"),
+        ("◇", "magenta", "tool_call_created"),
+        ("→", "magenta", "tool_result_received signal_received approval_decision"),
+        ("→", "magenta", "resolution_decision"),
+        ("?", "yellow", "approval_created resolution_created"),
+        ("…", "yellow", "wait_started step_waiting"),
+        ("…", "green", "wait_ended"),
+        ("⑂", "cyan", "branch_taken"),
+        ("·", "dim", "node_skipped phase_ended"),
+        ("▷", "cyan", "child_run_started"),
+        ("▶", "green", "child_run_done"),
+        ("→", "blue", "message_sent"),
+        ("→", "green", "message_delivered"),
+        ("→", "cyan", "run_admitted"),
+        ("‖", "yellow", "run_paused"),
+        ("▶", "cyan", "run_resumed"),
+        ("!", "yellow", "policy_decision"),
+        ("■", "yellow", "run_cancel_requested"),
+        ("✔", "bold green", "run_done"),
+        ("✘", "bold red", "run_failed"),
+        ("■", "bold yellow", "run_cancelled"),
+    )
+    for kind in kinds.split()
 }
-
-
+_FAILED_STYLE: Final = ("✗", "red")
 FINAL_STATUS: Final = {"run_done": "done", "run_failed": "failed", "run_cancelled": "cancelled"}
+
+
+def _style(kind: str) -> tuple[str, str]:
+    found = EVENT_STYLE.get(kind)
+    return found or (_FAILED_STYLE if kind.endswith("_failed") else ("·", ""))
 
 
 class EventPrinter:
@@ -76,7 +72,7 @@ class EventPrinter:
             self._flow(event.step_id or "?", str(event.data.get("text", "")))
             return
         self.close()
-        sign, style = EVENT_STYLE.get(event.type, ("·", ""))
+        sign, style = _style(event.type)
         line = Text()
         line.append(f"{self._offset(event.at):>8} ", style="dim")
         line.append(f"{sign} {event.type:<21}", style=style)

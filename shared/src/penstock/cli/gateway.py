@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from penstock.cli.failure import FAILED, MISUSED, CommandError, Finding
 
@@ -12,7 +13,11 @@ if TYPE_CHECKING:
     import typer
 
     from penstock.client import Client, ProblemError
+    from penstock.contracts.json import Json
 
+T = TypeVar("T")
+
+REQUEST_SECONDS: Final = 30.0
 LONG_SECONDS: Final = 300.0
 """Time limit of requests about many runs or about whole logs."""
 _MISUSE: Final = frozenset({400, 404, 409, 413, 415, 422})
@@ -42,6 +47,30 @@ def gateway(context: typer.Context) -> Iterator[Client]:
             raise CommandError(f"{error}{'' if error.timed_out else hint}") from error
         except ClientError as error:
             raise CommandError(str(error)) from error
+
+
+def send(
+    context: typer.Context,
+    reply: type[T],
+    method: str,
+    path: str,
+    body: Json = None,
+    *,
+    params: Mapping[str, object] | None = None,
+    headers: Mapping[str, str | None] | None = None,
+    timeout_seconds: float = REQUEST_SECONDS,
+) -> T:
+    """Send one request for which the client has no method; arguments as of ``Call``.
+
+    Raises:
+        CommandError: The gateway cannot be reached, or refused it.
+    """
+    from penstock.client import Call
+
+    call = Call(reply, method, path, params=params or {}, headers=headers or {},
+                timeout_seconds=timeout_seconds)  # fmt: skip
+    with gateway(context) as client:
+        return client.send(call if body is None else replace(call, body=body))
 
 
 def refusal(error: ProblemError) -> CommandError:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from penstock.cli.display import compact, console, moment, print_json, print_list, status_text
-from penstock.cli.gateway import gateway
+from penstock.cli.gateway import gateway, send
 from penstock.cli.inputs import read_input
 from penstock.cli.lazy import group
 from penstock.cli.options import AsJson, Digest, Output, Reason, RunId, StepId
@@ -32,12 +32,10 @@ def tool_calls(context: typer.Context, run_id: RunId, as_json: AsJson = False) -
 @app.command()
 def unknown(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> None:
     """List steps with an unknown outcome, which wait for a resolution."""
-    from penstock.client import Call
     from penstock.runs.replies import Unknowns
 
-    with gateway(context) as client:
-        found = client.send(Call(Unknowns, "GET", f"/v1/runs/{run_id}/unknown"))
-    _print_calls(found.items, as_json=as_json)
+    found = send(context, Unknowns, "GET", f"/v1/runs/{run_id}/unknown").items
+    _print_calls(found, as_json=as_json)
 
 
 def _print_calls(found: Sequence[CallView | UnknownView], *, as_json: bool) -> None:
@@ -93,7 +91,6 @@ def resolve(
     reason: Reason = "",
 ) -> None:
     """Resolve the unknown outcome of a lost attempt."""
-    from penstock.client import Call
     from penstock.runs.views import RunView
 
     body: dict[str, Json] = {"action": action, "reason": reason}
@@ -102,6 +99,5 @@ def resolve(
     if digest is not None:
         body["digest"] = digest
     path = f"/v1/runs/{run_id}/steps/{step_id}/resolve"
-    with gateway(context) as client:
-        run = client.send(Call(RunView, "POST", path, body))
+    run = send(context, RunView, "POST", path, body)
     console().print(run_id, status_text(run.status))

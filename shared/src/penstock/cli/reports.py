@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from penstock.cli.display import console, print_json, status_text, table
-from penstock.cli.gateway import gateway
+from penstock.cli.gateway import gateway, send
 from penstock.cli.lazy import group
 from penstock.cli.options import Since, Until
 from penstock.cli.time_ranges import instant
@@ -53,14 +53,13 @@ def _span(since: str | None, until: str | None, name: str | None) -> dict[str, o
 @app.command()
 def status(context: typer.Context, format: AsFormat = Format.TABLE) -> None:
     """Show the lag of the archive, and the runs and the cost of today."""
-    from penstock.client import Call
     from penstock.contracts.archive import ArchiveStatus, CostReportView, ProfileReportView
 
     day = {"since": datetime.now(UTC) - timedelta(days=1)}
+    archive = send(context, ArchiveStatus, "GET", "/v1/archive")
+    cost = send(context, CostReportView, "GET", "/v1/reports/cost", params=day)
+    profile = send(context, ProfileReportView, "GET", "/v1/reports/profile", params=day)
     with gateway(context) as client:
-        archive = client.send(Call(ArchiveStatus, "GET", "/v1/archive"))
-        cost = client.send(Call(CostReportView, "GET", "/v1/reports/cost", params=day))
-        profile = client.send(Call(ProfileReportView, "GET", "/v1/reports/profile", params=day))
         counts = {
             status: sum(1 for _ in client.runs(status=[status], limit=1000))
             for status in ("created", "running", "waiting", "paused")
@@ -93,12 +92,10 @@ def cost_report(
     format: AsFormat = Format.TABLE,
 ) -> None:
     """Show the cost of model calls by provider, model, agent and day; the highest stand out."""
-    from penstock.client import Call
     from penstock.contracts.archive import CostReportView
 
     params = _span(since, until, name)
-    with gateway(context) as client:
-        report = client.send(Call(CostReportView, "GET", "/v1/reports/cost", params=params))
+    report = send(context, CostReportView, "GET", "/v1/reports/cost", params=params)
     if format is Format.JSON:
         print_json(report)
         return
@@ -168,12 +165,10 @@ def profile_report(
     if run_id is not None:
         _profile_of_run(context, run_id, threshold=threshold, as_json=format is Format.JSON)
         return
-    from penstock.client import Call
     from penstock.contracts.archive import ProfileReportView
 
     params = {**_span(since, until, name), "threshold": threshold, "runs": runs}
-    with gateway(context) as client:
-        report = client.send(Call(ProfileReportView, "GET", "/v1/reports/profile", params=params))
+    report = send(context, ProfileReportView, "GET", "/v1/reports/profile", params=params)
     if format is Format.JSON:
         print_json(report)
         return
@@ -202,12 +197,10 @@ def profile_report(
 def _profile_of_run(
     context: typer.Context, run_id: str, *, threshold: float, as_json: bool
 ) -> None:
-    from penstock.client import Call
     from penstock.contracts.archive import ProfileOfRun
 
     path, params = f"/v1/runs/{run_id}/profile", {"threshold": threshold}
-    with gateway(context) as client:
-        answer = client.send(Call(ProfileOfRun, "GET", path, params=params))
+    answer = send(context, ProfileOfRun, "GET", path, params=params)
     if as_json:
         print_json(answer)
         return

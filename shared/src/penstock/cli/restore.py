@@ -9,7 +9,7 @@ import typer
 
 from penstock.cli.display import console, print_json
 from penstock.cli.failure import MISUSED, CommandError
-from penstock.cli.gateway import LONG_SECONDS, gateway
+from penstock.cli.gateway import LONG_SECONDS, send
 from penstock.cli.lazy import group
 from penstock.cli.options import RunId
 from penstock.cli.reports import AsFormat, Format
@@ -86,12 +86,10 @@ def rebuild(
 @app.command()
 def restore(context: typer.Context, run_id: RunId) -> None:
     """Restore the facts of an ended run to the log after retention removed them."""
-    from penstock.client import Call
     from penstock.contracts.archive import Restored
 
     path = f"/v1/runs/{run_id}/restore"
-    with gateway(context) as client:
-        done = client.send(Call(Restored, "POST", path, timeout_seconds=LONG_SECONDS))
+    done = send(context, Restored, "POST", path, timeout_seconds=LONG_SECONDS)
     console().print(f"{run_id}: {done.restored} of {done.facts} facts were put back")
 
 
@@ -128,7 +126,6 @@ def _delete(context: typer.Context, path: str, what: str, *, sure: bool) -> None
     Raises:
         CommandError: It was not confirmed.
     """
-    from penstock.client import Call
     from penstock.contracts.archive import Erased
 
     if not sure:
@@ -138,8 +135,7 @@ def _delete(context: typer.Context, path: str, what: str, *, sure: bool) -> None
         sys.stdout.flush()
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             raise CommandError("nothing was deleted")
-    with gateway(context) as client:
-        done = client.send(Call(Erased, "DELETE", path, timeout_seconds=LONG_SECONDS))
+    done = send(context, Erased, "DELETE", path, timeout_seconds=LONG_SECONDS)
     console().print(
         f"deleted {done.runs} runs, {done.objects} objects, {done.dead_letters} dead letters"
     )

@@ -20,7 +20,7 @@ from penstock.cli.display import (
     table,
 )
 from penstock.cli.failure import FAILED
-from penstock.cli.gateway import LONG_SECONDS, gateway
+from penstock.cli.gateway import LONG_SECONDS, gateway, send
 from penstock.cli.inputs import read_pairs
 from penstock.cli.lazy import group
 from penstock.cli.options import (
@@ -250,28 +250,20 @@ def tail(
         raise typer.BadParameter("give either a run or --subject")
 
 
-@app.command()
-def cancel(context: typer.Context, run_id: RunId, reason: Reason = "") -> None:
-    """Cancel a run."""
-    with gateway(context) as client:
-        run = client.cancel(run_id, reason=reason)
-    console().print(run_id, status_text(run.status))
+def _add(act: Literal["cancel", "pause", "resume"], summary: str) -> None:
+    """Add a command that controls one run."""
+
+    @app.command(act, help=summary)
+    def command(context: typer.Context, run_id: RunId, reason: Reason = "") -> None:
+        with gateway(context) as client:
+            control = {"cancel": client.cancel, "pause": client.pause, "resume": client.resume}
+            run = control[act](run_id, reason=reason)
+        console().print(run_id, status_text(run.status))
 
 
-@app.command()
-def pause(context: typer.Context, run_id: RunId, reason: Reason = "") -> None:
-    """Pause a run: running steps finish, no new step starts."""
-    with gateway(context) as client:
-        run = client.pause(run_id, reason=reason)
-    console().print(run_id, status_text(run.status))
-
-
-@app.command()
-def resume(context: typer.Context, run_id: RunId, reason: Reason = "") -> None:
-    """Resume a paused run."""
-    with gateway(context) as client:
-        run = client.resume(run_id, reason=reason)
-    console().print(run_id, status_text(run.status))
+_add("cancel", "Cancel a run.")
+_add("pause", "Pause a run: running steps finish, no new step starts.")
+_add("resume", "Resume a paused run.")
 
 
 @app.command("cancel-step")
@@ -317,13 +309,11 @@ def cancel_many(  # noqa: PLR0913, PLR0917 - one parameter for each filter
     given = {field: value for field, value in filters.items() if value}
     if not given and not everything:
         raise typer.BadParameter("give a filter, or --all")
-    from penstock.client import Call
     from penstock.runs.replies import RunsCancelled
 
     body: Json = {**given, "limit": limit, "dry_run": dry_run, "reason": reason}
-    call = Call(RunsCancelled, "POST", "/v1/runs/cancel", body, timeout_seconds=LONG_SECONDS)
-    with gateway(context) as client:
-        done = client.send(call)
+    path = "/v1/runs/cancel"
+    done = send(context, RunsCancelled, "POST", path, body, timeout_seconds=LONG_SECONDS)
     if as_json:
         print_json(done)
         return
@@ -359,11 +349,9 @@ for part in (signals, pending, forks, bundles):
 
 def runners(context: typer.Context, as_json: AsJson = False) -> None:
     """Print the live runners and their load."""
-    from penstock.client import Call
     from penstock.contracts.rpc import Runners
 
-    with gateway(context) as client:
-        found = client.send(Call(Runners, "GET", "/v1/runners")).items
+    found = send(context, Runners, "GET", "/v1/runners").items
     columns: dict[str, Callable[[RunnerView], str | Text]] = {
         "queue": lambda one: f"{one.runner.kind}.{one.runner.queue}",
         "runner": lambda one: one.runner.runner_id,

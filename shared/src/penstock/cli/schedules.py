@@ -9,7 +9,7 @@ from urllib.parse import quote
 import typer
 
 from penstock.cli.display import console, moment, print_json, print_list, status_text, table
-from penstock.cli.gateway import gateway
+from penstock.cli.gateway import gateway, send
 from penstock.cli.lazy import group
 from penstock.cli.options import AsJson, StartKey
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from penstock.client import Client
     from penstock.contracts.rpc import Definition
-    from penstock.runs.schedule_views import ScheduleState
+    from penstock.runs.definition_views import ScheduleState
     from penstock.runs.views import RunView
 
 _SCHEDULES: Final = "/v1/schedules"
@@ -37,11 +37,11 @@ def list_schedules(
     as_json: AsJson = False,
 ) -> None:
     """List schedules with their next tick and the outcome of the last one."""
-    from penstock.client import Call
-    from penstock.runs.replies import DefinitionItems
+    from penstock.client import Call, Items
+    from penstock.contracts.rpc import Definition
 
     with gateway(context) as client:
-        page = Call(DefinitionItems, "GET", _SCHEDULES, limit=limit)
+        page = Call(Items[Definition], "GET", _SCHEDULES, limit=limit)
         found = [(_summary(one), _state(client, one)) for one in client.pages(page)]
     if as_json:
         print_json([{**summary._asdict(), "state": state} for summary, state in found])
@@ -68,15 +68,15 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show a schedule, its state and its latest runs."""
-    from penstock.client import Call
-    from penstock.contracts.archive import RunPage
+    from penstock.client import Call, Items
     from penstock.contracts.rpc import Definition
+    from penstock.runs.views import RunView
 
     path = _path(name)
     with gateway(context) as client:
         definition = client.send(Call(Definition, "GET", path))
         state = _state(client, definition)
-        latest = list(client.pages(Call(RunPage, "GET", f"{path}/runs", limit=runs)))
+        latest = list(client.pages(Call(Items[RunView], "GET", f"{path}/runs", limit=runs)))
     if as_json:
         print_json({"definition": definition, "state": state, "runs": latest})
         return
@@ -111,22 +111,18 @@ def pause(
     reason: Annotated[str, typer.Option(help="Reason; stored with the schedule.")] = "",
 ) -> None:
     """Pause a schedule: skip its ticks until it is resumed."""
-    from penstock.client import Call
-    from penstock.runs.schedule_views import ScheduleState
+    from penstock.runs.definition_views import ScheduleState
 
-    with gateway(context) as client:
-        client.send(Call(ScheduleState, "POST", f"{_path(name)}/pause", {"reason": reason}))
+    send(context, ScheduleState, "POST", f"{_path(name)}/pause", {"reason": reason})
     console().print(f"{name} is paused", markup=False)
 
 
 @app.command()
 def resume(context: typer.Context, name: Name) -> None:
     """Resume a schedule; ticks during the pause stay skipped."""
-    from penstock.client import Call
-    from penstock.runs.schedule_views import ScheduleState
+    from penstock.runs.definition_views import ScheduleState
 
-    with gateway(context) as client:
-        state = client.send(Call(ScheduleState, "POST", f"{_path(name)}/resume"))
+    state = send(context, ScheduleState, "POST", f"{_path(name)}/resume")
     console().print(f"{name} resumes, next {moment(state.next_tick) or 'never'}", markup=False)
 
 
@@ -135,12 +131,10 @@ def trigger(
     context: typer.Context, name: Name, key: StartKey = None, as_json: AsJson = False
 ) -> None:
     """Start a run of the schedule now; its ticks do not change."""
-    from penstock.client import Call
     from penstock.runs.views import RunView
 
     headers = {"Idempotency-Key": key}
-    with gateway(context) as client:
-        run = client.send(Call(RunView, "POST", f"{_path(name)}/trigger", headers=headers))
+    run = send(context, RunView, "POST", f"{_path(name)}/trigger", headers=headers)
     if as_json:
         print_json(run)
     else:
@@ -158,12 +152,10 @@ def show_next(
     as_json: AsJson = False,
 ) -> None:
     """Show the next ticks in UTC and in the time zone of the schedule."""
-    from penstock.client import Call
-    from penstock.runs.schedule_views import Ticks
+    from penstock.runs.definition_views import Ticks
 
     params = {"next": count, "after": after}
-    with gateway(context) as client:
-        ticks = client.send(Call(Ticks, "GET", f"{_path(name)}/ticks", params=params)).items
+    ticks = send(context, Ticks, "GET", f"{_path(name)}/ticks", params=params).items
     shown = [one.model_dump(mode="json") for one in ticks]
     if as_json:
         print_json(shown)
@@ -179,7 +171,7 @@ def _path(name: str) -> str:
 def _state(client: Client, definition: Definition) -> ScheduleState | None:
     """Return the state of a schedule; ``None`` if it was never published."""
     from penstock.client import Call
-    from penstock.runs.schedule_views import ScheduleState
+    from penstock.runs.definition_views import ScheduleState
 
     if definition.published_version is None:
         return None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from penstock.cli.display import console, print_json
-from penstock.cli.gateway import gateway
+from penstock.cli.gateway import gateway, send
 from penstock.cli.inputs import read_input
 from penstock.cli.lazy import group
 from penstock.cli.options import AsJson, Payload, SendKey
@@ -63,7 +63,6 @@ def message(
     as_json: AsJson = False,
 ) -> None:
     """Send a message to a run, or to the latest one of a session."""
-    from penstock.client import Call
     from penstock.runs.replies import SentSignal
 
     run, title = _target(run_id, name, session, "--session")
@@ -72,8 +71,7 @@ def message(
     if sender is not None:
         body["from_run"] = sender
     headers = {"Idempotency-Key": idempotency_key}
-    with gateway(context) as client:
-        sent = client.send(Call(SentSignal, "POST", f"{place}/messages", body, headers=headers))
+    sent = send(context, SentSignal, "POST", f"{place}/messages", body, headers=headers)
     _print_sent([sent], sent if as_json else None)
 
 

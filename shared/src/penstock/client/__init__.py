@@ -3,7 +3,7 @@
 Needs the extra ``client``.
 """
 
-from penstock.client.calls import Call, RunFilter
+from penstock.client.calls import Call, Items, RunFilter
 from penstock.client.client import AsyncClient, Client
 from penstock.client.errors import ClientError, ProblemError, ReplyError, UnreachableError
 
@@ -12,6 +12,7 @@ __all__ = [
     "Call",
     "Client",
     "ClientError",
+    "Items",
     "ProblemError",
     "ReplyError",
     "RunFilter",

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import IO, Any, Final, Generic, Literal, Protocol, TypedDict, TypeVar, Unpack
+from typing import IO, Any, Final, Generic, Literal, TypedDict, TypeVar, Unpack
 
 from msgspec import UNSET, UnsetType
 from pydantic import TypeAdapter
 
-from penstock.contracts.archive import RunPage
+from penstock.contracts.facts import Record
 from penstock.contracts.json import Json
-from penstock.runs.replies import ApprovalPage, ApprovalView, Calls, SentSignal, SentSignals
+from penstock.runs.replies import ApprovalView, Calls, SentSignal, SentSignals
 from penstock.runs.views import RunView
 
 REQUEST_SECONDS: Final = 30.0
@@ -23,19 +23,14 @@ REQUEST_SECONDS: Final = 30.0
 PAGE_SIZE: Final = 100
 
 ReplyT_co = TypeVar("ReplyT_co", covariant=True)
-ItemT_co = TypeVar("ItemT_co", covariant=True)
+ItemT = TypeVar("ItemT")
 
 
-class Page(Protocol[ItemT_co]):
-    """One page of a list; ``next_cursor`` is absent on the last one."""
+class Items(Record, Generic[ItemT]):
+    """One page of any list; ``next_cursor`` is absent on the last one."""
 
-    @property
-    def items(self) -> tuple[ItemT_co, ...]:
-        """The items of this page."""
-
-    @property
-    def next_cursor(self) -> str | None:
-        """Where the next page begins."""
+    items: tuple[ItemT, ...]
+    next_cursor: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,15 +276,15 @@ def approvals(
     role: str | None = None,
     run_id: str | None = None,
     limit: int | None = None,
-) -> Call[ApprovalPage]:
+) -> Call[Items[ApprovalView]]:
     """Yield approvals, the oldest first, at most ``limit``; other than open ones of one run."""
     params = {"status": status, "role": role, "run_id": run_id}
-    return Call(ApprovalPage, "GET", "/v1/approvals", params=params, limit=limit)
+    return Call(Items[ApprovalView], "GET", "/v1/approvals", params=params, limit=limit)
 
 
-def runs(*, limit: int | None = None, **filters: Unpack[RunFilter]) -> Call[RunPage]:
+def runs(*, limit: int | None = None, **filters: Unpack[RunFilter]) -> Call[Items[RunView]]:
     """Yield runs from the archive, newest first, at most ``limit``; without steps."""
-    return Call(RunPage, "GET", "/v1/runs", params=filters, limit=limit)
+    return Call(Items[RunView], "GET", "/v1/runs", params=filters, limit=limit)
 
 
 def _answer(

@@ -12,7 +12,7 @@ from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 import httpx
 
 from penstock.client import calls
-from penstock.client.calls import REQUEST_SECONDS, Call, Page
+from penstock.client.calls import REQUEST_SECONDS, Call, Items
 from penstock.client.errors import ClientError, ReplyError, problem_of, reaching
 from penstock.client.events import EventFeed
 from penstock.runs.events import ClientEvent
@@ -46,7 +46,7 @@ def _awaiting(
 
 
 def _listing(
-    call: Callable[P, Call[Page[T]]],
+    call: Callable[P, Call[Items[T]]],
 ) -> Callable[Concatenate[Client, P], Generator[T]]:
     @wraps(call)
     def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> Generator[T]:
@@ -56,7 +56,7 @@ def _listing(
 
 
 def _async_listing(
-    call: Callable[P, Call[Page[T]]],
+    call: Callable[P, Call[Items[T]]],
 ) -> Callable[Concatenate[AsyncClient, P], AsyncGenerator[T]]:
     @wraps(call)
     def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[T]:
@@ -213,7 +213,7 @@ class Client:
             except ClientError as error:
                 time.sleep(feed.backoff_seconds(error))
 
-    def pages(self, call: Call[Page[T]]) -> Generator[T]:
+    def pages(self, call: Call[Items[T]]) -> Generator[T]:
         """Yield the items of all pages of a list, at most ``call.limit``."""
         seen, following = 0, call.following(None, 0)
         while following is not None:
@@ -335,7 +335,7 @@ class AsyncClient:
             except ClientError as error:
                 await asyncio.sleep(feed.backoff_seconds(error))
 
-    async def pages(self, call: Call[Page[T]]) -> AsyncGenerator[T]:
+    async def pages(self, call: Call[Items[T]]) -> AsyncGenerator[T]:
         """Yield the items of all pages of a list, at most ``call.limit``."""
         seen, following = 0, call.following(None, 0)
         while following is not None:

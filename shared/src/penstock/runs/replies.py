@@ -13,7 +13,6 @@ from pydantic import AwareDatetime
 from penstock.contracts.errors import ErrorDetail, ErrorInfo
 from penstock.contracts.facts import Record
 from penstock.contracts.json import Json
-from penstock.contracts.rpc import Definition, Version
 
 ApprovalStatus = Literal["open", "approved", "rejected", "expired", "closed"]
 """``closed``: the run has ended, or took a path that does not need the approval."""
@@ -195,17 +194,3 @@ class DeadLettersDone(Record):
     refused: tuple[RefusedLetter, ...]
     more: bool
     """Whether the limit left some out: repeat the request."""
-
-
-class DefinitionItems(Record):
-    """A page of definitions; ``next_cursor`` is absent on the last."""
-
-    items: tuple[Definition, ...]
-    next_cursor: str | None = None
-
-
-class VersionItems(Record):
-    """A page of versions, the newest first; ``next_cursor`` is absent on the last."""
-
-    items: tuple[Version, ...]
-    next_cursor: str | None = None

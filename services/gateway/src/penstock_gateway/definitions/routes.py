@@ -35,7 +35,7 @@ from penstock.contracts.rpc import (
     SetAlias,
     VersionPage,
 )
-from penstock.runs.replies import DefinitionItems, VersionItems
+from penstock.runs.definition_views import DefinitionItems, VersionItems
 from penstock_gateway.context import Admin, AnyCaller, GatewayParts, Viewer
 from penstock_gateway.core.requests import Input
 from penstock_gateway.raw import refused

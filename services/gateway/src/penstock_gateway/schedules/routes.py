@@ -18,7 +18,7 @@ from penstock.contracts.facts import Trigger
 from penstock.contracts.ids import TOKEN_PATTERN, run_id_from_key
 from penstock.contracts.schedules import SCHEDULE_TAG, due_at, ticks_after
 from penstock.runids import new_run_id
-from penstock.runs.schedule_views import ScheduleState, Tick, Ticks
+from penstock.runs.definition_views import ScheduleState, Tick, Ticks
 from penstock.runs.start import scheduled_run
 from penstock.runs.views import RunView, summary_view
 from penstock_gateway.archive.queries import Cursor, Limit

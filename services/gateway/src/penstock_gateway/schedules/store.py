@@ -18,7 +18,7 @@ from penstock.contracts.schedules import (
     ScheduleRecord,
     next_tick,
 )
-from penstock.runs.schedule_views import ScheduleState
+from penstock.runs.definition_views import ScheduleState
 from penstock_gateway.runs.read import NOT_FOUND
 
 

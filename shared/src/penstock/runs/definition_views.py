@@ -1,4 +1,4 @@
-"""Schedules as clients see them: their state and their next ticks.
+"""Definitions and schedules as clients see them.
 
 Apart from ``replies``, because schedules need cronsim (extra ``runs``).
 """
@@ -10,7 +10,22 @@ from typing import Literal
 from pydantic import AwareDatetime
 
 from penstock.contracts.facts import Record
+from penstock.contracts.rpc import Definition, Version
 from penstock.contracts.schedules import ScheduleFailure
+
+
+class DefinitionItems(Record):
+    """A page of definitions; ``next_cursor`` is absent on the last."""
+
+    items: tuple[Definition, ...]
+    next_cursor: str | None = None
+
+
+class VersionItems(Record):
+    """A page of versions, the newest first; ``next_cursor`` is absent on the last."""
+
+    items: tuple[Version, ...]
+    next_cursor: str | None = None
 
 
 class ScheduleState(Record):
