@@ -168,12 +168,13 @@ class StepExecutor:
             self._metrics.failed.inc()
 
     async def _call(self, ctx: StepContext, step: StepScheduled, attempt: Attempt) -> Any:
-        handler = self._handlers.get(ctx.name, self._catch_all)
+        handler = self._handlers.get(step.name, self._catch_all)
         if handler is None:
             known = ", ".join(sorted(self._handlers))
             raise TransientError(
                 "no_handler",
-                f"runner {self._runner_id} has no {self._kind.value} {ctx.name!r}; it has: {known}",
+                f"runner {self._runner_id} has no {self._kind.value} {step.name!r};"
+                f" it has: {known}",
             )
         if step.secrets:
             ctx.fill(self._secrets.fill(step))

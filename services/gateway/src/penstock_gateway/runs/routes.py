@@ -110,7 +110,8 @@ class StartRoutes:
             return await self._reply(headers, replace(params, traceparent=span.traceparent))
 
     async def _reply(self, headers: Headers, params: StartParams) -> Response:
-        if wants_events(headers.get(b"accept")):
+        accept = headers.get(b"accept")
+        if accept is not None and wants_events(accept):
             return await self._stream(params)
         seconds = wait_seconds(headers.get(b"prefer"), self._max_wait)
         if seconds is not None:
@@ -191,7 +192,8 @@ def start_params(
 
 def identity(headers: Headers, tenant: str, form: bytes) -> tuple[str, str | None]:
     """Return the id of a run to start, and the digest of the request if its client names a key."""
-    key = idempotency_key(headers.get(b"idempotency-key"))
+    header = headers.get(b"idempotency-key")
+    key = None if header is None else idempotency_key(header)
     if key is None:
         return new_run_id(), None
     return run_id_from_key(tenant, key), sha256(form).hexdigest()

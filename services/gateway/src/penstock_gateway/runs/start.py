@@ -112,7 +112,8 @@ class Starter:
             RejectedError: ``unknown_name``, ``unknown_version``.
             TransientError: The bus did not answer.
         """
-        return routed(await self.version_of(params), params.run_id)
+        version = await self.version_of(params)
+        return version if version.canary is None else routed(version, params.run_id)
 
     async def start(self, params: StartParams, version: PublishedVersion | None = None) -> Started:
         """Append the first fact of a run; return when it is stored.
