@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -96,6 +97,35 @@ async def test_large_run_is_read_again_by_its_new_facts(
     assert second["steps"][2]["output"] == "out"
     earlier = await gateway.client.get(f"/v1/runs/{run_id}", params={"at_seq": first["last_seq"]})
     assert earlier.json()["step_counts"] == first["step_counts"]
+
+
+async def test_events_come_in_pages_without_a_read_of_the_whole_run(
+    create_gateway: CreateGateway, engine: Engine, folded: list[int]
+) -> None:
+    gateway = await create_gateway()
+    run_id = await large_run(gateway, engine)
+    params: dict[str, Any] = {"limit": 5, "types": "agent_invoke_started"}
+    seen: list[str] = []
+
+    while True:
+        page = (await gateway.client.get(f"/v1/runs/{run_id}/events", params=params)).json()
+        seen += [event["step_id"] for event in page["items"]]
+        if page["next_cursor"] is None:
+            break
+        params["after"] = page["next_cursor"]
+
+    assert sorted(seen) == sorted(f"s{n}" for n in range(1, STEPS + 1))
+    assert folded == []
+
+
+async def test_events_of_a_run_that_does_not_exist_are_not_found(
+    create_gateway: CreateGateway,
+) -> None:
+    gateway = await create_gateway()
+
+    response = await gateway.client.get("/v1/runs/none/events")
+
+    assert (response.status_code, response.json()["code"]) == (404, "run_not_found")
 
 
 async def test_large_run_that_is_deleted_is_not_found(

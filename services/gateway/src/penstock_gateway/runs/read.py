@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Final, TypeVar
@@ -116,6 +116,29 @@ class Runs:
             raise not_found(run_id)
         last = archived[-1].seq
         return [*archived, *(entry for entry in entries if entry.seq > last)]
+
+    async def entries_after(self, tenant: str, run_id: str, seq: int) -> AsyncGenerator[Entry]:
+        """Yield the facts of a run after a sequence, read from the log page by page.
+
+        Args:
+            tenant: The caller's tenant.
+            run_id: The run.
+            seq: Leave out facts up to this sequence.
+
+        Raises:
+            RejectedError: ``run_not_found``.
+            TransientError: The log or the archive did not answer.
+        """
+        if not is_run_id(run_id) or not await self._in_log(tenant, run_id):
+            for entry in await self.entries(tenant, run_id):
+                if entry.seq > seq:
+                    yield entry
+            return
+        wanted = subjects.run_filter(tenant, shard_of(run_id, self._shards), run_id)
+        with available():
+            async for page in self._reader.pages(subjects.RUNS, wanted, after_seq=seq):
+                for entry in read_entries(await self._reader.unpacked(page)):
+                    yield entry
 
     async def require(self, tenant: str, run_id: str) -> None:
         """Check that a run exists, as cheaply as that can be known; errors as for ``entries``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from dataclasses import replace
 from hashlib import sha256
 from typing import Final
@@ -280,22 +281,20 @@ class ReadRoutes:
         types: frozenset[EventType] | None,
         limit: int,
     ) -> Response:
-        entries = await self._gateway.runs.entries(tenant, run_id)
         items: list[bytes] = []
         last, more = after, False
-        for entry in entries:
-            if entry.seq <= after:
-                continue
-            if len(items) >= limit:
-                # A fact's events stay together: the id of the last one stands for all.
-                more = True
-                break
-            items += [
-                CLIENT_EVENT.dump_json(event, exclude_none=True)
-                for event in events_of(entry)
-                if types is None or event.type in types
-            ]
-            last = entry.seq
+        async with aclosing(self._gateway.runs.entries_after(tenant, run_id, after)) as entries:
+            async for entry in entries:
+                if len(items) >= limit:
+                    # A fact's events stay together: the id of the last one stands for all.
+                    more = True
+                    break
+                items += [
+                    CLIENT_EVENT.dump_json(event, exclude_none=True)
+                    for event in events_of(entry)
+                    if types is None or event.type in types
+                ]
+                last = entry.seq
         following = b'"%d"' % last if more else b"null"
         body = b'{"items":[%b],"next_cursor":%b,"last_id":%d}' % (
             b",".join(items),
