@@ -16,38 +16,37 @@ COMMANDS: Final = {
     "dev": Entry("dev:dev", help="Start a bus and all services on this machine, until Ctrl-C."),
     "apply": Entry(
         "definitions:apply",
-        help="Store agents, tools, workflows, networks, webhooks and schedules, all or none.",
+        help="Store and publish documents, all or none. Kinds: agents, tools, workflows, "
+        "networks, webhooks, schedules.",
     ),
-    "invoke": Entry(
-        "invoke:invoke",
-        help="Start a run of an agent, a workflow or a network: NAME, NAME@VERSION or NAME@ALIAS.",
-    ),
+    "invoke": Entry("invoke:invoke", help="Start a run of an agent, workflow or network."),
     "runners": Entry("runs:runners", help="List live runners."),
     "doctor": Entry(
-        "doctor:doctor", help="Check bus, services and databases; exit code 1 if one fails."
+        "doctor:doctor",
+        help="Check bus, services and databases. The exit code is 1 if a check fails.",
     ),
     "version": Entry("app:version", help="Print the version."),
     "signal": Entry(
         "signals:signal", help="Send an event to a run, or to those that wait for a key."
     ),
-    "versions": Entry(
-        "definitions:versions", help="List the published versions of a name, newest first."
-    ),
+    "versions": Entry("definitions:versions", help="List the versions of a definition."),
     "publish": Entry("definitions:publish", help="Publish a definition."),
     "archive": Entry(
         "definitions:archive",
-        help="Archive a definition with all versions; publishing restores it.",
+        help="Archive a definition with all versions. Publishing restores it.",
     ),
     "runs": Entry("runs:app", help="Inspect, follow, control and recover runs."),
     "approvals": Entry("approvals:app", help="List, approve or reject pending approvals."),
     "schedules": Entry("schedules:app", help="Inspect and control schedules."),
-    "alias": Entry("definitions:aliases", help="Aliases of versions: NAME@ALIAS."),
+    "alias": Entry(
+        "definitions:aliases", help="Set, list or delete aliases of versions: NAME@ALIAS."
+    ),
     "dead": Entry("dead:app", help="Inspect, requeue or discard dead letters."),
     "observability": Entry("reports:app", help="Archive status, cost and profile reports."),
     "history": Entry("restore:app", help="Rebuild the archive, restore or delete runs."),
     "sink": Entry("sinks:app", help="Export ended runs to other systems."),
     "keys": Entry("keys:app", help="Create, list and revoke API keys."),
-    "services": Entry("dev:services", help="Inspect or run single services of the local stack."),
+    "services": Entry("dev:services", help="List or run single services of the local stack."),
 }
 
 
@@ -71,16 +70,16 @@ app = typer.Typer(
 def options(
     context: typer.Context,
     url: Annotated[
-        str | None, typer.Option(help="The gateway; else PENSTOCK_URL.", show_default=False)
+        str | None, typer.Option(help="URL of the gateway; else PENSTOCK_URL.", show_default=False)
     ] = None,
     data_dir: Annotated[
         str | None,
-        typer.Option(help=f"Folder of a local stack; else {DEFAULT_DATA_DIR}."),
+        typer.Option(help=f"Data folder of a local stack; else {DEFAULT_DATA_DIR}."),
     ] = None,
     api_key: Annotated[str | None, typer.Option(help="API key; else PENSTOCK_API_KEY.")] = None,
     tenant: Annotated[
         str | None,
-        typer.Option(help="Tenant of commands that use the bus directly; else PENSTOCK_TENANT."),
+        typer.Option(help="Tenant, for commands that use the bus; else PENSTOCK_TENANT."),
     ] = None,
 ) -> None:
     """Find the target; global options come before the command."""

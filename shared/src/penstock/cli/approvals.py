@@ -34,10 +34,12 @@ app = group()
 def list_approvals(
     context: typer.Context,
     status: Annotated[
-        str, typer.Option(help="open; of one run also approved, rejected, expired, closed, all.")
+        str, typer.Option(help="open; with --run also approved, rejected, expired, closed, all.")
     ] = "open",
-    role: Annotated[str | None, typer.Option(help="Only those that this role may answer.")] = None,
-    run_id: Annotated[str | None, typer.Option("--run", help="Only of this run.")] = None,
+    role: Annotated[
+        str | None, typer.Option(help="Only approvals that this role may answer.")
+    ] = None,
+    run_id: Annotated[str | None, typer.Option("--run", help="Only approvals of this run.")] = None,
     limit: Limit = 100,
     as_json: AsJson = False,
 ) -> None:

@@ -17,7 +17,7 @@ from penstock.cli.options import AsJson, RunId, StartKey
 if TYPE_CHECKING:
     from penstock.runs.bundles import Bundle
 
-File = Annotated[str, typer.Argument(metavar="FILE", help="The bundle.")]
+File = Annotated[str, typer.Argument(metavar="FILE", help="File of the bundle.")]
 
 app = group()
 
@@ -27,10 +27,10 @@ def export(
     context: typer.Context,
     run_id: RunId,
     output: Annotated[
-        str, typer.Option("--output", "-o", help="The file; - for standard output.")
+        str, typer.Option("--output", "-o", help="Output file; - for standard output.")
     ] = "-",
 ) -> None:
-    """Write a run as a bundle: its plan and all its facts, chained by hashes."""
+    """Write a run as a bundle. It holds the plan and all facts, chained by hashes."""
     with gateway(context) as client:
         parts = client.download(f"/v1/runs/{run_id}/export", timeout_seconds=LONG_SECONDS)
         if output == "-":
@@ -87,7 +87,7 @@ def import_run(
     idempotency_key: StartKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put the run of a bundle into the log; checks every hash first."""
+    """Put the run of a bundle into the log. Checks every hash first."""
     from penstock.client import Call
     from penstock.runs.bundles import MEDIA_TYPE
     from penstock.runs.replies import RunImported

@@ -20,10 +20,16 @@ if TYPE_CHECKING:
 Seqs = Annotated[
     list[int] | None, typer.Argument(metavar="[SEQ]...", help="Sequences of dead letters.")
 ]
-Consumer = Annotated[str | None, typer.Option(help="Only of this consumer.", show_default=False)]
-OfRun = Annotated[str | None, typer.Option("--run", help="Only of this run.", show_default=False)]
-Code = Annotated[str | None, typer.Option(help="Only with this error code.", show_default=False)]
-All = Annotated[bool, typer.Option("--all", help="All dead letters.")]
+Consumer = Annotated[
+    str | None, typer.Option(help="Only letters of this consumer.", show_default=False)
+]
+OfRun = Annotated[
+    str | None, typer.Option("--run", help="Only letters of this run.", show_default=False)
+]
+Code = Annotated[
+    str | None, typer.Option(help="Only letters with this error code.", show_default=False)
+]
+All = Annotated[bool, typer.Option("--all", help="Without a filter: all dead letters.")]
 
 Act = Literal["requeue", "discard"]
 DONE: Final = {"requeue": "requeued", "discard": "discarded"}

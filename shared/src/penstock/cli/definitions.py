@@ -30,8 +30,10 @@ STANDARD_INPUT: Final = "-"
 CHANGE_STYLE: Final = {"created": "green", "updated": "yellow", "unchanged": "dim"}
 _PLACE: Final = re.compile(r"documents\[(\d+)\](?:\[(\d+)\])?\.?(.*)", re.DOTALL)
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Agent, network or workflow.")]
-AliasName = Annotated[str, typer.Argument(metavar="ALIAS", help="Such as stable.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the definition.")]
+AliasName = Annotated[
+    str, typer.Argument(metavar="ALIAS", help="Name of the alias, such as stable.")
+]
 OfKind = Annotated[
     Kind | None, typer.Option(help="Kind of the definition; default: the first with this name.")
 ]
@@ -46,13 +48,13 @@ def apply(
     context: typer.Context,
     sources: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[FILE]...", help="The same as --file.", show_default=False),
+        typer.Argument(metavar="[FILE]...", help="Same as --file.", show_default=False),
     ] = None,
     files: Annotated[
         list[str] | None,
-        typer.Option("--file", "-f", help="YAML file, folder of them, or - for standard input."),
+        typer.Option("--file", "-f", help="YAML file, folder, or - for standard input."),
     ] = None,
-    publish: Annotated[bool, typer.Option(help="Also publish them.")] = True,
+    publish: Annotated[bool, typer.Option(help="Publish the documents, too.")] = True,
 ) -> None:
     """Store all documents at once and print the change of each.
 
@@ -194,12 +196,14 @@ def set_alias(
     context: typer.Context,
     name: Name,
     alias: AliasName,
-    version: Annotated[int, typer.Argument(min=1, help="The version.")],
+    version: Annotated[
+        int, typer.Argument(min=1, metavar="VERSION", help="Number of the version.")
+    ],
     canary: Annotated[
-        int | None, typer.Option(min=1, help="Another version, for some of the runs.")
+        int | None, typer.Option(min=1, help="Second version, for a share of the runs.")
     ] = None,
     weight: Annotated[
-        int | None, typer.Option(min=1, max=100, help="Percentage of runs for the other version.")
+        int | None, typer.Option(min=1, max=100, help="Percentage of runs for the second version.")
     ] = None,
     kind: OfKind = None,
 ) -> None:

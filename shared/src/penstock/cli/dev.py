@@ -21,8 +21,12 @@ services = group()
 
 def dev(
     context: typer.Context,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="HTTP; 0: any free.")] = 8080,
-    nats_port: Annotated[int, typer.Option(min=0, max=65535, help="Bus; 0: any free.")] = 4222,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of the gateway; 0: any free port.")
+    ] = 8080,
+    nats_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of the bus; 0: any free port.")
+    ] = 4222,
     data_dir: Annotated[str | None, typer.Option(help="Data folder.")] = None,
     durable: Annotated[
         bool, typer.Option("--durable", help="Flush each message to disk before its ack.")
@@ -86,9 +90,9 @@ def list_services(context: typer.Context, as_json: AsJson = False) -> None:
 @services.command("run")
 def run_service(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="gateway, registry, engine, projector, ...")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Such as gateway, registry, engine.")],
 ) -> NoReturn:
-    """Run one more replica of a service, beside the local stack, in the foreground."""
+    """Run one more replica of a service. It runs in the foreground, beside the local stack."""
     stack = _stack(context.obj)
     service = next((found for found in SERVICES if found.name == name), None)
     if service is None:

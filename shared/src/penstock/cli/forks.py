@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 Override = Annotated[
     list[str] | None,
-    typer.Option(help="STEP=OUTPUT, JSON or text or @file; may be repeated.", show_default=False),
+    typer.Option(help="STEP=OUTPUT as JSON, text or @file; may be repeated.", show_default=False),
 ]
 LimitOption = Annotated[
-    list[str] | None, typer.Option("--limit", help="Such as max_steps=20; may be repeated.")
+    list[str] | None, typer.Option("--limit", help="Limit such as max_steps=20; may be repeated.")
 ]
 
 app = group()
@@ -48,7 +48,7 @@ def fork(  # noqa: PLR0913, PLR0917 - one parameter for each difference
     follow: Follow = False,
     as_json: AsJson = False,
 ) -> None:
-    """Start a run that continues from any point of another one, also with another input."""
+    """Start a run that continues from a point of another one."""
     changes = _changes(override, limit, tag, idempotency_key)
     if input_text is not None:
         changes["input"] = read_input(input_text)
@@ -69,7 +69,7 @@ def retry(
     follow: Follow = False,
     as_json: AsJson = False,
 ) -> None:
-    """Start a failed or cancelled run again where it failed; recorded outcomes are reused."""
+    """Start a failed or cancelled run again. Only failed steps and later ones are executed."""
     with gateway(context) as client:
         run = client.retry(run_id, **_changes(override, limit, tag, idempotency_key))
         _finish(client, run, follow=follow, as_json=as_json)
@@ -89,7 +89,7 @@ def replay(
     follow: Follow = False,
     as_json: AsJson = False,
 ) -> None:
-    """Repeat an ended run with its recorded outcomes; only overridden steps differ."""
+    """Repeat an ended run with its recorded outcomes. Only what an override changes is executed."""
     with gateway(context) as client:
         changes = _changes(override, None, tag, idempotency_key)
         run = client.replay(run_id, from_seq=from_seq, **changes)

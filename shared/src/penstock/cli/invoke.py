@@ -17,23 +17,25 @@ if TYPE_CHECKING:
 
 def invoke(  # noqa: PLR0913, PLR0917 - one parameter for each option
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="Agent, workflow or network.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="NAME, NAME@VERSION or NAME@ALIAS.")],
     input_text: Annotated[
         str,
-        typer.Option("--input", "-i", help="JSON, or text, or @file, or @- for standard input."),
+        typer.Option("--input", "-i", help="JSON, text, @file, or @- for standard input."),
     ] = "null",
     follow: Follow = False,
     wait: Annotated[
         int | None, typer.Option(min=1, help="Wait up to this many seconds for the end.")
     ] = None,
-    session: Annotated[str | None, typer.Option(help="Continue this conversation.")] = None,
+    session: Annotated[
+        str | None, typer.Option(help="Continue the conversation of this session.")
+    ] = None,
     idempotency_key: StartKey = None,
     priority: Annotated[
         int | None, typer.Option(min=-100, max=100, help="Priority in queues; higher runs first.")
     ] = None,
     tag: Tag = None,
     limit: Annotated[
-        list[str] | None, typer.Option(help="Such as max_tokens=1000; may be repeated.")
+        list[str] | None, typer.Option(help="Limit such as max_tokens=1000; may be repeated.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

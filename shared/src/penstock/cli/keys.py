@@ -30,9 +30,10 @@ app = group()
 @app.command()
 def create(
     context: typer.Context,
-    name: Annotated[str, typer.Option(help="Display name.")] = "",
+    name: Annotated[str, typer.Option(help="Name of the key in lists.")] = "",
     role: Annotated[
-        list[str] | None, typer.Option(help="admin, operator, viewer or runner.")
+        list[str] | None,
+        typer.Option(help="admin, operator (default), viewer or runner; may be repeated."),
     ] = None,
     expires_days: Annotated[
         int | None, typer.Option(min=1, help="Days until the key expires.")
@@ -52,7 +53,7 @@ def create(
 @app.command("list")
 def list_keys(
     context: typer.Context,
-    revoked: Annotated[bool, typer.Option("--revoked", help="Revoked ones as well.")] = False,
+    revoked: Annotated[bool, typer.Option("--revoked", help="Include revoked keys.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """List keys, without their secrets."""

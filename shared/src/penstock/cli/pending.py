@@ -31,7 +31,7 @@ def tool_calls(context: typer.Context, run_id: RunId, as_json: AsJson = False) -
 
 @app.command()
 def unknown(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> None:
-    """List steps with an unknown outcome, which wait for a resolution."""
+    """List steps with an unknown outcome. They wait for a resolution."""
     from penstock.runs.replies import Unknowns
 
     found = send(context, Unknowns, "GET", f"/v1/runs/{run_id}/unknown").items
@@ -83,9 +83,10 @@ def resolve(
     context: typer.Context,
     run_id: RunId,
     step_id: StepId,
-    action: Annotated[str, typer.Argument(metavar="retry|succeed|fail")],
+    action: Annotated[str, typer.Argument(metavar="retry|succeed|fail", help="Resolution.")],
     output: Annotated[
-        str | None, typer.Option("--output", "-o", help="With succeed: JSON, text, @file or @-.")
+        str | None,
+        typer.Option("--output", "-o", help="Output, for succeed: JSON, text, @file or @-."),
     ] = None,
     digest: Digest = None,
     reason: Reason = "",

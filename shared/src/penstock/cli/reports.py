@@ -35,7 +35,7 @@ class Format(enum.StrEnum):
 
 
 Name = Annotated[
-    str | None, typer.Option(help="Only of this agent or workflow.", show_default=False)
+    str | None, typer.Option(help="Only runs of this agent or workflow.", show_default=False)
 ]
 AsFormat = Annotated[Format, typer.Option("--format", help="Output format.")]
 
@@ -52,7 +52,7 @@ def _span(since: str | None, until: str | None, name: str | None) -> dict[str, o
 
 @app.command()
 def status(context: typer.Context, format: AsFormat = Format.TABLE) -> None:
-    """Show the lag of the archive, and the runs and the cost of today."""
+    """Show the lag of the archive, and runs and cost of the last 24 hours."""
     from penstock.contracts.archive import ArchiveStatus, CostReportView, ProfileReportView
 
     day = {"since": datetime.now(UTC) - timedelta(days=1)}
@@ -91,7 +91,7 @@ def cost_report(
     name: Name = None,
     format: AsFormat = Format.TABLE,
 ) -> None:
-    """Show the cost of model calls by provider, model, agent and day; the highest stand out."""
+    """Show the cost of model calls by provider, model, agent and day."""
     from penstock.contracts.archive import CostReportView
 
     params = _span(since, until, name)
@@ -148,20 +148,23 @@ def profile_report(
     context: typer.Context,
     run_id: Annotated[
         str | None,
-        typer.Argument(metavar="RUN", help="One run; else the latest ones.", show_default=False),
+        typer.Argument(
+            metavar="RUN", help="Id of one run; default: the latest runs.", show_default=False
+        ),
     ] = None,
     since: Since = None,
     until: Until = None,
     name: Name = None,
     threshold: Annotated[
-        float, typer.Option(min=0, max=1, help="A share above it makes a bottleneck.")
+        float,
+        typer.Option(min=0, max=1, help="Share of the time above which a node is a bottleneck."),
     ] = 0.5,
     runs: Annotated[
         int, typer.Option(min=1, max=1000, help="Number of latest runs in the report.")
     ] = 200,
     format: AsFormat = Format.TABLE,
 ) -> None:
-    """Show where runs spend their time: slowest nodes and bottlenecks are highlighted."""
+    """Show where runs spend their time. The slowest node and bottlenecks are highlighted."""
     if run_id is not None:
         _profile_of_run(context, run_id, threshold=threshold, as_json=format is Format.JSON)
         return

@@ -54,9 +54,9 @@ def status(context: typer.Context, format: AsFormat = Format.TABLE) -> None:
 @app.command()
 def rebuild(
     context: typer.Context,
-    wait: Annotated[bool, typer.Option(help="Wait for the result.")] = True,
+    wait: Annotated[bool, typer.Option(help="Wait until the archive is up to date.")] = True,
 ) -> None:
-    """Rebuild all tables from the log while services run; over the bus, not the gateway."""
+    """Rebuild the archive from the log while services run."""
     import asyncio
 
     from penstock import rpc
@@ -85,7 +85,7 @@ def rebuild(
 
 @app.command()
 def restore(context: typer.Context, run_id: RunId) -> None:
-    """Restore the facts of an ended run to the log after retention removed them."""
+    """Restore the facts of an archived run to the log."""
     from penstock.contracts.archive import Restored
 
     path = f"/v1/runs/{run_id}/restore"

@@ -60,7 +60,9 @@ def list_runs(  # noqa: PLR0913, PLR0917 - one parameter for each filter
     status: Annotated[
         list[str] | None, typer.Option(help="Only runs in this status; may be repeated.")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Only of this agent or workflow.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Only runs of this agent, workflow or network.")
+    ] = None,
     since: Since = None,
     until: Until = None,
     session: Session = None,
@@ -70,11 +72,15 @@ def list_runs(  # noqa: PLR0913, PLR0917 - one parameter for each filter
     trigger: Annotated[
         list[str] | None, typer.Option(help="Only with this trigger: http, webhook, schedule, ...")
     ] = None,
-    min_cost: Annotated[float | None, typer.Option(min=0, help="In USD.")] = None,
-    max_cost: Annotated[float | None, typer.Option(min=0, help="In USD.")] = None,
-    parent: Annotated[str | None, typer.Option(help="Only started by this run.")] = None,
-    root: Annotated[str | None, typer.Option(help="This run and all its descendants.")] = None,
-    error: Annotated[str | None, typer.Option(help="Part of the error's code.")] = None,
+    min_cost: Annotated[
+        float | None, typer.Option(min=0, help="Only from this cost, in USD.")
+    ] = None,
+    max_cost: Annotated[float | None, typer.Option(min=0, help="Only up to it, in USD.")] = None,
+    parent: Annotated[str | None, typer.Option(help="Only child runs of this run.")] = None,
+    root: Annotated[str | None, typer.Option(help="Only this run and its descendants.")] = None,
+    error: Annotated[
+        str | None, typer.Option(help="Only runs whose error code contains this.")
+    ] = None,
     sort: Annotated[Sort, typer.Option(help="By time of start, or of end (ended runs only).")] = (
         "created"
     ),
@@ -226,15 +232,15 @@ def tail(
     ] = None,
     subject: Annotated[
         str | None,
-        typer.Option(help="Instead: facts of all runs straight from the bus, such as 'run.>'."),
+        typer.Option(help="Instead of RUN: facts of all runs from the bus, such as 'run.>'."),
     ] = None,
-    after: Annotated[int, typer.Option(min=0, help="Only events after this one.")] = 0,
+    after: Annotated[int, typer.Option(min=0, help="Only events after the one with this id.")] = 0,
     limit: Annotated[
-        int | None, typer.Option("--limit", "-n", min=1, help="Stop after this many.")
+        int | None, typer.Option("--limit", "-n", min=1, help="Stop after this many events.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Follow one run until it ends, or all facts that match a subject."""
+    """Follow a run until it ends, or facts that match a subject."""
     if subject is not None and run_id is None:
         from penstock.cli.fold import tail_subject
 
@@ -270,7 +276,7 @@ _add("resume", "Resume a paused run.")
 def cancel_step(
     context: typer.Context, run_id: RunId, step_id: StepId, reason: Reason = ""
 ) -> None:
-    """Cancel one step: its attempt, or its child run with all descendants."""
+    """Cancel one step. Cancels its attempt, or its child run with all descendants."""
     with gateway(context) as client:
         client.cancel_step(run_id, step_id, reason=reason)
         run = client.get_all(run_id)
@@ -282,9 +288,9 @@ def cancel_step(
 def cancel_many(  # noqa: PLR0913, PLR0917 - one parameter for each filter
     context: typer.Context,
     status: Annotated[
-        list[str] | None, typer.Option(help="created, running, waiting or paused.")
+        list[str] | None, typer.Option(help="Only in this status; may be repeated.")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Only of this definition.")] = None,
+    name: Annotated[str | None, typer.Option(help="Only runs of this definition.")] = None,
     session: Session = None,
     tag: Tag = None,
     before: Annotated[
@@ -298,7 +304,7 @@ def cancel_many(  # noqa: PLR0913, PLR0917 - one parameter for each filter
     reason: Reason = "",
     as_json: AsJson = False,
 ) -> None:
-    """Cancel all open runs that match a filter."""
+    """Cancel all open runs that match the filters."""
     filters: dict[str, Json] = {
         "status": list(status or ()),
         "name": name,
@@ -337,7 +343,7 @@ def fold(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fold a run's log again, fact by fact, and print the state after each; starts nothing."""
+    """Fold the log of a run. Prints the state after each fact; starts nothing."""
     from penstock.cli.fold import fold_run
 
     fold_run(context.obj, run_id, until_seq=until, as_json=as_json)

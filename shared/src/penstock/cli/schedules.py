@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _SCHEDULES: Final = "/v1/schedules"
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The schedule.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the schedule.")]
 
 app = group()
 
@@ -32,7 +32,7 @@ app = group()
 def list_schedules(
     context: typer.Context,
     limit: Annotated[
-        int, typer.Option("--limit", "-n", min=1, max=1000, help="Maximum number.")
+        int, typer.Option("--limit", "-n", min=1, max=1000, help="Maximum number of items.")
     ] = 100,
     as_json: AsJson = False,
 ) -> None:
@@ -145,7 +145,9 @@ def trigger(
 def show_next(
     context: typer.Context,
     name: Name,
-    count: Annotated[int, typer.Option("--count", "-n", min=1, max=100, help="How many.")] = 5,
+    count: Annotated[
+        int, typer.Option("--count", "-n", min=1, max=100, help="Number of ticks.")
+    ] = 5,
     after: Annotated[
         str | None, typer.Option(help="Start at this time (RFC 3339) instead of now.")
     ] = None,

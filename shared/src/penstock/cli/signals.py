@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 app = group()
 
 First = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run.")]
-Second = Annotated[str | None, typer.Argument(metavar="NAME", show_default=False)]
+Second = Annotated[
+    str | None,
+    typer.Argument(metavar="NAME", show_default=False, help="Name of the event or message."),
+]
 
 
 def signal(
@@ -30,7 +33,7 @@ def signal(
     payload: Payload = "null",
     correlation: Annotated[
         str | None,
-        typer.Option(help="Instead of RUN: all runs that wait for this key."),
+        typer.Option(help="Instead of RUN: all runs that wait for this correlation key."),
     ] = None,
     idempotency_key: SendKey = None,
     as_json: AsJson = False,

@@ -16,17 +16,17 @@ app = group()
 def mlflow(
     context: typer.Context,
     url: Annotated[
-        str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="The tracking server.")
+        str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="URL of the tracking server.")
     ] = "http://127.0.0.1:5000",
     experiment: Annotated[
-        str, typer.Option(envvar="MLFLOW_EXPERIMENT_NAME", help="Experiment name.")
+        str, typer.Option(envvar="MLFLOW_EXPERIMENT_NAME", help="Name of the experiment.")
     ] = "penstock",
     name: Annotated[str, typer.Option(help="Sinks with the same name share the runs.")] = "mlflow",
     only_tenant: Annotated[
         str | None, typer.Option(help="Only runs of this tenant.", show_default=False)
     ] = None,
 ) -> None:
-    """Write each ended run to MLflow until Ctrl-C; reads the bus directly."""
+    """Write each ended run to MLflow until Ctrl-C. Reads the bus directly."""
     import asyncio
 
     from penstock.settings import CoreSettings
