@@ -3,12 +3,14 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 
 from penstock.client import AsyncClient, Client, ProblemError, ReplyError, UnreachableError
+from penstock.client import client as client_module
 from penstock.client.events import EventFeed
 
 AT = "2026-11-20T12:00:00Z"
@@ -166,17 +168,22 @@ def test_list_follows_the_cursor_up_to_the_limit(
     ]
 
 
-def test_wait_repeats_until_the_run_has_ended() -> None:
+def test_wait_repeats_until_the_run_has_ended(pauses: list[float]) -> None:
     replies = iter([RUN, RUN, DONE])
     client, gateway = connect(lambda _: httpx.Response(200, json=next(replies)))
     assert client.wait(RUN_ID, 600).output == 42
     assert [request.headers["prefer"] for request in gateway.requests] == ["wait=60"] * 3
 
 
-def test_wait_ends_at_its_time_limit() -> None:
+def test_wait_ends_at_its_time_limit(pauses: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 0.0, 60.0, 60.2, 61.0, 61.2, 63.0])
+    monkeypatch.setattr(client_module, "time", SimpleNamespace(
+        monotonic=lambda: next(clock), sleep=pauses.append
+    ))  # fmt: skip
     client, gateway = connect(lambda _: httpx.Response(200, json=RUN))
-    assert client.wait(RUN_ID, 3).status == "running"
-    assert [request.headers["prefer"] for request in gateway.requests] == ["wait=3"]
+    assert client.wait(RUN_ID, 62.5).status == "running"
+    waits = [request.headers["prefer"] for request in gateway.requests]
+    assert waits == ["wait=60", "wait=3", "wait=2"]
 
 
 def test_wait_returns_where_the_client_has_to_execute_a_tool() -> None:

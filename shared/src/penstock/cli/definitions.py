@@ -146,7 +146,7 @@ def located(error: CommandError, names: list[str]) -> CommandError:
     return CommandError(message, findings=findings, exit_code=error.exit_code)
 
 
-# -- what is published --------------------------------------------------------------------------
+# -- published versions -------------------------------------------------------------------------
 
 
 def versions(

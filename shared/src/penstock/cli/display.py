@@ -40,7 +40,7 @@ def console() -> Console:
     """Return a console on standard output; colours only for a terminal or with FORCE_COLOR."""
     from rich.console import Console
 
-    # Nobody reads a pipe at 80 columns: lines are not cut there.
+    # A pipe has no columns: lines are not cut at 80 there.
     wide = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else _PIPE_WIDTH
     return Console(highlight=False, soft_wrap=True, width=wide)
 

@@ -31,7 +31,7 @@ class LazyGroup(TyperGroup):
         for name, entry in self.table.items():
             self.add_command(TyperCommand(name, help=entry.help))
 
-    # Typer does not publish the types of its own parser.
+    # Typer does not publish the types of its parser.
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the imported command instead of its placeholder."""
         name, placeholder, rest = super().resolve_command(ctx, args)

@@ -63,7 +63,7 @@ async def _run(target: Target, work: Callable[[Wire], Awaitable[T]]) -> T:
 
 
 def command_error(error: PenstockError) -> CommandError:
-    """Return one of our own errors as an error of a command."""
+    """Return an error of Penstock as an error of a command."""
     findings = tuple(Finding(found.path, found.message, found.allowed) for found in error.details)
     return CommandError(
         f"{error.message} [{error.code}]",

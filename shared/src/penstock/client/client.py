@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from functools import wraps
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
@@ -25,6 +25,8 @@ _STEPS: Final = 1000
 """Steps of a page, the gateway's maximum."""
 _WAIT_SECONDS: Final = 60
 """One request of ``wait``: shorter than the idle limit of usual proxies."""
+_PAUSE_SECONDS: Final = 0.2
+"""Between two requests of ``wait``, in case a proxy drops the header that makes them wait."""
 
 
 def _blocking(call: Callable[P, Call[T]]) -> Callable[Concatenate[Client, P], T]:
@@ -37,7 +39,7 @@ def _blocking(call: Callable[P, Call[T]]) -> Callable[Concatenate[Client, P], T]
 
 def _awaiting(
     call: Callable[P, Call[T]],
-) -> Callable[Concatenate[AsyncClient, P], Awaitable[T]]:
+) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]:
     @wraps(call)
     async def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return await self.send(call(*args, **kwargs))
@@ -172,10 +174,10 @@ class Client:
         """Return a run when it has ended or waits for client tools; else as it is at the end."""
         until = time.monotonic() + timeout_seconds
         while True:
-            left = until - time.monotonic()
-            run = self.get(run_id, wait_seconds=_wait_seconds(left))
-            if _settled(run) or left <= _WAIT_SECONDS:
+            run = self.get(run_id, wait_seconds=_wait_seconds(until - time.monotonic()))
+            if _settled(run) or time.monotonic() >= until:
                 return run
+            time.sleep(_PAUSE_SECONDS)
 
     def get_all(
         self, run_id: str, *, at_seq: int | None = None, node_records: bool = False
@@ -295,10 +297,10 @@ class AsyncClient:
         """Return a run when it has ended or waits for client tools; else as it is at the end."""
         until = time.monotonic() + timeout_seconds
         while True:
-            left = until - time.monotonic()
-            run = await self.get(run_id, wait_seconds=_wait_seconds(left))
-            if _settled(run) or left <= _WAIT_SECONDS:
+            run = await self.get(run_id, wait_seconds=_wait_seconds(until - time.monotonic()))
+            if _settled(run) or time.monotonic() >= until:
                 return run
+            await asyncio.sleep(_PAUSE_SECONDS)
 
     async def get_all(
         self, run_id: str, *, at_seq: int | None = None, node_records: bool = False
