@@ -118,7 +118,8 @@ class Budget:
     def exhausted(self) -> ErrorInfo:
         """Return the error that lists what was spent of each limit."""
         usage, limits = self.state.usage, self.limits
-        spent = (
+        # `object`: a compiled module would turn whole numbers among floats into floats.
+        spent: tuple[tuple[str, object, object], ...] = (
             ("max_steps", self.state.attempts + usage.steps, limits.max_steps),
             ("max_tokens", usage.tokens, limits.max_tokens),
             ("max_cost_usd", round(usage.cost_usd, 6), limits.max_cost_usd),
