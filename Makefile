@@ -73,6 +73,23 @@ test-chaos-small: setup ## The same with fewer runs and blows
 test-simulation: setup ## Run 10,000 simulated installations, each from one seed
 	PYTHONHASHSEED=0 $(BIN)/python -m tests.simulation $(ARGS)
 
+wheels: setup ## Build wheels into dist/, also compiled ones where a C compiler is installed
+	$(BIN)/python deploy/wheels/build.py $(ARGS)
+
+.compiled: setup ## Create the virtual environment .compiled with the wheels in dist/
+	@ls dist/penstock-*-cp*.whl >/dev/null || { echo "dist/ has no compiled wheel: make wheels" >&2; exit 1; }
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .compiled
+	$(BIN)/uv export --quiet --frozen --all-packages --all-extras --no-emit-workspace --no-hashes \
+		--output-file dist/requirements.txt
+	$(BIN)/uv pip install --quiet --python .compiled --requirement dist/requirements.txt
+	$(BIN)/uv pip install --quiet --python .compiled --no-index --no-deps --find-links dist \
+		$$($(BIN)/uv workspace list | grep -v '^penstock-workspace$$')
+
+test-compiled: .compiled ## Run the tests on the compiled wheels in dist/ (after make wheels)
+	.compiled/bin/pytest tests/unit tests/properties tests/contracts -m "not sources" $(PER_CORE) $(ARGS)$(MAY_BE_EMPTY)
+	.compiled/bin/pytest tests/chaos tests/e2e -m "not sources" $(SIDE_BY_SIDE) $(ARGS)$(MAY_BE_EMPTY)
+	.compiled/bin/pytest tests/integration -m "not sources" $(SIDE_BY_SIDE) $(ARGS)$(MAY_BE_EMPTY)
+
 test-mlflow: setup ## The MLflow sink against a real MLflow, in a venv of its own (.mlflow)
 	@test -x .mlflow/bin/mlflow || { $(PYTHON) -m venv .mlflow && \
 		.mlflow/bin/python -m pip install --quiet --disable-pip-version-check mlflow; }

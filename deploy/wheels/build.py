@@ -102,12 +102,9 @@ def platform_wheel(pure: Path, added: dict[str, Path]) -> Path:
 
 def build(target: Path, *, compiled: bool) -> list[Path]:
     """Build the wheels of all packages into the folder ``target``; return their paths."""
-    subprocess.run(
-        [shutil.which("uv", path=Path(sys.executable).parent) or "uv", "build", "--quiet"]
-        + ["--all-packages", "--wheel", "--clear", "--out-dir", str(target)],
-        cwd=ROOT,
-        check=True,
-    )
+    uv = str(Path(sys.executable).with_name("uv"))
+    command = [uv, "build", "--quiet", "--all-packages", "--wheel", "--clear"]
+    subprocess.run([*command, "--out-dir", str(target)], cwd=ROOT, check=True)
     wheels = sorted(target.glob("*-py3-none-any.whl"))
     for pure in wheels if compiled else ():
         name = canonicalize_name(parse_wheel_filename(pure.name)[0])

@@ -44,6 +44,8 @@ from tests.support.simulation import (
     tool_node,
 )
 
+pytestmark = pytest.mark.sources
+
 IDLE_SECONDS = 30.0
 
 
