@@ -7,7 +7,7 @@ import re
 import pytest
 
 from penstock.contracts.ids import TOKEN_PATTERN, answer_signal_id
-from penstock_gateway.runs.signal_ids import control_signal_id, signal_id_of
+from penstock_gateway.runs.signals import control_signal_id, signal_id_of
 
 
 @pytest.mark.parametrize("key", ["delivery-17", "x" * 64, "approvals-1"])

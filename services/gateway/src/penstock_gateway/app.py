@@ -24,7 +24,7 @@ from penstock_gateway.middleware.errors import add_error_handlers, failed
 from penstock_gateway.raw import RawRoute
 from penstock_gateway.routes import add_raw_routes
 from penstock_gateway.runs.approvals import approvals
-from penstock_gateway.runs.bundle_routes import bundles
+from penstock_gateway.runs.bundle import bundle_routes
 from penstock_gateway.runs.control_routes import controlling
 from penstock_gateway.runs.fork_routes import forks
 from penstock_gateway.runs.signal_routes import signalling
@@ -93,7 +93,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
 def _add_routes(app: FastAPI, gateway: Gateway) -> None:
     """Add all routes; the first that fits answers, so the more exact paths come first."""
     add_raw_routes(app, gateway)
-    of_runs = (controlling, signalling, approvals, tool_calls, forks, dead_letters, bundles)
+    of_runs = (controlling, signalling, approvals, tool_calls, forks, dead_letters, bundle_routes)
     for router in (
         *of_runs,
         participants,

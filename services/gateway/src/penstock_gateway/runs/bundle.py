@@ -1,4 +1,4 @@
-"""Bundles of runs: written from the log, put into a log, of another installation perhaps."""
+"""Bundles: a run with all its facts as one file, and a run imported from one."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final
+from typing import Annotated, Final
 
+from fastapi import APIRouter, Header, Path, Query, Request, Response
 from msgspec import structs
+from starlette.responses import StreamingResponse
 
 from penstock.bus.claims import Claims
 from penstock.bus.copies import FactCopy, put_back
@@ -24,13 +26,16 @@ from penstock.contracts.facts import (
     fact_bytes,
     fact_type,
 )
-from penstock.contracts.ids import content_digest, is_run_id, shard_of
+from penstock.contracts.ids import content_digest, is_run_id, run_id_from_key, shard_of
 from penstock.contracts.plan import PLAN, Plan
 from penstock.runids import new_run_id
 from penstock.runs import bundles
-from penstock.runs.bundles import Bundle, BundleHeader
+from penstock.runs.bundles import MEDIA_TYPE, Bundle, BundleHeader, BundleReader
 from penstock.runs.forks import seed_of
+from penstock.runs.replies import RunImported
 from penstock.runs.state import Entry
+from penstock_gateway.context import GatewayParts, Operator, Viewer
+from penstock_gateway.core.preferences import idempotency_key
 from penstock_gateway.gateway import Gateway
 from penstock_gateway.runs.read import NOT_FOUND
 
@@ -239,3 +244,62 @@ def _gathered(lines: Iterator[bytes]) -> Iterator[bytes]:
 def _invalid(message: str) -> RejectedError:
     detail = ErrorDetail(path="header", message=message, allowed="as it was exported")
     return RejectedError("invalid_bundle", message, details=(detail,))
+
+
+RunId = Annotated[str, Path(description="The run")]
+
+bundle_routes: Final = APIRouter(tags=["runs"])
+
+
+@bundle_routes.get(
+    "/v1/runs/{run_id}/export",
+    response_class=Response,
+    responses={200: {"description": "The bundle", "content": {MEDIA_TYPE: {}}}},
+)
+async def export_run(gateway: GatewayParts, caller: Viewer, run_id: RunId) -> StreamingResponse:
+    """Stream a run as a bundle: its plan and all its facts, chained by hashes."""
+    lines = await Bundles(gateway).export(caller.tenant, run_id)
+    return StreamingResponse(
+        lines,
+        media_type=MEDIA_TYPE,
+        headers={"content-disposition": f'attachment; filename="{run_id}.ndjson"'},
+    )
+
+
+@bundle_routes.post(
+    "/v1/runs/import",
+    status_code=201,
+    openapi_extra={"requestBody": {"required": True, "content": {MEDIA_TYPE: {}}}},
+)
+async def import_run(
+    request: Request,
+    gateway: GatewayParts,
+    caller: Operator,
+    response: Response,
+    as_new: Annotated[bool, Query(description="Give the run an id of its own")] = False,
+    idempotency_key_: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
+) -> RunImported:
+    """Put the run of a bundle into the log. 201, or 200 if all of it was there.
+
+    Every hash is checked first. An ended run stays as it was and nothing of it is done again; a
+    run that had not ended needs `as_new` and goes on from what was recorded.
+    """
+    bundle = await _read(request)
+    key = idempotency_key(None if idempotency_key_ is None else idempotency_key_.encode("latin-1"))
+    run_id = None if key is None else run_id_from_key(caller.tenant, key)
+    done = await Bundles(gateway).load(caller.tenant, bundle, as_new=as_new, run_id=run_id)
+    response.headers["location"] = f"/v1/runs/{done.run_id}"
+    if not done.stored:
+        response.status_code = 200
+    return RunImported(run_id=done.run_id, facts=done.facts, stored=done.stored, hash=bundle.hash)
+
+
+async def _read(request: Request) -> Bundle:
+    """Read a bundle as it comes in, so that a wrong line ends it."""
+    reader, rest = BundleReader(), b""
+    async for part in request.stream():
+        *lines, rest = (rest + part).split(b"\n")
+        for line in lines:
+            reader.add(line)
+    reader.add(rest)
+    return reader.finish()

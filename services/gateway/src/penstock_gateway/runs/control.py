@@ -27,8 +27,7 @@ from penstock_gateway.archive.requests import Archive
 from penstock_gateway.core.access import Caller
 from penstock_gateway.core.requests import CancelRuns
 from penstock_gateway.runs.read import NOT_FOUND, Runs, available
-from penstock_gateway.runs.signal_ids import control_signal_id
-from penstock_gateway.runs.signals import Signals, run_ended
+from penstock_gateway.runs.signals import Signals, control_signal_id, run_ended
 
 OPEN_STATUSES: Final = tuple(status for status in RunStatus if not status.final)
 _PAGE: Final = 500

@@ -17,8 +17,7 @@ from penstock_gateway.core.access import Caller
 from penstock_gateway.core.preferences import idempotency_key
 from penstock_gateway.core.requests import CorrelatedSignal, RunMessage, Signal
 from penstock_gateway.runs.read import NOT_FOUND
-from penstock_gateway.runs.signal_ids import signal_id_of
-from penstock_gateway.runs.signals import Sent
+from penstock_gateway.runs.signals import Sent, signal_id_of
 
 RunId = Annotated[str, Path(description="The run")]
 SessionId = Annotated[str, Path(pattern=TOKEN_PATTERN)]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from hashlib import sha256
+from typing import Final, get_args
 
 from msgspec import structs
 
@@ -14,9 +16,10 @@ from penstock.bus.reader import LogReader
 from penstock.bus.writer import LogWriter
 from penstock.contracts import subjects
 from penstock.contracts.errors import ConflictError, ErrorDetail, RejectedError, TransientError
-from penstock.contracts.facts import RunEnded, RunInvoked, SignalReceived, fact_bytes
-from penstock.contracts.ids import is_run_id
+from penstock.contracts.facts import RunEnded, RunInvoked, SignalKind, SignalReceived, fact_bytes
+from penstock.contracts.ids import TOKEN_PATTERN, is_run_id
 from penstock.failpoints import reach
+from penstock.runids import new_run_id
 from penstock.runs.state import Entry
 from penstock_gateway.runs.pending import PendingIndex
 from penstock_gateway.runs.read import NOT_FOUND, Runs, available, not_found
@@ -24,6 +27,26 @@ from penstock_gateway.runs.start import SESSION_POINTER
 
 _AT_ONCE: Final = 64
 """Runs that one event is sent to side by side."""
+_TOKEN: Final = re.compile(TOKEN_PATTERN)
+_RESERVED: Final = tuple(f"{kind}-" for kind in (*get_args(SignalKind), "key", "m"))
+"""Ids of answers begin so: a sender that chose one of these would answer for somebody else."""
+
+
+def signal_id_of(key: str | None) -> str:
+    """Return the id that an idempotency key stands for; without a key a new one.
+
+    A key that is a token is the id itself.
+    """
+    if key is None:
+        return new_run_id()
+    if _TOKEN.fullmatch(key) and not key.startswith(_RESERVED):
+        return key
+    return f"key-{sha256(key.encode()).hexdigest()[:40]}"
+
+
+def control_signal_id(kind: str) -> str:
+    """Return a new id for a signal that pauses or resumes a run."""
+    return f"{kind}-{new_run_id()}"
 
 
 def run_ended(run_id: str) -> RejectedError:
