@@ -12,7 +12,7 @@ from penstock_gateway.settings import GatewaySettings
 
 
 def main() -> None:
-    """Run the gateway until it is told to stop."""
+    """Run the gateway until SIGTERM or SIGINT."""
     try:
         settings = GatewaySettings()
     except ValidationError as error:

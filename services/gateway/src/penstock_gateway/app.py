@@ -53,7 +53,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,
         redoc_url=None,
-        # Our own spans go on with the trace in the log; FastAPI's would be a second set of them.
+        # Spans of the gateway continue the trace of the log; FastAPI's would duplicate them.
         telemetry={"tracing": False, "metrics": False, "logs": False},
         responses={
             "default": {

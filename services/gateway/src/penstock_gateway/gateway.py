@@ -71,7 +71,7 @@ class Gateway:
         self.settings = settings
 
     async def open(self) -> None:
-        """Connect to the bus and fill what is kept in memory.
+        """Connect to the bus and fill the mirrors.
 
         Raises:
             TransientError: ``bus_unreachable``.
@@ -127,7 +127,7 @@ class Gateway:
         self.streams.drain()
 
     async def close(self) -> None:
-        """Wait for what is being written, then leave the bus."""
+        """Wait for pending writes, then close the connection."""
         self._restorer.stop()
         await self.waiter.stop()
         for mirror in (self.published, self.keys, self.webhooks):

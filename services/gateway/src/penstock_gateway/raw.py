@@ -1,7 +1,7 @@
 """Raw routes: endpoints whose cost matters take the raw request and return finished bytes.
 
 FastAPI documents them like other routes. It does not solve dependencies, validate parameters or
-serialize replies for them, which costs more than all of our own work.
+serialize replies for them, which costs more than the work of the gateway itself.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def problem_answer(found: Problem, *, retry: int | None = None) -> Answer:
 
 
 def error_answer(error: PenstockError) -> Answer:
-    """Return the problem document of one of our own errors."""
+    """Return the problem document of a ``PenstockError``."""
     return problem_answer(problem_of(error), retry=retry_after(error))
 
 
@@ -129,7 +129,7 @@ def read(adapter: TypeAdapter[ModelT], body: bytes) -> ModelT:
 
 
 def refused(error: ValidationError) -> RejectedError:
-    """Return what was found wrong with a body as one of our own errors."""
+    """Return the findings about a body as an error."""
     found = findings(error)
     if any(one["type"] == "json_invalid" for one in error.errors(include_url=False)):
         return RejectedError("malformed_json", "the body is not JSON", details=found)

@@ -75,7 +75,7 @@ class GatewaySettings(CoreSettings):
     sse_buffer_bytes: int = Field(
         default=1_048_576,
         ge=4096,
-        description="What is kept for a slow reader of an event stream. 1 MiB: above it the log "
+        description="Buffer for a slow reader of an event stream. 1 MiB: above it the log "
         "is read again when the reader is back, so that memory stays bounded and nothing is lost.",
     )
     cors_origins: tuple[str, ...] = Field(
@@ -85,7 +85,7 @@ class GatewaySettings(CoreSettings):
     shutdown_seconds: float = Field(
         default=10.0,
         gt=0,
-        description="Time for requests in flight to finish when the process is told to stop. 10: "
+        description="Time for requests in flight to finish when the process is stopped. 10: "
         "event streams end at once, since any replica resumes them.",
     )
 

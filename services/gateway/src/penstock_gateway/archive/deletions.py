@@ -24,7 +24,7 @@ from penstock_gateway.context import Admin, GatewayParts, Operator
 from penstock_gateway.runs.read import not_found
 
 ERASE_SECONDS: Final = 300.0
-"""A tenant may have many runs. Whoever gives up earlier finds the work going on."""
+"""A tenant may have many runs. The deletion continues if the request times out earlier."""
 
 deletions: Final = APIRouter()
 

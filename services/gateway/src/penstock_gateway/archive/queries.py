@@ -40,7 +40,7 @@ class RunQuery(Parameters):
     min_cost: Cost | None = Field(default=None, description="In USD, included")
     max_cost: Cost | None = Field(default=None, description="In USD, included")
     parent: Token | None = Field(default=None, description="Runs that this run has started")
-    root: Token | None = Field(default=None, description="This run and all that came of it")
+    root: Token | None = Field(default=None, description="This run and all its descendants")
     forked_from: Token | None = None
     error: str | None = Field(default=None, max_length=100, description="Part of an error's code")
     sort: str = Field(

@@ -99,7 +99,7 @@ async def list_steps_of_run(
 async def list_tasks(
     gateway: GatewayParts, caller: Viewer, query: Annotated[StepQuery, Query()]
 ) -> StepPage:
-    """List what agents and child runs were given to do, the latest first."""
+    """List steps of agents and child runs, the latest first."""
     kinds = query.kind or [StepKind.AGENT, StepKind.RUN]
     request = ListSteps(
         tenant=caller.tenant, **query.model_dump(exclude={"kind"}), kind=tuple(kinds)
@@ -148,7 +148,7 @@ async def list_messages(
     limit: Limit = 200,
     cursor: Annotated[int, Query(ge=0)] = 0,
 ) -> MessageItems:
-    """List what was said in a session, oldest first."""
+    """List the messages of a session, oldest first."""
     request = SessionMessages(
         tenant=caller.tenant, session_id=session_id, after=cursor, limit=limit
     )

@@ -51,5 +51,5 @@ def continued(previous: RunState, limit: int) -> tuple[ChatMessage, ...]:
 
 
 def asked(invoked: RunInvoked) -> ChatMessage:
-    """Return what the user said to begin a run."""
+    """Return the user's message that started a run."""
     return ChatMessage(role="user", content=text_of(invoked.input))

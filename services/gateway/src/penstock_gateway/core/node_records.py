@@ -25,7 +25,7 @@ def expired(node_record: NodeRecord, now: datetime) -> bool:
         return node_record.due_at is not None and node_record.due_at <= now
     if node_record.error is not None:
         return node_record.error.code in _EXPIRED
-    # An approval step that goes on without an answer says so in its output.
+    # An approval step that continues without an answer has ``expired`` in its output.
     return isinstance(node_record.output, dict) and node_record.output.get("expired") is True
 
 
@@ -61,9 +61,9 @@ def approval_view(
         run_name: The definition that runs.
         node_record: What it asks, in its latest form.
         asked_at: When the node record was made.
-        now: To tell what has expired.
-        answer: What was answered, if anything was.
-        run_ended: Whether nobody can wait any more.
+        now: Decides whether the request has expired.
+        answer: The answer, if there is one.
+        run_ended: Whether the run has ended.
     """
     request = node_record.request or _NOTHING_ASKED
     decided = decision_view(answer) if answer is not None else None

@@ -1,4 +1,4 @@
-"""Errors as HTTP tells them: one table of status codes, RFC 9457 problem documents.
+"""Errors in HTTP: one table of status codes, RFC 9457 problem documents.
 
 This is the only place in Penstock where an error meets an HTTP status.
 """
@@ -131,7 +131,7 @@ def problem(
 
 
 def problem_of(error: PenstockError) -> Problem:
-    """Describe one of our own errors."""
+    """Describe a ``PenstockError``."""
     return problem_of_info(error.info())
 
 

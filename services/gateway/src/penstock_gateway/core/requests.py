@@ -36,7 +36,7 @@ class Input(BaseModel):
 
 
 class Limits(Input):
-    """Limits of one run; what is not given comes from the definition."""
+    """Limits of one run; absent ones come from the definition."""
 
     timeout_seconds: float | None = Field(default=None, gt=0, le=31_536_000)
     max_turns: int | None = Field(default=None, ge=1, le=1000)
@@ -176,7 +176,7 @@ class ToolResults(Input):
 
 
 class Resolution(Input):
-    """What became of an attempt that was lost."""
+    """Resolution of a lost attempt."""
 
     action: Literal["retry", "succeed", "fail"]
     output: JsonValue = None

@@ -26,7 +26,7 @@ _MAX_SIGNATURES: Final = 16
 class Delivery:
     """A checked delivery.
 
-    ``delivery_id`` is the same however often it is sent; ``None`` where nothing tells two apart.
+    ``delivery_id`` is equal for each repetition; ``None`` if deliveries cannot be distinguished.
     """
 
     delivery_id: str | None
@@ -83,12 +83,12 @@ def check(
         return Delivery(_sender_id(headers), signed=False)
     if "webhook-signature" in headers:
         _check_standard(headers, body, secrets, now, tolerance_seconds)
-        # The id is signed, so that nobody can make a captured delivery look new.
+        # The id is signed, so a captured delivery cannot be sent again as a new one.
         return Delivery(headers["webhook-id"], signed=True)
     if "x-hub-signature-256" in headers:
         _check_github(headers["x-hub-signature-256"], body, secrets)
-        # GitHub's id is not signed: whoever holds a captured delivery could give it a new one.
-        # That is the price of telling two deliveries with equal bodies apart.
+        # GitHub's id is not signed, so a captured delivery could be sent under a new id. Without
+        # the id, two deliveries with equal bodies could not be distinguished.
         return Delivery(_sender_id(headers) or hashlib.sha256(body).hexdigest(), signed=True)
     raise RejectedError(
         "signature_missing",

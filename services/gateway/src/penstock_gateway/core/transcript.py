@@ -1,6 +1,6 @@
 """The event stream of one run, assembled from the log, its live copy and the deltas. No I/O.
 
-Whatever order and however often things arrive, what comes out is in the order of the log, each
+Items may arrive in any order and repeatedly. The output is in the order of the log, each
 fact once, each piece of text once and between the start and the end of its attempt. Where
 something is missing, ``need`` says what; nothing passes the gap until it is filled or known to be
 gone. The end of the run passes only after it was compared with the log.
@@ -83,17 +83,17 @@ class Transcript:
         self._out: list[bytes] = []
         self._out_bytes = 0
 
-    # -- what comes in -------------------------------------------------------------------------
+    # -- input ---------------------------------------------------------------------------------
 
     def history(self, entries: Sequence[Entry], deltas: Iterable[Delta] = ()) -> None:
-        """Take what was read of the log from its beginning, and of the deltas after that.
+        """Take the facts of the log from its beginning, and of the deltas after that.
 
         It goes before everything that is waiting. It may be called again at any time, after a
-        reconnection for example; what was passed on before is left out.
+        reconnection for example; earlier output is not repeated.
         """
         for entry in entries:
             if isinstance(entry.fact, StepResult):
-                # Its pieces were read after it: what is not there will not come.
+                # Its pieces were read after it: missing ones will not arrive.
                 self._complete.add(_attempt(entry))
                 if entry.seq <= self._after:
                     self._over.add(_attempt(entry))
@@ -124,7 +124,7 @@ class Transcript:
             self._queue.append(Delta(attempt, batch))
 
     def refill(self, deltas: Iterable[Delta]) -> None:
-        """Take all pieces of the attempt that ``need`` names; what is not there is gone."""
+        """Take all pieces of the attempt that ``need`` names; missing ones are lost."""
         need = self.need
         if not isinstance(need, PiecesNeeded):
             return

@@ -31,7 +31,7 @@ from penstock_gateway.gateway import Gateway
 from penstock_gateway.runs.read import available
 
 RELOAD: Final = "reload"
-"""Id of a timer that tells the engine to read a run anew."""
+"""Id of a timer that makes the engine reload a run."""
 REQUEUED: Final = "requeued"
 _NOT_FOUND: Final = 404
 _GONE: Final = frozenset({10037, 10043, 10057})
@@ -118,7 +118,7 @@ class DeadLetters:
 
         Raises:
             RejectedError: ``run_ended``: nothing can be done for it any more.
-                ``not_requeueable``: nobody can do it again by itself.
+                ``not_requeueable``: it cannot be repeated alone.
             ConflictError: ``already_settled``: the step has another outcome by now.
             TransientError: The bus did not answer.
         """
@@ -151,7 +151,7 @@ class DeadLetters:
         subject = subjects.result(state.prefix, step_id, attempt)
         earlier = await self._reader.read_fact(subject)
         if earlier is not None:
-            # A letter that was requeued before somebody died is only to be removed.
+            # Requeued by a process that died before it removed the letter: only remove it.
             if not isinstance(earlier.fact, StepResult) or not _ours(earlier.fact):
                 raise _settled(step_id, attempt)
             return
@@ -164,7 +164,7 @@ class DeadLetters:
             raise _settled(step_id, attempt) from conflict
 
     async def _reload(self, address: Address) -> None:
-        """Let the engine read a run anew and decide what is to be decided."""
+        """Make the engine reload a run and decide."""
         subject = subjects.timer_due(address.tenant, address.shard, address.run_id, RELOAD)
         body = encode(TimerDue(due_at=datetime.now(UTC)))
         await self._writer.append(subject, body, headers=_KEPT)
@@ -224,7 +224,7 @@ def _given_up(step: StepState, letter: Letter) -> StepResult:
         occurred_at=now,
         kind=step.kind,
         name=step.name,
-        # What must not be repeated is not: somebody decides what became of it.
+        # An attempt that must not be repeated waits for a resolution.
         status="unknown" if step.at_most_once else "failed",
         error=ErrorInfo(
             code=REQUEUED,

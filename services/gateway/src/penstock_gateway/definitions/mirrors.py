@@ -1,4 +1,4 @@
-"""Buckets watched into memory, so that a request asks nobody: versions in force, keys, webhooks."""
+"""Buckets mirrored in memory, so that requests need no read: versions in force, keys, webhooks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ journal: Final = EventLog("penstock.gateway.mirrors")
 
 
 class Convert(Protocol[ReadT_co]):
-    """Makes what is kept out of what is stored; raises ``ValidationError`` on nonsense."""
+    """Converts a stored value to the kept one; raises ``ValidationError`` if it is malformed."""
 
     def __call__(self, value: bytes, /) -> ReadT_co:
         """Convert one value."""

@@ -34,7 +34,7 @@ participants: Final = APIRouter()
 
 
 class AgentIntroduction(Input):
-    """An agent that is asked by HTTP introduces itself, or renews what it said before."""
+    """An agent that is asked by HTTP introduces itself, or renews its registration."""
 
     agent_id: Token
     name: Annotated[str, Field(max_length=200)] = ""

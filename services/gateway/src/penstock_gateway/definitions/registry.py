@@ -44,7 +44,7 @@ class Registry:
         return await rpc.call(self._bus, "registry", verb, request, reply)
 
     async def refresh(self, tenant: str, kind: DocumentKind, name: str) -> None:
-        """Read what is in force now, so that whoever changed it here need not wait for it."""
+        """Reload the version in force, so that a change through this gateway applies at once."""
         if kind is DocumentKind.WEBHOOK:
             await self._webhooks.refresh(subjects.webhook_key(tenant, name))
         elif kind not in (DocumentKind.TOOL, DocumentKind.SCHEDULE):

@@ -52,7 +52,7 @@ ExpectedRevision = Annotated[int | None, Query(description="Change only this rev
 
 
 class PublishVersion(Input):
-    """What to bring into force: what is stored, or an older version."""
+    """What to publish: the stored document, or an older version."""
 
     version: int | None = Field(default=None, ge=1)
 
@@ -216,7 +216,7 @@ def definition_routes(kind: DocumentKind, prefix: str | None = None) -> APIRoute
 
 
 def _add_aliases(router: APIRouter, kind: DocumentKind) -> None:
-    """Add the routes of the aliases of what is started by name."""
+    """Add the routes of aliases of definitions that are started by name."""
 
     @router.get("/{name}/aliases", name=f"list_{kind.value}_aliases")
     async def aliases(gateway: GatewayParts, caller: Viewer, name: Name) -> Aliases:
@@ -318,7 +318,7 @@ async def apply(
 
 
 def _documents(content_type: str, body: bytes) -> ApplyBody:
-    """Read what is to be applied: an envelope, one document, several, or YAML."""
+    """Read the documents to apply: an envelope, one document, several, or YAML."""
     if "json" not in content_type and body.lstrip()[:1] not in (b"{", b"["):
         try:
             return ApplyBody(documents=(body.decode(),))

@@ -18,7 +18,7 @@ journal: Final = EventLog("penstock.gateway")
 
 
 def failed(error: PenstockError) -> Response:
-    """Answer with one of our own errors; what should not happen is logged as well."""
+    """Reply with a ``PenstockError``; broken invariants are logged as well."""
     if error.family is ErrorFamily.INVARIANT:
         journal.error("request.failed", error, code=error.code)
     return error_answer(error)

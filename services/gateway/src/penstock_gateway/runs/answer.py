@@ -1,7 +1,7 @@
-"""Answers to what runs ask: approvals, results of client tools, what became of lost attempts.
+"""Answers to pending requests: approvals, results of client tools, resolutions.
 
-The log decides. An answer's id derives from what it answers, so the stream takes one only; a
-second one is told what the first has said.
+The log decides. The id of an answer derives from its request, so the stream takes one only; the
+reply to a second one holds the first.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _NOTHING_ASKED: Final = PendingRequest()
 
 
 class Answer(NamedTuple):
-    """What somebody says to one question."""
+    """One answer to one pending request."""
 
     record_id: str
     payload: dict[str, JsonValue]
     digest: str | None = None
-    """What they believe to answer; ``None``: whatever is asked."""
+    """Digest of the request that the client means; ``None``: any."""
     path: str = ""
     """Where in the request it stood, for errors."""
 
@@ -56,7 +56,7 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class _Checked:
-    """An answer that may be stated, or what was stated before."""
+    """An answer that may be published, or the recorded one."""
 
     answer: Answer
     request: PendingRequest
@@ -70,8 +70,8 @@ class Answering:
         """Use the process's parts.
 
         Args:
-            runs: Reads what is asked.
-            signals: States the answers.
+            runs: Reads the pending requests.
+            signals: Publishes the answers.
         """
         self._runs = runs
         self._signals = signals
@@ -79,7 +79,7 @@ class Answering:
     async def answer(
         self, caller: Caller, run_id: str, question: Question, answers: tuple[Answer, ...]
     ) -> list[Recorded]:
-        """State answers; all are checked before the first is stated.
+        """Publish answers; all are checked before the first is published.
 
         Args:
             caller: Who answers.
@@ -95,7 +95,7 @@ class Answering:
         """
         state = await self._runs.state(caller.tenant, run_id)
         if any(answer.record_id not in state.node_records for answer in answers):
-            # A replica may lag behind the one that told of the question.
+            # The replica may lag behind the one that showed the request.
             state = await self._runs.fresh_state(caller.tenant, run_id)
         checked = [self._check(caller, state, question, answer) for answer in answers]
         return [one.recorded or await self._state(caller, run_id, question, one) for one in checked]
@@ -148,7 +148,7 @@ class Answering:
 
 
 def find_record(state: RunState, question: Question, answer: Answer) -> NodeRecordState:
-    """Return what is, or was, asked.
+    """Return the pending request, open or closed.
 
     Raises:
         RejectedError: ``approval_not_found``, ``tool_call_not_found``, ``resolution_not_found``.
@@ -184,7 +184,7 @@ def answer_to(state: RunState, question: Question, node_record: NodeRecordState)
         return state.signals.get(
             answer_signal_id(kind, record_id, node_record.node_record.request.digest)
         )
-    # A settled node record need not repeat what was asked.
+    # A closed node record need not repeat the request.
     found = [
         signal
         for signal in state.signals.values()
@@ -209,10 +209,10 @@ def require_role(caller: Caller, request: PendingRequest) -> None:
 
 
 def require_same(recorded: Recorded, answer: Answer) -> Recorded:
-    """Return what was recorded if it says what is said now.
+    """Return the recorded answer if the new one is equal to it.
 
     Raises:
-        RejectedError: ``already_decided``, with what was decided.
+        RejectedError: ``already_decided``, with the recorded answer.
     """
     payload = recorded.fact.payload
     said = payload if isinstance(payload, dict) else {}

@@ -111,7 +111,7 @@ async def approve(
     response: Response,
     body: Verdict | None = None,
 ) -> ApprovalView:
-    """Agree to what is asked: 202; 200 if the same was answered before, 409 if the opposite."""
+    """Approve a request: 202; 200 if it was approved before, 409 if it was rejected."""
     return await _decide(gateway, caller, run_id, record_id, "approve", body, response)
 
 
@@ -124,7 +124,7 @@ async def reject(
     response: Response,
     body: Verdict | None = None,
 ) -> ApprovalView:
-    """Refuse what is asked; otherwise as for agreeing."""
+    """Reject a request; otherwise as `approve`."""
     return await _decide(gateway, caller, run_id, record_id, "reject", body, response)
 
 

@@ -90,14 +90,14 @@ class Bundles:
     ) -> Imported:
         """Put a bundle's run into the log; may be repeated.
 
-        An ended run is there as it was. A run that is still open elsewhere can only be gone on
-        with as a new one, which takes over its recorded outcomes.
+        An ended run is stored with equal facts. A run that is still open elsewhere can only
+        continue as a new run, which takes over its recorded outcomes.
 
         Args:
             tenant: Whose run it becomes.
-            bundle: What was read.
-            as_new: Give it an id of its own.
-            run_id: That id, where the caller has one.
+            bundle: The bundle.
+            as_new: Store it under a new id.
+            run_id: The new id, where the caller has one.
 
         Raises:
             RejectedError: ``invalid_bundle``, ``plan_missing``, ``outcome_unknown``.
@@ -143,7 +143,7 @@ class Bundles:
                 raise _invalid(str(error)) from error
             fact: RunFact = entry.fact
             if isinstance(fact, RunInvoked) and (as_new or tenant != bundle.header.tenant):
-                # Whoever waits for it there does not wait for it here.
+                # Its parent in the other installation does not wait for the imported run.
                 fact = structs.replace(fact, parent=None)
             copies[bundles.moved(entry.subject, prefix)] = (entry.seq, fact)
         return copies
@@ -151,7 +151,7 @@ class Bundles:
     async def _compared(
         self, tenant: str, target: str, copies: dict[str, tuple[int, RunFact]]
     ) -> set[str]:
-        """Return what the log has of a run; refuse if anything of it is another thing."""
+        """Return the stored facts of a run; refuse if one of them differs."""
         prefix = self._runs.prefix(tenant, target)
         shard = shard_of(target, self._shards)
         known: Sequence[Entry] = await self._reader.read_run(tenant, shard, target)
@@ -276,13 +276,13 @@ async def import_run(
     gateway: GatewayParts,
     caller: Operator,
     response: Response,
-    as_new: Annotated[bool, Query(description="Give the run an id of its own")] = False,
+    as_new: Annotated[bool, Query(description="Store the run under a new id")] = False,
     idempotency_key_: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
 ) -> RunImported:
     """Put the run of a bundle into the log. 201, or 200 if all of it was there.
 
     Every hash is checked first. An ended run stays as it was and nothing of it is done again; a
-    run that had not ended needs `as_new` and goes on from what was recorded.
+    run that had not ended needs `as_new` and continues from its recorded facts.
     """
     bundle = await _read(request)
     key = idempotency_key(None if idempotency_key_ is None else idempotency_key_.encode("latin-1"))

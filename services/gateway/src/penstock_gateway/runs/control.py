@@ -1,4 +1,4 @@
-"""Control of runs: asking them to stop, one or many, holding them and letting them go on."""
+"""Control of runs: cancel one, one step or many; pause and resume."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Asked = Literal["asked", "asked_before", "ended"]
 
 
 class Bulk(NamedTuple):
-    """What became of a request to cancel many runs."""
+    """Result of a request to cancel many runs."""
 
     matched: int
     asked: tuple[str, ...]

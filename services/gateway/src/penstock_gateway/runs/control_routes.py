@@ -32,7 +32,7 @@ async def pause_run(
     response: Response,
     body: Control | None = None,
 ) -> RunView:
-    """Hold a run: nothing new is scheduled; what is at work goes on. 200 if it is held already."""
+    """Pause a run: running steps finish, no new step starts. 200 if it is paused already."""
     state, changed = await gateway.controls.hold(
         caller, run_id, "pause", (body or Control()).reason
     )
@@ -49,7 +49,7 @@ async def resume_run(
     response: Response,
     body: Control | None = None,
 ) -> RunView:
-    """Let a paused run go on; 200 if it is not paused."""
+    """Resume a paused run; 200 if it is not paused."""
     state, changed = await gateway.controls.hold(
         caller, run_id, "resume", (body or Control()).reason
     )

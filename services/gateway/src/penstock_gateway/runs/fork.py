@@ -1,4 +1,4 @@
-"""Forking runs: from a recorded run to a new one that goes on from there, once only."""
+"""Forks: new runs that continue from the recorded facts of another run."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class ForkParams:
 
     mode: Mode
     at_seq: int | None = None
-    """Where the new run goes on; in a replay, what was decided later is decided anew."""
+    """Sequence at which the new run continues; a replay repeats later decisions."""
     overrides: Mapping[str, JsonValue] = field(default_factory=dict)
     changes: Mapping[str, JsonValue] = field(default_factory=dict)
     """Fields of ``RunInvoked`` that are replaced: ``input``, if it is."""

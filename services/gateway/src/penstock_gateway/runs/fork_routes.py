@@ -1,4 +1,4 @@
-"""Runs that go on from others over HTTP: fork, retry, replay."""
+"""Routes of runs that continue from others: fork, retry, replay."""
 
 from __future__ import annotations
 
@@ -17,46 +17,46 @@ from penstock_gateway.core.requests import Input, Limits, Tag
 from penstock_gateway.gateway import Gateway
 from penstock_gateway.runs.fork import ForkParams, Forks, Mode
 
-RunId = Annotated[str, Path(description="The run to go on from")]
+RunId = Annotated[str, Path(description="The source run")]
 IdempotencyKey = Annotated[
     str | None,
     Header(description="The same key starts the same run only once; with another body 422."),
 ]
 Sequence = Annotated[int, Field(ge=1)]
 Overrides = Annotated[dict[Token, JsonValue], Field(max_length=1000)]
-"""Outputs by step or node instance, in the place of what was recorded."""
+"""Outputs by step or node instance, instead of the recorded ones."""
 
 forks: Final = APIRouter(tags=["runs"])
 
 
 class RetryRun(Input):
-    """What is to be other than at the first time."""
+    """Differences of the new run from its source."""
 
     overrides: Overrides = {}
     limits: Limits = Limits()
-    """What is not given stays as it was."""
+    """Absent limits stay as in the source."""
     tags: dict[Tag, Tag] = Field(default_factory=dict, max_length=32)
     """Added to the source's."""
 
 
 class ForkRun(RetryRun):
-    """Where to go on from, and what is to be other than there."""
+    """The sequence to continue from, and differences of the new run."""
 
     at_seq: Sequence | None = None
-    """Sequence of the log; what was recorded later does not count. All counts if not given."""
+    """Sequence of the log; later facts do not count. Absent: all facts count."""
     input: JsonValue = None
-    """Another input; what reads the changed part of it is done again."""
+    """Another input; steps that read its changed parts are executed again."""
     version: Annotated[int, Field(ge=1)] | Token | None = None
-    """Another version or an alias; what is defined otherwise there is done again."""
+    """Another version or an alias; steps that it defines otherwise are executed again."""
 
 
 class ReplayRun(Input):
-    """From where on, and with which outputs, a run is played again."""
+    """The sequence and the overrides of a replay."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=False)
 
     from_: Sequence | None = Field(default=None, alias="from")
-    """Sequence of the log; what was decided later is decided anew."""
+    """Sequence of the log; later decisions are made again."""
     overrides: Overrides = {}
     tags: dict[Tag, Tag] = Field(default_factory=dict, max_length=32)
 
@@ -110,10 +110,10 @@ async def fork_run(
     body: ForkRun | None = None,
     idempotency_key: IdempotencyKey = None,
 ) -> RunView:
-    """Start a run that goes on from any sequence of another one.
+    """Start a run that continues from any sequence of another one.
 
-    What was recorded up to there is taken over and costs nothing; what depends on an override,
-    on a changed part of the input or on a changed definition is done again.
+    Recorded outcomes up to there are reused and cost nothing; steps that depend on an override,
+    on a changed part of the input or on a changed definition are executed again.
     """
     params = _params(caller, run_id, "fork", body or ForkRun(), idempotency_key)
     return await _answer(gateway, caller, run_id, params, response)

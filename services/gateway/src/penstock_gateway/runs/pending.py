@@ -1,4 +1,4 @@
-"""What runs ask of the world outside, as the bucket ``pending`` lists it: read on demand.
+"""Pending requests of runs, from the bucket ``pending``, read on demand.
 
 A copy in the memory of every gateway would cost as much as all that waits anywhere, to answer a
 question that is rarely asked; one read costs a request for each thousand entries. The bucket is
@@ -42,7 +42,7 @@ class PendingIndex:
     async def asked(
         self, tenant: str, *, run_id: str = "*", after: int = 0
     ) -> AsyncIterator[Pending]:
-        """Yield what is asked in a tenant, in the order of asking.
+        """Yield the pending requests of a tenant, the oldest first.
 
         Args:
             tenant: The caller's tenant.

@@ -1,4 +1,4 @@
-"""What the gateway has to know of plans: read once each, for a plan never changes."""
+"""Properties of plans that the gateway needs, read once each: a plan never changes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class _Limited(Record):
 
 _LIMITED: Final[TypeAdapter[_Limited]] = TypeAdapter(_Limited)
 UNKNOWN: Final = PlanGist(RunLimits(), client_tools=False)
-"""Stands for a plan that nobody has published, or that cannot be read."""
+"""Stands for a plan that is not published or cannot be read."""
 
 
 class Plans:

@@ -315,6 +315,6 @@ class ReadRoutes:
         if view.status.final:
             return Answer(RUN_VIEW.dump_json(view))
         if not await self._gateway.controls.cancel(caller, run_id, given.reason):
-            # Somebody has asked before: that is as good.
+            # An earlier request has the same effect.
             view = await runs.view(caller.tenant, run_id)
         return Answer(RUN_VIEW.dump_json(view), 200 if view.status.final else 202)

@@ -1,4 +1,4 @@
-"""Signals: what reaches a run from outside, stated in its log once only."""
+"""Signals: events, messages, answers and commands, stored once in the log of a run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _AT_ONCE: Final = 64
 """Runs that one event is sent to side by side."""
 _TOKEN: Final = re.compile(TOKEN_PATTERN)
 _RESERVED: Final = tuple(f"{kind}-" for kind in (*get_args(SignalKind), "key", "m"))
-"""Ids of answers begin so: a sender that chose one of these would answer for somebody else."""
+"""Prefixes of derived ids: a sender that chose such an id could answer for another one."""
 
 
 def signal_id_of(key: str | None) -> str:
@@ -80,7 +80,7 @@ class Signals:
 
         Args:
             writer: Appends the fact.
-            reader: Reads whether the run is open, and what was stated before.
+            reader: Reads whether the run is open, and earlier signals.
             runs: Finds runs that have left the log.
             pending: Finds runs by correlation key.
             sessions: Bucket of each session's latest run.
@@ -119,7 +119,7 @@ class Signals:
         return sent
 
     async def _look(self, tenant: str, run_id: str, signal_id: str) -> Entry | None:
-        """Return the signal if it was stated before; check that the run is open otherwise."""
+        """Return the signal if it is stored already; check that the run is open otherwise."""
         if not is_run_id(run_id):
             raise not_found(run_id)
         prefix = self._runs.prefix(tenant, run_id)
@@ -141,7 +141,7 @@ class Signals:
         return None
 
     async def state(self, tenant: str, run_id: str, signal_id: str, fact: SignalReceived) -> Sent:
-        """State a signal for a run that is known to be open, or return what has its id.
+        """Publish a signal to a run that is known to be open, or return the one with its id.
 
         Raises:
             TransientError: The log did not answer.

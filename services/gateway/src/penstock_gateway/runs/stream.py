@@ -104,7 +104,7 @@ class Streams:
         return stream
 
     def drain(self) -> None:
-        """End all streams; any replica goes on where they stopped."""
+        """End all streams; any replica resumes them."""
         self.draining = True
         for stream in self.open_streams:
             stream.wake()
@@ -123,7 +123,7 @@ class RunStream:
         self._buffered_bytes = 0
         self._overflowed = False
         self._stale = True
-        """Whether the log has to be read before what is in the buffer counts."""
+        """Whether the log must be read before the buffer is used."""
         self._subscriptions: list[Subscription] = []
         self._wakeup = asyncio.Event()
         self._written_at = 0.0
@@ -156,7 +156,7 @@ class RunStream:
             await bus.nc.unsubscribe_direct(self._subscriptions.pop())
 
     def begin_with(self, entry: Entry) -> None:
-        """Say that ``entry`` is the run's first fact, stated after ``subscribe``: read no log."""
+        """Start with the run's first fact, stored after ``subscribe``; the log is not read."""
         self._transcript.history([entry])
         self._stale = False
 
@@ -166,7 +166,7 @@ class RunStream:
         return self._transcript.finished
 
     def wake(self) -> None:
-        """Have the stream look at what has changed."""
+        """Make the stream check its buffer and flags."""
         self._wakeup.set()
 
     def _on_fact(self, subject: str, _reply: str, body: bytes, headers: bytes | None) -> None:
@@ -232,7 +232,7 @@ class RunStream:
         self._written_at = asyncio.get_running_loop().time()
 
     async def _flush(self, send: Send) -> None:
-        """Send all that can be, asking for what is missing; a slow client makes this slow."""
+        """Send all complete chunks and read missing facts; a slow client makes this slow."""
         transcript = self._transcript
         while not self._gone:
             if chunk := transcript.take():
@@ -245,7 +245,7 @@ class RunStream:
     # -- reading -------------------------------------------------------------------------------
 
     async def _catch_up(self) -> None:
-        """Move what has been collected into the transcript, after the log where that is due."""
+        """Move the buffer into the transcript, after a read of the log where one is due."""
         while self._stale and not self._gone:
             self._overflowed = self._stale = False
             await self._patiently(self._read_history)
@@ -350,7 +350,7 @@ class EventStreamAnswer(Response):
                 journal.error("stream.broken", error)
             if self.stream.finished:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
-            # Else the answer stays incomplete, which tells the client to come back for the rest.
+            # Else the reply stays incomplete, so that the client reconnects for the rest.
         finally:
             listener.cancel()
             await self.stream.close()

@@ -1,4 +1,4 @@
-"""Calls that somebody outside has to settle: client tools, and attempts that were lost."""
+"""Client tool calls, and resolutions of lost attempts."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def post_tool_results(
         str | None, Header(description="`wait=N`: answer when the run has ended, or asks again.")
     ] = None,
 ) -> RunView:
-    """State what client tools returned; all results are checked before the first is stated.
+    """Store results of client tools; all are checked before the first is stored.
 
     A result counts once: the same one again changes nothing, another one is refused.
     """
@@ -125,7 +125,7 @@ async def resolve(
     body: Resolution,
     response: Response,
 ) -> RunView:
-    """Say what became of a lost attempt: make it again, or take it for done or failed."""
+    """Resolve a lost attempt: repeat it, or record it as succeeded or failed."""
     if body.action != "succeed" and body.output is not None:
         raise _invalid("output", f"{body.action} has no output", "action: succeed")
     decided = ResolutionAnswer(body.action, body.output, body.reason, caller.key_id)

@@ -41,7 +41,7 @@ class Pause(Input):
 
 @schedules.get("/state")
 async def get_schedule_state(gateway: GatewayParts, caller: Viewer, name: Name) -> ScheduleState:
-    """Return where a schedule in force is: paused or not, its next tick, what became of others."""
+    """Return the state of a schedule in force: paused or not, its next tick, latest outcomes."""
     return await gateway.schedules.state(caller.tenant, name)
 
 

@@ -23,7 +23,7 @@ from penstock_gateway.runs.read import NOT_FOUND
 
 
 class Schedules:
-    """Reads schedules, and tells the engines what operators say of them."""
+    """Reads schedules, and publishes commands of operators to the engines."""
 
     def __init__(self, bus: Bus) -> None:
         """Use the process's connection."""
