@@ -135,11 +135,11 @@ ARCHIVE: Final = tuple(
 """What the archive is asked and answers."""
 
 MESSAGES: Final = (*FACTS, *OTHERS, *REGISTRY, *ARCHIVE)
-"""Every message, each under a name of its own."""
+"""Every message, each under its own name."""
 
 
 def schema(message: Message) -> dict[str, Any]:
-    """Return a message's JSON Schema (2020-12), as whoever writes the message has to obey it."""
+    """Return a message's JSON Schema (2020-12), as a writer of the message has to obey it."""
     definitions = schemas_of([message.model], ref_template="#/$defs/{model}")
     for name, definition in definitions.items():
         _describe(definition, _texts().get(name, {}))
@@ -176,7 +176,7 @@ def _describe(definition: dict[str, Any], texts: dict[str, str]) -> None:
         if name in texts:
             field.setdefault("description", texts[name])
         if "const" in field:
-            # It tells the message from others, so a reader of the union cannot do without.
+            # It identifies the message, so a reader of the union needs it.
             field.pop("default", None)
             required = [other for other in definition.get("required", ()) if other != name]
             definition["required"] = [name, *required]
@@ -220,8 +220,8 @@ def _index() -> str:
     introduction = (
         "# Messages\n\n"
         "Generated from the code by `make docs`. All messages are JSON. Readers ignore fields "
-        "that they do not know; changes are additive, anything else is a new type. A schema says "
-        "what a writer has to obey: what is not required has the default that it names.\n"
+        "that they do not know; changes are additive, anything else is a new type. A schema lists "
+        "the rules for writers: a field that is not required has the default that it names.\n"
     )
     parts = [introduction]
     for title, messages in (

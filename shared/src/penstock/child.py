@@ -50,7 +50,7 @@ def die_with_parent(signal_number: int = signal.SIGKILL) -> Callable[[], None]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports of loopback on which nobody listens now, all different.
+    """Return free ports of loopback, all different.
 
     They lie below the range that the system takes for outgoing connections: from inside it, a
     client of anything could grab a port before the service that it is meant for, or while that

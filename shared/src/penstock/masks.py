@@ -102,7 +102,7 @@ class MaskedStream:
         return self._mask.text(text[:start])
 
     def end(self) -> str:
-        """Return what is left, at the end of the text."""
+        """Return the remaining text."""
         text, self._rest = self._rest, ""
         return self._mask.text(text)
 

@@ -1,4 +1,4 @@
-"""Memory of a long-running service: what was made at the start is not looked through again."""
+"""Memory of a long-running service: the garbage collector skips objects made at the start."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class StackOptions(NamedTuple):
 
 
 def parse_options(text: str) -> StackOptions:
-    """Read options from a JSON object; what is missing has its default.
+    """Read options from a JSON object; missing ones have their default.
 
     Raises:
         StackError: It is not such an object.

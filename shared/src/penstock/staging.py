@@ -1,6 +1,6 @@
 """Atomic batches of a lone nats-server are staged in memory instead of on disk.
 
-A single server (one replica) gathers each atomic batch in a small file store of its own, under
+A single server (one replica) gathers each atomic batch in its own small file store, under
 ``streams/{name}/batches``, before it copies the batch into the stream, syncs that and answers. The
 staging costs more than the commit, and protects nothing: a batch is acknowledged only after the
 stream is synced, and the server throws all staged batches away when it starts. So the folder may

@@ -1,6 +1,6 @@
 """The supervisor behind ``penstock dev``: a nats-server and the services as child processes.
 
-Owns start, readiness, restarts and the orderly end of one stack, and tells about it in
+Owns start, readiness, restarts and the orderly end of one stack, and describes it in
 ``{data_dir}/stack.json``. No child outlives it, however it dies. It lives as long as the stack,
 so it imports the standard library only; ``python -m penstock.supervisor '{"port": 0}'`` runs it.
 """
@@ -164,7 +164,7 @@ class Supervisor:
         self._banner()
 
     def _revive(self) -> None:
-        """Start again what has died, each after its back-off."""
+        """Restart dead processes, each after its back-off."""
         if not self._nats.running:
             self._say("nats-server died; starting it again")
             self._nats_restarts += 1
@@ -210,7 +210,7 @@ class Supervisor:
         (self._data_dir / STACK_FILE).unlink(missing_ok=True)
 
     def _write(self) -> None:
-        """Tell where everything is; replaced in one step, so that readers see a whole file."""
+        """Write the addresses of all processes; one rename, so that readers see a whole file."""
         state = {
             "supervisor_pid": os.getpid(),
             "ready_seconds": self._ready_seconds,

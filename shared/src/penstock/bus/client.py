@@ -39,7 +39,7 @@ class HotClient(Client):
         self._wrote_at = 0.0
         self._wrote_many = False
         self.closing_on_purpose = False
-        """Whether a closed connection is what we want, so that the process may go on."""
+        """Whether the process closes the connection on purpose and continues without it."""
 
     async def subscribe_direct(
         self, subject: str, handler: DirectHandler, *, queue: str = ""
@@ -47,7 +47,7 @@ class HotClient(Client):
         """Subscribe with a handler that runs inside the read loop."""
         subscription = await self.subscribe(subject, queue, cb=_never_called)
         self._direct[subscription._id] = handler  # noqa: SLF001 - nats-py has no public one
-        # What is published now takes a shorter way to the socket and must not overtake it.
+        # Messages published from here on take a shorter way and must not overtake it.
         await self._flush_pending(force_flush=True)
         return subscription
 
@@ -81,8 +81,8 @@ class HotClient(Client):
             reply: Reply subject, may be empty.
             body: At most the server's ``max_payload`` together with ``headers``.
             headers: A complete header block as ``header_block`` builds it.
-            urgent: ``False`` for what nobody waits for: it goes with the next urgent message,
-                or after 2 ms.
+            urgent: ``False`` for messages without a waiting caller: they leave with the next urgent
+                message, or after 2 ms.
         """
         if headers is None:
             command = b"PUB %b %b %d\r\n%b\r\n" % (
@@ -121,8 +121,8 @@ class HotClient(Client):
     def _write_out(self) -> None:
         """Write all that has gathered, in one piece.
 
-        Without a connection it is dropped: the log writer sends again what is not acknowledged,
-        and what is not acknowledged to the server is delivered again.
+        Without a connection it is dropped: the log writer resends unacknowledged messages, and
+        the server redelivers deliveries that were not acknowledged to it.
         """
         out, self._out = self._out, []
         self._write_due = None
@@ -134,7 +134,7 @@ class HotClient(Client):
             transport.write(b"".join(out))
 
     async def settle(self, seconds: float) -> None:
-        """Write what has gathered and wait until the server has read it (``seconds`` at most)."""
+        """Write gathered messages; wait until the server has read them (``seconds`` at most)."""
         if self._write_due is not None:
             self._write_due.cancel()
             self._write_out()
@@ -143,7 +143,7 @@ class HotClient(Client):
     async def _process_msg(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
     ) -> None:
-        # What came behind something else in the same read.
+        # A direct message that followed another protocol message in the same read.
         handler = self._direct.get(sid)
         if handler is None:
             await super()._process_msg(sid, subject, reply, data, headers)

@@ -126,7 +126,7 @@ class Bus:
         return self.nc.max_payload
 
     async def close(self) -> None:
-        """Flush what is queued and close the connection; the process goes on."""
+        """Flush queued messages and close the connection; the process continues."""
         self.nc.closing_on_purpose = True
         if not self.nc.is_closed:
             if self.nc.is_connected:
@@ -135,7 +135,7 @@ class Bus:
 
 
 def parse_version(version: str) -> tuple[int, int, int]:
-    """Read ``2.15.1`` or ``v2.15.1-beta.1``; what is unreadable counts as 0.0.0."""
+    """Read ``2.15.1`` or ``v2.15.1-beta.1``; an unreadable version counts as 0.0.0."""
     found = re.match(r"v?(\d+)\.(\d+)\.(\d+)", version)
     return (int(found[1]), int(found[2]), int(found[3])) if found else (0, 0, 0)
 

@@ -1,7 +1,7 @@
 """The consumer loop: pull without pause, hand over, acknowledge last.
 
-It keeps as much credit at the server as it has room for, reports work in progress, maps the error
-families to what the bus is told, recreates a durable that vanished, and goes on after restarts of
+It keeps as much credit at the server as it has room for, reports work in progress, maps error
+families to acknowledgements, recreates a durable that vanished, and continues after restarts of
 the server. Its handler's effects must be acknowledged before it returns.
 """
 
@@ -42,8 +42,8 @@ _HEARTBEAT_SECONDS: Final = 2
 _SILENCE_SECONDS: Final = 5.0
 _AGAIN_SECONDS: Final = 0.25
 _ELSEWHERE_SECONDS: Final = 0.5
-"""What is handed back at once while servers still know of our pull comes back here: again and
-again, until its deliveries are exhausted."""
+"""While servers still know of our pull, a message handed back at once is delivered here again,
+until its deliveries are exhausted."""
 _NANO: Final = 1_000_000_000
 _ACK: Final = b"+ACK"
 _PROGRESS: Final = b"+WPI"
@@ -164,9 +164,9 @@ class Consumer:
         return self
 
     async def drain(self, *, grace_seconds: float = 25.0) -> None:
-        """Stop pulling, hand back what has not begun, wait for the rest.
+        """Stop pulling, hand back deliveries that have not begun, wait for the rest.
 
-        What is still running after ``grace_seconds`` is cancelled and handed back.
+        Deliveries still running after ``grace_seconds`` are cancelled and handed back.
         """
         self._draining = True
         self._bus.on_reconnect.remove(self._restart_pull)
@@ -269,7 +269,7 @@ class Consumer:
                 _limit(delivery)
             await self._handler(delivery)
         except (TransientError, ConflictError) as error:
-            # A conflict means that somebody else moved on: see the new state soon.
+            # After a conflict the run has a newer state: read it soon.
             delay = error.retry_after_seconds
             if delay is None:
                 delay = min(0.1 * 2 ** min(delivery.deliveries, 8), 10.0)
@@ -356,8 +356,8 @@ class Consumer:
         """No message, no heartbeat, or a refusal: look whether the durable is still there."""
         _log.warning("consumer.silent", extra={"durable": self._durable})
         self._suspect = False
-        # Who leads it now may be somebody who has not heard of us. Asking whether it is there
-        # takes seconds while nobody answers: work must not wait for that.
+        # The new leader of the consumer may not know our pull. A request whether the consumer
+        # exists takes seconds while it has no leader: work must not wait for that.
         self._restart_pull()
         try:
             recreated = await self._find_or_recreate()

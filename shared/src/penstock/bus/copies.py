@@ -1,7 +1,7 @@
-"""Copies of runs: facts that were stated elsewhere or before, put into the log as they are.
+"""Copies of runs: facts published elsewhere or earlier, put into the log unchanged.
 
 The end goes first, so that no runner takes up a step; the request for the run last, so that no
-engine decides before it can see what was decided. Whoever repeats it, repeats nothing.
+engine decides before it can see earlier decisions. Repeating it has no effect.
 """
 
 from __future__ import annotations

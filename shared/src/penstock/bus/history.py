@@ -1,7 +1,8 @@
 """Runs that are older than the log: the archive has their beginning, the log their latest facts.
 
-A run may wait for longer than the log keeps its messages. Whoever folds such a run asks the
-archive for what the log has lost. Nobody asks it for a run that is too young for that.
+A run may wait for longer than the log keeps its messages. A process that
+folds such a run reads the facts that the log has lost from the archive, except for a run that
+is too young to have lost any.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from penstock.runs.state import Entry
 KEPT_SECONDS: Final = 6 * 86_400
 """The log keeps seven days; clocks may disagree, and messages leave it late rather than early."""
 AGAIN_SECONDS: Final = 30.0
-"""Whoever waits for the archive waits in long steps: the bus gives a message up after twenty."""
+"""Retries that wait for the archive are far apart: the bus gives a message up after twenty."""
 
 
 class HistoryReader(LogReader):
@@ -79,7 +80,7 @@ class HistoryReader(LogReader):
 def is_young(run_id: str, now: float) -> bool:
     """Return whether the log must still have all of a run, by the time in its id.
 
-    An id that is derived from a key holds no time: what is read from it lies, but for one in two
+    An id derived from a key holds no time: the time read from it lies, but for one in two
     million, outside of the days in question, and the run does not count as young.
     """
     age = now - run_id_millis(run_id) / 1000

@@ -174,7 +174,7 @@ class Bucket:
     async def delete(
         self, key: str, *, revision: int | None = None, ttl_seconds: float | None = None
     ) -> None:
-        """End ``key``; watchers see it as ``deleted``. Deleting what is not there is no error.
+        """End ``key``; watchers see it as ``deleted``. Deleting an absent key is no error.
 
         Args:
             key: The key.
@@ -294,7 +294,7 @@ class Bucket:
         try:
             return await self._publish(subject, value, sent)
         except ConflictError:
-            # The lost answer may have been a yes: then what is stored is what was meant.
+            # The lost answer may have been a success: then the stored value is ours.
             stored = await self._last(key, from_leader=True)
             mine = stored is not None and stored.value == value
             if stored is not None and mine and stored.reason == _reason(sent):
@@ -323,8 +323,8 @@ class Watch:
 
     It holds its own ephemeral push consumer. Where nothing comes for three seconds, not even a
     heartbeat, where a message is missing in between, or where the connection was replaced, the
-    consumer is made anew: it delivers the last state of every key again, of which only what is
-    new is passed on; known keys that are not among them have ended meanwhile.
+    consumer is made anew: it delivers the last state of every key again, of which only new
+    ones are passed on; known keys that are not among them have ended meanwhile.
     """
 
     def __init__(
@@ -409,8 +409,8 @@ class Watch:
                 },
             },
         )
-        # `num_pending` is what is still to be sent: the part that was sent before the answer was
-        # written has been counted as delivered.
+        # `num_pending` counts messages still to be sent: those sent before the answer was
+        # written count as delivered.
         delivered = created.get("delivered", {}).get("consumer_seq", 0)
         if created["num_pending"] == 0 and delivered == 0:
             self._end_snapshot()
@@ -458,7 +458,7 @@ class Watch:
             if self._known.pop(key, None) is not None:
                 self._on_change(KvChange(key, None, revision, reason))
             return
-        # The time tells a new stream's message from one with the same sequence in an older one.
+        # The time distinguishes messages of a new and an older stream with the same sequence.
         identity = (revision, metadata.timestamp)
         if self._known.get(key) == identity:
             return

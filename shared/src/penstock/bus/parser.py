@@ -24,12 +24,12 @@ class HotParser(Parser):
         super().__init__(nc)
 
     def reset(self) -> None:
-        """Forget what was left of the connection before."""
+        """Drop unparsed bytes of the previous connection."""
         self._tail = b""
         super().reset()
 
     async def parse(self, data: bytes = b"") -> None:
-        """Take in what was read."""
+        """Parse the bytes just read."""
         if self.buf:
             # nats-py's parser is in the middle of something.
             await super().parse(data)

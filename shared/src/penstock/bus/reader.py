@@ -1,4 +1,4 @@
-"""The log reader: one run in one request, single facts, and the live copy of what is stored.
+"""The log reader: one run in one request, single facts, and the live copy of stored facts.
 
 Reads are direct gets, which any replica may answer; where a read must not lag, the caller says
 how far it has to reach, or asks the leader.
@@ -322,7 +322,7 @@ class _Collector:
             )
         else:
             text = f"{status} {headers.get('Description', '')}".strip()
-            # 408 and 5xx: nobody is there to answer yet, as after a restart of the server.
+            # 408 and 5xx: no leader answers yet, as after a restart of the server.
             again = status == "408" or status.startswith("5")
             error = TransientError if again else InvariantError
             self.page.set_exception(error("read_refused", text))

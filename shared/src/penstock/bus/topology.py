@@ -1,7 +1,7 @@
 """Streams, buckets and durable consumers: one table, applied in one place.
 
-``ensure`` creates what is missing, raises what may be raised safely, and refuses anything that
-would destroy or reinterpret stored facts. It may run in every process at every start.
+``ensure`` creates missing streams and buckets, raises limits that are safe to raise, and refuses
+changes that would destroy or reinterpret stored facts. It may run in every process at every start.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ async def ensure(
 
     Raises:
         InvariantError: ``topology_differs`` if something stored would have to be destroyed or
-            reinterpreted; the details name each field with what is there and what is wanted.
+            reinterpreted; the details name each field, its present and its wanted value.
         TransientError: The bus does not answer.
     """
     loop = asyncio.get_running_loop()

@@ -5,8 +5,8 @@ single publishes in flight side by side where acknowledgements are cheap, as one
 each costs an fsync and a batch is cheaper. Which it is, the writer measures. A batch that is
 refused is sent again message by message, so that each gets its own answer.
 
-A fact that was sent and never acknowledged is sent again; if the stream then refuses it, what is
-stored decides: the same bytes mean success, others a conflict.
+A fact that was sent and never acknowledged is sent again; if the stream then refuses it, the
+stored message decides: the same bytes mean success, others a conflict.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class LogWriter:
         return self
 
     async def close(self) -> None:
-        """Wait for what is in flight (10 s at most), then stop."""
+        """Wait for messages in flight (10 s at most), then stop."""
         try:
             async with asyncio.timeout(10):
                 await self._idle()
@@ -232,7 +232,7 @@ class LogWriter:
     # -- sending -----------------------------------------------------------------------------
 
     def _flush(self) -> None:
-        """Send what has gathered in this turn of the loop, if it is its time."""
+        """Send the messages gathered in this turn of the loop, if they are due."""
         self._flush_due = False
         queue = self._queue
         if not queue:
@@ -304,7 +304,7 @@ class LogWriter:
     def _on_ack(self, subject: str, _reply: str, body: bytes, headers: bytes | None) -> None:
         flight = self._flights.pop(subject[self._strip :], None)
         if flight is None:
-            return  # answered before, by what is stored
+            return  # answered before, from the stored message
         items, group = flight.items, flight.group
         sequence, error = read_answer(body, headers)
         if group is not None:
@@ -312,7 +312,7 @@ class LogWriter:
         if error is None:
             self._acknowledged(items, sequence)
         elif len(items) > 1:
-            # Somebody's message was refused, so all were: each gets its own answer.
+            # One refused message refuses the batch: each message gets its own answer.
             self._release_followers(items)
             for item in items:
                 if item.sent_at >= 0:
@@ -385,12 +385,12 @@ class LogWriter:
         task.add_done_callback(self._settling.discard)
 
     async def _send_later(self, item: _Item) -> None:
-        """Try again soon: nobody takes the subject while a stream has no leader."""
+        """Retry soon: no stream takes the subject while it has no leader."""
         await asyncio.sleep(_UNAVAILABLE_SECONDS)
         self._send_single(item, None)
 
     async def _compare(self, item: _Item, code: int, text: str) -> None:
-        """Decide by what is stored what a refusal means: after a lost ack it may be success."""
+        """Interpret a refusal by the stored message: after a lost ack it may be a success."""
         record = item.record
         try:
             stored = await leader_read(self._bus, subjects.RUNS, record.subject)
@@ -407,7 +407,7 @@ class LogWriter:
     # -- lost acknowledgements ---------------------------------------------------------------
 
     async def _sweep(self) -> None:
-        """Send again what was not acknowledged; measure again when the connection is new."""
+        """Resend unacknowledged messages; measure again after a new connection."""
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             if self._measure_again and self._bus.nc.is_connected:

@@ -33,7 +33,7 @@ class RouteToAgent(Record):
     action: Literal["route_to_agent"] = "route_to_agent"
     agent: str
     message: str = ""
-    """What the other agent is told."""
+    """Text of the message to the other agent."""
     text: str = ""
 
 

@@ -1,7 +1,7 @@
 """Answers to pending requests: the payload of the signal that answers an open node record.
 
 Senders write them with ``payload``; ``parse`` reads leniently, for a signal may come from any
-client: what has another form counts as a rejection, as a result without output, or as a failure.
+client: other forms count as a rejection, as a result without output, or as a failure.
 """
 
 from __future__ import annotations

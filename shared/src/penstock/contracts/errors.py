@@ -1,6 +1,6 @@
 """Error families: an error's class says what the consumer does next, its code what happened.
 
-Nobody reads an error's text to decide anything. HTTP status codes live in the gateway alone.
+No decision depends on an error's text. HTTP status codes live in the gateway alone.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ THROTTLED: Final = "rate_limited"
 
 
 class ErrorFamily(StrEnum):
-    """What is to be done about an error."""
+    """How a caller has to handle an error."""
 
     REJECTED = "rejected"
     """Record the failure; a retry would fail again."""
     TRANSIENT = "transient"
     """Try again later."""
     CONFLICT = "conflict"
-    """Somebody else was first: reload and decide again."""
+    """Another process was first: reload and decide again."""
     INVARIANT = "invariant"
     """Must not happen: stop, keep the message as a dead letter, call a person."""
 
 
 class ErrorDetail(WireStruct):
-    """One finding: where it was found, what is wrong, and what would be allowed."""
+    """One finding: its path, the problem, and the allowed values."""
 
     path: str
     message: str
@@ -64,7 +64,7 @@ class PenstockError(Exception):
             code: Stable snake_case name of what happened.
             message: One sentence for people.
             details: Single findings with their paths.
-            retry_after_seconds: Earliest sensible retry, in seconds, where the source said so.
+            retry_after_seconds: Earliest sensible retry, in seconds, where the source gave one.
         """
         super().__init__(f"{code}: {message}")
         self.code = code
@@ -96,7 +96,7 @@ class TransientError(PenstockError):
 
 
 class ConflictError(PenstockError):
-    """Somebody else was first: reload, then decide again."""
+    """Another process was first: reload, then decide again."""
 
     family = ErrorFamily.CONFLICT
 

@@ -1,6 +1,6 @@
-"""Facts: what can be said of a run, one message each, once only.
+"""Facts: the recorded events of a run, one message each, once only.
 
-All facts form one union, told apart by ``type``. Readers ignore fields that they do not know;
+All facts form one union with the tag ``type``. Readers ignore fields that they do not know;
 changes are additive, anything else is a new type. The coordinates of a fact (tenant, run, step,
 attempt, decision) are in its subject, not in its body.
 """
@@ -64,7 +64,7 @@ class RunStatus(StrEnum):
     CREATED = "created"
     RUNNING = "running"
     WAITING = "waiting"
-    """Nothing is at work: it waits for a signal, an answer, a time or a turn of its own."""
+    """No step is at work: the run waits for a signal, an answer, a time or a concurrency slot."""
     PAUSED = "paused"
     DONE = "done"
     FAILED = "failed"
@@ -112,7 +112,7 @@ class Usage(WireStruct):
     unknown_price: bool = False
     model_calls: int = 0
     steps: int = 0
-    """Attempts at steps; of a child run all of its own."""
+    """Attempts at steps, those of child runs included."""
 
     @property
     def tokens(self) -> int:
@@ -132,9 +132,9 @@ class Usage(WireStruct):
 
 
 class RunLimits(WireStruct):
-    """Limits of one run (its RunConfig); what is not given comes from the plan.
+    """Limits of one run (its RunConfig); limits that are not given come from the plan.
 
-    Tokens, cost and steps are shared with child runs: a child gets what is left, or less.
+    Tokens, cost and steps are shared with child runs: a child gets the remaining amount, or less.
     """
 
     timeout_seconds: PositiveSeconds | None = None
@@ -171,7 +171,7 @@ class ParentRef(WireStruct):
 
 
 class ForkedFrom(WireStruct):
-    """The run, and the place in its log, that a run goes on from."""
+    """The run, and the place in its log, from which a fork continues."""
 
     run_id: str
     at_seq: int
@@ -235,7 +235,7 @@ class NodeRecord(WireStruct):
     """What the engine decided about one node of a plan, in one of its instances.
 
     ``record_id`` is the instance id (``{node}`` or ``{node}-x{i}``); with ``-a`` behind it for the
-    approval of a call, with ``-r`` for what became of an unknown outcome; ``-main`` and the like
+    approval of a call, with ``-r`` for the resolution of an unknown outcome; ``-main`` and the like
     for phases of the run. A later node record replaces an open one.
     """
 
@@ -251,7 +251,7 @@ class NodeRecord(WireStruct):
     due_at: Instant | None = None
     """When time alone settles it."""
     request: PendingRequest | None = None
-    """What is asked of somebody outside."""
+    """A request to a user or client outside Penstock."""
 
 
 class SeededSignal(WireStruct):
@@ -263,7 +263,7 @@ class SeededSignal(WireStruct):
 
 
 class Seed(WireStruct):
-    """What is known already when a run begins: it goes on from there."""
+    """Outcomes that a run takes over from another one when it begins."""
 
     steps: tuple[SeededStep, ...] = ()
     node_records: tuple[NodeRecord, ...] = ()
@@ -276,7 +276,7 @@ class Fact(WireStruct):
     """Base of all facts."""
 
     occurred_at: Instant
-    """When it happened, by the clock of whoever states it (UTC)."""
+    """When it happened, by its publisher's clock (UTC)."""
 
 
 class RunInvoked(Fact, tag="run.invoked"):
@@ -293,7 +293,7 @@ class RunInvoked(Fact, tag="run.invoked"):
     limits: RunLimits = RunLimits()
     trigger: Trigger = Trigger.HTTP
     request_digest: str | None = None
-    """SHA-256 of the request body, to tell a repeated request from another under the same key."""
+    """SHA-256 of the request body: another body under the same key is a conflict."""
     requested_by: str | None = None
     tags: dict[str, str] = {}
     parent: ParentRef | None = None
@@ -310,7 +310,7 @@ class StepResult(Fact, tag="step.result"):
     name: str
     """Agent or tool that ran."""
     status: Literal["succeeded", "failed", "unknown"]
-    """``unknown``: an attempt that must not be repeated was lost; somebody must decide."""
+    """``unknown``: an attempt that must not be repeated was lost; a user must decide."""
     output: Json = None
     error: ErrorInfo | None = None
     usage: Usage | None = None
@@ -341,14 +341,14 @@ class SignalReceived(Fact, tag="run.signalled"):
 
 
 class CancelRequested(Fact, tag="run.cancel_requested"):
-    """Somebody wants the run to stop."""
+    """A request to stop the run."""
 
     reason: str = ""
     requested_by: str | None = None
 
 
 class BlockedCall(WireStruct):
-    """A tool call that the plan does not allow; the model is told, nothing runs."""
+    """A tool call that the plan does not allow; the model gets the reason, nothing runs."""
 
     step_id: str
     tool: str
@@ -368,7 +368,7 @@ class Decision(WireStruct):
     """Stands in the first message of a decision.
 
     ``cause_seq`` is the stream sequence of the input that led to it (0: time alone). ``manifest``
-    lists the suffixes of all its other messages, so that whoever finds one missing can publish it.
+    lists the suffixes of all its other messages, so that any engine can publish a missing one.
     """
 
     cause_seq: int
@@ -378,7 +378,7 @@ class Decision(WireStruct):
     waits: tuple[Wait, ...] = ()
     """Steps that wait for their next attempt."""
     stops: tuple[str, ...] = ()
-    """Steps that nobody waits for any more."""
+    """Steps whose outcome has no effect any more."""
     reserves: dict[str, Reservation] = {}
     """What the steps of the manifest have reserved, those that have."""
 
@@ -481,7 +481,7 @@ class Claim(WireStruct, tag="claim"):
 
 
 class TimerDue(WireStruct, tag="timer.due"):
-    """A timer has come due. It only wakes the run up: the log says what is to be done."""
+    """A timer has come due. It only wakes the run up: the decision depends on the log."""
 
     due_at: Instant
 

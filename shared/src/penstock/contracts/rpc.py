@@ -1,7 +1,7 @@
 """Requests to the registry and its replies, and the envelope that all replies travel in.
 
 Every reply is ``{"ok": true, "result": ...}`` or ``{"ok": false, "error": ...}``. Requests name
-their tenant: whoever asks has checked that it may speak for it.
+their tenant: the caller has checked its access to that tenant.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class AppliedDefinition(Record):
     version: int | None = None
     """The version in force afterwards; ``None`` where none ever was published."""
     plan_digest: str | None = None
-    """Digest of what is in force; of the plan, for agents and workflows."""
+    """Digest of the version in force; of the plan, for agents and workflows."""
     change: Literal["created", "updated", "unchanged"]
     dependant: bool = False
     """It was not among the documents: it was published anew because it uses one of them."""
@@ -80,7 +80,7 @@ class GetDefinition(Record):
 
 
 class Definition(Record):
-    """A definition as it is stored; what is in force may be an older version of it."""
+    """A definition as stored; the version in force may be an older one."""
 
     tenant: Token
     kind: DocumentKind
@@ -89,7 +89,7 @@ class Definition(Record):
     labels: dict[str, str] = {}
     document: JsonValue
     revision: int
-    """Counts the changes; give it as ``expected_revision`` to change only what was read."""
+    """Counts the changes; as ``expected_revision`` it limits a change to the revision read."""
     origin: Literal["document", "registration"] = "document"
     """``registration``: an agent that registered itself by HTTP."""
     published_version: int | None = None

@@ -1,4 +1,4 @@
-"""Live runners, what they are told, and API keys."""
+"""Live runners, stop requests to them, and API keys."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Capability(Record):
 
 
 class RunnerRecord(Record):
-    """A live runner, as its heartbeat states it. The entry expires with the heartbeat's TTL."""
+    """A live runner, as its heartbeat describes it. The entry expires with the heartbeat's TTL."""
 
     runner_id: Token
     kind: Token
@@ -38,7 +38,7 @@ class RunnerRecord(Record):
 
 
 class StopRequest(Record):
-    """What runners are told on a run's stop subject; an empty body asks for the same as none."""
+    """Message on a run's stop subject; an empty body stops the whole run."""
 
     steps: tuple[Token, ...] = ()
     """The steps to be stopped; none: everything that works for the run."""
@@ -53,7 +53,7 @@ class LimitRecord(Record):
     """When all calls so far would have been made at the allowed rate."""
     tokens_at: float = 0.0
     """The same for the tokens that they took."""
-    told_at: float = 0.0
+    free_at: float = 0.0
     """When the last one that was turned away is to come back."""
     held: dict[str, float] = {}
     """Who holds a place, and until when without renewing it."""

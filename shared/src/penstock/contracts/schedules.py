@@ -52,13 +52,13 @@ MissedPolicy = Literal["skip", "once", "all"]
 
 
 class ScheduleRecord(Record):
-    """Value of bucket ``schedules``: what is started when. Either ``cron`` or ``every_seconds``."""
+    """Value of bucket ``schedules``: a run to start, by ``cron`` or by ``every_seconds``."""
 
     name: Token
     target: Token
     """Name of the agent, network or workflow to start."""
     selector: str | None = None
-    """A version or an alias of it; ``None``: what is in force at the tick."""
+    """A version or an alias of it; ``None``: the version in force at the tick."""
     cron: str | None = None
     every_seconds: float | None = Field(default=None, gt=0)
     """Ticks at ``starts_at`` (or the Unix epoch) and so many seconds apart."""
@@ -84,7 +84,7 @@ class ScheduleRecord(Record):
 
 
 class ScheduleControl(Record):
-    """What an operator has said of a schedule, beside its document."""
+    """State of a schedule set by an operator, beside its document."""
 
     paused: bool
     changed_at: AwareDatetime
@@ -148,7 +148,7 @@ def timezone_fault(name: str) -> str | None:
 
 
 def cron_fault(expression: str) -> str | None:
-    """Return what is wrong with a cron expression, ``None`` if it has ticks."""
+    """Return the error of a cron expression, ``None`` if it has ticks."""
     if len(expression) > MAX_CRON_LENGTH:
         return f"longer than {MAX_CRON_LENGTH} characters"
     if expression.strip().startswith("@") and _fields(expression) == expression:
@@ -224,9 +224,9 @@ def due_at(tenant: str, record: ScheduleRecord, tick: datetime) -> datetime:
 
 
 def timing_digest(record: ScheduleRecord) -> str:
-    """Return what tells one set of ticks from another."""
-    told = [record.cron, record.every_seconds, record.timezone, record.starts_at]
-    return hashlib.sha256(to_json(told)).hexdigest()[:16]
+    """Return the digest that identifies a set of ticks."""
+    fields = [record.cron, record.every_seconds, record.timezone, record.starts_at]
+    return hashlib.sha256(to_json(fields)).hexdigest()[:16]
 
 
 # -- runs -----------------------------------------------------------------------------------------

@@ -310,7 +310,7 @@ def parse_delta(subject: str) -> tuple[str, int]:
 
 
 def stop(tenant: str, shard: int, run_id: str) -> str:
-    """Return the subject on which runners are told to stop working for a run."""
+    """Return the subject of requests to runners to stop work for a run."""
     return f"control.stop.{tenant}.{shard}.{run_id}"
 
 
@@ -369,7 +369,7 @@ def schedule_key(tenant: str, name: str) -> str:
 
 
 def schedule_part_key(tenant: str, name: str, part: Literal["progress", "control"]) -> str:
-    """Return the key of what is kept beside a schedule's own record, in bucket ``schedules``."""
+    """Return the key of a value kept beside a schedule's own record, in bucket ``schedules``."""
     return f"{tenant}.{name}.{part}"
 
 
@@ -414,7 +414,7 @@ def limit_key(name_hash: str) -> str:
 
 
 def block_key(name_hash: str) -> str:
-    """Return the key that says until when nobody asks a provider, in bucket ``limits``."""
+    """Return the key of the time until which no runner calls a provider, in bucket ``limits``."""
     return f"block.{name_hash}"
 
 

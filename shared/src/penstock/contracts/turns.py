@@ -29,7 +29,7 @@ class Turn(Record):
     """When it asked; of a run under way, when it was admitted."""
     priority: int = 0
     cancelled: bool = False
-    """It is to make room, and has been told so."""
+    """It has been requested to make room."""
 
 
 class TurnRecord(Record):
@@ -38,7 +38,7 @@ class TurnRecord(Record):
     key: str = ""
     """The key as it was written, for people."""
     max: int = 1
-    """How many may be under way, as the latest run's plan said."""
+    """How many may be under way, by the latest run's plan."""
     holders: tuple[Turn, ...] = ()
     """Runs that are under way, the oldest first."""
     queue: tuple[Turn, ...] = ()
@@ -46,7 +46,7 @@ class TurnRecord(Record):
 
     @property
     def empty(self) -> bool:
-        """Whether nobody is here."""
+        """Whether it has neither holders nor a queue."""
         return not self.holders and not self.queue
 
     def position(self, run_id: str) -> int | None:

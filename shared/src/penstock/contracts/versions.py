@@ -21,7 +21,7 @@ MAX_FINDINGS: Final = 20
 def routed(version: PublishedVersion, run_id: str) -> PublishedVersion:
     """Return the version that a run gets: the canary for its share of the runs.
 
-    The id decides, so whoever starts the same run again names the same version.
+    The id decides, so a repeated start of the same run names the same version.
     """
     canary = version.canary
     if canary is None or zlib.crc32(f"canary:{run_id}".encode()) % 100 >= canary.weight:

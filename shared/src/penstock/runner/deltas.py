@@ -125,7 +125,7 @@ class DeltaStream:
             raise self._failure
 
     async def close(self) -> None:
-        """Send what is left without a pause; returns when everything is acknowledged.
+        """Send the remaining deltas without a pause; returns when everything is acknowledged.
 
         Raises:
             TransientError: It could not be delivered.

@@ -1,4 +1,4 @@
-"""What all runners of a process share: the bus, the log, secrets, limits, what is to stop."""
+"""What all runners of a process share: the bus, the log, secrets, limits, stop requests."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
 CONFLICTS: Final = 50
-"""Others that may be faster before one is told to come back."""
+"""Others that may be faster before one has to come back later."""
 CONTENDED_SECONDS: Final = 0.25
 KEPT_SECONDS: Final = 60.0
 REDIS_SECONDS: Final = 2.0
@@ -141,10 +141,10 @@ if places > 0 then
 end
 local answer = 0
 if away > 0.000001 then
-  local told = math.min(math.max(field('told_at'), now + away), now + horizon)
+  local at = math.min(math.max(field('free_at'), now + away), now + horizon)
   local apart = spacing > 0 and spacing or busy / 10
-  redis.call('HSET', KEYS[1], 'told_at', string.format('%.6f', told + apart))
-  answer = told - now
+  redis.call('HSET', KEYS[1], 'free_at', string.format('%.6f', at + apart))
+  answer = at - now
 else
   if spacing > 0 then
     redis.call('HSET', KEYS[1], 'calls_at', string.format('%.6f', calls_at + spacing))
@@ -154,7 +154,7 @@ else
     redis.call('EXPIRE', KEYS[2], math.ceil(lease * 2))
   end
 end
-local last = math.max(field('calls_at'), field('tokens_at'), field('told_at'), now)
+local last = math.max(field('calls_at'), field('tokens_at'), field('free_at'), now)
 redis.call('EXPIRE', KEYS[1], math.ceil(last - now) + 60)
 return string.format('%.6f', answer)
 """

@@ -1,7 +1,7 @@
 """Limits: who may ask a provider or work on a queue now, agreed among all runners.
 
-Checked just before the handler is called. Whoever is turned away costs nothing: the step fails
-with ``rate_limited``, is no try, and comes again when there may be room.
+Checked just before the handler is called. A refused step costs nothing: it fails with
+``rate_limited``, does not count as a try, and is retried when there may be room.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Limits:
         """Prepare the limits.
 
         Args:
-            bus: Tells of providers that asked to be left alone.
+            bus: Source of providers' requests to pause calls.
             rules: By name of queue, provider or model.
             store: Keeps their state.
         """

@@ -103,8 +103,8 @@ def admit(rule: Rule, record: LimitRecord, now: float, holder: str) -> tuple[Lim
     away = wait_for(rule, record, held, now, holder)
     if away > 0:
         spacing = rule.calls.spacing_seconds if rule.calls is not None else BUSY_SECONDS / 10
-        told = min(max(record.told_at, now + away), now + HORIZON_SECONDS)
-        return record.model_copy(update={"held": held, "told_at": told + spacing}), told - now
+        at = min(max(record.free_at, now + away), now + HORIZON_SECONDS)
+        return record.model_copy(update={"held": held, "free_at": at + spacing}), at - now
     changes: dict[str, object] = {"held": held}
     if rule.calls is not None:
         changes["calls_at"] = max(record.calls_at, now) + rule.calls.spacing_seconds
@@ -116,7 +116,7 @@ def admit(rule: Rule, record: LimitRecord, now: float, holder: str) -> tuple[Lim
 def wait_for(
     rule: Rule, record: LimitRecord, held: Mapping[str, float], now: float, holder: str
 ) -> float:
-    """Return in how many seconds there is room, by what is known now."""
+    """Return in how many seconds there is room, as known now."""
     away = 0.0
     if rule.calls is not None:
         rate = rule.calls
@@ -142,5 +142,5 @@ def charge(rule: Rule, record: LimitRecord, now: float, holder: str, tokens: int
 
 def idle_seconds(record: LimitRecord, now: float) -> float:
     """Return after how many seconds the state has no effect any more."""
-    last = max(record.calls_at, record.tokens_at, record.told_at, *record.held.values(), now)
+    last = max(record.calls_at, record.tokens_at, record.free_at, *record.held.values(), now)
     return last - now

@@ -18,7 +18,7 @@ class RunnerSettings(CoreSettings):
     drain_seconds: float = Field(
         default=25.0,
         ge=0,
-        description="Time for steps in work to end after SIGTERM; what is left is handed back. "
+        description="Time for steps in work to end after SIGTERM; the rest is handed back. "
         "25: below the 30 seconds after which Kubernetes kills.",
     )
     rate_limits: Annotated[tuple[str, ...], NoDecode] = Field(

@@ -237,6 +237,6 @@ def _hash(before: str, content: object) -> str:
 
 
 def _dumped(content: object) -> bytes:
-    """Return compact JSON in UTF-8; keys keep their order, for agents are told them in it."""
+    """Return compact JSON in UTF-8; keys keep their order, because agents see them in it."""
     text = json.dumps(content, separators=(",", ":"), ensure_ascii=False)
     return text.encode("utf-8", "surrogatepass")

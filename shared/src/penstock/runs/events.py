@@ -1,4 +1,4 @@
-"""What clients are told: facts and deltas as the events of a run.
+"""Events of a run for clients, made from facts and deltas.
 
 One fact may give several events; the last of them alone carries the stream sequence as its id,
 so that a client that resumes after an id has seen all that belongs to it.
@@ -224,7 +224,7 @@ def _of_decision(entry: Entry, decision: Decision | None) -> list[ClientEvent]:
 
 
 def _kind_of(node_record: NodeRecord) -> EventType | None:
-    """Return the type of the event that a node record is; ``None`` where another event tells it."""
+    """Return the type of the event that a node record is; ``None`` where another event shows it."""
     if node_record.status == "open":
         return _OPENED.get(node_record.kind)
     if node_record.status == "skipped":
@@ -320,7 +320,7 @@ def _of_result(entry: Entry, fact: StepResult) -> ClientEvent:
 
 
 def _is_delivery(fact: StepResult) -> bool:
-    """Tell a message's outcome from that of a child run, which always says what it cost."""
+    """Return whether an outcome is a message's; a child run's always has a cost."""
     if fact.error is not None:
         return fact.error.code == "nobody_to_tell"
     return fact.usage is None

@@ -53,16 +53,16 @@ def seed_of(
         plan: What the new run executes.
         entries: All facts of the source, in order.
         at_seq: Take outcomes that were recorded up to this sequence.
-        decided_by: Take outcomes of what was decided up to this sequence, whenever they came.
-        overrides: Outputs by step or node instance, instead of what was recorded, if anything was.
-            What depends on them is left out.
+        decided_by: Take outcomes of decisions up to this sequence, also of a later time.
+        overrides: Outputs by step or node instance, in place of recorded ones.
+            Nodes that depend on them are left out.
         drop: Nodes whose outcomes are left out, with all that depends on them.
         reshaped: Nodes whose inner outcomes hold, while their own output is another.
-        as_recorded: Take failures over as well, and what was undone: nothing is tried again.
+        as_recorded: Take failures and compensated steps over as well: nothing is tried again.
 
     Raises:
         RejectedError: ``unknown_step``: an override names none. ``invalid_override``: there can be
-            no such outcome. ``outcome_unknown``: what became of a step that must not be repeated
+            no such outcome. ``outcome_unknown``: the outcome of a step that must not be repeated
             is not known.
     """
     return _Harvest(plan, entries, at_seq, decided_by, as_recorded=as_recorded).seed(
@@ -153,10 +153,10 @@ class _Harvest:
         """Return the element of the plan that an id names, if there is one."""
         return element_of(self.plan, step_or_record_id)
 
-    # -- what is left out --------------------------------------------------------------------
+    # -- left out ----------------------------------------------------------------------------
 
     def _leave_out_failures(self) -> None:
-        """Leave out what failed without the run going on after it."""
+        """Leave out failed instances after which the run did not continue."""
         for record_id, known in self.state.node_records.items():
             found = self.element(record_id)
             if found is None or found.turn is not None or known.node_record.status != "failed":
@@ -172,7 +172,7 @@ class _Harvest:
                     self.cuts[record_id] = Cut(turn - 1, calls=True)
 
     def _tolerated(self, node: Node, path: Path) -> bool:
-        """Whether the run went on although an instance failed."""
+        """Whether the run continued although an instance failed."""
         while node.on_error != "continue":
             position = self.plan.positions[node.id]
             owner = position.owner
@@ -189,7 +189,7 @@ class _Harvest:
         return True
 
     def _leave_out_undone(self) -> None:
-        """Leave out what was undone by its compensation, even if that was later."""
+        """Leave out steps undone by their compensation, even if that was later."""
         undoes = {
             position.node.compensate.id: node_id
             for node_id, position in self.plan.positions.items()
@@ -201,7 +201,7 @@ class _Harvest:
                 self.stale.add(undoes[found.node.id], found.path, "whole")
 
     def _main_holds(self) -> bool:
-        """Whether the main phase ends as it did, so that what came after it holds as well."""
+        """Whether the main phase ends as recorded, so that the phases after it hold as well."""
         main = self.state.node_records.get(MAIN_RECORD)
         if main is None or self.stale.touches_main:
             return False
@@ -211,7 +211,7 @@ class _Harvest:
         return error is None or (self.as_recorded and error.code not in FROM_OUTSIDE)
 
     def _holds(self, found: Element, decision: int) -> bool:
-        """Whether what was recorded of an element still counts."""
+        """Whether the record of an element still counts."""
         if found.phase != "main" and not self.handlers_hold:
             return False
         if self.decided_by is not None and self.decided.get(decision, 0) > self.decided_by:
@@ -227,7 +227,7 @@ class _Harvest:
             return found.turn < cut.turn
         return found.call is None or cut.calls or cut.index is not None
 
-    # -- what is kept ------------------------------------------------------------------------
+    # -- kept --------------------------------------------------------------------------------
 
     def _records_of_node(self) -> Iterator[NodeRecord]:
         """Yield the final outcomes of nodes."""

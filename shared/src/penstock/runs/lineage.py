@@ -1,4 +1,4 @@
-"""Lineage: which nodes of a plan depend on which, and what is stale once one of them changes.
+"""Lineage: which nodes of a plan depend on which, and which are stale once one of them changes.
 
 A node depends on what it needs, on what its templates and conditions read, on the nodes around it
 and, within a loop, on the iterations before. Staleness is stored by prefixes of instance paths,
@@ -35,7 +35,7 @@ Path = tuple[int, ...]
 Reference = tuple[str | int, ...]
 
 Extent = Literal["whole", "outcome", "followers"]
-"""What is stale of a node: all of it and what is inside, its own outcome, or what follows it."""
+"""Stale part of a node: the node with its inside, its own outcome, or the nodes after it."""
 
 _MISSING: Final = object()
 
@@ -109,7 +109,7 @@ class Lineage:
         for node_id in named:
             if node_id in self.plan.positions:
                 enclosing = [owner.id for owner in self.owners(node_id)]
-                if reader not in enclosing:  # what is inside is known by the reader's outcome
+                if reader not in enclosing:  # nodes inside are known by the reader's outcome
                     yield from (found for found in (node_id, *enclosing) if found not in around)
 
     def owners(self, node_id: str) -> Iterator[Node]:

@@ -72,7 +72,7 @@ def provider_of(model: str | None) -> str:
 
 
 def priced(usage: Usage, provider: str) -> Usage:
-    """Return what a call cost; models of one's own machine cost nothing."""
+    """Return the cost of a call; models on the own machine cost nothing."""
     if provider in FREE and (usage.cost_usd or usage.unknown_price):
         return structs.replace(usage, cost_usd=0.0, unknown_price=False)
     return usage
@@ -135,7 +135,7 @@ class RunProfile(Record):
 
 
 class Attempt(NamedTuple):
-    """One attempt at a step; times in microseconds since 1970, by whoever's clock stated them."""
+    """One attempt at a step; times in microseconds since 1970, by its publisher's clock."""
 
     step_id: str
     node_id: str
@@ -170,7 +170,7 @@ def profile_fields(
 
     Args:
         begun: When the run was asked for, in microseconds since 1970.
-        ended: When it ended, or what is now for an open run.
+        ended: When it ended, or the present time for an open run.
         attempts: All that is known of its steps.
         threshold: See ``THRESHOLD``.
     """
@@ -178,7 +178,7 @@ def profile_fields(
     of_node: dict[str, list[Attempt]] = {}
     costs: dict[tuple[str, str], Usage] = {}
     waited = 0.0
-    # In one order, whoever asks: sums of floats depend on it.
+    # Always in one order: sums of floats depend on it.
     for attempt in sorted(attempts, key=lambda one: (one.step_id, one.attempt)):
         of_node.setdefault(attempt.node_id or attempt.step_id, []).append(attempt)
         waited += attempt.wait_ms
@@ -322,7 +322,7 @@ def profile_of_entries(
     for key, result in results:
         known = scheduled.get(key) or promised.get(key)
         if known is None:
-            continue  # nobody asked for it: it changes nothing
+            continue  # an outcome without a schedule changes nothing
         scheduled[key] = known._replace(
             started=micros(result.started_at),
             ended=micros(result.occurred_at),

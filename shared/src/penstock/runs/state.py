@@ -49,8 +49,8 @@ class StepState(Struct, frozen=True):
     """One step of a run, at its latest attempt.
 
     ``planned`` means that a decision's manifest names it but its message has not been seen;
-    ``waiting`` that its next attempt is not due yet, ``stopped`` that nobody waits for its
-    outcome any more.
+    ``waiting`` that its next attempt is not due yet, ``stopped`` that its outcome has no
+    effect any more.
     """
 
     step_id: str
@@ -211,7 +211,7 @@ def evolve(state: RunState, entry: Entry) -> RunState:
     """Return the state after one more fact. Folding the same fact twice changes nothing.
 
     Args:
-        state: What was known before.
+        state: The state before it.
         entry: The fact; it must belong to the same run.
     """
     fact, seq = entry.fact, max(state.last_seq, entry.seq)
@@ -253,7 +253,7 @@ def _with_signal(state: RunState, entry: Entry, fact: SignalReceived, seq: int) 
 
 
 def _with_seed(state: RunState, seed: Seed, at: datetime) -> RunState:
-    """Take over what another run had recorded; what is known by now stays."""
+    """Take over another run's records; outcomes known by now stay."""
     steps, node_records, signals = state.steps, state.node_records, state.signals
     for place, seeded in enumerate(seed.steps, start=-len(seed.steps)):
         if seeded.step_id not in steps:
@@ -397,7 +397,7 @@ def _with_step(state: RunState, entry: Entry, fact: StepScheduled, seq: int) -> 
         return replace(state, last_seq=seq, decisions=decisions)
     if step is not None and step.attempt == subject.attempt and step.status != "planned":
         if step.expires_at is None:
-            # Its outcome came first, to somebody who knew it from the manifest alone.
+            # Its outcome came before its message: the step was known from the manifest alone.
             known = replace(
                 step,
                 decided_at=fact.occurred_at,

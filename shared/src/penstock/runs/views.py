@@ -35,7 +35,7 @@ ANSWER_KINDS: Final = {
 }
 """The kind of signal that answers an open node record, by the node record's kind."""
 CHILD_QUEUE: Final = "workflow"
-"""Queue of the steps that are runs of their own."""
+"""Queue of the steps that are child runs."""
 MAX_PENDING: Final = 250
 """Most pending requests in a view that has one page of steps."""
 
@@ -68,7 +68,7 @@ class NodeRecordView(Record):
     choice: str | None = None
     count: int | None = None
     request: PendingRequest | None = None
-    """What is asked, where something is."""
+    """The question, if there is one."""
     output: Json = None
     error: ErrorInfo | None = None
 
@@ -84,7 +84,7 @@ class ChildView(Record):
 
 
 class Allowance(Record):
-    """One limit of a run: ``left`` is what is neither spent nor set aside for work under way."""
+    """One limit of a run: ``left`` is neither spent nor reserved for work under way."""
 
     limit: float
     spent: float
@@ -219,7 +219,7 @@ def stricter(asked: RunLimits, planned: RunLimits) -> RunLimits:
 
 
 def budget_view(state: RunState, limits: RunLimits) -> BudgetView | None:
-    """Return what is left of a run's limits; ``None`` where none of them is given."""
+    """Return the remaining amounts of a run's limits; ``None`` where none of them is given."""
     usage, reserved = state.usage, state.reserved
     steps = _allowance(limits.max_steps, state.attempts + usage.steps, reserved.steps)
     tokens = _allowance(limits.max_tokens, usage.tokens, reserved.tokens)

@@ -1,1 +1,1 @@
-"""Sinks: subscribers that tell other systems what became of runs."""
+"""Sinks: subscribers that report the ends of runs to other systems."""

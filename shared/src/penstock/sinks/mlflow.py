@@ -194,7 +194,7 @@ class Mlflow:
             {
                 "experiment_ids": [await self._experiment_of()],
                 "filter": f"tags.`{RUN_TAG}` = '{run_id}'",
-                # One that somebody has deleted there is not to come back.
+                # A run that a user has deleted there must not come back.
                 "run_view_type": "ALL",
                 "max_results": 1,
             },

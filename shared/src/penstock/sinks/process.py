@@ -1,4 +1,4 @@
-"""A sink's process: a durable consumer of how runs end, and what is done with each."""
+"""A sink's process: a durable consumer of ended runs and its handler."""
 
 from __future__ import annotations
 

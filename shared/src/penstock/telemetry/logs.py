@@ -1,7 +1,7 @@
 """Log events: a stable dotted name with fields, written as one JSON object per line.
 
 Who is concerned (tenant, run, step, trace) is bound once per piece of work and stands in every
-event below it; an event's own fields win over what is bound. Plain ``logging`` calls take
+event below it; an event's own fields win over bound ones. Plain ``logging`` calls take
 the same form: ``extra`` gives the fields, and below ``penstock`` the message is the event.
 """
 
@@ -77,7 +77,7 @@ def conceal(values: Iterable[str]) -> None:
 
 
 def without_secrets(text: str) -> str:
-    """Return ``text`` as it may be shown: with ``[secret]`` for what is concealed."""
+    """Return ``text`` as it may be shown: with ``[secret]`` for each secret."""
     return _concealed.text(text)
 
 

@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 
 @dataclass(slots=True)
 class WriterTally:
-    """What became of the messages that this process appended."""
+    """Outcomes of the messages that this process appended."""
 
     acknowledged: int = 0
     duplicate: int = 0

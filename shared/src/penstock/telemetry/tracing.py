@@ -249,7 +249,7 @@ def exporting() -> bool:
 
 
 def shutdown() -> None:
-    """Send what is still buffered and stop exporting. Blocks; for the end of a process."""
+    """Send buffered spans and stop exporting. Blocks; for the end of a process."""
     global _exporter  # noqa: PLW0603 - tracing is configured once per process, as logging is
     if _exporter is not None:
         _exporter.shutdown()
