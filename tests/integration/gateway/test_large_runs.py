@@ -6,11 +6,14 @@ import asyncio
 from typing import Any
 
 import pytest
+from nats.aio.msg import Msg
 
 import penstock_gateway.runs.read
 from penstock.bus.reader import LogReader, Stored
 from penstock.contracts import subjects
+from penstock.contracts.archive import ArchivedFact, FactPage, RunFacts
 from penstock.contracts.ids import shard_of
+from penstock.contracts.rpc import Reply
 from tests.integration.gateway.conftest import SHARDS, CreateGateway, Engine, Running, begin
 
 STEPS = 12
@@ -128,19 +131,46 @@ async def test_events_of_a_run_that_does_not_exist_are_not_found(
     assert (response.status_code, response.json()["code"]) == (404, "run_not_found")
 
 
-async def test_large_run_that_is_deleted_is_not_found(
+async def play_archive(engine: Engine, run_id: str) -> tuple[dict[int, Stored], list[int]]:
+    """Move a run from the log to an archive; return its facts, and the numbers of facts asked."""
+    shard = shard_of(run_id, SHARDS)
+    held = {one.seq: one for one in await engine.reader.stored(engine.tenant, shard, run_id)}
+    replies: list[int] = []
+
+    async def respond(message: Msg) -> None:
+        request = RunFacts.model_validate_json(message.data)
+        items = tuple(
+            ArchivedFact(seq=one.seq, subject=one.subject, body=one.body.decode())
+            for one in held.values()
+            if one.seq > request.after and request.run_id == run_id
+        )
+        replies.append(len(items))
+        page = FactPage(items=items).model_dump(mode="json")
+        await message.respond(Reply(ok=True, result=page).model_dump_json().encode())
+
+    await engine.bus.subscribe(subjects.rpc("archive", "run_facts"), respond)
+    subject = subjects.run_filter(engine.tenant, shard, run_id)
+    await engine.bus.api(f"STREAM.PURGE.{subjects.RUNS}", {"filter": subject})
+    return held, replies
+
+
+async def test_large_run_in_the_archive_is_read_once_until_it_is_deleted(
     create_gateway: CreateGateway, engine: Engine
 ) -> None:
     gateway = await create_gateway()
     run_id = await large_run(gateway, engine)
-    assert (await gateway.client.get(f"/v1/runs/{run_id}")).status_code == 200
+    live = (await gateway.client.get(f"/v1/runs/{run_id}")).json()
+    held, replies = await play_archive(engine, run_id)
+    gateway.gateway.runs._large.clear()
 
-    subject = subjects.run_filter(engine.tenant, shard_of(run_id, SHARDS), run_id)
-    await engine.bus.api(f"STREAM.PURGE.{subjects.RUNS}", {"filter": subject})
-    state = gateway.gateway.runs
+    first = (await gateway.client.get(f"/v1/runs/{run_id}")).json()
+    second = (await gateway.client.get(f"/v1/runs/{run_id}")).json()
+    held.clear()
+    third = await gateway.client.get(f"/v1/runs/{run_id}")
 
-    assert await state._known(engine.tenant, run_id, 0) is None
-    assert run_id not in state._large
+    assert first == second == live
+    assert replies == [STEPS + 1, 1, 0, 0]
+    assert (third.status_code, third.json()["code"]) == (404, "run_not_found")
 
 
 async def test_large_run_of_another_tenant_is_not_found(

@@ -90,7 +90,7 @@ class Gateway:
         self.webhooks = Mirror(bus, subjects.WEBHOOKS, reader_of(_WEBHOOK))
         for mirror in (self.published, self.keys, self.webhooks):
             await mirror.start()
-        self.archive = Archive(bus, self.reader)
+        self.archive = Archive(bus)
         self.registry = Registry(bus, self.published, self.webhooks, self.keys)
         self.plans = Plans(bus)
         self.runs = Runs(bus, self.reader, self.archive, self.plans, settings.shards)

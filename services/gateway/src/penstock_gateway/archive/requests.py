@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final, TypeVar
 
 from pydantic import BaseModel
 
 from penstock import rpc
 from penstock.bus.connection import Bus
-from penstock.bus.reader import LogReader
+from penstock.bus.reader import Stored
 from penstock.contracts.archive import FactPage, RunFacts
 from penstock.contracts.errors import RejectedError
-from penstock.runs.state import Entry
 
 ReplyT = TypeVar("ReplyT", bound=BaseModel)
 
@@ -22,10 +20,9 @@ RUN_NOT_FOUND: Final = "run_not_found"
 class Archive:
     """The archive's verbs over the bus."""
 
-    def __init__(self, bus: Bus, reader: LogReader) -> None:
-        """Use the process's connection, and its reader for bodies that are claims."""
+    def __init__(self, bus: Bus) -> None:
+        """Use the process's connection."""
         self._bus = bus
-        self._reader = reader
 
     async def ask(
         self,
@@ -45,14 +42,14 @@ class Archive:
             self._bus, "archive", verb, request, reply, timeout_seconds=timeout_seconds
         )
 
-    async def run_entries(self, tenant: str, run_id: str) -> Sequence[Entry]:
-        """Return the facts of a run that has left the log; empty where there is none.
+    async def run_facts(self, tenant: str, run_id: str, *, after_seq: int = 0) -> list[Stored]:
+        """Return the archived facts of a run after a sequence, in order; none if it has no run.
 
         Raises:
             TransientError: The archive did not answer.
         """
-        entries: list[Entry] = []
-        after: int | None = 0
+        found: list[Stored] = []
+        after: int | None = after_seq
         while after is not None:
             request = RunFacts(tenant=tenant, run_id=run_id, after=after)
             try:
@@ -60,10 +57,7 @@ class Archive:
             except RejectedError as error:
                 if error.code != RUN_NOT_FOUND:
                     raise
-                return ()
-            entries += [
-                await self._reader.decode(item.subject, item.seq, item.body.encode())
-                for item in page.items
-            ]
+                return []
+            found += [Stored(item.seq, item.subject, item.body.encode()) for item in page.items]
             after = page.next_after
-        return entries
+        return found

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Final, TypeVar
 
 from penstock.bus.connection import Bus
-from penstock.bus.reader import LogReader, read_entries
+from penstock.bus.reader import LogReader, Stored, read_entries
 from penstock.contracts import subjects
 from penstock.contracts.errors import ErrorDetail, InvariantError, RejectedError, TransientError
 from penstock.contracts.facts import RunInvoked
@@ -101,8 +101,7 @@ class Runs:
         shard = shard_of(run_id, self._shards)
         with available():
             stored = await self._reader.stored(tenant, shard, run_id, at_least_seq=at_least_seq)
-            stored = await self._reader.unpacked(stored)
-            entries = await aside(len(stored), partial(read_entries, stored))
+            entries = await self._read(stored)
         if entries and isinstance(entries[0].fact, RunInvoked):
             return entries
         if any(isinstance(entry.fact, RunInvoked) for entry in entries):
@@ -111,11 +110,15 @@ class Runs:
         if invoked is not None:
             # A replica that lags: the leader has the beginning, and what it had is younger.
             return [invoked, *(entry for entry in entries if entry.seq != invoked.seq)]
-        archived = await self._archive.run_entries(tenant, run_id)
+        archived = await self._read(await self._archive.run_facts(tenant, run_id))
         if not archived:
             raise not_found(run_id)
         last = archived[-1].seq
         return [*archived, *(entry for entry in entries if entry.seq > last)]
+
+    async def _read(self, stored: list[Stored]) -> list[Entry]:
+        stored = await self._reader.unpacked(stored)
+        return await aside(len(stored), partial(read_entries, stored))
 
     async def entries_after(self, tenant: str, run_id: str, seq: int) -> AsyncGenerator[Entry]:
         """Yield the facts of a run after a sequence, read from the log page by page.
@@ -182,18 +185,25 @@ class Runs:
         return state
 
     async def _known(self, tenant: str, run_id: str, at_least_seq: int) -> RunState | None:
-        """Return a large run by its kept state and the facts since then, if the log has it."""
+        """Return a large run by its kept state and the facts since then, if it still exists."""
         kept = self._large.get(run_id)
         if kept is None or kept.tenant != tenant:
             return None
+        archived: list[Stored] = []
         if not await self._in_log(tenant, run_id):
-            # Deleted, or older than the log.
-            self._large.pop(run_id, None)
-            return None
+            last, *archived = await self._archive.run_facts(
+                tenant, run_id, after_seq=kept.last_seq - 1
+            ) or (None,)
+            if last is None or last.seq != kept.last_seq:
+                # Deleted, or the archive has not read its latest facts yet.
+                self._large.pop(run_id, None)
+                return None
+        after = archived[-1].seq if archived else kept.last_seq
         with available():
-            newer = await self._reader.read_run(
-                tenant, kept.shard, run_id, after_seq=kept.last_seq, at_least_seq=at_least_seq
+            stored = await self._reader.stored(
+                tenant, kept.shard, run_id, after_seq=after, at_least_seq=at_least_seq
             )
+        newer = await self._read(archived + stored)
         state = await aside(len(newer), partial(fold, kept, newer))
         self._keep(state)
         return state
