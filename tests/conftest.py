@@ -11,10 +11,17 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from penstock.embedded import NatsServer
 from tests.support.loopback import refuse_other_hosts
 from tests.support.postgres import create_database, drop_database, run_postgres
+
+# Machines are shared: no example fails because it took long.
+settings.register_profile(
+    "shared-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("shared-machine")
 
 TESTS = Path(__file__).parent
 MARKER_OF_FOLDER = {

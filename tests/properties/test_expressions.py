@@ -9,7 +9,7 @@ from typing import Any
 
 import cel
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import JsonValue
 
@@ -66,7 +66,6 @@ expressions = st.recursive(
 symbols = st.text(st.sampled_from(string.printable), max_size=60)
 
 
-@settings(deadline=None)
 @given(expressions | symbols | any_text, scopes)
 @example("'" + "\\" * 5, {})
 @example("a" * (MAX_CHARACTERS + 1), {})
@@ -85,7 +84,6 @@ def test_evaluate_gives_json_or_rejects(expression: str, scope: dict[str, JsonVa
         json.dumps(found, allow_nan=False)
 
 
-@settings(deadline=None)
 @given(expressions | symbols, scopes)
 def test_evaluate_is_a_function_of_its_arguments(expression: str, scope: dict[str, Any]) -> None:
     before = repr(scope)
@@ -100,7 +98,6 @@ def test_evaluate_is_a_function_of_its_arguments(expression: str, scope: dict[st
     assert repr(scope) == before
 
 
-@settings(deadline=None)
 @given(expressions, scopes)
 def test_evaluate_reads_only_its_references(expression: str, scope: dict[str, Any]) -> None:
     try:
@@ -118,7 +115,6 @@ def test_evaluate_reads_only_its_references(expression: str, scope: dict[str, An
     assert outcome(scope) == outcome(less)
 
 
-@settings(deadline=None)
 @given(expressions, scopes)
 def test_check_expression_reports_only_what_fails(expression: str, scope: dict[str, Any]) -> None:
     schema = {"const": 1}
@@ -149,7 +145,6 @@ small = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(small)
 def test_evaluate_agrees_with_another_implementation_of_cel(expression: str) -> None:
     scope: dict[str, Any] = {"i": 3, "j": -1, "s": "abc", "t": True, "l": [1, "a", [2]]}
@@ -174,7 +169,6 @@ templates = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(templates, scopes)
 def test_render_without_templates_is_the_identity(template: Any, scope: dict[str, Any]) -> None:
     if "{{" in json.dumps(template, ensure_ascii=False):
@@ -195,7 +189,6 @@ texts = st.lists(
 ).map("".join)
 
 
-@settings(deadline=None)
 @given(
     st.recursive(texts, lambda inner: st.lists(inner) | st.dictionaries(any_text, inner)), scopes
 )
@@ -226,7 +219,6 @@ parts = st.sampled_from(
 )
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.lists(parts, min_size=1, max_size=4).map("".join), max_size=4),
     forged.filter(lambda value: "NaN" not in json.dumps(value) and "Inf" not in json.dumps(value)),
@@ -282,7 +274,6 @@ conditions = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(conditions, scopes)
 def test_holds_gives_a_boolean_or_rejects(condition: Any, scope: dict[str, Any]) -> None:
     faults = list(check_condition(condition, "if"))
@@ -293,7 +284,6 @@ def test_holds_gives_a_boolean_or_rejects(condition: Any, scope: dict[str, Any])
     assert all(fault.path.startswith("if") for fault in faults)
 
 
-@settings(deadline=None)
 @given(queries)
 def test_parse_query_gives_a_query_or_rejects(query: str) -> None:
     with contextlib.suppress(RejectedError):

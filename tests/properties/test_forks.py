@@ -164,9 +164,7 @@ def fork_with_outcomes(source: Driver, overrides: dict[str, Any], **how: Any) ->
     return fork(source, overrides=overrides, **how)
 
 
-SETTINGS = settings(
-    deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
-)
+SETTINGS = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
 @SETTINGS

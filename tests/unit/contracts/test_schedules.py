@@ -127,7 +127,7 @@ ZONES = st.sampled_from(
     second=st.floats(0, 59.9),
     hours=st.integers(1, 60),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_ticks_counted_backwards_are_those_counted_forwards(
     cron: str, zone: str, minute: int, second: float, hours: int
 ) -> None:

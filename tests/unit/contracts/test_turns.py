@@ -100,7 +100,7 @@ def test_more_places_are_taken_at_once_and_fewer_as_runs_end() -> None:
     st.integers(1, 3),
     st.sampled_from(["queue", "cancel_oldest", "reject"]),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_places_are_never_more_than_allowed_nor_free_while_somebody_waits(
     moves: list[tuple[str, int, int]],
     places: int,

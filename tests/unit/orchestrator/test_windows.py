@@ -185,7 +185,7 @@ def test_small_run_of_the_same_tenant_does_not_wait_for_a_large_one() -> None:
         st.tuples(st.integers(0, 3), st.integers(0, 2), st.integers(1, 40)), min_size=1, max_size=12
     ),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_tenants_that_wait_get_the_same_share_to_within_one_step(
     size: int, loads: list[tuple[int, int, int]]
 ) -> None:
@@ -222,7 +222,7 @@ def test_tenants_that_wait_get_the_same_share_to_within_one_step(
         max_size=120,
     )
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_window_is_kept_and_free_places_are_never_left_whatever_happens(
     moves: list[tuple[str, int, int, int]],
 ) -> None:
