@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from penstock.catalogue import schemas_of
 from penstock.contracts import facts, pending, rpc, runners, subjects
+from penstock.contracts.messages import Claim, DeadLetter, DeltaBatch, TimerDue
 from penstock.contracts.structs import WireStruct
 from penstock_orchestrator.archive import parts as archive
 from penstock_orchestrator.archive.erasure import Eraser
@@ -140,7 +141,7 @@ CHANNELS: Final = (
         "timer.set",
         subjects.timer_set(*_COORDINATES, "{timer}"),
         "timer.due",
-        facts.TimerDue,
+        TimerDue,
         "A timer is set: the server publishes it as due at the time in `Nats-Schedule`.",
         subjects.TIMERS,
         "engine",
@@ -150,7 +151,7 @@ CHANNELS: Final = (
         "timer.due",
         subjects.timer_due(*_COORDINATES, "{timer}"),
         "timer.due",
-        facts.TimerDue,
+        TimerDue,
         "A timer has come due. It wakes the run up; the log says what is to be done.",
         subjects.TIMERS,
         "nats-server",
@@ -160,7 +161,7 @@ CHANNELS: Final = (
         "delta",
         subjects.delta(*_COORDINATES, "{step}", _ATTEMPT),
         "delta",
-        facts.DeltaBatch,
+        DeltaBatch,
         "Pieces of text that a step emits as it runs, kept for minutes.",
         subjects.DELTAS,
         "runners",
@@ -181,7 +182,7 @@ CHANNELS: Final = (
         "dead",
         subjects.dead("{stream}", "{consumer}"),
         "dead",
-        facts.DeadLetter,
+        DeadLetter,
         "A message was given up on.",
         subjects.DEAD,
         "all services",
@@ -307,7 +308,7 @@ def document() -> dict[str, Any]:
     channels: dict[str, Any] = {}
     operations: dict[str, Any] = {}
     messages: dict[str, Any] = {}
-    models: list[type[BaseModel | WireStruct]] = [facts.Claim, rpc.Reply]
+    models: list[type[BaseModel | WireStruct]] = [Claim, rpc.Reply]
 
     def message_of(name: str, model: type[BaseModel | WireStruct], payload: dict[str, Any]) -> None:
         messages[name] = {
@@ -383,7 +384,7 @@ def document() -> dict[str, Any]:
             "summary": f"Answered by: {request.service}.",
             "reply": {"channel": _ref("channels", f"{name}.reply")},
         }
-    message_of("claim", facts.Claim, _ref("components", "schemas", facts.Claim.__name__))
+    message_of("claim", Claim, _ref("components", "schemas", Claim.__name__))
     schemas = schemas_of(models, ref_template="#/components/schemas/{model}")
     return {
         "asyncapi": "3.0.0",

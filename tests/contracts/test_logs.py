@@ -16,14 +16,9 @@ from typing import Any
 import pytest
 
 from penstock.contracts import subjects
-from penstock.contracts.facts import (
-    LogEntry,
-    RunEnded,
-    RunFact,
-    StateChanged,
-    StepScheduled,
-)
+from penstock.contracts.facts import RunEnded, RunFact, StateChanged, StepScheduled
 from penstock.contracts.ids import content_digest
+from penstock.contracts.messages import LogEntry
 from penstock.contracts.plan import PLAN, Plan
 from penstock.contracts.structs import decode, plain
 from penstock.runs.state import Entry, RunState, evolve, fold, new_state

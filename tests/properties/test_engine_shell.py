@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from penstock.bus.consumer import Delivery
 from penstock.bus.records import Record
 from penstock.contracts import subjects
-from penstock.contracts.facts import CancelRequested, StepKind, StepScheduled, TimerDue
+from penstock.contracts.facts import CancelRequested, StepKind, StepScheduled
+from penstock.contracts.messages import TimerDue
 from penstock.contracts.plan import Plan
 from penstock.contracts.structs import decode, encode
 from penstock.runs.state import Entry

@@ -14,8 +14,9 @@ from typing import Any
 from penstock.bus import topology
 from penstock.bus.claims import is_claim
 from penstock.contracts import subjects
-from penstock.contracts.facts import Claim, NodeRecord
+from penstock.contracts.facts import NodeRecord
 from penstock.contracts.ids import run_id_from, shard_of
+from penstock.contracts.messages import Claim
 from penstock.contracts.plan import Plan
 from penstock.contracts.structs import decode
 from penstock.runs.state import RunState

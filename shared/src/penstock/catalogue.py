@@ -29,6 +29,7 @@ from penstock.contracts import (
     schedules,
     turns,
 )
+from penstock.contracts.messages import Claim, DeadLetter, DeltaBatch, LogEntry, TimerDue
 from penstock.contracts.structs import WireStruct
 from penstock.runs import bundles, events, views
 
@@ -61,21 +62,23 @@ FACTS: Final = (
 """What the log holds."""
 
 OTHERS: Final = (
-    Message("claim", facts.Claim, "stream RUNS, in place of a body above the threshold"),
+    Message("claim", Claim, "stream RUNS, in place of a body above the threshold"),
     Message("action.respond", actions.Respond, "`output` of an agent's `step.result`"),
     Message("action.use_tools", actions.UseTools, "`output` of an agent's `step.result`"),
     Message("action.route_to_agent", actions.RouteToAgent, "`output` of an agent's `step.result`"),
     Message("control.stop", runners.StopRequest, "`control.stop.{tenant}.{shard}.{run}`"),
     Message(
         "timer.due",
-        facts.TimerDue,
+        TimerDue,
         "stream TIMERS, `timer.due.{tenant}.{shard}.{run}.{timer}`",
     ),
     Message(
-        "delta", facts.DeltaBatch, "stream DELTAS, `delta.{tenant}.{shard}.{run}.{step}.{attempt}`"
+        "delta",
+        DeltaBatch,
+        "stream DELTAS, `delta.{tenant}.{shard}.{run}.{step}.{attempt}`",
     ),
-    Message("dead", facts.DeadLetter, "stream DEAD, `dead.{stream}.{consumer}`"),
-    Message("log_entry", facts.LogEntry, "pages and exports of the log"),
+    Message("dead", DeadLetter, "stream DEAD, `dead.{stream}.{consumer}`"),
+    Message("log_entry", LogEntry, "pages and exports of the log"),
     Message("bundle.header", bundles.BundleHeader, "first line of a bundle"),
     Message("bundle.plan", bundles.BundlePlan, "second line of a bundle"),
     Message("bundle.entry", bundles.BundleEntry, "lines of a bundle"),

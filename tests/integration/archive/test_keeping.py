@@ -35,10 +35,8 @@ from penstock.contracts.archive import (
 )
 from penstock.contracts.errors import ConflictError, ErrorInfo, RejectedError, TransientError
 from penstock.contracts.facts import (
-    DeadLetter,
     Decision,
     DefinitionKind,
-    DeltaBatch,
     ParentRef,
     RunEnded,
     RunFact,
@@ -47,11 +45,11 @@ from penstock.contracts.facts import (
     StepKind,
     StepResult,
     StepScheduled,
-    TimerDue,
     Usage,
     fact_bytes,
 )
 from penstock.contracts.ids import run_id_from_key, shard_of
+from penstock.contracts.messages import DeadLetter, DeltaBatch, TimerDue
 from penstock.contracts.structs import encode
 from penstock.runs.state import Entry, fold, new_state
 from penstock.runs.views import RunView, run_view

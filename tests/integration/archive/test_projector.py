@@ -18,7 +18,8 @@ from penstock.bus.connection import Bus
 from penstock.contracts import subjects
 from penstock.contracts.archive import ListRuns, RunPage
 from penstock.contracts.errors import TransientError
-from penstock.contracts.facts import DeadLetter, DefinitionKind, RunInvoked, fact_bytes
+from penstock.contracts.facts import DefinitionKind, RunInvoked, fact_bytes
+from penstock.contracts.messages import DeadLetter
 from penstock.contracts.structs import decode
 from penstock.db import create_engine
 from penstock.embedded import NatsServer

@@ -21,7 +21,7 @@ from penstock.contracts.errors import (
     RejectedError,
     TransientError,
 )
-from penstock.contracts.facts import DeadLetter
+from penstock.contracts.messages import DeadLetter
 from penstock.contracts.structs import decode
 from penstock.embedded import NatsServer
 from tests.integration.bus.conftest import Bench, OpenBench, fact, holds, more_than

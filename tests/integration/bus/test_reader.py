@@ -11,7 +11,8 @@ from penstock.bus.records import Record
 from penstock.bus.topology import ensure
 from penstock.contracts import subjects
 from penstock.contracts.errors import InvariantError, TransientError
-from penstock.contracts.facts import Claim, SignalReceived
+from penstock.contracts.facts import SignalReceived
+from penstock.contracts.messages import Claim
 from penstock.embedded import NatsServer
 from tests.integration.bus.conftest import NOW, Bench, OpenBench, fact
 

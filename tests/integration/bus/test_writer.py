@@ -16,7 +16,7 @@ from penstock.bus.records import Record
 from penstock.bus.topology import ensure
 from penstock.contracts import subjects
 from penstock.contracts.errors import ConflictError, TransientError
-from penstock.contracts.facts import Claim
+from penstock.contracts.messages import Claim
 from penstock.contracts.structs import decode
 from penstock.embedded import NatsServer
 from tests.integration.bus.conftest import Bench, OpenBench, fact, more_than

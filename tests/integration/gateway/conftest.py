@@ -24,7 +24,6 @@ from penstock.contracts.errors import ErrorInfo
 from penstock.contracts.facts import (
     Decision,
     DefinitionKind,
-    DeltaBatch,
     NodeRecord,
     PendingRequest,
     RunEnded,
@@ -38,6 +37,7 @@ from penstock.contracts.facts import (
     fact_bytes,
 )
 from penstock.contracts.ids import shard_of
+from penstock.contracts.messages import DeltaBatch
 from penstock.contracts.pending import (
     CorrelationRecord,
     PendingRecord,

@@ -13,7 +13,8 @@ import pytest
 from penstock.bus.consumer import Consumer, Delivery
 from penstock.contracts import subjects
 from penstock.contracts.errors import ErrorInfo, InvariantError, TransientError
-from penstock.contracts.facts import DeadLetter, DefinitionKind
+from penstock.contracts.facts import DefinitionKind
+from penstock.contracts.messages import DeadLetter
 from penstock.contracts.plan import (
     CompiledTool,
     Plan,

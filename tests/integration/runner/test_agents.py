@@ -13,7 +13,8 @@ import pytest
 
 from penstock.contracts import subjects
 from penstock.contracts.errors import ErrorFamily
-from penstock.contracts.facts import DeltaBatch, StepResult
+from penstock.contracts.facts import StepResult
+from penstock.contracts.messages import DeltaBatch
 from penstock.contracts.structs import decode
 from penstock.runner import Runner
 from penstock_agent_runner.agents import Agents

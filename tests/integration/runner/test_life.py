@@ -17,7 +17,7 @@ import pytest
 
 from penstock.bus.kv import Bucket
 from penstock.contracts import subjects
-from penstock.contracts.facts import DeltaBatch
+from penstock.contracts.messages import DeltaBatch
 from penstock.contracts.runners import RunnerRecord
 from penstock.contracts.structs import decode
 from penstock.embedded import NatsServer

@@ -15,13 +15,13 @@ from penstock.contracts.errors import ErrorFamily, RejectedError, TransientError
 from penstock.contracts.facts import (
     CancelRequested,
     Decision,
-    DeltaBatch,
     RunEnded,
     RunStatus,
     Usage,
     fact_bytes,
 )
 from penstock.contracts.ids import shard_of
+from penstock.contracts.messages import DeltaBatch
 from penstock.contracts.structs import decode
 from penstock.runner import Runner, StepContext
 from penstock.telemetry.metrics import step_metrics

@@ -15,7 +15,8 @@ import pytest
 
 from penstock.bus.kv import Bucket
 from penstock.contracts import subjects
-from penstock.contracts.facts import DeltaBatch, SecretRef, StepResult
+from penstock.contracts.facts import SecretRef, StepResult
+from penstock.contracts.messages import DeltaBatch
 from penstock.contracts.structs import decode, encode
 from penstock.runner import Runner
 from tests.integration.runner.conftest import Bench

@@ -11,7 +11,7 @@ from penstock.bus.connection import JetStreamError
 from penstock.bus.reader import Page, Stored
 from penstock.contracts import subjects
 from penstock.contracts.errors import TransientError
-from penstock.contracts.facts import DeadLetter
+from penstock.contracts.messages import DeadLetter
 from penstock.contracts.structs import decode
 from penstock_orchestrator.archive.feed import LogMessage
 from penstock_orchestrator.archive.rows import Batch, Key

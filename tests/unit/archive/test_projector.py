@@ -17,7 +17,8 @@ from penstock.bus.connection import Bus
 from penstock.bus.reader import LogReader
 from penstock.contracts import subjects
 from penstock.contracts.errors import InvariantError, TransientError
-from penstock.contracts.facts import Claim, DefinitionKind, RunInvoked, fact_bytes
+from penstock.contracts.facts import DefinitionKind, RunInvoked, fact_bytes
+from penstock.contracts.messages import Claim
 from penstock.contracts.structs import decode, encode
 from penstock.db import create_engine
 from penstock_orchestrator.archive import projection, tables

@@ -13,7 +13,6 @@ from penstock.contracts import subjects
 from penstock.contracts.facts import (
     Decision,
     DefinitionKind,
-    DeltaBatch,
     RunEnded,
     RunFact,
     RunInvoked,
@@ -22,6 +21,7 @@ from penstock.contracts.facts import (
     StepResult,
     StepScheduled,
 )
+from penstock.contracts.messages import DeltaBatch
 from penstock.runs.events import CLIENT_EVENT, EventType, delta_events, events_of
 from penstock.runs.state import Entry
 from penstock_gateway.core.transcript import (

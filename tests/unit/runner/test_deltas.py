@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from penstock.contracts.errors import TransientError
-from penstock.contracts.facts import DeltaBatch
+from penstock.contracts.messages import DeltaBatch
 from penstock.contracts.structs import decode, encode
 from penstock.runner import deltas
 from penstock.runner.deltas import BATCH_CHARACTERS, BUFFER_CHARACTERS, DeltaStream

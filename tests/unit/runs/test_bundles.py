@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from penstock.contracts.errors import RejectedError
-from penstock.contracts.facts import LogEntry
+from penstock.contracts.messages import LogEntry
 from penstock.runs.bundles import BundleHeader, moved, read, write
 from tests.support.simulation import RUN_ID, START, TENANT, Driver, make_plan, tool_node
 

@@ -13,7 +13,6 @@ from penstock.contracts.errors import ErrorInfo
 from penstock.contracts.facts import (
     CancelRequested,
     Decision,
-    DeltaBatch,
     NodeRecord,
     PendingRequest,
     SignalReceived,
@@ -23,6 +22,7 @@ from penstock.contracts.facts import (
     StepScheduled,
     Usage,
 )
+from penstock.contracts.messages import DeltaBatch
 from penstock.contracts.structs import convert
 from penstock.runs.events import FINAL_EVENTS, EventType, delta_events, events_of
 from penstock.runs.state import Entry

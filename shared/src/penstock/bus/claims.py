@@ -17,7 +17,7 @@ from nats.js.object_store import ObjectStore
 from penstock.bus.connection import Bus
 from penstock.contracts import subjects
 from penstock.contracts.errors import InvariantError, TransientError
-from penstock.contracts.facts import Claim
+from penstock.contracts.messages import Claim
 from penstock.contracts.structs import decode, encode
 
 _CLAIM_MARK: Final = b'{"type":"claim"'

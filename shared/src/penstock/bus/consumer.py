@@ -31,7 +31,7 @@ from penstock.contracts.errors import (
     RejectedError,
     TransientError,
 )
-from penstock.contracts.facts import DeadLetter
+from penstock.contracts.messages import DeadLetter
 from penstock.contracts.structs import encode
 from penstock.telemetry.tallies import consumer_tally
 

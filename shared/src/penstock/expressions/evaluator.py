@@ -17,7 +17,8 @@ from pydantic import JsonValue
 
 from penstock.contracts.errors import ErrorDetail, RejectedError
 from penstock.expressions import functions
-from penstock.expressions.syntax import (
+from penstock.expressions.syntax import parse, refused
+from penstock.expressions.tree import (
     Binary,
     Call,
     Conditional,
@@ -33,8 +34,6 @@ from penstock.expressions.syntax import (
     Tree,
     Unary,
     children,
-    parse,
-    refused,
     walk,
 )
 from penstock.expressions.values import (

@@ -14,7 +14,7 @@ from math import ceil, floor
 from typing import Any, Final
 
 from penstock.expressions.patterns import matches
-from penstock.expressions.syntax import TypeName
+from penstock.expressions.tree import TypeName
 from penstock.expressions.values import (
     Evaluation,
     article,

@@ -14,7 +14,7 @@ from penstock.expressions import functions
 from penstock.expressions.evaluator import Path, compute, show, tree_of
 from penstock.expressions.patterns import check_pattern
 from penstock.expressions.samples import Sample, Unknown
-from penstock.expressions.syntax import (
+from penstock.expressions.tree import (
     Binary,
     Call,
     Conditional,

@@ -14,7 +14,7 @@ from typing import Any, Final
 from pydantic import JsonValue
 
 from penstock.contracts.errors import ErrorDetail, RejectedError
-from penstock.expressions.syntax import TypeName
+from penstock.expressions.tree import TypeName
 
 MAX_WORK: Final = 1_000_000
 """What one evaluation may cost, in parts of the expression visited and elements touched: about

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from penstock.contracts.errors import TransientError
-from penstock.contracts.facts import DeltaBatch
+from penstock.contracts.messages import DeltaBatch
 from penstock.contracts.structs import encode
 from penstock.masks import Mask, MaskedStream
 

@@ -16,7 +16,8 @@ from typing import Annotated, Final, Literal
 from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError
 
 from penstock.contracts.errors import ErrorDetail, RejectedError
-from penstock.contracts.facts import LogEntry, Record, RunEnded, RunInvoked
+from penstock.contracts.facts import Record, RunEnded, RunInvoked
+from penstock.contracts.messages import LogEntry
 from penstock.contracts.plan import PLAN
 
 FORMAT: Final = "penstock.bundle/1"

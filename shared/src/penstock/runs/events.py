@@ -14,7 +14,6 @@ from pydantic import AwareDatetime, TypeAdapter
 from penstock.contracts.facts import (
     CancelRequested,
     Decision,
-    DeltaBatch,
     NodeRecord,
     Record,
     RunEnded,
@@ -29,6 +28,7 @@ from penstock.contracts.facts import (
 )
 from penstock.contracts.ids import RecordId, child_run_id
 from penstock.contracts.json import Json
+from penstock.contracts.messages import DeltaBatch
 from penstock.contracts.structs import plain
 from penstock.runs.state import Entry
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from penstock.contracts import subjects
-from penstock.contracts.facts import DeadLetter
+from penstock.contracts.messages import DeadLetter
 from penstock.runs.replies import Remedy
 
 _ENGINE: Final = re.compile(r"^(engine|timers)_\d+$")

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from json import encoder
 from typing import Final
 
-from penstock.contracts.facts import DeltaBatch, RunEnded, StepKind, StepResult, StepScheduled
+from penstock.contracts.facts import RunEnded, StepKind, StepResult, StepScheduled
+from penstock.contracts.messages import DeltaBatch
 from penstock.runs.events import CLIENT_EVENT, ClientEvent, EventType, events_of
 from penstock.runs.state import Entry
 

@@ -22,7 +22,8 @@ from penstock.contracts.errors import (
     RejectedError,
     TransientError,
 )
-from penstock.contracts.facts import DeadLetter, StepResult, TimerDue, fact_bytes
+from penstock.contracts.facts import StepResult, fact_bytes
+from penstock.contracts.messages import DeadLetter, TimerDue
 from penstock.contracts.structs import decode, encode
 from penstock.runs.state import StepState
 from penstock.telemetry.logs import EventLog

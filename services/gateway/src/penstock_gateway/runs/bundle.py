@@ -17,16 +17,9 @@ from penstock.bus.copies import FactCopy, put_back
 from penstock.bus.kv import Bucket
 from penstock.contracts import subjects
 from penstock.contracts.errors import ConflictError, ErrorDetail, RejectedError
-from penstock.contracts.facts import (
-    ForkedFrom,
-    LogEntry,
-    RunFact,
-    RunInvoked,
-    Trigger,
-    fact_bytes,
-    fact_type,
-)
+from penstock.contracts.facts import ForkedFrom, RunFact, RunInvoked, Trigger, fact_bytes, fact_type
 from penstock.contracts.ids import content_digest, is_run_id, run_id_from_key, shard_of
+from penstock.contracts.messages import LogEntry
 from penstock.contracts.plan import PLAN, Plan
 from penstock.runids import new_run_id
 from penstock.runs import bundles

@@ -21,8 +21,8 @@ from penstock.bus.connection import Bus
 from penstock.bus.reader import LogReader, decode_entry
 from penstock.contracts import subjects
 from penstock.contracts.errors import InvariantError, TransientError
-from penstock.contracts.facts import DeltaBatch
 from penstock.contracts.ids import shard_of
+from penstock.contracts.messages import DeltaBatch
 from penstock.contracts.structs import decode
 from penstock.runs.events import EventType
 from penstock.runs.state import Entry

@@ -27,7 +27,7 @@ from penstock.contracts.errors import (
     RejectedError,
     TransientError,
 )
-from penstock.contracts.facts import Claim, DeadLetter
+from penstock.contracts.messages import Claim, DeadLetter
 from penstock.contracts.structs import decode, encode
 from penstock.failpoints import reach
 from penstock.telemetry.logs import EventLog

@@ -18,7 +18,7 @@ from penstock.bus.kv import Bucket
 from penstock.bus.reader import LogReader
 from penstock.contracts import subjects
 from penstock.contracts.errors import TransientError
-from penstock.contracts.facts import Claim, DeadLetter
+from penstock.contracts.messages import Claim, DeadLetter
 from penstock.contracts.structs import decode
 
 _NOT_FOUND: Final = 404

@@ -27,13 +27,8 @@ from penstock.contracts.errors import (
     InvariantError,
     PenstockError,
 )
-from penstock.contracts.facts import (
-    StepKind,
-    StepResult,
-    StepScheduled,
-    TimerDue,
-    fact_bytes,
-)
+from penstock.contracts.facts import StepKind, StepResult, StepScheduled, fact_bytes
+from penstock.contracts.messages import TimerDue
 from penstock.contracts.plan import Plan
 from penstock.contracts.structs import decode, encode
 from penstock.contracts.subjects import FactSubject
