@@ -159,7 +159,13 @@ async def measure(steps: int) -> None:
         client = Client(await start_gateway(stack, settings))
         stack.callback(client.close)
         run = f"/v1/runs/{run_id}"
-        for path in (run, f"{run}?steps_limit=1000", f"{run}?node_records=true", f"{run}/events"):
+        for path in (
+            run,
+            f"{run}?steps_limit=1000",
+            f"{run}?node_records=true",
+            f"{run}/events",
+            f"{run}/profile",
+        ):
             first = await read(client, path)
             if path == run:
                 print(f"first read: {first.cpu_ms:.1f} ms, longest {first.longest_ms:.1f} ms")

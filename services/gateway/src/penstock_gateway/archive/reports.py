@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Path, Query
@@ -20,7 +21,7 @@ from penstock.runs.profiles import profile_of_entries
 from penstock.runs.state import fold, new_state
 from penstock_gateway.archive.queries import ProfileQuery, SpanQuery, known_only
 from penstock_gateway.context import GatewayParts, Viewer
-from penstock_gateway.runs.read import not_found
+from penstock_gateway.runs.read import aside, not_found
 
 REPORT_SECONDS: Final = 30.0
 
@@ -58,11 +59,12 @@ async def run_profile(
 ) -> ProfileOfRun:
     """Return where one run's time and money went, from its log: also while it is under way."""
     entries = await gateway.runs.entries(caller.tenant, run_id)
-    profile = profile_of_entries(entries, threshold=threshold)
+    profile = await aside(len(entries), partial(profile_of_entries, entries, threshold=threshold))
     if profile is None:
         raise not_found(run_id)
     begin = entries[0].subject
-    state = fold(new_state(begin.tenant, begin.shard, begin.run_id), entries)
+    empty = new_state(begin.tenant, begin.shard, begin.run_id)
+    state = await aside(len(entries), partial(fold, empty, entries))
     name = state.request.name
     return ProfileOfRun(run_id=run_id, name=name, status=state.status, profile=profile)
 
