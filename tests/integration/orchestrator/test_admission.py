@@ -34,7 +34,7 @@ def admission(world: World) -> Admission:
 
 async def ask(world: World, run_id: str, spec: ConcurrencySpec = ONE, **options: int) -> str:
     shard = shard_of(run_id, world.settings.shards)
-    given = await admission(world).ask(TENANT, run_id, shard, KEY, spec, **options)
+    given = await admission(world).request(TENANT, run_id, shard, KEY, spec, **options)
     return given.outcome if given.error is None else given.error.code
 
 
@@ -74,7 +74,7 @@ async def test_admitted_run_finds_the_signal_in_its_log_and_the_next_one_waits(
     assert not (await world.state(second)).admitted
 
     await end(world.writer, world, first)
-    await admission(world).leave(TENANT, first, KEY)
+    await admission(world).release(TENANT, first, KEY)
     assert (await world.state(second)).admitted
 
 
@@ -86,7 +86,7 @@ async def test_asking_and_leaving_again_is_harmless(create_world: CreateWorld) -
         assert await ask(world, second) == "queued"
     assert await ask(world, third) == "queued"
     for _ in range(2):
-        await admission(world).leave(TENANT, first, KEY)
+        await admission(world).release(TENANT, first, KEY)
     assert (await world.state(second)).admitted
     assert not (await world.state(third)).admitted
 
@@ -104,7 +104,7 @@ async def test_policies_for_one_too_many(create_world: CreateWorld) -> None:
 
     assert await ask(world, newest, ConcurrencySpec(policy="cancel_oldest")) == "queued"
     assert (await world.state(holder)).cancel is not None
-    await admission(world).leave(TENANT, holder, KEY)
+    await admission(world).release(TENANT, holder, KEY)
     assert (await world.state(newest)).admitted
 
 
@@ -114,7 +114,7 @@ async def test_higher_priority_is_admitted_first(create_world: CreateWorld) -> N
     assert await ask(world, holder) == "admitted"
     assert await ask(world, low) == "queued"
     assert await ask(world, high, priority=10) == "queued"
-    await admission(world).leave(TENANT, holder, KEY)
+    await admission(world).release(TENANT, holder, KEY)
     assert (await world.state(high)).admitted
 
 
@@ -122,7 +122,7 @@ async def test_key_that_nobody_uses_goes_by_itself(create_world: CreateWorld) ->
     world = await create_world()
     (run_id,) = await invoke(world, 1)
     await ask(world, run_id)
-    await admission(world).leave(TENANT, run_id, KEY)
+    await admission(world).release(TENANT, run_id, KEY)
     info = await world.bus.api(
         f"STREAM.MSG.GET.KV_{subjects.TURNS}", {"last_by_subj": f"$KV.{subjects.TURNS}.>"}
     )
@@ -159,7 +159,7 @@ async def test_many_runs_ask_at_once_with_few_writes(create_world: CreateWorld) 
     runs = await invoke(world, 100)
     one = admission(world)
     verdicts = await asyncio.gather(
-        *(one.ask(TENANT, run_id, shard_of(run_id, 2), KEY, ONE) for run_id in runs)
+        *(one.request(TENANT, run_id, shard_of(run_id, 2), KEY, ONE) for run_id in runs)
     )
     assert [verdict.outcome for verdict in verdicts].count("admitted") == 1
     info = await world.bus.api(f"STREAM.INFO.KV_{subjects.TURNS}")
@@ -195,9 +195,9 @@ class Mortal:
                 if state.admitted:
                     await end(self.writer, self.world, run_id)
                 else:
-                    await self.admission.ask(TENANT, run_id, shard, KEY, ONE)
+                    await self.admission.request(TENANT, run_id, shard, KEY, ONE)
                     await asyncio.sleep(0.01)
-            await self.admission.leave(TENANT, run_id, KEY)
+            await self.admission.release(TENANT, run_id, KEY)
 
     async def die(self) -> None:
         """Stop in the middle of whatever it does."""

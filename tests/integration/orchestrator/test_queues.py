@@ -25,9 +25,7 @@ from penstock.contracts.plan import (
     ToolNode,
 )
 from penstock.runids import new_run_id
-from penstock_orchestrator.engine.admission import Admission
 from penstock_orchestrator.engine.engine import Engine
-from penstock_orchestrator.engine.places import Places
 from penstock_orchestrator.engine.plans import Plans
 from penstock_orchestrator.engine.runs import Slot
 from penstock_orchestrator.engine.windows import Windows
@@ -55,10 +53,8 @@ async def start_narrow_engine(world: World, size: int) -> Windows[Slot]:
     writer = await LogWriter(bus, settings, claims).start()
     process = EngineProcess(settings, bus, writer)
     reader = LogReader(bus, claims)
-    admission = Admission(bus, writer, reader, shards=settings.shards)
     windows: Windows[Slot] = Windows(least=size, factor=1.5)
-    places = Places(admission, windows)
-    engine = Engine(bus, writer, reader, Plans(bus), shards=settings.shards, places=places)
+    engine = Engine(bus, writer, reader, Plans(bus), shards=settings.shards, windows=windows)
     process.engine = process._reconciler._engine = engine
     await process.start()
     world.engines.append(process)

@@ -46,7 +46,7 @@ class Pool:
         slot = self.line.popleft()
         self.done.append(slot)
         self.windows.release(QUEUE, slot)
-        for woken in self.windows.next():
+        for woken in self.windows.pop_granted():
             self.advance(woken)
         return slot
 
@@ -54,14 +54,14 @@ class Pool:
 def test_steps_within_the_window_go_out_at_once() -> None:
     pool = windows(10)
     assert pool.take("a", QUEUE, 0, "a/1", 10) == 10
-    assert (pool.out(QUEUE), pool.waiting(QUEUE), pool.next()) == (10, 0, [])
+    assert (pool.out(QUEUE), pool.waiting(QUEUE), pool.pop_granted()) == (10, 0, [])
 
 
 def test_steps_beyond_the_window_wait_and_are_named_when_there_is_a_place() -> None:
     pool = windows(2)
     assert pool.take("a", QUEUE, 0, "a/1", 5) == 2
     pool.release(QUEUE, "a/1")
-    assert pool.next() == ["a/1"]
+    assert pool.pop_granted() == ["a/1"]
     assert pool.take("a", QUEUE, 0, "a/1", 3) == 1
     assert (pool.out(QUEUE), pool.waiting(QUEUE)) == (2, 2)
 
@@ -72,7 +72,7 @@ def test_place_that_was_given_is_taken_by_nobody_else() -> None:
     assert pool.take("b", QUEUE, 0, "b/1", 1) == 0
     pool.release(QUEUE, "a/1")
     assert pool.take("a", QUEUE, 0, "a/2", 1) == 0
-    assert pool.next() == ["b/1"]
+    assert pool.pop_granted() == ["b/1"]
     assert pool.take("b", QUEUE, 0, "b/1", 1) == 1
 
 
@@ -83,10 +83,10 @@ def test_dropped_run_leaves_its_places_to_others() -> None:
     pool.take("c", QUEUE, 0, "c/1", 2)
     pool.drop("b/1")
     pool.drop("a/1")
-    assert pool.next() == ["c/1"]
+    assert pool.pop_granted() == ["c/1"]
     assert pool.take("c", QUEUE, 0, "c/1", 2) == 2
     pool.drop("c/1")
-    assert (pool.out(QUEUE), pool.waiting(QUEUE), pool.next()) == (0, 0, [])
+    assert (pool.out(QUEUE), pool.waiting(QUEUE), pool.pop_granted()) == (0, 0, [])
 
 
 def test_run_that_wants_less_than_before_gives_places_back() -> None:
@@ -95,7 +95,7 @@ def test_run_that_wants_less_than_before_gives_places_back() -> None:
     pool.take("b", QUEUE, 0, "b/1", 2)
     pool.take("c", QUEUE, 0, "c/1", 1)
     pool.release(QUEUE, "a/1", 2)
-    assert pool.next() == ["b/1", "c/1"]
+    assert pool.pop_granted() == ["b/1", "c/1"]
     assert pool.take("b", QUEUE, 0, "b/1", 0) == 0
     assert pool.take("c", QUEUE, 0, "c/1", 1) == 1
     assert pool.out(QUEUE) == 1
@@ -107,12 +107,12 @@ def test_place_that_nobody_wants_any_more_goes_to_the_next() -> None:
     pool.take("b", QUEUE, 0, "b/1", 1)
     pool.take("c", QUEUE, 0, "c/1", 1)
     pool.release(QUEUE, "a/1")
-    pool.settle("b/1")
-    assert pool.next() == ["b/1"]
-    pool.settle("b/1")
-    assert pool.next() == ["c/1"]
+    pool.return_unused("b/1")
+    assert pool.pop_granted() == ["b/1"]
+    pool.return_unused("b/1")
+    assert pool.pop_granted() == ["c/1"]
     assert pool.take("c", QUEUE, 0, "c/1", 1) == 1
-    pool.settle("c/1")
+    pool.return_unused("c/1")
     assert pool.out(QUEUE) == 1
 
 
@@ -126,10 +126,10 @@ def test_outcomes_of_steps_that_were_never_counted_free_nothing() -> None:
 
 def test_steps_that_are_out_already_count() -> None:
     pool = windows(4)
-    pool.hold(QUEUE, "a/1", 3)
+    pool.count_published(QUEUE, "a/1", 3)
     assert pool.take("b", QUEUE, 0, "b/1", 4) == 1
     pool.drop("a/1")
-    assert pool.next() == ["b/1"]
+    assert pool.pop_granted() == ["b/1"]
     assert pool.take("b", QUEUE, 0, "b/1", 3) == 3
 
 
@@ -137,11 +137,11 @@ def test_window_grows_with_the_runners_and_never_below_the_least() -> None:
     pool: Windows[str] = Windows(least=2, factor=1.5)
     assert pool.take("a", QUEUE, 0, "a/1", 100) == 2
     pool.resize(QUEUE, 10)
-    assert pool.next() == ["a/1"]
+    assert pool.pop_granted() == ["a/1"]
     assert pool.take("a", QUEUE, 0, "a/1", 98) == 13
     pool.resize(QUEUE, 0)
     pool.release(QUEUE, "a/1", 13)
-    assert pool.next() == []
+    assert pool.pop_granted() == []
 
 
 def test_higher_priority_goes_first_and_a_lower_one_still_gets_its_eighth() -> None:
@@ -247,15 +247,15 @@ def test_window_is_kept_and_free_places_are_never_left_whatever_happens(
             pool.resize(QUEUE, count)
             held_over = max(held_over, pool.out(QUEUE) - size)
         elif move == "hold":
-            pool.hold(QUEUE, slot, count)
+            pool.count_published(QUEUE, slot, count)
             held_over += count
         else:
-            assert len(set(named := pool.next())) == len(named)
+            assert len(set(named := pool.pop_granted())) == len(named)
         assert 0 <= pool.out(QUEUE) <= size + max(0, held_over)
         assert pool.waiting(QUEUE) == 0 or pool.out(QUEUE) >= size
     for run in range(6):
         pool.drop(f"t{run % 3}/{run}")
-    assert (pool.out(QUEUE), pool.waiting(QUEUE), pool.next()) == (0, 0, [])
+    assert (pool.out(QUEUE), pool.waiting(QUEUE), pool.pop_granted()) == (0, 0, [])
 
 
 def test_take_and_release_cost_about_nothing_while_nobody_waits() -> None:

@@ -25,6 +25,8 @@ VERSION = PublishedVersion(
     name="flow", kind=DefinitionKind.WORKFLOW, version=7, plan_digest="digest"
 )
 CHILD: dict[str, Json] = {
+    "name": "below",
+    "depth": 3,
     "kind": "workflow",
     "version": 3,
     "plan_digest": "below",
@@ -92,7 +94,7 @@ def test_a_child_run_inherits_from_its_parent_and_is_one_deeper() -> None:
 
 
 def test_a_child_of_a_run_without_a_parent_has_that_run_as_its_root() -> None:
-    fact = child_run(parent(), "a", 1, scheduled(limits=None))
+    fact = child_run(parent(), "a", 1, scheduled(limits={}))
 
     assert fact.parent is not None
     assert (fact.parent.root_run_id, fact.parent.depth) == (fact.parent.run_id, 1)

@@ -23,14 +23,13 @@ from penstock.contracts.errors import PenstockError
 from penstock.memory import settle
 from penstock.telemetry import logs, tracing
 from penstock.telemetry.health import HealthServer
-from penstock_orchestrator.engine.admission import Admission
 from penstock_orchestrator.engine.engine import Engine
 from penstock_orchestrator.engine.leases import ShardLeases
 from penstock_orchestrator.engine.metrics import ENGINE_SHARDS
-from penstock_orchestrator.engine.places import Places
 from penstock_orchestrator.engine.plans import Plans
 from penstock_orchestrator.engine.pools import PoolWatch, least_of
 from penstock_orchestrator.engine.reconciler import Reconciler
+from penstock_orchestrator.engine.runs import Slot
 from penstock_orchestrator.engine.windows import Windows
 from penstock_orchestrator.schedules.scheduler import Scheduler
 from penstock_orchestrator.settings import OrchestratorSettings
@@ -50,9 +49,10 @@ class EngineProcess:
         self._bus = bus
         self._writer = writer
         reader = HistoryReader(bus, Claims(bus, settings.claim_threshold_bytes))
-        admission = Admission(bus, writer, reader, shards=settings.shards)
-        places = Places(admission, Windows(least=least_of, factor=settings.window_factor))
-        self.engine = Engine(bus, writer, reader, Plans(bus), shards=settings.shards, places=places)
+        windows: Windows[Slot] = Windows(least=least_of, factor=settings.window_factor)
+        self.engine = Engine(
+            bus, writer, reader, Plans(bus), shards=settings.shards, windows=windows
+        )
         self._pools = PoolWatch(bus, self.engine.resize_pool)
         self._sweeper: asyncio.Task[None] | None = None
         self._reconciler = Reconciler(
@@ -82,7 +82,7 @@ class EngineProcess:
         await self.leases.start()
         self._reconciler.start()
         await self._scheduler.start()
-        self._sweeper = asyncio.create_task(self._sweep(), name="turns-sweeper")
+        self._sweeper = asyncio.create_task(self._sweep(), name="slot-sweeper")
 
     async def stop(self) -> None:
         """Stop taking work, finish what is under way, give the shards back."""
@@ -95,7 +95,7 @@ class EngineProcess:
         await self._writer.close()
 
     async def _sweep(self) -> None:
-        """Now and then look whether every place is held by a run that lives."""
+        """Release the concurrency slots of ended runs, every ``_SWEEP_SECONDS``."""
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             try:

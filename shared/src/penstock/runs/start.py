@@ -21,6 +21,7 @@ from penstock.contracts.plan import PublishedVersion
 from penstock.contracts.schedules import SCHEDULE_TAG, ScheduleRecord, schedule_scope
 from penstock.contracts.structs import convert
 from penstock.expressions.templates import render
+from penstock.runs.engine_steps import ChildRunConfig
 from penstock.runs.state import RunState
 
 _NO_LIMITS: Final = RunLimits()
@@ -121,15 +122,15 @@ def child_run(state: RunState, step_id: str, attempt: int, fact: StepScheduled) 
     """
     parent = state.request
     above = parent.parent
-    config = fact.config if isinstance(fact.config, dict) else {}
+    config = convert(ChildRunConfig, fact.config)
     return RunInvoked(
         occurred_at=fact.occurred_at,
         name=fact.name,
-        kind=DefinitionKind(str(config["kind"])),
-        version=int(str(config["version"])),
-        plan_digest=str(config["plan_digest"]),
+        kind=config.kind,
+        version=config.version,
+        plan_digest=config.plan_digest,
         input=fact.input,
-        limits=convert(RunLimits, config.get("limits") or {}),
+        limits=config.limits,
         trigger=Trigger.RUN,
         requested_by=parent.requested_by,
         tags=parent.tags,

@@ -24,6 +24,7 @@ from penstock.contracts.plan import (
 )
 from penstock.contracts.structs import plain
 from penstock.expressions.templates import render, render_with_secrets
+from penstock.runs.engine_steps import ChildRunConfig, SendConfig, SendTarget
 from penstock_orchestrator.core import conversation
 from penstock_orchestrator.core.decisions import Planned
 from penstock_orchestrator.core.progress import Instance
@@ -241,24 +242,24 @@ def child_run(
             "too_deep",
             f"step {node.id} would start a run at depth {depth}: limits.max_depth",
         )
-    given: Json = (
+    child_input: Json = (
         render(node.input, view.scope(node.id, instance.path)) if node.input is not None else None
     )
-    config: dict[str, JsonValue] = {
-        "name": child.name,
-        "kind": child.kind.value,
-        "version": child.version,
-        "plan_digest": child.plan_digest,
-        "limits": plain(limits, defaults=False),
-        "depth": depth,
-    }
+    config = ChildRunConfig(
+        name=child.name,
+        kind=child.kind,
+        version=child.version,
+        plan_digest=child.plan_digest,
+        limits=limits,
+        depth=depth,
+    )
     step_id = instance.id
     return Planned(
         suffix=subjects.step_suffix("run", "workflow", step_id, attempt),
         node_id=node.id,
         name=child.name,
-        input=given,
-        config=config,
+        input=child_input,
+        config=plain(config, defaults=False),
         at=now,
         expires_at=expires_at,
         reserve=reserve,
@@ -275,17 +276,17 @@ def message(
     """
     node = instance.node
     scope = view.scope(node.id, instance.path)
-    to: dict[str, JsonValue] = {
-        "run_id": render(node.run_id, scope),
-        "correlation": render(node.correlation, scope),
-        "session_id": render(node.session_id, scope),
-    }
+    to = SendTarget(
+        run_id=render(node.run_id, scope),
+        correlation=render(node.correlation, scope),
+        session_id=render(node.session_id, scope),
+    )
     return Planned(
         suffix=subjects.step_suffix("run", "send", instance.id, attempt),
         node_id=node.id,
         name=node.name,
         input=render(node.payload, scope),
-        config={"to": to, "name": node.name},
+        config=plain(SendConfig(to=to, name=node.name), defaults=False),
         at=now,
         expires_at=expires_at,
     )

@@ -1,9 +1,9 @@
-"""Admission: no more runs with the same concurrency key at a time than their plan allows.
+"""Admission: limits how many runs with the same concurrency key execute at a time.
 
-A key's record in bucket ``turns`` says who is under way and who waits. It is changed first, by
-compare-and-set; what follows from it (a run is told that it may begin, another that it must stop)
-is stated in those runs' logs under subjects that exist once. Whoever repeats either changes
-nothing, so a crash in between is repaired by the next one who looks.
+A key's record in bucket ``turns`` lists the runs that hold a concurrency slot and those that wait
+for one. It is changed first, by compare-and-set. Then the signal of an admission, or the
+cancellation, is appended to each run's log under a subject that exists once. Both steps are
+idempotent, so the next change or ``sweep`` completes what a crash has interrupted.
 """
 
 from __future__ import annotations
@@ -24,24 +24,32 @@ from penstock.bus.kv import Bucket, KvEntry
 from penstock.bus.reader import LogReader
 from penstock.bus.writer import LogWriter
 from penstock.contracts import subjects
-from penstock.contracts.errors import ConflictError, ErrorInfo, PenstockError, TransientError
+from penstock.contracts.errors import (
+    ConflictError,
+    ErrorInfo,
+    PenstockError,
+    RejectedError,
+    TransientError,
+)
 from penstock.contracts.facts import CancelRequested, SignalReceived, fact_bytes
 from penstock.contracts.ids import answer_signal_id, shard_of
 from penstock.contracts.plan import ConcurrencySpec, Plan
 from penstock.contracts.turns import TURN_RECORD, Answer, Turn, TurnRecord, asked, left
 from penstock.expressions.evaluator import evaluate
 from penstock.runs.state import RunState
+from penstock_orchestrator.core.deadlines import run_deadline
 from penstock_orchestrator.core.view import View
+from penstock_orchestrator.engine.runs import Slot
 
 _log = logging.getLogger(__name__)
 
 _ATTEMPTS: Final = 200
 _EMPTY_SECONDS: Final = 600.0
-"""A key that nobody uses is kept so long."""
+"""How long the record of an unused key is kept."""
 _FORGOTTEN: Final = timedelta(days=30)
-"""A run of which the log knows nothing any more keeps its place for so long."""
+"""How long a run without facts in the log keeps its concurrency slot."""
 _AT_ONCE: Final = 300
-"""Three facts of each fit into one answer of the server."""
+"""Runs per request: three facts of each fit into one reply of the server."""
 
 Outcome = Literal["admitted", "queued", "rejected", "cancelled"]
 Change = Callable[[TurnRecord], TurnRecord]
@@ -49,29 +57,29 @@ Change = Callable[[TurnRecord], TurnRecord]
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What becomes of a run that asked.
+    """Reply to a request for a concurrency slot.
 
-    ``admitted``: the signal is in its log. ``queued``: the signal will come; nothing is to be
-    decided. ``rejected``: it is to be ended as failed with ``error``. ``cancelled``: its
-    ``in.cancel`` is in its log.
+    ``admitted``: the signal is in the run's log. ``queued``: the signal follows when a slot is
+    free; until then there is nothing to decide. ``rejected``: the run has to fail with ``error``.
+    ``cancelled``: ``in.cancel`` is in the run's log.
     """
 
     outcome: Outcome
     error: ErrorInfo | None = None
     position: int | None = None
-    """How many wait before it, where it is queued."""
+    """Number of runs that wait before it, if queued."""
 
 
 @dataclass(slots=True, eq=False)
 class _Line:
-    """Changes of one key that wait to be made together."""
+    """Changes of one key that wait for the next compare-and-set."""
 
     waiting: list[tuple[Change, asyncio.Future[TurnRecord]]] = field(default_factory=list)
     worker: asyncio.Task[None] | None = None
 
 
 class Admission:
-    """Gives places to runs; one per engine process, and they agree."""
+    """Grants concurrency slots. One per engine process; they share the records."""
 
     def __init__(self, bus: Bus, writer: LogWriter, reader: LogReader, *, shards: int) -> None:
         """Use the process's connection, writer and reader.
@@ -79,7 +87,7 @@ class Admission:
         Args:
             bus: An open connection.
             writer: Appends signals and cancellations.
-            reader: Tells which runs have ended.
+            reader: Reads which runs have ended.
             shards: Number of shards of the installation.
         """
         self._bucket = Bucket(bus, subjects.TURNS)
@@ -88,7 +96,52 @@ class Admission:
         self._shards = shards
         self._lines: dict[str, _Line] = {}
 
-    async def ask(
+    async def admit(
+        self, slot: Slot, plan: Plan, state: RunState, now: datetime
+    ) -> bool | ErrorInfo:
+        """Request a concurrency slot for a run that needs one and has none.
+
+        Returns:
+            ``True``: the run can be decided. ``False``: it waits for its slot. An error: the run
+            has to fail with it.
+
+        Raises:
+            PenstockError: The bus does not answer.
+        """
+        if plan.concurrency is None or state.admitted or state.cancel is not None:
+            return True
+        try:
+            key = slot_key(plan, state)
+        except RejectedError as rejected:
+            return rejected.info()
+        verdict = await self.request(
+            slot.tenant,
+            slot.run_id,
+            slot.shard,
+            key,
+            plan.concurrency,
+            priority=state.request.priority,
+        )
+        if verdict.outcome == "rejected" and verdict.error is not None:
+            return verdict.error
+        # Its deadline holds while it waits; what admits or cancels it comes as an input.
+        return now >= run_deadline(plan, state)
+
+    async def release_run(self, slot: Slot, plan: Plan, state: RunState) -> None:
+        """Release the concurrency slot of a run that has ended.
+
+        Raises:
+            PenstockError: The bus does not answer.
+        """
+        if plan.concurrency is None:
+            return
+        try:
+            key = slot_key(plan, state)
+        except RejectedError:
+            return  # it never requested a slot
+        await self.release(slot.tenant, slot.run_id, key)
+
+    async def request(
         self,
         tenant: str,
         run_id: str,
@@ -98,15 +151,15 @@ class Admission:
         *,
         priority: int = 0,
     ) -> Verdict:
-        """Ask for a place; the answer's effects are stored when this returns. May be repeated.
+        """Request a concurrency slot; idempotent. The reply's effects are stored on return.
 
         Args:
             tenant: The run's tenant.
             run_id: The run; it has not ended.
             shard: Its shard.
-            key: The name of what is shared: see ``turn_name``.
-            spec: What the run's plan says of the key.
-            priority: Who waits with a higher one goes first.
+            key: See ``slot_key``.
+            spec: The ``concurrency`` of the run's plan.
+            priority: Runs with a higher one receive their slot first.
 
         Raises:
             TransientError: The bus did not answer, or the key changes all the time.
@@ -126,21 +179,21 @@ class Admission:
         match answer:
             case "admitted":
                 if known:
-                    # Whoever admitted it may have died before it said so.
+                    # The engine that admitted it may have died before it appended the signal.
                     await self._admit(tenant, turn)
                 return Verdict("admitted")
             case "queued":
                 return Verdict("queued", position=record.position(run_id))
             case "cancelled":
-                await self._cancel(tenant, turn, f"{spec.max} with the same key are under way")
+                await self._cancel(tenant, turn, f"{spec.max} runs with the same key are executing")
                 return Verdict("cancelled", _limit("concurrency_limit", key, spec.max))
             case "rejected":
                 return Verdict("rejected", _limit("concurrency_limit", key, spec.max))
             case "queue_full":
                 return Verdict("rejected", _limit("queue_full", key, spec.max))
 
-    async def leave(self, tenant: str, run_id: str, key: str) -> None:
-        """Give up the place of a run that has ended; the next one is told. May be repeated.
+    async def release(self, tenant: str, run_id: str, key: str) -> None:
+        """Release the slot of an ended run and admit the next run; idempotent.
 
         Raises:
             TransientError: The bus did not answer, or the key changes all the time.
@@ -154,23 +207,23 @@ class Admission:
 
         record = await self._change(tenant, key, change)
         if not known[-1]:
-            # It had left before, perhaps without a word to those that took its place.
-            await self._tell(tenant, record)
+            # It was released before, perhaps without the signals of those admitted instead.
+            await self._notify(tenant, record)
 
     async def sweep(self, held: Collection[int] | None = None) -> int:
-        """Look at all keys: end the turns of runs that have ended, tell again who was admitted.
+        """Check all keys: release slots of ended runs, append missing signals and cancellations.
 
         Args:
             held: Only keys of these shards; all if not given.
 
         Returns:
-            How many turns were ended.
+            Number of slots released.
 
         Raises:
             TransientError: The bus did not answer.
             JetStreamError: The bus refused.
         """
-        ended = 0
+        released = 0
         for name in await self._bucket.keys():
             if held is not None and shard_of(name, self._shards) not in held:
                 continue
@@ -179,21 +232,21 @@ class Admission:
             if record.empty:
                 continue
             tenant = name.split(".", 1)[0]
-            said = await self._said(tenant, (*record.holders, *record.queue))
-            gone, now = said.ended, datetime.now(UTC)
+            logged = await self._logged(tenant, (*record.holders, *record.queue))
+            gone, now = logged.ended, datetime.now(UTC)
 
             def change(found: TurnRecord, gone: set[str] = gone, now: datetime = now) -> TurnRecord:
                 return left(found, gone, now)
 
             after = await self._change(tenant, record.key, change)
-            ended += len(gone)
-            await self._tell(tenant, after, admitted=said.admitted, cancelled=said.cancelled)
-        return ended
+            released += len(gone)
+            await self._notify(tenant, after, admitted=logged.admitted, cancelled=logged.cancelled)
+        return released
 
     # -- the record --------------------------------------------------------------------------
 
     async def _change(self, tenant: str, key: str, change: Change) -> TurnRecord:
-        """Change a key's record; changes that come meanwhile are made together."""
+        """Change a key's record; concurrent changes share one compare-and-set."""
         name = _key(tenant, key)
         line = self._lines.setdefault(name, _Line())
         done: asyncio.Future[TurnRecord] = asyncio.get_running_loop().create_future()
@@ -205,7 +258,9 @@ class Admission:
     async def _work(self, tenant: str, key: str, name: str, line: _Line) -> None:
         while line.waiting:
             batch, line.waiting = line.waiting, []
-            failure: Exception = TransientError("turns_unclear", f"{name} was left half done")
+            failure: Exception = TransientError(
+                "turns_unclear", f"the change of {name} was interrupted"
+            )
             try:
                 after = await self._commit(tenant, key, name, [change for change, _ in batch])
                 for _, done in batch:
@@ -234,14 +289,14 @@ class Admission:
             except ConflictError:
                 await asyncio.sleep(min(0.05, 0.002 * attempt))
                 continue
-            await self._tell(
+            await self._notify(
                 tenant,
                 after,
                 admitted={turn.run_id for turn in before.holders},
                 cancelled={one.run_id for one in before.queue + before.holders if one.cancelled},
             )
             return after
-        raise TransientError("turns_contended", f"{name} changes all the time")
+        raise TransientError("turns_contended", f"{name} has too many concurrent changes")
 
     async def _write(self, name: str, entry: KvEntry | None, record: TurnRecord) -> None:
         value = record.model_dump_json(exclude_defaults=True).encode()
@@ -251,9 +306,9 @@ class Admission:
         else:
             await self._bucket.update(name, value, entry.revision, ttl_seconds=ttl)
 
-    # -- what follows ------------------------------------------------------------------------
+    # -- signals and cancellations ---------------------------------------------------------------
 
-    async def _tell(
+    async def _notify(
         self,
         tenant: str,
         record: TurnRecord,
@@ -261,10 +316,10 @@ class Admission:
         admitted: Collection[str] = (),
         cancelled: Collection[str] = (),
     ) -> None:
-        """Tell those that may begin, and those that must stop, except who was told before."""
+        """Append admissions and cancellations, except those already in the runs' logs."""
         work = [self._admit(tenant, turn) for turn in record.holders if turn.run_id not in admitted]
         work += [
-            self._cancel(tenant, turn, "a newer run with the same key takes its place")
+            self._cancel(tenant, turn, "a newer run with the same key replaces it")
             for turn in (*record.holders, *record.queue)
             if turn.cancelled and turn.run_id not in cancelled
         ]
@@ -275,22 +330,22 @@ class Admission:
         fact = SignalReceived(occurred_at=datetime.now(UTC), name="admitted", kind="admitted")
         prefix = subjects.run_prefix(tenant, turn.shard, turn.run_id)
         subject = subjects.signal(prefix, _signal_id(turn.run_id))
-        await self._state_once(subject, fact)
+        await self._append_once(subject, fact)
 
     async def _cancel(self, tenant: str, turn: Turn, reason: str) -> None:
         fact = CancelRequested(occurred_at=datetime.now(UTC), reason=reason)
         prefix = subjects.run_prefix(tenant, turn.shard, turn.run_id)
-        await self._state_once(subjects.cancel(prefix), fact)
+        await self._append_once(subjects.cancel(prefix), fact)
 
-    async def _state_once(self, subject: str, fact: SignalReceived | CancelRequested) -> None:
+    async def _append_once(self, subject: str, fact: SignalReceived | CancelRequested) -> None:
         try:
             await self._writer.append(subject, fact_bytes(fact))
         except ConflictError:
-            _log.debug("admission.stated_already", extra={"subject": subject})
+            _log.debug("admission.duplicate", extra={"subject": subject})
 
-    async def _said(self, tenant: str, turns: Collection[Turn]) -> _Said:
-        """Return what the logs of the runs at a key say of their turns."""
-        said = _Said()
+    async def _logged(self, tenant: str, turns: Collection[Turn]) -> _Logged:
+        """Read which runs of a key have ended, or have their admission or cancellation."""
+        logged = _Logged()
         waiting = list(turns)
         for start in range(0, len(waiting), _AT_ONCE):
             part = waiting[start : start + _AT_ONCE]
@@ -305,18 +360,18 @@ class Admission:
             page = await self._reader.get_many(subjects.RUNS, {"multi_last": filters})
             for message in page.messages:
                 subject = subjects.parse_fact(message.subject)
-                said.add(subject.event, subject.run_id)
+                logged.add(subject.event, subject.run_id)
             for turn in part:
                 if datetime.now(UTC) - turn.since > _FORGOTTEN:
                     stored = await self._reader.stored(tenant, turn.shard, turn.run_id)
                     if not stored:
-                        said.ended.add(turn.run_id)
-        return said
+                        logged.ended.add(turn.run_id)
+        return logged
 
 
 @dataclass(frozen=True, slots=True)
-class _Said:
-    """Runs by what their logs say."""
+class _Logged:
+    """Runs by the facts in their logs."""
 
     ended: set[str] = field(default_factory=set)
     admitted: set[str] = field(default_factory=set)
@@ -331,11 +386,11 @@ class _Said:
             self.cancelled.add(run_id)
 
 
-def turn_name(plan: Plan, state: RunState) -> str:
-    """Return what runs share: the name of their definition, and the value of its key.
+def slot_key(plan: Plan, state: RunState) -> str:
+    """Return the concurrency key of a run: the definition's name and the evaluated expression.
 
     Raises:
-        RejectedError: The key cannot be evaluated; the run is to be ended as failed with it.
+        RejectedError: The expression cannot be evaluated; the run has to fail with it.
     """
     spec = plan.concurrency or ConcurrencySpec()
     value = evaluate(spec.key, View(plan, state).run_scope())
@@ -356,12 +411,12 @@ def _read(name: str, entry: KvEntry | None) -> TurnRecord:
     try:
         return TURN_RECORD.validate_json(entry.value)
     except ValidationError as error:
-        # Places that cannot be told are free: a key that stops all its runs would be worse.
+        # An unreadable record counts as empty: a key that blocks all its runs would be worse.
         _log.error("admission.unreadable", extra={"key": name, "error": str(error)})
         return TurnRecord()
 
 
-def _limit(code: str, key: str, places: int) -> ErrorInfo:
+def _limit(code: str, key: str, maximum: int) -> ErrorInfo:
     if code == "queue_full":
         return ErrorInfo(code=code, message=f"too many runs wait for {key!r}")
-    return ErrorInfo(code=code, message=f"{places} runs with the key {key!r} are under way")
+    return ErrorInfo(code=code, message=f"{maximum} runs with the key {key!r} are executing")

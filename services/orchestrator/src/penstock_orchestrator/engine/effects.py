@@ -1,8 +1,8 @@
-"""What decisions do outside their run's log: child runs, messages, answers to the parent, indexes.
+"""Effects of decisions outside their run's log: child runs, messages, results for parents, indexes.
 
-Every effect may be made again: ids are derived, so that the log refuses the second one. They are
-made after the decision is stored and before its cause is acknowledged; whoever reads a run anew
-makes those again that may be missing.
+Effects are idempotent: ids are derived, so the log refuses a duplicate. The engine makes them after
+it has stored the decision and before it acknowledges the input. ``restore`` repeats those that may
+be missing after a crash.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 import logging
 from collections.abc import Coroutine, Iterable
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from msgspec.structs import replace
 from pydantic_core import from_json, to_json
@@ -38,9 +38,11 @@ from penstock.contracts.ids import child_run_id, is_run_id, require_token, shard
 from penstock.contracts.json import Json
 from penstock.contracts.pending import CorrelationRecord, PendingRecord, correlation_hash
 from penstock.contracts.plan import Plan
+from penstock.contracts.structs import convert
 from penstock.contracts.subjects import FactSubject
 from penstock.expressions.templates import render
 from penstock.failpoints import reach
+from penstock.runs.engine_steps import SendConfig, SendTarget
 from penstock.runs.start import child_run
 from penstock.runs.state import PENDING, RunState, StepState, fold, new_state
 from penstock_orchestrator.core.view import View
@@ -53,35 +55,8 @@ CHILD: Final = "workflow"
 SEND: Final = "send"
 
 
-class Effects(Protocol):
-    """What the engine needs done outside a run's log."""
-
-    async def perform(self, slot: Slot, step_id: str, attempt: int, fact: StepScheduled) -> None:
-        """Do a step that the engine executes itself: it has begun when this returns."""
-
-    async def pending(
-        self, slot: Slot, before: RunState, node_records: Iterable[NodeRecord]
-    ) -> None:
-        """Keep the index of what runs ask of the world outside."""
-
-    async def begun(self, slot: Slot, correlation: str) -> None:
-        """Let events find the run by a key."""
-
-    async def stopped(self, slot: Slot, step_ids: Iterable[str]) -> None:
-        """Cancel the child runs of steps that nobody waits for."""
-
-    async def given_up(self, slot: Slot, subject: FactSubject, result: StepResult) -> None:
-        """Cancel the child run of an attempt that took too long."""
-
-    async def ended(self, slot: Slot, state: RunState, correlation: str | None) -> None:
-        """Tell the parent, cancel the children, clear the indexes."""
-
-    async def look_after(self, slot: Slot, state: RunState) -> None:
-        """Make effects again that may be missing."""
-
-
-class BusEffects:
-    """The effects, on the bus."""
+class Effects:
+    """Writes to other runs' logs and to the buckets of pending requests."""
 
     def __init__(self, bus: Bus, writer: LogWriter, reader: LogReader, *, shards: int) -> None:
         """Work on the given log."""
@@ -93,35 +68,35 @@ class BusEffects:
 
     # -- steps of the engine itself ----------------------------------------------------------
 
-    async def perform(self, slot: Slot, step_id: str, attempt: int, fact: StepScheduled) -> None:
-        """Start a child run or send a message.
+    async def start_step(
+        self, slot: Slot, queue: str, step_id: str, attempt: int, fact: StepScheduled
+    ) -> None:
+        """Start a step that the engine executes itself: a child run, or a message.
 
         Raises:
             PenstockError: The bus does not answer.
         """
-        config = fact.config if isinstance(fact.config, dict) else {}
-        if "to" in config:
-            await self._send(slot, step_id, attempt, fact, config)
+        if queue == SEND:
+            await self._send(slot, step_id, attempt, fact)
         else:
-            await self._start(slot, step_id, attempt, fact)
+            await self._start_child(slot, step_id, attempt, fact)
 
-    async def _start(self, slot: Slot, step_id: str, attempt: int, fact: StepScheduled) -> None:
+    async def _start_child(
+        self, slot: Slot, step_id: str, attempt: int, fact: StepScheduled
+    ) -> None:
         state = slot.state
         if state is None or state.invoked is None:
             return
         run_id = child_run_id(slot.tenant, slot.run_id, step_id, attempt)
         prefix = self._prefix(slot.tenant, run_id)
         child = child_run(state, step_id, attempt, fact)
-        await self._state_once(subjects.invoke(prefix), child)
+        await self._append_once(subjects.invoke(prefix), child)
         reach("engine.child_started")
 
-    async def _send(
-        self, slot: Slot, step_id: str, attempt: int, fact: StepScheduled, config: dict[str, Json]
-    ) -> None:
-        to = config.get("to")
-        targets = await self._targets(slot.tenant, to if isinstance(to, dict) else {})
+    async def _send(self, slot: Slot, step_id: str, attempt: int, fact: StepScheduled) -> None:
+        targets = await self._targets(slot.tenant, convert(SendConfig, fact.config).to)
         token = hashlib.sha256(f"{slot.run_id}\x00{step_id}".encode()).hexdigest()[:32]
-        reached: list[Json] = []
+        receivers: list[Json] = []
         for run_id in targets:
             prefix = self._prefix(slot.tenant, run_id)
             if not await self._open(slot.tenant, run_id):
@@ -133,26 +108,27 @@ class BusEffects:
                 kind="message",
                 from_run=slot.run_id,
             )
-            await self._state_once(subjects.signal(prefix, f"m-{token}"), message)
+            await self._append_once(subjects.signal(prefix, f"m-{token}"), message)
             reach("engine.message_sent")
-            reached.append(run_id)
+            receivers.append(run_id)
         error = None
-        if not reached:
+        if not receivers:
             error = ErrorInfo(code="nobody_to_tell", message=f"no open run takes {fact.name!r}")
         result = StepResult(
             occurred_at=datetime.now(UTC),
             kind=StepKind.RUN,
             name=fact.name,
-            status="succeeded" if reached else "failed",
-            output={"run_ids": reached},
+            status="succeeded" if receivers else "failed",
+            output={"run_ids": receivers},
             error=error,
             started_at=fact.occurred_at,
         )
         prefix = subjects.run_prefix(slot.tenant, slot.shard, slot.run_id)
-        await self._state_once(subjects.result(prefix, step_id, attempt), result)
+        await self._append_once(subjects.result(prefix, step_id, attempt), result)
 
-    async def _targets(self, tenant: str, to: dict[str, Json]) -> list[str]:
-        run_id, key, session = to.get("run_id"), to.get("correlation"), to.get("session_id")
+    async def _targets(self, tenant: str, to: SendTarget) -> list[str]:
+        """Return the ids of the runs that a message goes to."""
+        run_id, key, session = to.run_id, to.correlation, to.session_id
         if run_id is not None:
             return [run_id] if isinstance(run_id, str) and is_run_id(run_id) else []
         if key is not None:
@@ -177,24 +153,24 @@ class BusEffects:
         entries = await self._reader.read_run(tenant, shard, run_id)
         return fold(new_state(tenant, shard, run_id), entries)
 
-    # -- the index of what is asked ----------------------------------------------------------
+    # -- the index of pending requests -----------------------------------------------------------
 
-    async def pending(
+    async def index_pending(
         self, slot: Slot, before: RunState, node_records: Iterable[NodeRecord]
     ) -> None:
-        """Add what is asked, take away what is settled."""
+        """Index the requests that a decision opens, and remove those that it closes."""
         work: list[Coroutine[Any, Any, object]] = []
         for node_record in node_records:
             if node_record.kind not in PENDING:
                 continue
             known = before.node_records.get(node_record.record_id)
             if node_record.status == "open" and node_record.request is not None:
-                work.append(self._park(slot, node_record, before))
+                work.append(self._add_pending(slot, node_record, before))
             elif known is not None and known.open and known.node_record.request is not None:
-                work.append(self._unpark(slot, known.node_record))
-        await _all(work)
+                work.append(self._remove_pending(slot, known.node_record))
+        await _gather(work)
 
-    async def _park(self, slot: Slot, node_record: NodeRecord, state: RunState) -> None:
+    async def _add_pending(self, slot: Slot, node_record: NodeRecord, state: RunState) -> None:
         record = PendingRecord(
             tenant=slot.tenant,
             run_id=slot.run_id,
@@ -206,55 +182,61 @@ class BusEffects:
         key = subjects.pending_key(slot.tenant, slot.run_id, node_record.record_id)
         await self._pending.put(key, record.model_dump_json().encode())
         if node_record.request is not None and node_record.request.correlation is not None:
-            await self._correlate(slot, node_record.request.correlation, node_record.record_id)
+            await self._add_correlation(
+                slot, node_record.request.correlation, node_record.record_id
+            )
 
-    async def _unpark(self, slot: Slot, node_record: NodeRecord, *, over: bool = False) -> None:
+    async def _remove_pending(
+        self, slot: Slot, node_record: NodeRecord, *, run_ended: bool = False
+    ) -> None:
         await self._pending.delete(
             subjects.pending_key(slot.tenant, slot.run_id, node_record.record_id)
         )
         correlation = node_record.request.correlation if node_record.request is not None else None
-        if correlation is not None and (over or correlation not in _needed(slot)):
-            await self._forget(slot, correlation)
+        if correlation is not None and (run_ended or correlation not in _correlations_in_use(slot)):
+            await self._remove_correlation(slot, correlation)
 
-    async def _correlate(self, slot: Slot, correlation: str, record_id: str | None) -> None:
+    async def _add_correlation(self, slot: Slot, correlation: str, record_id: str | None) -> None:
         record = CorrelationRecord(run_id=slot.run_id, shard=slot.shard, record_id=record_id)
         hashed = correlation_hash(correlation)
         key = subjects.correlation_key(slot.tenant, hashed, slot.run_id)
         await self._pending.put(key, record.model_dump_json().encode())
 
-    async def _forget(self, slot: Slot, correlation: str) -> None:
+    async def _remove_correlation(self, slot: Slot, correlation: str) -> None:
         hashed = correlation_hash(correlation)
         await self._pending.delete(subjects.correlation_key(slot.tenant, hashed, slot.run_id))
 
-    async def begun(self, slot: Slot, correlation: str) -> None:
-        """Let events find the run by a key, from now to its end."""
-        await self._correlate(slot, correlation, None)
+    async def index_run(self, slot: Slot, correlation: str) -> None:
+        """Index the run under its correlation key until it ends."""
+        await self._add_correlation(slot, correlation, None)
 
     # -- the end -----------------------------------------------------------------------------
 
-    async def stopped(self, slot: Slot, step_ids: Iterable[str]) -> None:
-        """Cancel the child runs of steps that nobody waits for."""
+    async def cancel_child_runs(self, slot: Slot, step_ids: Iterable[str]) -> None:
+        """Cancel the child runs of stopped steps."""
         state = slot.state
         if state is None:
             return
         steps = [state.steps.get(step_id) for step_id in step_ids]
         await self._cancel_children(slot, [step for step in steps if step is not None])
 
-    async def given_up(self, slot: Slot, subject: FactSubject, result: StepResult) -> None:
-        """Cancel the child run of an attempt that took too long; its next one is another run."""
+    async def cancel_expired_child(
+        self, slot: Slot, subject: FactSubject, result: StepResult
+    ) -> None:
+        """Cancel the child run of an expired attempt; the next attempt starts another run."""
         late = result.error is not None and result.error.code == "step_timeout"
         if result.kind != StepKind.RUN or not late or result.usage is not None:
-            return  # a child that has ended says what it used
+            return  # the child has ended: only then its result has usage
         step = slot.state.steps.get(subject.step_id) if slot.state is not None else None
         if step is not None and step.queue == CHILD:
             await self._cancel_children(slot, [replace(step, attempt=subject.attempt)])
 
     async def _cancel_children(self, slot: Slot, steps: Iterable[StepState]) -> None:
-        reason = f"its parent {slot.run_id} does not wait for it any more"
+        reason = f"the parent run {slot.run_id} no longer waits for it"
         fact = CancelRequested(occurred_at=datetime.now(UTC), reason=reason)
-        await _all(
+        await _gather(
             [
-                self._state_once(subjects.cancel(self._child_prefix(slot, step)), fact)
+                self._append_once(subjects.cancel(self._child_prefix(slot, step)), fact)
                 for step in steps
                 if step.kind == StepKind.RUN and step.queue == CHILD
             ]
@@ -264,23 +246,30 @@ class BusEffects:
         run_id = child_run_id(slot.tenant, slot.run_id, step.step_id, step.attempt)
         return self._prefix(slot.tenant, run_id)
 
-    async def ended(self, slot: Slot, state: RunState, correlation: str | None) -> None:
-        """Tell the parent, cancel the children, clear the indexes.
+    async def finish_run(self, slot: Slot, state: RunState, correlation: str | None) -> None:
+        """Report to the parent, cancel open child runs, clear the indexes.
 
         Raises:
             PenstockError: The bus does not answer.
         """
         if state.request.parent is not None:
-            await self._tell_parent(slot.tenant, state)
+            await self._report_to_parent(slot.tenant, state)
         await self._cancel_children(slot, unneeded_children(state, ended=True))
         if state.open_records:
-            asked = [known.node_record for known in state.node_records.values() if known.open]
-            open_records = [node_record for node_record in asked if node_record.request is not None]
-            await _all([self._unpark(slot, node_record, over=True) for node_record in open_records])
+            open_ones = [known.node_record for known in state.node_records.values() if known.open]
+            open_records = [
+                node_record for node_record in open_ones if node_record.request is not None
+            ]
+            await _gather(
+                [
+                    self._remove_pending(slot, node_record, run_ended=True)
+                    for node_record in open_records
+                ]
+            )
         if correlation is not None:
-            await self._forget(slot, correlation)
+            await self._remove_correlation(slot, correlation)
 
-    async def _tell_parent(self, tenant: str, state: RunState) -> None:
+    async def _report_to_parent(self, tenant: str, state: RunState) -> None:
         ended, parent = state.ended, state.request.parent
         if ended is None or parent is None:
             return
@@ -300,11 +289,11 @@ class BusEffects:
             started_at=state.request.occurred_at,
         )
         prefix = subjects.run_prefix(tenant, parent.shard, parent.run_id)
-        await self._state_once(subjects.result(prefix, parent.step_id, parent.attempt), result)
+        await self._append_once(subjects.result(prefix, parent.step_id, parent.attempt), result)
         reach("engine.parent_told")
 
-    async def look_after(self, slot: Slot, state: RunState) -> None:
-        """Make effects again that may be missing, for a run that was read anew."""
+    async def restore(self, slot: Slot, state: RunState) -> None:
+        """Repeat the effects that may be missing, for a run that was reloaded."""
         await self._cancel_children(slot, unneeded_children(state))
         for step in state.steps.values():
             if step.kind != StepKind.RUN or step.status != "scheduled":
@@ -317,17 +306,17 @@ class BusEffects:
             entry = await self._reader.read_fact(subject)
             if entry is None or not isinstance(entry.fact, StepScheduled):
                 continue
-            await self.perform(slot, step.step_id, step.attempt, entry.fact)
+            await self.start_step(slot, step.queue, step.step_id, step.attempt, entry.fact)
             if step.queue == CHILD:
                 run_id = child_run_id(slot.tenant, slot.run_id, step.step_id, step.attempt)
                 child = await self._read(slot.tenant, run_id)
                 if child.ended is not None and child.invoked is not None:
-                    await self._tell_parent(slot.tenant, child)
+                    await self._report_to_parent(slot.tenant, child)
         if state.open_records:
             nothing = new_state(slot.tenant, slot.shard, slot.run_id)
-            told = nothing if state.invoked is None else state
-            await self.pending(
-                slot, told, [known.node_record for known in state.node_records.values()]
+            before = nothing if state.invoked is None else state
+            await self.index_pending(
+                slot, before, [known.node_record for known in state.node_records.values()]
             )
 
     # -- writing -----------------------------------------------------------------------------
@@ -335,18 +324,18 @@ class BusEffects:
     def _prefix(self, tenant: str, run_id: str) -> str:
         return subjects.run_prefix(tenant, shard_of(run_id, self._shards), run_id)
 
-    async def _state_once(
+    async def _append_once(
         self, subject: str, fact: RunInvoked | SignalReceived | StepResult | CancelRequested
     ) -> None:
-        """State a fact that somebody may have stated already."""
+        """Append a fact; a duplicate has no effect."""
         try:
             await self._writer.append(subject, fact_bytes(fact))
         except ConflictError:
-            _log.debug("effects.stated_already", extra={"subject": subject})
+            _log.debug("effects.duplicate", extra={"subject": subject})
 
 
 def correlation_of(plan: Plan, state: RunState) -> str | ErrorInfo:
-    """Return the key by which events find a run all its life, or why there is none."""
+    """Return the correlation key of a run, or the error of its template."""
     try:
         return str(render(plan.correlation, View(plan, state).run_scope()))
     except RejectedError as rejected:
@@ -354,7 +343,7 @@ def correlation_of(plan: Plan, state: RunState) -> str | ErrorInfo:
 
 
 def unneeded_children(state: RunState, *, ended: bool = False) -> list[StepState]:
-    """Return the steps whose child runs nobody waits for: what was stopped, at the end all."""
+    """Return the steps whose child runs are to be cancelled: stopped ones, at the end all."""
     return [
         step
         for step in state.steps.values()
@@ -364,8 +353,8 @@ def unneeded_children(state: RunState, *, ended: bool = False) -> list[StepState
     ]
 
 
-async def _all(work: list[Coroutine[Any, Any, object]]) -> None:
-    """Do many things, some at a time."""
+async def _gather(work: list[Coroutine[Any, Any, object]]) -> None:
+    """Await many coroutines, ``_AT_ONCE`` at a time."""
     for start in range(0, len(work), _AT_ONCE):
         await asyncio.gather(*work[start : start + _AT_ONCE])
 
@@ -375,8 +364,8 @@ def stop_body(step_ids: tuple[str, ...]) -> bytes:
     return to_json({"steps": list(step_ids)})
 
 
-def _needed(slot: Slot) -> set[str]:
-    """Return the keys by which events find a run: those of its waits, and its own."""
+def _correlations_in_use(slot: Slot) -> set[str]:
+    """Return the correlation keys of a run: its own, and those of its open waits."""
     state, plan = slot.state, slot.plan
     if state is None:
         return set()

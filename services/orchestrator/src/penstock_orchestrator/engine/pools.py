@@ -1,4 +1,4 @@
-"""Runner pools as their heartbeats tell them: how many steps each can work at."""
+"""Runner pools: how many steps each can execute at a time, from the runners' heartbeats."""
 
 from __future__ import annotations
 
@@ -13,22 +13,28 @@ from penstock.bus.connection import Bus
 from penstock.bus.kv import Bucket, KvChange, Watch
 from penstock.contracts import subjects
 from penstock.contracts.runners import RunnerRecord
+from penstock.runs.state import StepState
 
 _log = logging.getLogger(__name__)
 
 LEAST: Final = {"agent": 64, "run": 1_000_000}
-"""Steps that may wait for a pool of a kind, however few its runners are; an agent's take long, and
-what the engine does itself waits for nobody."""
+"""Minimum dispatch window by kind, in steps. Agent steps take long; steps of kind ``run`` are
+executed by the engine itself and need no runner."""
 LEAST_OTHERS: Final = 512
 
 
 def least_of(pool: str) -> int:
-    """Return how many steps may be out for a pool of which no runner is known."""
+    """Return the minimum dispatch window of a pool, in steps."""
     return LEAST.get(pool.partition(".")[0], LEAST_OTHERS)
 
 
+def pool_of(step: StepState) -> str:
+    """Return the runner pool of a step: ``{kind}.{queue}``."""
+    return f"{step.kind.value}.{step.queue}"
+
+
 class PoolWatch:
-    """Follows the bucket of live runners."""
+    """Watches the bucket of live runners."""
 
     def __init__(self, bus: Bus, resize: Callable[[str, int], None]) -> None:
         """Call ``resize`` with a pool and its slots whenever they change."""
@@ -38,7 +44,7 @@ class PoolWatch:
         self._watch: Watch | None = None
 
     async def start(self) -> None:
-        """Begin to follow.
+        """Start the watch.
 
         Raises:
             TransientError: The server did not answer.
@@ -47,7 +53,7 @@ class PoolWatch:
         self._watch = await self._bucket.watch(">", self._on_change)
 
     async def stop(self) -> None:
-        """Follow no longer."""
+        """Stop the watch."""
         if self._watch is not None:
             await self._watch.stop()
 
