@@ -28,7 +28,7 @@ from penstock.settings import CoreSettings
 from penstock.telemetry import tracing
 from penstock.telemetry.logs import EventLog, bind
 
-_log = EventLog("penstock.endpoint")
+log = EventLog(__name__)
 
 _READERS: Final = 8
 """Requests of one reading verb that are answered at a time."""
@@ -89,7 +89,7 @@ class Endpoint:
 
     async def _on_closed(self) -> None:
         if not self._stopping:
-            _log.error("rpc.closed_for_good")
+            log.error("rpc.closed_for_good")
             logging.shutdown()
             os._exit(EXIT_CONNECTION_LOST)
 
@@ -170,6 +170,6 @@ async def _failure(error: Exception) -> Reply:
             "invalid_request", f"{details[0].path}: {details[0].message}", details=details
         )
     else:
-        _log.error("rpc.failed", error=error)
+        log.error("rpc.failed", error=error)
         known = InvariantError("internal_error", "the service failed; its log has the details")
     return Reply(ok=False, error=known.info())

@@ -76,7 +76,7 @@ _FAMILIES: Final[tuple[tuple[str, ErrorFamily, str], ...]] = (
 )
 """LiteLLM's exceptions, subclasses first: what each means to the engine."""
 
-events = EventLog("penstock.models")
+log = EventLog(__name__)
 
 
 class ProviderModel:
@@ -163,7 +163,7 @@ def load_litellm() -> Any:
     litellm.num_retries = 0
     # Its aiohttp sessions are never closed; httpx's are, when they are collected.
     litellm.disable_aiohttp_transport = True
-    events.info("models.loaded")
+    log.info("models.loaded")
     return litellm
 
 

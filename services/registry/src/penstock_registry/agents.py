@@ -37,7 +37,7 @@ from penstock_registry.runner_registry import RunnerRegistry
 from penstock_registry.store import Store
 from penstock_registry.tables import AgentRow
 
-log = EventLog("penstock.registry")
+log = EventLog(__name__)
 
 Change = Literal["created", "updated", "unchanged"]
 

@@ -29,7 +29,7 @@ from penstock_registry.publisher import Publisher
 from penstock_registry.store import Store
 from penstock_registry.tables import AliasRow, DefinitionRow
 
-log = EventLog("penstock.registry")
+log = EventLog(__name__)
 
 
 class VersionAliases:

@@ -35,7 +35,7 @@ from penstock_registry.store import Stored, namespace_of
 from penstock_registry.tables import DefinitionRow, VersionRow
 from penstock_registry.versions import published_version, select_version
 
-log = EventLog("penstock.registry")
+log = EventLog(__name__)
 
 Origin = Literal["document", "registration"]
 Change = Literal["created", "updated", "unchanged"]

@@ -42,7 +42,7 @@ from penstock_registry.publisher import Publisher
 from penstock_registry.store import Store, Stored
 from penstock_registry.tables import DefinitionRow, VersionRow
 
-log = EventLog("penstock.registry")
+log = EventLog(__name__)
 
 _PAGE_BYTES: Final = 500_000
 

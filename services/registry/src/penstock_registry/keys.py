@@ -16,7 +16,7 @@ from penstock_registry.publisher import Publisher
 from penstock_registry.store import Store
 from penstock_registry.tables import KeyRow
 
-log = EventLog("penstock.registry")
+log = EventLog(__name__)
 
 PREFIX: Final = "psk"
 _ID_BYTES: Final = 8

@@ -19,6 +19,7 @@ from penstock.endpoint import Endpoint
 from penstock.memory import settle
 from penstock.telemetry import logs, tracing
 from penstock.telemetry.health import HealthServer
+from penstock.telemetry.logs import EventLog
 from penstock_registry.agents import HttpAgents
 from penstock_registry.aliases import VersionAliases
 from penstock_registry.definitions import Definitions
@@ -33,7 +34,7 @@ from penstock_registry.tables import PACKAGE, REVISION
 SERVICE: Final = "registry"
 EXIT_FAILED: Final = 1
 
-events = logs.EventLog("penstock.registry")
+log = EventLog(__name__)
 
 
 def run(settings: RegistrySettings) -> None:
@@ -58,7 +59,7 @@ def run(settings: RegistrySettings) -> None:
     try:
         uvloop.run(serve(settings))
     except PenstockError as error:
-        events.error("registry.failed", error=error, code=error.code)
+        log.error("registry.failed", error=error, code=error.code)
         sys.exit(EXIT_FAILED)
     finally:
         tracing.shutdown()
@@ -125,9 +126,9 @@ async def _serve(
     try:
         await endpoint.start()
         await health.start()
-        events.info("registry.ready")
+        log.info("registry.ready")
         await ending.wait()
-        events.info("registry.ending")
+        log.info("registry.ending")
         await endpoint.stop()
         await health.stop()
     finally:
@@ -148,13 +149,13 @@ async def _keep_repaired(bus: Bus, settings: RegistrySettings, publisher: Publis
             async with asyncio.timeout(settings.registry_repair_seconds):
                 await reconnected.wait()
         except TimeoutError:
-            events.debug("registry.repair_due")
+            log.debug("registry.repair_due")
         reconnected.clear()
         try:
             await ensure(bus, settings)
             await publisher.repair()
         except (TransientError, JetStreamError) as error:
-            events.warning("registry.repair_postponed", reason=str(error))
+            log.warning("registry.repair_postponed", reason=str(error))
             await asyncio.sleep(1.0)
             reconnected.set()
 

@@ -24,7 +24,7 @@ from penstock_registry.store import Store
 from penstock_registry.tables import DefinitionRow, KeyRow, VersionRow
 from penstock_registry.versions import aliased, published_version
 
-log = EventLog("penstock.registry")
+log = EventLog(__name__)
 
 Wanted = Callable[[], Awaitable[bytes | None]]
 

@@ -22,7 +22,7 @@ from penstock.contracts.runners import RunnerRecord
 from penstock.telemetry.logs import EventLog
 from penstock_registry.core.liveness import state_of, visible_to
 
-log = EventLog("penstock.registry")
+log = EventLog(__name__)
 
 RUNNERS_LOST: Final = Counter(
     "penstock_registry_runners_lost_total", "Runners whose heartbeat ceased", ["kind"]

@@ -22,9 +22,10 @@ from nats.errors import TimeoutError as NatsTimeoutError
 from penstock.bus.client import HotClient
 from penstock.contracts.errors import InvariantError, TransientError
 from penstock.settings import CoreSettings
+from penstock.telemetry.logs import EventLog
 from penstock.telemetry.metrics import BUS_RECONNECTS
 
-_log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 MINIMUM_SERVER: Final = (2, 14, 0)
 """First server with message schedules, atomic batches and delete markers as used here."""
@@ -195,26 +196,26 @@ async def connect(settings: CoreSettings, *, name: str, patience_seconds: float 
     async def on_error(error: Exception) -> None:
         nonlocal reported
         if not connecting:
-            _log.warning("bus.error", extra={"error": repr(error)})
+            log.warning("bus.error", error=repr(error))
         elif not reported:
             # Once, although the client tries four times a second.
             reported = True
             waited = {"address": address, "patience_seconds": patience_seconds}
-            _log.warning("bus.unreachable", extra={**waited, "error": repr(error)})
+            log.warning("bus.unreachable", **waited, error=repr(error))
 
     async def on_disconnected() -> None:
         if not nc.closing_on_purpose:
-            _log.warning("bus.disconnected")
+            log.warning("bus.disconnected")
 
     async def on_reconnected() -> None:
-        _log.warning("bus.reconnected")
+        log.warning("bus.reconnected")
         BUS_RECONNECTS.inc()
         for callback in list(bus.on_reconnect):
             callback()
 
     async def on_closed() -> None:
         if not nc.closing_on_purpose:
-            _log.critical("bus.closed_for_good")
+            log.error("bus.closed_for_good")
             logging.shutdown()
             os._exit(EXIT_CONNECTION_LOST)
 

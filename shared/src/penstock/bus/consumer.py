@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -33,9 +32,10 @@ from penstock.contracts.errors import (
 )
 from penstock.contracts.messages import DeadLetter
 from penstock.contracts.structs import encode
+from penstock.telemetry.logs import EventLog
 from penstock.telemetry.tallies import consumer_tally
 
-_log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 _EXPIRES_SECONDS: Final = 30
 _HEARTBEAT_SECONDS: Final = 2
@@ -234,13 +234,11 @@ class Consumer:
             self._pull()
         elif not self._draining:
             if not self._suspect:
-                _log.warning(
+                log.warning(
                     "consumer.pull_ended",
-                    extra={
-                        "durable": self._durable,
-                        "status": status,
-                        "description": headers.get("Description"),
-                    },
+                    durable=self._durable,
+                    status=status,
+                    description=headers.get("Description"),
                 )
             self._credit = 0
             self._suspect = True
@@ -273,17 +271,16 @@ class Consumer:
             delay = error.retry_after_seconds
             if delay is None:
                 delay = min(0.1 * 2 ** min(delivery.deliveries, 8), 10.0)
-            _log.info(
-                "consumer.retry",
-                extra={"durable": self._durable, "subject": delivery.subject, "code": error.code},
+            log.info(
+                "consumer.retry", durable=self._durable, subject=delivery.subject, code=error.code
             )
             self._hand_back(delivery, delay)
         except (RejectedError, InvariantError) as error:
             await self._bury(delivery, error.info())
         except asyncio.CancelledError:
             raise
-        except Exception as error:  # noqa: BLE001 - the one broad except: keep the message, say why
-            _log.exception("consumer.handler_failed", extra={"durable": self._durable})
+        except Exception as error:
+            log.exception("consumer.handler_failed", durable=self._durable)
             if delivery.deliveries >= MAX_DELIVERIES:
                 await self._bury(delivery, InvariantError("handler_failed", repr(error)).info())
             else:
@@ -310,9 +307,8 @@ class Consumer:
             body=delivery.body[:_LETTER_BYTES].decode("utf-8", "replace"),
             occurred_at=datetime.now(UTC),
         )
-        _log.error(
-            "consumer.dead_letter",
-            extra={"durable": self._durable, "subject": delivery.subject, "code": error.code},
+        log.error(
+            "consumer.dead_letter", durable=self._durable, subject=delivery.subject, code=error.code
         )
         try:
             answer = await self._bus.request(
@@ -322,7 +318,7 @@ class Consumer:
             )
             _require_stored(answer.data)
         except PenstockError as lost:
-            _log.warning("consumer.dead_letter_delayed", extra={"code": lost.code})
+            log.warning("consumer.dead_letter_delayed", code=lost.code)
             self._hand_back(delivery, 5.0)
         else:
             self._tally.dead += 1
@@ -354,7 +350,7 @@ class Consumer:
 
     async def _revive(self) -> None:
         """No message, no heartbeat, or a refusal: look whether the durable is still there."""
-        _log.warning("consumer.silent", extra={"durable": self._durable})
+        log.warning("consumer.silent", durable=self._durable)
         self._suspect = False
         # The new leader of the consumer may not know our pull. A request whether the consumer
         # exists takes seconds while it has no leader: work must not wait for that.
@@ -362,7 +358,7 @@ class Consumer:
         try:
             recreated = await self._find_or_recreate()
         except (JetStreamError, PenstockError) as error:
-            _log.warning("consumer.unavailable", extra={"error": str(error)})
+            log.warning("consumer.unavailable", error=str(error))
             self._suspect = True
         else:
             if recreated:
@@ -376,7 +372,7 @@ class Consumer:
         except JetStreamError as error:
             if error.code != _NOT_FOUND or self._recreate is None:
                 raise
-            _log.warning("consumer.vanished", extra={"durable": self._durable})
+            log.warning("consumer.vanished", durable=self._durable)
             await self._recreate()
             return True
         return False

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import logging
 import math
 import re
 import uuid
@@ -30,6 +29,7 @@ from penstock.contracts.errors import (
     RejectedError,
     TransientError,
 )
+from penstock.telemetry.logs import EventLog
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription
 
-logger = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 Reason = Literal["put", "deleted", "expired"]
 
@@ -250,7 +250,7 @@ class Bucket:
                     timeout_seconds=self._timeout_seconds,
                 )
             except TransientError as error:
-                logger.debug("kv.direct_read_failed", extra={"key": key, "code": error.code})
+                log.debug("kv.direct_read_failed", key=key, code=error.code)
             else:
                 headers = reply.headers or {}
                 if "Nats-Sequence" in headers:
@@ -290,7 +290,7 @@ class Bucket:
         try:
             return await self._publish(subject, value, sent)
         except TransientError as error:
-            logger.warning("kv.write_retried", extra={"key": key, "code": error.code})
+            log.warning("kv.write_retried", key=key, code=error.code)
         try:
             return await self._publish(subject, value, sent)
         except ConflictError:
@@ -427,7 +427,7 @@ class Watch:
             await self._bus.api(f"CONSUMER.DELETE.{self._stream}.{name}")
         except (TransientError, JetStreamError) as error:
             # Without a listener the server removes the consumer by itself.
-            logger.debug("kv.watch_not_removed", extra={"error": str(error)})
+            log.debug("kv.watch_not_removed", error=str(error))
 
     def _receive(self, message: Msg) -> None:
         self._heard_at = asyncio.get_running_loop().time()
@@ -484,12 +484,10 @@ class Watch:
             if not self._bus.nc.is_connected:
                 self._broken.clear()  # set again when the connection is back
                 continue
-            logger.warning("kv.watch_renewed", extra={"stream": self._stream})
+            log.warning("kv.watch_renewed", stream=self._stream)
             try:
                 await self._open()
             except (TransientError, JetStreamError, NatsError) as error:
-                logger.warning(
-                    "kv.watch_renewal_failed", extra={"stream": self._stream, "error": str(error)}
-                )
+                log.warning("kv.watch_renewal_failed", stream=self._stream, error=str(error))
                 self._heard_at = 0.0
                 await asyncio.sleep(_CHECK_SECONDS)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -23,8 +22,9 @@ from penstock.contracts import subjects
 from penstock.contracts.errors import InvariantError, TransientError
 from penstock.contracts.facts import read_fact
 from penstock.runs.state import Entry
+from penstock.telemetry.logs import EventLog
 
-_log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 TRACE_HEADER: Final = "traceparent"
 _TRACE: Final = TRACE_HEADER.encode()
@@ -268,7 +268,7 @@ def _leave_out(message: Stored, error: InvariantError) -> None:
     """
     if ".in." not in message.subject:
         raise error
-    _log.warning("reader.unreadable_input", extra={"subject": message.subject})
+    log.warning("reader.unreadable_input", subject=message.subject)
 
 
 def decode_entry(

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import Final
 
 from penstock.bus.connection import Bus, JetStreamError
 from penstock.bus.topology import ensure
 from penstock.contracts.errors import TransientError
 from penstock.settings import CoreSettings
+from penstock.telemetry.logs import EventLog
 
-_log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 _RETRY_SECONDS: Final = 0.5
 
@@ -44,7 +44,7 @@ class Restorer:
             try:
                 await ensure(self._bus, self._settings)
             except (TransientError, JetStreamError) as error:
-                _log.warning("bus.topology_not_restored", extra={"reason": str(error)})
+                log.warning("bus.topology_not_restored", reason=str(error))
                 await asyncio.sleep(_RETRY_SECONDS)
             else:
                 return

@@ -7,7 +7,6 @@ changes that would destroy or reinterpret stored facts. It may run in every proc
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Iterable
 from typing import Any, Final
 
@@ -15,8 +14,9 @@ from penstock.bus.connection import Bus, JetStreamError
 from penstock.contracts import subjects
 from penstock.contracts.errors import ErrorDetail, InvariantError, TransientError
 from penstock.settings import CoreSettings
+from penstock.telemetry.logs import EventLog
 
-_log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 PATIENCE_SECONDS: Final = 20.0
 _AGAIN_SECONDS: Final = 0.5
@@ -204,7 +204,7 @@ async def ensure(
         except TransientError as error:
             if loop.time() >= give_up_at:
                 raise
-            _log.warning("bus.topology_delayed", extra={"reason": error.message})
+            log.warning("bus.topology_delayed", reason=error.message)
             await asyncio.sleep(_AGAIN_SECONDS)
         else:
             return

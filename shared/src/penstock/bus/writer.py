@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections import deque
 from collections.abc import Coroutine, Sequence
@@ -38,10 +37,11 @@ from penstock.bus.records import (
 from penstock.contracts import subjects
 from penstock.contracts.errors import ConflictError, TransientError
 from penstock.settings import CoreSettings
+from penstock.telemetry.logs import EventLog
 from penstock.telemetry.metrics import BUS_COMMIT_MESSAGES, BUS_COMMIT_SECONDS
 from penstock.telemetry.tallies import WRITER
 
-_log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 
 _TAKEN_TEXT: Final = "maximum messages per subject exceeded"
@@ -121,7 +121,7 @@ class LogWriter:
             async with asyncio.timeout(10):
                 await self._idle()
         except TimeoutError:
-            _log.error("writer.closed_with_messages_in_flight")
+            log.error("writer.closed_with_messages_in_flight")
         if self._sweeper is not None:
             self._sweeper.cancel()
 

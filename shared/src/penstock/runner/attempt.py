@@ -28,7 +28,7 @@ Halt = Literal["deadline", "silent", "stopped"]
 
 MESSAGE_CHARACTERS: Final = 2000
 
-events = EventLog("penstock.runner")
+log = EventLog(__name__)
 
 
 class Attempt:
@@ -194,7 +194,7 @@ def failure_of(error: Exception, mask: Mask | None = None) -> ErrorInfo:
     """Return what a handler's exception means; one that is not ours is logged with its stack."""
     if isinstance(error, PenstockError):
         return error.info() if mask is None else mask.info(error.info())
-    events.error("runner.handler_failed", error)
+    log.error("runner.handler_failed", error=error)
     # Masked before it is cut: half a secret would not be found any more.
     text = (str(error) if mask is None else mask.text(str(error)))[:MESSAGE_CHARACTERS]
     name = type(error).__name__

@@ -28,7 +28,7 @@ RETRY_SECONDS: Final = 1.0
 STOP_SECONDS: Final = 10.0
 FIRST_BEAT_SECONDS: Final = 30.0
 
-events = EventLog("penstock.runner")
+log = EventLog(__name__)
 
 
 class Heartbeat:
@@ -89,7 +89,7 @@ class Heartbeat:
         try:
             asyncio.run(self._main())
         except PenstockError as error:
-            events.error("runner.heartbeat_ended", error)
+            log.error("runner.heartbeat_ended", error=error)
             self._report(error)
 
     def _report(self, error: PenstockError | None = None) -> None:
@@ -138,7 +138,7 @@ class Heartbeat:
         silence = time.monotonic() - self._answered_at
         limit = self._settings.runner_ttl_seconds + self._settings.runner_heartbeat_seconds
         if silence > limit:
-            events.error("runner.loop_frozen", silence_seconds=round(silence, 1))
+            log.error("runner.loop_frozen", silence_seconds=round(silence, 1))
             return False
         return True
 
@@ -151,7 +151,7 @@ class Heartbeat:
                     ttl_seconds=self._settings.runner_ttl_seconds,
                 )
         except (PenstockError, JetStreamError) as error:
-            events.warning("runner.heartbeat_failed", reason=str(error))
+            log.warning("runner.heartbeat_failed", reason=str(error))
             return False
         self._report()
         return True
@@ -162,7 +162,7 @@ class Heartbeat:
                 await bucket.delete(_key(record), ttl_seconds=self._settings.runner_ttl_seconds)
         except (PenstockError, JetStreamError) as error:
             # The entry expires by itself.
-            events.warning("runner.not_deregistered", reason=str(error))
+            log.warning("runner.not_deregistered", reason=str(error))
 
 
 def _key(record: RunnerRecord) -> str:

@@ -31,7 +31,7 @@ LONGEST_BLOCK_SECONDS: Final = 3600.0
 _APART_SECONDS: Final = 0.05
 """Those who wait for the end of a block come back so far apart, of each process."""
 
-events = EventLog("penstock.runner")
+log = EventLog(__name__)
 
 
 class LimitStore(Protocol):
@@ -164,7 +164,7 @@ class Limits:
                     await self._store.leave(rule, holder, tokens)
                 except TransientError as error:
                     # The place becomes free when its lease has run out.
-                    events.warning("limits.not_left", limit=rule.name, reason=str(error))
+                    log.warning("limits.not_left", limit=rule.name, reason=str(error))
 
     async def block(self, kind: StepKind, config: Json, seconds: float) -> None:
         """Keep all runners from a step's provider for a while, at its request."""
@@ -175,7 +175,7 @@ class Limits:
         until = datetime.now(UTC) + timedelta(seconds=seconds)
         key = name_hash(provider)
         self._blocked[key] = max(self._blocked.get(key, 0.0), until.timestamp())
-        events.info("limits.provider_blocked", provider=provider, seconds=round(seconds, 1))
+        log.info("limits.provider_blocked", provider=provider, seconds=round(seconds, 1))
         record = BlockRecord(name=provider, until=until)
         try:
             await self._bucket.put(
@@ -183,7 +183,7 @@ class Limits:
             )
         except (TransientError, JetStreamError) as error:
             # The others will hear it from the provider itself.
-            events.warning("limits.block_not_told", provider=provider, reason=str(error))
+            log.warning("limits.block_not_told", provider=provider, reason=str(error))
 
     def _on_block(self, change: KvChange) -> None:
         key = change.key.rpartition(".")[2]
@@ -193,7 +193,7 @@ class Limits:
         try:
             record = BlockRecord.model_validate_json(change.value)
         except ValidationError as error:
-            events.warning("limits.block_unreadable", key=change.key, reason=str(error)[:500])
+            log.warning("limits.block_unreadable", key=change.key, reason=str(error)[:500])
             return
         self._blocked[key] = max(self._blocked.get(key, 0.0), record.until.timestamp())
 
@@ -218,7 +218,7 @@ class Limits:
         try:
             away = await self._store.take(rule, holder)
         except TransientError as error:
-            events.warning("limits.unavailable", limit=rule.name, reason=str(error))
+            log.warning("limits.unavailable", limit=rule.name, reason=str(error))
             return UNAVAILABLE_SECONDS
         if away <= 0 and rule.places is not None:
             self._held.setdefault(rule.name, {})[holder] = None
@@ -236,7 +236,7 @@ class Limits:
                 try:
                     await self._store.renew(self._rules[name], tuple(holders))
                 except PenstockError as error:
-                    events.warning("limits.not_renewed", limit=name, reason=str(error))
+                    log.warning("limits.not_renewed", limit=name, reason=str(error))
 
 
 def provider_of(kind: StepKind, config: Json) -> str | None:

@@ -21,10 +21,11 @@ from penstock.runner.heartbeat import Heartbeat
 from penstock.runner.settings import RunnerSettings, find_settings
 from penstock.telemetry import logs, tracing
 from penstock.telemetry.health import HealthServer
+from penstock.telemetry.logs import EventLog
 
 EXIT_FAILED: Final = 1
 
-events = logs.EventLog("penstock.runner")
+log = EventLog(__name__)
 
 
 class QueueRunner(Protocol):
@@ -76,7 +77,7 @@ def run(
     except PenstockError as error:
         # A server that is away needs no traceback; anything else may be a fault.
         fault = None if isinstance(error, TransientError) else error
-        events.error("runner.failed", fault, code=error.code, reason=str(error))
+        log.error("runner.failed", error=fault, code=error.code, reason=str(error))
         status = EXIT_FAILED
     finally:
         tracing.shutdown()
@@ -105,7 +106,7 @@ def _leave(status: int) -> NoReturn:
     ]
     if not left:
         sys.exit(status)
-    events.warning("runner.threads_left", threads=left)
+    log.warning("runner.threads_left", threads=left)
     logging.shutdown()
     os._exit(status)
 
@@ -140,7 +141,7 @@ async def serve(
                 await runner.start(harness)
             await heartbeat.start()
             settle()
-            events.info("runner.ready", queues=[runner.queue for runner in runners])
+            log.info("runner.ready", queues=[runner.queue for runner in runners])
             await ending.wait()
         finally:
             await _drain(runners, harness, heartbeat, settings)

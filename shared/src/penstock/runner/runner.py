@@ -28,7 +28,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_CONCURRENCY: Final = 64
 MAX_THREADS: Final = 64
 
-events = EventLog("penstock.runner")
+log = EventLog(__name__)
 
 
 class Runner:
@@ -240,7 +240,7 @@ class Runner:
             recreate=ensure,
         )
         await self._consumer.start()
-        events.info(
+        log.info(
             "runner.started",
             kind=self.kind.value,
             queue=self.queue,
@@ -261,7 +261,7 @@ class Runner:
             await asyncio.sleep(0)
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
-        events.info("runner.drained", kind=self.kind.value, queue=self.queue)
+        log.info("runner.drained", kind=self.kind.value, queue=self.queue)
 
     def run(self, settings: RunnerSettings | None = None) -> None:
         """Run as the only thing of this process, until SIGTERM or SIGINT, then exit with 0.

@@ -18,7 +18,7 @@ from penstock.telemetry.logs import EventLog
 REMEMBERED: Final = 10_000
 """A step may arrive shortly after its run was stopped; older ones are found in the log."""
 
-events = EventLog("penstock.runner")
+log = EventLog(__name__)
 
 
 class StopBook:
@@ -84,7 +84,7 @@ class StopBook:
             request = StopRequest.model_validate_json(message.data)
         except ValidationError as error:
             # Stopping too much would lose work; a step that runs too long meets its deadline.
-            events.warning("runner.stop_unreadable", run_id=run_id, reason=str(error)[:500])
+            log.warning("runner.stop_unreadable", run_id=run_id, reason=str(error)[:500])
             return
         if request.steps:
             self.stop_steps(run_id, request.steps)

@@ -19,7 +19,7 @@ from penstock.settings import CoreSettings
 from penstock.sinks.mlflow import Mlflow, MlflowRun
 from penstock.telemetry.logs import EventLog
 
-_log = EventLog("penstock.sink")
+log = EventLog(__name__)
 
 _SECOND: Final = 1_000_000_000
 _LONGEST_DELAY_SECONDS: Final = 30.0
@@ -62,7 +62,7 @@ class MlflowSink:
         )
         run = _readable(entries)
         if run is None:
-            _log.warning("sink.run_incomplete", run_id=subject.run_id)
+            log.warning("sink.run_incomplete", run_id=subject.run_id)
             return
         delay = 1.0
         while True:
@@ -70,11 +70,11 @@ class MlflowSink:
                 written = await self._mlflow.write(run)
             except TransientError as error:
                 # Not given back: the bus would give it up after so many deliveries.
-                _log.warning("sink.waiting", code=error.code, reason=error.message)
+                log.warning("sink.waiting", code=error.code, reason=error.message)
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, _LONGEST_DELAY_SECONDS)
             else:
-                _log.info("sink.run_written" if written else "sink.run_known", run_id=run.run_id)
+                log.info("sink.run_written" if written else "sink.run_known", run_id=run.run_id)
                 return
 
 
@@ -141,7 +141,7 @@ async def run_mlflow_sink(
             recreate=ensure,
         )
         await consumer.start()
-        _log.info("sink.ready", url=url, experiment=experiment)
+        log.info("sink.ready", url=url, experiment=experiment)
         await ending.wait()
         await consumer.drain(grace_seconds=5)
     finally:

@@ -31,7 +31,7 @@ FROZEN_SECONDS: Final = 5.0
 CANARY_SECONDS: Final = 1.0
 OFF: Final = -1
 
-log = EventLog("penstock.health")
+log = EventLog(__name__)
 
 
 class HealthServer:

@@ -90,7 +90,7 @@ class EventLog:
         self._logger = logging.getLogger(name)
 
     def debug(self, event: str, **fields: object) -> None:
-        """Log what only helps while looking for a fault."""
+        """Log an event that helps only in the search for a fault."""
         self._emit(logging.DEBUG, event, fields)
 
     def info(self, event: str, **fields: object) -> None:
@@ -102,8 +102,12 @@ class EventLog:
         self._emit(logging.WARNING, event, fields)
 
     def error(self, event: str, error: BaseException | None = None, **fields: object) -> None:
-        """Log what needs a person, with the traceback of ``error`` if given."""
+        """Log an event that needs an operator, with the traceback of ``error`` if given."""
         self._emit(logging.ERROR, event, fields, error)
+
+    def exception(self, event: str, **fields: object) -> None:
+        """Log an error with the traceback of the exception that is being handled."""
+        self._emit(logging.ERROR, event, fields, sys.exception())
 
     def _emit(
         self,
