@@ -78,20 +78,20 @@ class DeadLetters:
         self._writer = gateway.writer
         self._runs = gateway.runs
 
-    async def all(self, tenant: str, wanted: Filter, *, after: int = 0) -> AsyncIterator[Letter]:
+    async def all(self, tenant: str, criteria: Filter, *, after: int = 0) -> AsyncIterator[Letter]:
         """Yield the letters of a tenant that fit, the oldest first.
 
         Raises:
             TransientError: The bus did not answer.
         """
-        pattern = subjects.dead("*", wanted.consumer or "*")
+        pattern = subjects.dead("*", criteria.consumer or "*")
         with available():
             async for page in self._reader.pages(subjects.DEAD, pattern, after_seq=after):
                 for message in page:
                     letter = _read(message.seq, message.body)
                     if letter is None or letter.address.tenant != tenant:
                         continue
-                    if wanted.fits(letter):
+                    if criteria.fits(letter):
                         yield letter
 
     async def get(self, tenant: str, seq: int) -> Letter:
@@ -178,7 +178,7 @@ class DeadLetters:
                 raise TransientError("dead_letters_unavailable", str(error)) from error
 
     async def apply_all(
-        self, tenant: str, verb: Verb, wanted: Filter, *, limit: int, dry_run: bool
+        self, tenant: str, verb: Verb, criteria: Filter, *, limit: int, dry_run: bool
     ) -> tuple[list[Letter], list[tuple[Letter, ErrorInfo]], bool]:
         """Requeue or discard all letters that fit.
 
@@ -188,7 +188,7 @@ class DeadLetters:
         """
         done: list[Letter] = []
         refused: list[tuple[Letter, ErrorInfo]] = []
-        async for letter in self.all(tenant, wanted):
+        async for letter in self.all(tenant, criteria):
             if len(done) + len(refused) >= limit:
                 return done, refused, True
             if dry_run:

@@ -80,9 +80,9 @@ async def register_agent(
 ) -> AgentRegistration:
     """Register an agent that is asked by HTTP, or renew its registration."""
     request = RegisterAgent(tenant=caller.tenant, **body.model_dump())
-    made = await gateway.registry.ask("register_agent", request, AgentRegistration)
-    await gateway.registry.refresh(caller.tenant, DocumentKind.AGENT, made.agent_id)
-    return made
+    created = await gateway.registry.ask("register_agent", request, AgentRegistration)
+    await gateway.registry.refresh(caller.tenant, DocumentKind.AGENT, created.agent_id)
+    return created
 
 
 @participants.post("/v1/agents/{agent_id}/heartbeat", tags=["agents"])
@@ -91,12 +91,12 @@ async def beat_agent(
     gateway: GatewayParts, caller: RunnerCaller, agent_id: Id, body: Beat | None = None
 ) -> AgentRegistration:
     """Say that a registered agent lives; 404 means that it has to register again."""
-    given = body or Beat()
+    beat = body or Beat()
     request = BeatAgent(
         tenant=caller.tenant,
         agent_id=agent_id,
-        in_flight=given.in_flight,
-        draining=given.draining,
+        in_flight=beat.in_flight,
+        draining=beat.draining,
     )
     return await gateway.registry.ask("beat_agent", request, AgentRegistration)
 
@@ -116,9 +116,9 @@ async def create_key(gateway: GatewayParts, caller: Admin, body: NewKey) -> Crea
     request = CreateKey(
         tenant=caller.tenant, name=body.name, roles=body.roles, expires_at=body.expires_at
     )
-    made = await gateway.registry.ask("create_key", request, CreatedKey)
-    await gateway.registry.refresh_key(key_digest(made.secret.encode()))
-    return made
+    created = await gateway.registry.ask("create_key", request, CreatedKey)
+    await gateway.registry.refresh_key(key_digest(created.secret.encode()))
+    return created
 
 
 @participants.delete("/v1/keys/{key_id}", tags=["keys"])

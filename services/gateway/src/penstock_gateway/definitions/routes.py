@@ -111,10 +111,10 @@ def definition_routes(kind: DocumentKind, prefix: str | None = None) -> APIRoute
         request = PutDefinition(
             tenant=caller.tenant, kind=kind, document=document, publish=publish, mode="create"
         )
-        made = await gateway.registry.ask("put_definition", request, Definition)
-        await gateway.registry.refresh(caller.tenant, kind, made.name)
-        response.headers["Location"] = f"/v1/{plural}/{made.name}"
-        return made
+        stored = await gateway.registry.ask("put_definition", request, Definition)
+        await gateway.registry.refresh(caller.tenant, kind, stored.name)
+        response.headers["Location"] = f"/v1/{plural}/{stored.name}"
+        return stored
 
     @router.get("/{name}", name=f"get_{kind.value}")
     async def get(gateway: GatewayParts, caller: Viewer, name: Name) -> Definition:
@@ -140,9 +140,9 @@ def definition_routes(kind: DocumentKind, prefix: str | None = None) -> APIRoute
             publish=publish,
             expected_revision=expected_revision,
         )
-        made = await gateway.registry.ask("put_definition", request, Definition)
+        stored = await gateway.registry.ask("put_definition", request, Definition)
         await gateway.registry.refresh(caller.tenant, kind, name)
-        return made
+        return stored
 
     @router.patch("/{name}", name=f"patch_{kind.value}")
     async def patch(
@@ -162,9 +162,9 @@ def definition_routes(kind: DocumentKind, prefix: str | None = None) -> APIRoute
             publish=publish,
             expected_revision=expected_revision,
         )
-        made = await gateway.registry.ask("patch_definition", request, Definition)
+        stored = await gateway.registry.ask("patch_definition", request, Definition)
         await gateway.registry.refresh(caller.tenant, kind, name)
-        return made
+        return stored
 
     if kind is not DocumentKind.AGENT:
 
@@ -238,9 +238,9 @@ def _add_aliases(router: APIRouter, kind: DocumentKind) -> None:
             version=body.version,
             canary=canary,
         )
-        made = await gateway.registry.ask("set_alias", request, Alias)
+        stored = await gateway.registry.ask("set_alias", request, Alias)
         await gateway.registry.refresh_selector(caller.tenant, name, alias)
-        return made
+        return stored
 
     @router.delete("/{name}/aliases/{alias}", status_code=204, name=f"delete_{kind.value}_alias")
     async def delete_alias(gateway: GatewayParts, caller: Admin, name: Name, alias: Name) -> None:
@@ -305,13 +305,13 @@ async def apply(
     publish: Annotated[bool | None, Query()] = None,
 ) -> Applied:
     """Store documents (YAML or JSON), all or none, and bring them into force."""
-    given = _documents(request.headers.get("content-type", ""), await request.body())
-    asked = ApplyDocuments(
+    parsed = _documents(request.headers.get("content-type", ""), await request.body())
+    apply_request = ApplyDocuments(
         tenant=caller.tenant,
-        documents=given.documents,
-        publish=given.publish if publish is None else publish,
+        documents=parsed.documents,
+        publish=parsed.publish if publish is None else publish,
     )
-    applied = await gateway.registry.ask("apply", asked, Applied)
+    applied = await gateway.registry.ask("apply", apply_request, Applied)
     for result in applied.results:
         await gateway.registry.refresh(caller.tenant, result.kind, result.name)
     return applied
@@ -329,18 +329,18 @@ def _documents(content_type: str, body: bytes) -> ApplyBody:
                 details=(ErrorDetail(path="", message=str(error), allowed="UTF-8"),),
             ) from error
     try:
-        given: JsonValue = from_json(body)
+        parsed: JsonValue = from_json(body)
     except ValueError as error:
         raise RejectedError(
             "malformed_json",
             "the body is not JSON",
             details=(ErrorDetail(path="", message=str(error)),),
         ) from error
-    if isinstance(given, list):
-        return ApplyBody(documents=tuple(given))
-    if isinstance(given, dict) and "apiVersion" in given:
-        return ApplyBody(documents=(given,))
+    if isinstance(parsed, list):
+        return ApplyBody(documents=tuple(parsed))
+    if isinstance(parsed, dict) and "apiVersion" in parsed:
+        return ApplyBody(documents=(parsed,))
     try:
-        return ApplyBody.model_validate(given)
+        return ApplyBody.model_validate(parsed)
     except ValidationError as error:
         raise refused(error) from error

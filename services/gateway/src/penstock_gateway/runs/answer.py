@@ -215,12 +215,12 @@ def require_same(recorded: Recorded, answer: Answer) -> Recorded:
         RejectedError: ``already_decided``, with the recorded answer.
     """
     payload = recorded.fact.payload
-    said = payload if isinstance(payload, dict) else {}
+    first = payload if isinstance(payload, dict) else {}
     compared = [name for name in answer.payload if name not in ("reason", "by")]
-    if all(said.get(name) == answer.payload[name] for name in compared):
+    if all(first.get(name) == answer.payload[name] for name in compared):
         return recorded
-    decided = said.get("decision") or said.get("action") or said.get("status")
-    by = said.get("by") or recorded.fact.sent_by or "somebody"
+    decided = first.get("decision") or first.get("action") or first.get("status")
+    by = first.get("by") or recorded.fact.sent_by or "another caller"
     raise RejectedError(
         "already_decided",
         f"{by} has answered already: {decided}",

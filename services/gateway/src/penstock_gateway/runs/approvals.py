@@ -48,7 +48,7 @@ async def list_approvals(
     now = datetime.now(UTC)
     items: list[ApprovalView] = []
     last = revision_of(None, cursor)
-    async for revision, record in gateway.pending.asked(caller.tenant, after=last):
+    async for revision, record in gateway.pending.requests(caller.tenant, after=last):
         if len(items) >= limit:
             return ApprovalPage(items=tuple(items), next_cursor=str(last))
         last = revision
@@ -72,11 +72,11 @@ async def _of_run(
         if node_record.node_record.kind == "approval"
     ]
     views = [_view(state, node_record) for node_record in node_records]
-    wanted = [
+    selected = [
         view for view in views if status in ("all", view.status) and role in (None, view.role)
     ]
     return ApprovalPage(
-        items=tuple(sorted(wanted, key=lambda view: (view.asked_at, view.record_id)))
+        items=tuple(sorted(selected, key=lambda view: (view.asked_at, view.record_id)))
     )
 
 

@@ -39,7 +39,7 @@ class PendingIndex:
         """Use the process's reader, which reads any stream."""
         self._reader = reader
 
-    async def asked(
+    async def requests(
         self, tenant: str, *, run_id: str = "*", after: int = 0
     ) -> AsyncIterator[Pending]:
         """Yield the pending requests of a tenant, the oldest first.
@@ -52,9 +52,11 @@ class PendingIndex:
         Raises:
             TransientError: The bus did not answer.
         """
-        wanted = subjects.bucket_subject(subjects.PENDING, subjects.pending_filter(tenant, run_id))
+        subject_filter = subjects.bucket_subject(
+            subjects.PENDING, subjects.pending_filter(tenant, run_id)
+        )
         with available():
-            async for page in self._reader.pages(_STREAM, wanted, after_seq=after):
+            async for page in self._reader.pages(_STREAM, subject_filter, after_seq=after):
                 for stored in page:
                     record = _read(stored)
                     if record is not None:
@@ -67,10 +69,10 @@ class PendingIndex:
             TransientError: The bus did not answer.
         """
         key = subjects.correlation_filter(tenant, correlation_hash(correlation))
-        wanted = subjects.bucket_subject(subjects.PENDING, key)
+        subject_filter = subjects.bucket_subject(subjects.PENDING, key)
         found: list[str] = []
         with available():
-            async for page in self._reader.pages(_STREAM, wanted):
+            async for page in self._reader.pages(_STREAM, subject_filter):
                 found += [
                     stored.subject.rpartition(".")[2] for stored in page if not _is_marker(stored)
                 ]

@@ -137,9 +137,9 @@ class Runs:
                 if entry.seq > seq:
                     yield entry
             return
-        wanted = subjects.run_filter(tenant, shard_of(run_id, self._shards), run_id)
+        subject_filter = subjects.run_filter(tenant, shard_of(run_id, self._shards), run_id)
         with available():
-            async for page in self._reader.pages(subjects.RUNS, wanted, after_seq=seq):
+            async for page in self._reader.pages(subjects.RUNS, subject_filter, after_seq=seq):
                 for entry in read_entries(await self._reader.unpacked(page)):
                     yield entry
 
@@ -216,8 +216,8 @@ class Runs:
 
     async def fresh_state(self, tenant: str, run_id: str) -> RunState:
         """Return a run with all that the stream's leader has of it; errors as for ``entries``."""
-        wanted = subjects.run_filter(tenant, shard_of(run_id, self._shards), run_id)
-        last = await self._reader.read_message(subjects.RUNS, wanted)
+        subject_filter = subjects.run_filter(tenant, shard_of(run_id, self._shards), run_id)
+        last = await self._reader.read_message(subjects.RUNS, subject_filter)
         return await self.state(tenant, run_id, at_least_seq=last.seq if last is not None else 0)
 
     async def view(self, tenant: str, run_id: str) -> RunView:

@@ -67,10 +67,10 @@ class StartRoutes:
         `Idempotency-Key` gives the same run, with another body 422.
         """
         headers, caller, body = await self.enter(request)
-        given = read(START_RUN, body)
-        name, _, selector = given.name.partition("@")
+        requested = read(START_RUN, body)
+        name, _, selector = requested.name.partition("@")
         params = replace(
-            start_params(headers, caller, body, name, given), selector=selector or None
+            start_params(headers, caller, body, name, requested), selector=selector or None
         )
         return await self.reply(headers, params)
 
@@ -89,9 +89,9 @@ class StartRoutes:
     async def _execute(self, request: Request, kind: DefinitionKind) -> Response:
         headers, caller, body = await self.enter(request)
         path: str = request.path_params["name"]
-        given = read(EXECUTE_DEFINITION, body)
+        requested = read(EXECUTE_DEFINITION, body)
         name, selector = named(path, path="name")
-        params = start_params(headers, caller, body + b"\n" + path.encode(), name, given)
+        params = start_params(headers, caller, body + b"\n" + path.encode(), name, requested)
         params = replace(params, selector=selector, kind=kind, path="path.name")
         return await self.reply(headers, params)
 
@@ -162,7 +162,7 @@ class StartRoutes:
 
 
 def start_params(
-    headers: Headers, caller: Caller, form: bytes, name: str, given: ExecuteDefinition
+    headers: Headers, caller: Caller, form: bytes, name: str, requested: ExecuteDefinition
 ) -> StartParams:
     """Return the parameters of a run.
 
@@ -171,7 +171,7 @@ def start_params(
         caller: Sent the request.
         form: Bytes that differ between different requests with one idempotency key.
         name: Of the definition to execute.
-        given: The request.
+        requested: The body of the request.
 
     Raises:
         RejectedError: ``invalid_idempotency_key``.
@@ -181,11 +181,11 @@ def start_params(
         tenant=caller.tenant,
         run_id=run_id,
         name=name,
-        input=given.input,
-        session_id=given.session_id,
-        limits=run_limits(given.limits),
-        tags=given.tags,
-        priority=given.priority,
+        input=requested.input,
+        session_id=requested.session_id,
+        limits=run_limits(requested.limits),
+        tags=requested.tags,
+        priority=requested.priority,
         request_digest=digest,
         requested_by=caller.key_id,
     )
@@ -308,13 +308,13 @@ class ReadRoutes:
         headers = dict(request.scope["headers"])
         caller = self._gateway.authenticator.caller(headers, "operator")
         body = await read_body(headers, request.receive, self._gateway.settings.max_body_bytes)
-        given = read(CANCEL_RUN, body)
+        requested = read(CANCEL_RUN, body)
         runs = self._gateway.runs
         run_id: str = request.path_params["run_id"]
         view = await runs.view(caller.tenant, run_id)
         if view.status.final:
             return Answer(RUN_VIEW.dump_json(view))
-        if not await self._gateway.controls.cancel(caller, run_id, given.reason):
+        if not await self._gateway.controls.cancel(caller, run_id, requested.reason):
             # An earlier request has the same effect.
             view = await runs.view(caller.tenant, run_id)
         return Answer(RUN_VIEW.dump_json(view), 200 if view.status.final else 202)

@@ -294,13 +294,13 @@ class RunStream:
     async def _read_deltas(self, need: PiecesNeeded | None = None) -> Sequence[Delta]:
         shard = shard_of(self._run_id, self._streams.shards)
         if need is None:
-            wanted = subjects.delta_filter(self._tenant, shard, self._run_id)
+            subject_filter = subjects.delta_filter(self._tenant, shard, self._run_id)
         else:
             step_id, attempt = need.attempt
-            wanted = subjects.delta(self._tenant, shard, self._run_id, step_id, attempt)
+            subject_filter = subjects.delta(self._tenant, shard, self._run_id, step_id, attempt)
         found: list[Delta] = []
         with available():
-            async for page in self._streams.reader.pages(subjects.DELTAS, wanted):
+            async for page in self._streams.reader.pages(subjects.DELTAS, subject_filter):
                 for stored in page:
                     delta = _read_delta(LiveDelta(stored.subject, stored.body))
                     if delta is not None:

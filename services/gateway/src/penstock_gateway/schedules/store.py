@@ -112,7 +112,7 @@ def _shown(
     record: ScheduleRecord, control: ScheduleControl | None, progress: ScheduleProgress | None
 ) -> ScheduleState:
     by_operator = control is not None and control.paused
-    told = control.model_dump(include={"reason", "changed_by", "changed_at"}) if control else {}
+    change = control.model_dump(include={"reason", "changed_by", "changed_at"}) if control else {}
     counted = (
         progress.model_dump(include={"last_tick", "last_run_id", "fired", "left_out"})
         if progress is not None
@@ -126,6 +126,6 @@ def _shown(
         next_tick=next_tick(record, datetime.now(UTC)),
         pending=len(progress.pending) if progress is not None else 0,
         failure=progress.failure if progress is not None else None,
-        **told,
+        **change,
         **counted,
     )

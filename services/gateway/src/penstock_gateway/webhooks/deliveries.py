@@ -80,12 +80,12 @@ class Hooks:
             now=time.time(),
             tolerance_seconds=record.tolerance_seconds,
         )
-        given = render(record.input, {"payload": _payload(body), "headers": _shown(headers)})
+        run_input = render(record.input, {"payload": _payload(body), "headers": _shown(headers)})
         params = StartParams(
             tenant=tenant,
             run_id=_run_id(tenant, name, delivery),
             name=record.target,
-            input=given,
+            input=run_input,
             trigger=Trigger.WEBHOOK,
             requested_by=f"webhook:{name}",
             path="webhook.target",
@@ -120,15 +120,15 @@ class Hooks:
             caller = self._gateway.authenticator.caller(raw)
             caller.require("operator")
             tenant, requested_by = caller.tenant, caller.key_id
-        given = read(GENERIC_WEBHOOK, body)
-        if given.webhook_id is not None and "webhook-id" not in headers:
-            delivery = Delivery(given.webhook_id, signed=delivery.signed)
+        parsed = read(GENERIC_WEBHOOK, body)
+        if parsed.webhook_id is not None and "webhook-id" not in headers:
+            delivery = Delivery(parsed.webhook_id, signed=delivery.signed)
         params = StartParams(
             tenant=tenant,
             run_id=_run_id(tenant, "generic", delivery),
-            name=given.workflow_name,
+            name=parsed.workflow_name,
             kind=DefinitionKind.WORKFLOW,
-            input=given.inputs,
+            input=parsed.inputs,
             trigger=Trigger.WEBHOOK,
             requested_by=requested_by,
             path="workflow_name",
