@@ -70,6 +70,18 @@ class CoreSettings(BaseSettings):
         le=5,
         description="Copies of each stream. 1: a single server; 3 for a cluster.",
     )
+    log_max_bytes: int | None = Field(
+        default=None,
+        ge=1,
+        description="Size of the log (stream `RUNS`) above which the engine deletes the oldest "
+        "ended runs from it, and above which no new run starts. None: only their age limits it.",
+    )
+    object_keep_days: float = Field(
+        default=400.0,
+        gt=0,
+        description="Days that the object store keeps payloads above `claim_threshold_bytes`. 400: "
+        "longer than any run may wait. Deletion of a run removes its own ones earlier.",
+    )
     data_dir: Path = Field(
         default=Path(".penstock"),
         description="Folder of local files (SQLite, the embedded server's store). In the working "

@@ -9,11 +9,16 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from penstock.bus import topology
+from penstock.bus.claims import Claims
 from penstock.bus.connection import Bus, connect
+from penstock.bus.history import HistoryReader
+from penstock.bus.writer import LogWriter
 from penstock.db import create_engine
 from penstock.embedded import NatsServer
 from penstock.settings import CoreSettings
 from penstock_orchestrator.archive.settings import ArchiveSettings
+from penstock_orchestrator.settings import OrchestratorSettings
+from tests.integration.orchestrator.conftest import World
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -59,3 +64,15 @@ def settings(server: NatsServer, database_url: str, tmp_path: Path) -> ArchiveSe
             "projector_flush_seconds": 0.02,
         }
     )
+
+
+@pytest.fixture
+async def world(bus: Bus, server: NatsServer) -> AsyncIterator[World]:
+    """A bus without an engine; what is read of runs is whole, from the log or the archive."""
+    settings = OrchestratorSettings(nats_url=server.url, ack_wait_seconds=1, lease_ttl_seconds=1)
+    claims = Claims(bus, settings.claim_threshold_bytes)
+    writer = await LogWriter(bus, settings, claims).start()
+    world = World(settings, bus, writer, HistoryReader(bus, claims), server)
+    yield world
+    await world.stop_engines()
+    await writer.close()

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
-import pytest
-
 from penstock.bus.claims import Claims
-from penstock.bus.connection import Bus
-from penstock.bus.history import HistoryReader
 from penstock.bus.reader import LogReader
-from penstock.bus.writer import LogWriter
 from penstock.contracts import subjects
 from penstock.contracts.facts import (
     DefinitionKind,
@@ -28,27 +22,13 @@ from penstock.contracts.plan import (
     ToolNode,
     WaitNode,
 )
-from penstock.embedded import NatsServer
 from penstock_orchestrator.archive.settings import ArchiveSettings
-from penstock_orchestrator.settings import OrchestratorSettings
 from tests.integration.archive.test_keeping import archive, settled
 from tests.integration.orchestrator.conftest import NOOP, TENANT, World
 from tests.support.waiting import eventually
 
 AGE = timedelta(days=20)
 YEAR_SECONDS = 366 * 86_400.0
-
-
-@pytest.fixture
-async def world(bus: Bus, server: NatsServer) -> AsyncIterator[World]:
-    """A bus without an engine; what is read of runs is whole, from the log or the archive."""
-    settings = OrchestratorSettings(nats_url=server.url, ack_wait_seconds=1, lease_ttl_seconds=1)
-    claims = Claims(bus, settings.claim_threshold_bytes)
-    writer = await LogWriter(bus, settings, claims).start()
-    world = World(settings, bus, writer, HistoryReader(bus, claims), server)
-    yield world
-    await world.stop_engines()
-    await writer.close()
 
 
 def steps_around(wait: WaitNode) -> Plan:

@@ -139,6 +139,22 @@ async def test_idempotency_key_gives_the_same_run_on_every_replica(
     assert len(await engine.log(expected)) == 1
 
 
+async def test_full_log_takes_no_new_run_and_still_returns_earlier_ones(
+    gateway: Running, engine: Engine, create_gateway: CreateGateway
+) -> None:
+    headers = {"Idempotency-Key": "before"}
+    body = {"name": "echo", "input": 1}
+    first = await gateway.client.post("/v1/runs", json=body, headers=headers)
+    full = await create_gateway(log_max_bytes=1)
+
+    refused = await full.client.post("/v1/runs", json=body)
+    again = await full.client.post("/v1/runs", json=body, headers=headers)
+
+    assert (refused.status_code, refused.json()["code"]) == (507, "log_full")
+    assert int(refused.headers["retry-after"]) >= 1
+    assert (again.status_code, again.json()["run_id"]) == (202, first.json()["run_id"])
+
+
 async def test_idempotency_key_with_wait_returns_the_ended_run(
     gateway: Running, engine: Engine
 ) -> None:

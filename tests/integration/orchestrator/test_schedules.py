@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise, takewhile
 from typing import Any
 
+from penstock.bus.capacity import LogCapacity
 from penstock.bus.kv import Bucket
 from penstock.contracts import subjects
 from penstock.contracts.errors import TransientError
@@ -138,7 +139,13 @@ async def test_two_engines_fire_each_tick_once(create_world: CreateWorld) -> Non
         await world.start_engine(name)
     # Both look after it, as when their leases overlap.
     both = [
-        Scheduler(bus, engine._writer, shards=world.settings.shards, held=lambda: range(2))
+        Scheduler(
+            bus,
+            engine._writer,
+            LogCapacity(bus, None),
+            shards=world.settings.shards,
+            held=lambda: range(2),
+        )
         for bus, engine in zip(world.buses, world.engines, strict=True)
     ]
     for scheduler in both:

@@ -28,7 +28,8 @@ def test_runs_states_each_fact_once_and_remembers_its_shards() -> None:
 def test_large_bodies_outlive_the_facts_that_claim_them() -> None:
     found = streams()
 
-    assert found[f"OBJ_{subjects.ARTIFACTS}"]["max_age"] > found[subjects.RUNS]["max_age"]
+    assert found[f"OBJ_{subjects.ARTIFACTS}"]["max_age"] == 400 * 86_400 * 10**9
+    assert found[subjects.RUNS]["max_age"] == 0
 
 
 def test_every_stream_has_the_replicas_of_the_settings() -> None:

@@ -7,6 +7,7 @@ from typing import Final
 from pydantic import TypeAdapter
 
 from penstock.bus import topology
+from penstock.bus.capacity import LogCapacity
 from penstock.bus.claims import Claims
 from penstock.bus.connection import Bus, connect
 from penstock.bus.kv import Bucket
@@ -108,6 +109,7 @@ class Gateway:
             self.reader,
             self.published,
             self.runs,
+            LogCapacity(bus, settings.log_max_bytes),
             shards=settings.shards,
             history_messages=settings.history_messages,
         )

@@ -7,10 +7,12 @@ import logging
 import signal
 import sys
 from collections.abc import Coroutine
+from datetime import timedelta
 from typing import Final
 
 import uvloop
 
+from penstock.bus.capacity import LogCapacity
 from penstock.bus.claims import Claims
 from penstock.bus.connection import Bus, JetStreamError, connect
 from penstock.bus.consumer import Consumer
@@ -29,6 +31,7 @@ from penstock_orchestrator.engine.metrics import ENGINE_SHARDS
 from penstock_orchestrator.engine.plans import Plans
 from penstock_orchestrator.engine.pools import PoolWatch, least_of
 from penstock_orchestrator.engine.reconciler import Reconciler
+from penstock_orchestrator.engine.retention import LogRetention
 from penstock_orchestrator.engine.runs import Slot
 from penstock_orchestrator.engine.windows import Windows
 from penstock_orchestrator.schedules.scheduler import Scheduler
@@ -73,7 +76,19 @@ class EngineProcess:
             on_lost=self._lost,
         )
         self._scheduler = Scheduler(
-            bus, writer, shards=settings.shards, held=lambda: self.leases.held
+            bus,
+            writer,
+            LogCapacity(bus, settings.log_max_bytes),
+            shards=settings.shards,
+            held=lambda: self.leases.held,
+        )
+        self._retention = LogRetention(
+            bus,
+            reader,
+            keep=timedelta(days=settings.log_keep_days),
+            max_bytes=settings.log_max_bytes,
+            shards=settings.shards,
+            held=lambda: self.leases.held,
         )
 
     async def start(self) -> None:
@@ -82,6 +97,7 @@ class EngineProcess:
         await self.leases.start()
         self._reconciler.start()
         await self._scheduler.start()
+        self._retention.start()
         self._sweeper = asyncio.create_task(self._sweep(), name="slot-sweeper")
 
     async def stop(self) -> None:
@@ -90,6 +106,7 @@ class EngineProcess:
             self._sweeper.cancel()
         await self._pools.stop()
         await self._scheduler.stop()
+        await self._retention.stop()
         await self._reconciler.stop()
         await self.leases.stop()
         await self._writer.close()

@@ -30,6 +30,12 @@ class OrchestratorSettings(CoreSettings):
         "per second. 60: a lost wake-up costs a minute while fewer than 1,000 runs are idle; the "
         "cost stays bounded with more.",
     )
+    log_keep_days: float = Field(
+        default=7.0,
+        gt=0,
+        description="Days after its end when a run is deleted from the log, if the archive has it. "
+        "Open runs stay however old they are. 7: an idempotency key has effect for a week.",
+    )
     window_factor: float = Field(
         default=2.0,
         gt=1.0,

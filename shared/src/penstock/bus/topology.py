@@ -45,7 +45,7 @@ def stream_table(settings: CoreSettings) -> list[dict[str, Any]]:
         "discard": "new",
         "discard_new_per_subject": True,
         "max_msgs_per_subject": 1,
-        "max_age": 7 * _DAY,
+        "max_age": 0,  # the engine deletes ended runs; the server would delete open ones too
         "allow_direct": True,
         "allow_atomic": True,
         "republish": {"src": subjects.RUN_SPACE, "dest": subjects.LIVE_SPACE},
@@ -97,7 +97,7 @@ def stream_table(settings: CoreSettings) -> list[dict[str, Any]]:
         "storage": "file",
         "retention": "limits",
         "discard": "new",
-        "max_age": 8 * _DAY,
+        "max_age": int(settings.object_keep_days * _DAY),
         "allow_direct": True,
         "allow_rollup_hdrs": True,
     }

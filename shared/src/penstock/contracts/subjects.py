@@ -124,6 +124,11 @@ def ends_filter(prefix: str) -> str:
     return f"{prefix}.out.*.end"
 
 
+def shard_ends_filter(shard: int) -> str:
+    """Return the filter for the ends of all runs of a shard."""
+    return f"run.*.{shard}.*.out.*.end"
+
+
 def parse_suffix(suffix: str) -> tuple[str, str, str, int]:
     """Take apart a step suffix into kind, queue, step id and attempt.
 

@@ -60,6 +60,7 @@ STATUS_OF_CODE: Final[Mapping[str, int]] = {
     "idempotency_key_reused": 422,
     "rate_limited": 429,
     "internal_error": 500,
+    "log_full": 507,
 }
 
 TITLE_OF_STATUS: Final[Mapping[int, str]] = {
@@ -77,6 +78,7 @@ TITLE_OF_STATUS: Final[Mapping[int, str]] = {
     429: "Too Many Requests",
     500: "Internal Server Error",
     503: "Service Unavailable",
+    507: "Insufficient Storage",
 }
 
 CODE_OF_STATUS: Final[Mapping[int, str]] = {

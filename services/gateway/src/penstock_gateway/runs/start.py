@@ -10,6 +10,7 @@ from typing import Final
 
 from pydantic import TypeAdapter
 
+from penstock.bus.capacity import LogCapacity
 from penstock.bus.connection import Bus
 from penstock.bus.kv import Bucket
 from penstock.bus.reader import LogReader
@@ -61,6 +62,7 @@ class Starter:
         reader: LogReader,
         published: Mirror[PublishedVersion],
         runs: Runs,
+        capacity: LogCapacity,
         *,
         shards: int,
         history_messages: int,
@@ -73,6 +75,7 @@ class Starter:
             reader: Reads the fact of an earlier request with the same key.
             published: The published versions.
             runs: Reads the run before in a session.
+            capacity: Refuses runs while the log is full.
             shards: Number of shards of the installation.
             history_messages: Messages of a session that its next run is given.
         """
@@ -81,6 +84,7 @@ class Starter:
         self._reader = reader
         self._published = published
         self._runs = runs
+        self._capacity = capacity
         self._shards = shards
         self._history_messages = history_messages
         self._sessions = Bucket(bus, subjects.SESSIONS)
@@ -156,13 +160,19 @@ class Starter:
 
         Raises:
             RejectedError: ``idempotency_key_reused``.
-            TransientError: ``bus_unavailable``, ``start_unclear``, or the log did not answer.
+            TransientError: ``log_full``, ``bus_unavailable``, ``start_unclear``, or the log did
+                not answer.
         """
         subject = subjects.invoke(
             subjects.run_prefix(tenant, shard_of(run_id, self._shards), run_id)
         )
         if not self._bus.nc.is_connected:
             await self._reconnected()
+        if await self._capacity.full():
+            stored = await self.earlier(tenant, run_id, invoked.request_digest)
+            if stored is not None:
+                return stored
+            await self._capacity.require()
         headers = None if traceparent is None else {"traceparent": traceparent}
         reach("gateway.before_invoke")
         try:

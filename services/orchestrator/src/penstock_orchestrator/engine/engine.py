@@ -98,13 +98,17 @@ class Engine:
             subject = subjects.parse_fact(delivery.subject)
         except ValueError as error:
             raise InvariantError("unreadable_subject", str(error)) from error
+        first = delivery.deliveries == 1
         if self.runs.has_ended(subject.run_id):
-            return  # late: it is in the log, and changes nothing
+            if not first or subject.event != "invoke":
+                return  # late: it is in the log, and changes nothing
+            # Its log was trimmed, and its id, derived from a key, is used again.
+            self.runs.forget_end(subject.run_id)
         entry = await self._entry(delivery)
         slot = self.runs.slot(subject.tenant, subject.shard, subject.run_id)
         async with slot.lock:
             slot.touched_at = time.time()
-            fresh = await self._fold_input(slot, entry, first=delivery.deliveries == 1)
+            fresh = await self._fold_input(slot, entry, first=first)
             reach("engine.input_taken")
             if isinstance(entry.fact, StepResult):
                 await self._effects.cancel_expired_child(slot, subject, entry.fact)

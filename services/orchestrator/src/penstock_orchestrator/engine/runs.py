@@ -71,6 +71,10 @@ class RunTable:
             self._ended.popitem(last=False)
         return True
 
+    def forget_end(self, run_id: str) -> None:
+        """Forget that a run has ended."""
+        self._ended.pop(run_id, None)
+
     def forget(self, slot: Slot) -> None:
         """Drop a run and all that is cached of it."""
         self._slots.pop(slot.run_id, None)

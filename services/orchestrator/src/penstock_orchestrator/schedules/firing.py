@@ -9,6 +9,7 @@ from typing import Final
 
 from pydantic import TypeAdapter, ValidationError
 
+from penstock.bus.capacity import LogCapacity
 from penstock.bus.connection import Bus
 from penstock.bus.kv import Bucket
 from penstock.bus.writer import LogWriter
@@ -40,16 +41,18 @@ _VERSION: Final[TypeAdapter[PublishedVersion]] = TypeAdapter(PublishedVersion)
 class Firing:
     """Starts runs; the same tick fired twice, by whomever, is one run."""
 
-    def __init__(self, bus: Bus, writer: LogWriter, *, shards: int) -> None:
+    def __init__(self, bus: Bus, writer: LogWriter, capacity: LogCapacity, *, shards: int) -> None:
         """Use a connection and a writer.
 
         Args:
             bus: The connection.
             writer: Appends the fact.
+            capacity: Refuses runs while the log is full.
             shards: Number of shards of the installation.
         """
         self._published = Bucket(bus, subjects.PUBLISHED)
         self._writer = writer
+        self._capacity = capacity
         self._shards = shards
 
     async def fire(
@@ -58,7 +61,7 @@ class Firing:
         """State that a tick's run is asked for; return its id, or why there can be none.
 
         Raises:
-            TransientError: The bus did not answer; fire it again.
+            TransientError: ``log_full``, or the bus did not answer; fire it again.
         """
         run_id = schedule_run_id(tenant, record.name, tick)
         try:
@@ -70,6 +73,7 @@ class Firing:
                 extra={"tenant": tenant, "schedule": record.name, "code": error.code},
             )
             return ScheduleFailure(tick=tick, error=error.info())
+        await self._capacity.require()
         prefix = subjects.run_prefix(tenant, shard_of(run_id, self._shards), run_id)
         try:
             await self._writer.append(subjects.invoke(prefix), fact_bytes(invoked))

@@ -18,6 +18,7 @@ from typing import Final, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from penstock.bus.capacity import LogCapacity
 from penstock.bus.connection import Bus, JetStreamError
 from penstock.bus.kv import Bucket, KvChange, Watch
 from penstock.bus.writer import LogWriter
@@ -69,6 +70,7 @@ class Scheduler:
         self,
         bus: Bus,
         writer: LogWriter,
+        capacity: LogCapacity,
         *,
         shards: int,
         held: Callable[[], Collection[int]],
@@ -77,12 +79,13 @@ class Scheduler:
 
         Args:
             bus: An open connection.
-            writer: Where runs are asked for.
+            writer: Appends the first facts of runs.
+            capacity: Refuses runs while the log is full.
             shards: Number of shards of the installation.
-            held: Gives the shards that this engine leases.
+            held: Returns the shards that this engine leads now.
         """
         self._bucket = Bucket(bus, subjects.SCHEDULES)
-        self._firing = Firing(bus, writer, shards=shards)
+        self._firing = Firing(bus, writer, capacity, shards=shards)
         self._shards = shards
         self._held = held
         self._known: dict[str, _Known] = {}
