@@ -1,13 +1,19 @@
 import io
+import sys
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import httpx
 import pytest
 from rich.console import Console
+from typer.testing import Result
 
+from penstock.cli.app import main
 from penstock.cli.display import compact, seconds_between
 from penstock.cli.events import EventPrinter, describe
 from penstock.runs.events import ClientEvent, EventType
+from tests.unit.cli.conftest import AT, RUN
 
 
 @pytest.mark.parametrize(
@@ -72,3 +78,45 @@ def test_printer_with_markup_in_text_prints_it_as_it_is() -> None:
     printer.close()
     assert "[red]no[/] [/]" in output.getvalue()
     assert "[/x]" in output.getvalue()
+
+
+@pytest.mark.parametrize("output", ["[/]", "[red]no[/red]", ":smile:", "[0]"])
+def test_output_of_a_run_is_printed_as_it_is(
+    run: Callable[..., Result], gateway: Callable[..., None], output: str
+) -> None:
+    done = {**RUN, "status": "done", "ended_at": AT, "output": output}
+    for arguments, reply in (
+        (("runs", "list"), {"items": [done]}),
+        (("invoke", "helper", "--wait", "1"), done),
+        (("runs", "show", RUN["run_id"]), done),
+    ):
+        gateway(lambda _, reply=reply: httpx.Response(200, json=reply))
+        shown = run(*arguments)
+        assert shown.exception is None, (arguments, shown.exception)
+        assert output in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("invoke", "helper", "--wait", "1"), "caf? ?"),
+        (("invoke", "helper", "--wait", "1", "--json"), r"caf\u00e9 \u2713"),
+    ],
+)
+def test_output_that_the_terminal_cannot_encode_is_replaced_or_escaped(
+    gateway: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    expected: str,
+) -> None:
+    gateway(
+        lambda _: httpx.Response(200, json={**RUN, "status": "done", "output": "caf\xe9 \u2713"})
+    )
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii"))
+    monkeypatch.setattr(sys, "argv", ["penstock", "--url", "http://gateway.test", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    sys.stdout.flush()
+    assert ended.value.code in (None, 0)
+    assert expected in written.getvalue().decode("ascii")

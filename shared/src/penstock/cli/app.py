@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from io import TextIOWrapper
 from typing import Annotated, Final
 
 import typer
@@ -95,6 +96,10 @@ def version() -> None:
 
 def main() -> None:
     """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # Signs that the terminal's encoding lacks are printed as `?`.
+            stream.reconfigure(errors="replace")
     try:
         app()
     except CommandError as error:

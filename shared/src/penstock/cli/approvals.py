@@ -103,7 +103,7 @@ def _add(act: Literal["approve", "reject"]) -> None:
         with gateway(context) as client:
             answer = client.approve if act == "approve" else client.reject
             one = answer(run_id, record_id, digest=digest, reason=reason)
-        by = f"[dim]by {(one.decided and one.decided.by) or ''}[/]"
+        by = f"by {(one.decided and one.decided.by) or ''}"
         console().print(run_id, record_id, status_text(one.status), by)
 
 

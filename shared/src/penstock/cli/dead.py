@@ -139,7 +139,7 @@ def _many(context: typer.Context, act: Act, body: Json, *, as_json: bool) -> Non
         )
         for refused in result.refused:
             error = refused.error
-            screen.print(f"  {refused.seq}: {error.code}: {error.message}", markup=False)
+            screen.print(f"  {refused.seq}: {error.code}: {error.message}")
         if result.more:
             screen.print("there are more: repeat the command")
     if result.refused:

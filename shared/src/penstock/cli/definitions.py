@@ -11,13 +11,15 @@ from urllib.parse import quote
 
 import typer
 
-from penstock.cli.display import console, moment, print_list
+from penstock.cli.display import console, moment, print_list, status_text
 from penstock.cli.failure import MISUSED, CommandError
 from penstock.cli.gateway import gateway, send
 from penstock.cli.lazy import group
 from penstock.cli.options import AsJson
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from penstock.client import Client
     from penstock.contracts.json import Json
     from penstock.contracts.rpc import Alias, Applied, AppliedDefinition, Version
@@ -90,11 +92,11 @@ def apply_files(client: Client, files: list[str], *, publish: bool = True) -> Ap
 
 def print_applied(applied: Applied) -> None:
     """Print the change of each document."""
-    columns: dict[str, Callable[[AppliedDefinition], str]] = {
+    columns: dict[str, Callable[[AppliedDefinition], str | Text]] = {
         "kind": lambda one: one.kind,
         "name": lambda one: one.name,
         "version": lambda one: f"v{one.version}" if one.version else "not published",
-        "change": lambda one: f"[{CHANGE_STYLE[one.change]}]{one.change}[/]",
+        "change": lambda one: status_text(one.change, CHANGE_STYLE),
         "plan": lambda one: (one.plan_digest or "")[:12],
     }
     print_list(applied.results, columns, as_json=False)
@@ -180,7 +182,7 @@ def publish(
     body: Json = {"version": version} if version is not None else {}
     path = _path(context, name, kind) + "/publish"
     done = send(context, AppliedDefinition, "POST", path, body)
-    console().print(f"{name}: v{done.version} is in force", markup=False)
+    console().print(f"{name}: v{done.version} is in force")
 
 
 def archive(context: typer.Context, name: Name, kind: OfKind = None) -> None:
@@ -188,7 +190,7 @@ def archive(context: typer.Context, name: Name, kind: OfKind = None) -> None:
     from penstock.contracts.rpc import Definition
 
     send(context, Definition, "POST", _path(context, name, kind) + "/archive")
-    console().print(f"{name} is archived", markup=False)
+    console().print(f"{name} is archived")
 
 
 @aliases.command("set")
@@ -217,7 +219,7 @@ def set_alias(
         body["canary"] = {"version": canary, "weight": weight}
     path = _path(context, name, kind) + f"/aliases/{quote(alias)}"
     stored = send(context, Alias, "PUT", path, body)
-    console().print(f"{name}@{alias} is {_aim(stored)}", markup=False)
+    console().print(f"{name}@{alias} is {_aim(stored)}")
 
 
 @aliases.command("list")
@@ -242,7 +244,7 @@ def delete_alias(context: typer.Context, name: Name, alias: AliasName, kind: OfK
     from penstock.contracts.facts import Record
 
     send(context, Record, "DELETE", _path(context, name, kind) + f"/aliases/{quote(alias)}")
-    console().print(f"{name}@{alias} is gone", markup=False)
+    console().print(f"{name}@{alias} is gone")
 
 
 def _aim(alias: Alias) -> str:

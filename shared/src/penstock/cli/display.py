@@ -25,9 +25,9 @@ STATUS_STYLE: Final = {
     for style, statuses in {
         "dim": "created planned stopped closed skipped",
         "cyan": "running scheduled",
-        "green": "done succeeded approved live",
-        "bold red": "failed unknown rejected lost",
-        "yellow": "cancelled waiting paused open suspect draining",
+        "green": "ok done succeeded approved live",
+        "bold red": "fail failed unknown rejected lost",
+        "yellow": "warn cancelled waiting paused open suspect draining",
         "red": "expired",
     }.items()
     for status in statuses.split()
@@ -37,17 +37,23 @@ _PIPE_WIDTH: Final = 160
 
 
 def console() -> Console:
-    """Return a console on standard output; colours only for a terminal or with FORCE_COLOR."""
+    """Return a console on standard output; colours only for a terminal or with FORCE_COLOR.
+
+    Text of runs is printed as it is: ``[red]`` in an output is no markup.
+    """
     from rich.console import Console
 
     # A pipe has no columns: lines are not cut at 80 there.
     wide = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else _PIPE_WIDTH
-    return Console(highlight=False, soft_wrap=True, width=wide)
+    return Console(markup=False, emoji=False, highlight=False, soft_wrap=True, width=wide)
 
 
 def print_json(value: object, *, pretty: bool = True) -> None:
     """Print a value, models in it included, as JSON; on one line unless ``pretty``."""
-    text = json.dumps(value, ensure_ascii=False, indent=2 if pretty else None, default=_as_json)
+    unicode = sys.stdout.encoding.lower().startswith("utf")
+    text = json.dumps(
+        value, ensure_ascii=not unicode, indent=2 if pretty else None, default=_as_json
+    )
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
@@ -65,11 +71,11 @@ def compact(value: object, width: int = _WIDTH) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def status_text(status: str) -> Text:
+def status_text(status: str, styles: Mapping[str, str] = STATUS_STYLE) -> Text:
     """Return a status in its colour."""
     from rich.text import Text
 
-    return Text(status, style=STATUS_STYLE.get(status, ""))
+    return Text(status, style=styles.get(status, ""))
 
 
 def moment(at: datetime | str | None) -> str:
@@ -90,8 +96,8 @@ def print_facts(screen: Console, facts: Mapping[str, object]) -> None:
     """Print labels with their values, one per line; empty ones are left out."""
     for label, value in facts.items():
         if value:
-            screen.print(f"  [dim]{label:<8}[/] ", end="")
-            screen.print(str(value), markup=False)
+            screen.print(f"  {label:<8} ", style="dim", end="")
+            screen.print(str(value))
 
 
 def print_list(

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import typer
 
-from penstock.cli.display import console, print_json, table
+from penstock.cli.display import console, print_json, status_text, table
 from penstock.cli.failure import FAILED
 from penstock.cli.options import AsJson
-
-STYLE: Final = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
 def doctor(context: typer.Context, as_json: AsJson = False) -> None:
@@ -21,10 +17,7 @@ def doctor(context: typer.Context, as_json: AsJson = False) -> None:
     if as_json:
         print_json([finding._asdict() for finding in findings])
     else:
-        rows = [
-            (f"[{STYLE[level]}]{level}[/]", area, text.replace("[", r"\["))
-            for level, area, text in findings
-        ]
+        rows = [(status_text(level), area, text) for level, area, text in findings]
         console().print(table(("", "what", "finding"), rows))
     if any(finding.level == "fail" for finding in findings):
         raise typer.Exit(FAILED)

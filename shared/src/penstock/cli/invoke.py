@@ -70,7 +70,7 @@ def _print_run(run: RunView) -> None:
     screen = console()
     screen.print(run.run_id, status_text(run.status))
     if run.error is not None:
-        screen.print(f"{run.error.code}: {run.error.message}", style="red", markup=False)
+        screen.print(f"{run.error.code}: {run.error.message}", style="red")
     elif run.status == "done" and isinstance(run.output, str):
         screen.print(compact(run.output, 4000))
     elif run.status == "done":

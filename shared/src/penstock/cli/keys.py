@@ -46,8 +46,9 @@ def create(
     fields = {"name": name, "roles": role or ["operator"], "expires_at": expires_at}
     created = _ask(context, "create_key", CreateKey, fields, CreatedKey)
     screen = console()
-    screen.print(f"[dim]{created.key.key_id} for tenant {created.key.tenant}; shown only now:[/]")
-    screen.print(created.secret, markup=False)
+    head = f"{created.key.key_id} for tenant {created.key.tenant}; shown only now:"
+    screen.print(head, style="dim")
+    screen.print(created.secret)
 
 
 @app.command("list")
@@ -80,7 +81,7 @@ def revoke(
     from penstock.contracts.rpc import KeyInfo, RevokeKey
 
     _ask(context, "revoke_key", RevokeKey, {"key_id": key_id}, KeyInfo)
-    console().print(f"{key_id} revoked", markup=False)
+    console().print(f"{key_id} revoked")
 
 
 def _ask(

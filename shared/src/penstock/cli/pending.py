@@ -75,7 +75,7 @@ def tool_result(
         screen.print(f"  waits for {record.record_id}:", end=" ")
         if record.request is not None:
             arguments = compact(record.request.arguments)
-            screen.print(f"{record.request.name} {arguments}", markup=False)
+            screen.print(f"{record.request.name} {arguments}")
 
 
 @app.command()

@@ -78,9 +78,9 @@ def status(context: typer.Context, format: AsFormat = Format.TABLE) -> None:
         f"{cost.total.model_calls} model calls, {_usd(cost.total)}"
     )
     if profile.slowest:
-        screen.print(f"slowest   {profile.slowest}", markup=False)
+        screen.print(f"slowest   {profile.slowest}")
     if cost.most_expensive_provider:
-        screen.print(f"dearest   {cost.most_expensive_provider}", markup=False)
+        screen.print(f"dearest   {cost.most_expensive_provider}")
 
 
 @app.command("cost-report")
@@ -105,10 +105,10 @@ def cost_report(
     dearest = report.most_expensive_provider
     if dearest is not None:
         text = f"most expensive provider: {dearest} ({report.providers[0].share:.0%})"
-        screen.print(text, style=_HIGHEST, markup=False)
+        screen.print(text, style=_HIGHEST)
     if report.unknown_prices:
         text = f"price unknown, not in the sums: {', '.join(report.unknown_prices)}"
-        screen.print(text, style=_SLOW, markup=False)
+        screen.print(text, style=_SLOW)
     for title, lines in (
         ("provider", report.providers),
         ("model", report.models),
@@ -245,10 +245,10 @@ def _highlights(
     screen: Console, slowest: str | None, bottlenecks: Sequence[str], threshold: float
 ) -> None:
     if slowest is not None:
-        screen.print(f"slowest: {slowest}", style=_SLOW, markup=False)
+        screen.print(f"slowest: {slowest}", style=_SLOW)
     if bottlenecks:
         text = f"bottlenecks, above {threshold:.0%} of the time: {', '.join(bottlenecks)}"
-        screen.print(text, style=_HIGHEST, markup=False)
+        screen.print(text, style=_HIGHEST)
 
 
 def _usd(usage: Usage) -> str:

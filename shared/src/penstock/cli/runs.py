@@ -327,9 +327,9 @@ def cancel_many(  # noqa: PLR0913, PLR0917 - one parameter for each filter
     for run_id in done.asked:
         screen.print(run_id, "would be asked to stop" if dry_run else "asked to stop")
     for run_id in done.asked_before:
-        screen.print(run_id, "[dim]was asked before[/]")
+        screen.print(run_id, "was asked before", style="dim")
     for run_id in done.ended:
-        screen.print(run_id, "[dim]has ended[/]")
+        screen.print(run_id, "has ended", style="dim")
     more = "; there are more" if done.more else ""
     screen.print(f"{done.matched} runs matched, {len(done.asked)} asked{more}")
 

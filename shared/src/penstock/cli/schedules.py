@@ -82,9 +82,7 @@ def show(
         return
     summary = _summary(definition)
     screen = console()
-    screen.print(
-        f"{name}: {summary.when} starts {summary.target}, {_condition(state)}", markup=False
-    )
+    screen.print(f"{name}: {summary.when} starts {summary.target}, {_condition(state)}")
     if state is not None:
         screen.print(
             f"next {moment(state.next_tick) or 'never'}, last {moment(state.last_tick)}, "
@@ -94,7 +92,7 @@ def show(
         if state.failure is not None:
             error = state.failure.error
             line = f"{moment(state.failure.tick)} {error.message} [{error.code}]"
-            screen.print(line, style="red", markup=False)
+            screen.print(line, style="red")
     if latest:
         columns: dict[str, Callable[[RunView], str | Text]] = {
             "run": lambda one: one.run_id,
@@ -114,7 +112,7 @@ def pause(
     from penstock.runs.definition_views import ScheduleState
 
     send(context, ScheduleState, "POST", f"{_path(name)}/pause", {"reason": reason})
-    console().print(f"{name} is paused", markup=False)
+    console().print(f"{name} is paused")
 
 
 @app.command()
@@ -123,7 +121,7 @@ def resume(context: typer.Context, name: Name) -> None:
     from penstock.runs.definition_views import ScheduleState
 
     state = send(context, ScheduleState, "POST", f"{_path(name)}/resume")
-    console().print(f"{name} resumes, next {moment(state.next_tick) or 'never'}", markup=False)
+    console().print(f"{name} resumes, next {moment(state.next_tick) or 'never'}")
 
 
 @app.command()

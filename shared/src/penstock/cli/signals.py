@@ -93,4 +93,4 @@ def _print_sent(sent: Sequence[SentSignal], raw: object) -> None:
         return
     for one in sent:
         result = "was there already" if one.repeated else "sent"
-        console().print(one.run_id, one.name, result, f"[dim]sequence {one.seq}[/]")
+        console().print(one.run_id, one.name, result, f"sequence {one.seq}")
