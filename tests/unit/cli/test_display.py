@@ -81,9 +81,15 @@ def test_printer_with_markup_in_text_prints_it_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("output", ["[/]", "[red]no[/red]", ":smile:", "[0]"])
+@pytest.mark.parametrize("columns", ["1", "80", "-5", "wide"])
 def test_output_of_a_run_is_printed_as_it_is(
-    run: Callable[..., Result], gateway: Callable[..., None], output: str
+    run: Callable[..., Result],
+    gateway: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    output: str,
+    columns: str,
 ) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
     done = {**RUN, "status": "done", "ended_at": AT, "output": output}
     for arguments, reply in (
         (("runs", "list"), {"items": [done]}),

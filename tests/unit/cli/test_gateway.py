@@ -70,3 +70,35 @@ def test_broken_url_is_misuse(run: Run) -> None:
     error = error_of(run("--url", "http://[::1", "runs", "list"))
     assert "is not a URL" in error.message
     assert error.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("runs", "show", "../archive"),
+        ("runs", "tail", "a/b"),
+        ("runs", "export", ".."),
+        ("runs", "unknown", "a?b"),
+        ("runs", "resolve", "a", "../b", "retry"),
+        ("runs", "message", "../sessions/a", "hello"),
+        ("history", "delete-run", "../sessions/a", "--yes"),
+        ("history", "delete-session", "../runs/a", "--yes"),
+        ("history", "delete-tenant", "a/../b", "--yes"),
+        (
+            "history",
+            "restore",
+            "..",
+        ),
+        ("versions", ".."),
+        ("alias", "set", "helper", "../x", "1"),
+        ("schedules", "pause", ".."),
+        ("schedules", "show", ".."),
+    ],
+)
+def test_id_that_would_name_another_path_is_misuse(
+    run: Run, gateway: Gateway, requests: list[httpx.Request], arguments: tuple[str, ...]
+) -> None:
+    gateway(lambda _: httpx.Response(404, json={"code": "unknown_definition"}))
+    error = error_of(run(*arguments))
+    assert (error.exit_code, error.message.endswith("is not an id")) == (2, True), error.message
+    assert not any(".." in str(one.url) or "?" in str(one.url) for one in requests)

@@ -25,7 +25,7 @@ def test_read_input_from_file_reads_it(tmp_path: Path) -> None:
     assert read_input(f"@{tmp_path}/input.json") == [1]
 
 
-@pytest.mark.parametrize("text", ['{"a": ', "@no/such/file"])
+@pytest.mark.parametrize("text", ['{"a": ', "@no/such/file", "@/bin/sh", "[" * 100_000])
 def test_read_input_unreadable_is_misuse(text: str) -> None:
     with pytest.raises(CommandError) as caught:
         read_input(text)
@@ -71,7 +71,7 @@ def test_invoke_followed_prints_events_and_ends_with_the_run(
     def answer(request: httpx.Request) -> httpx.Response:
         if request.method == "POST":
             return httpx.Response(202, json=RUN)
-        return httpx.Response(200, text=stream)
+        return httpx.Response(200, text=stream, headers={"content-type": "text/event-stream"})
 
     gateway(answer)
     shown = run("invoke", "helper", "--follow")

@@ -9,7 +9,14 @@ from typing import Any
 import httpx
 import pytest
 
-from penstock.client import AsyncClient, Client, ProblemError, ReplyError, UnreachableError
+from penstock.client import (
+    AsyncClient,
+    Client,
+    ProblemError,
+    ReplyError,
+    UnreachableError,
+    UnsendableError,
+)
 from penstock.client import client as client_module
 from penstock.client.events import EventFeed
 
@@ -29,6 +36,8 @@ RUN: dict[str, Any] = {
     "last_seq": 7,
 }
 DONE = {**RUN, "status": "done", "output": 42}
+
+EVENTS = {"content-type": "text/event-stream"}
 
 Handler = Callable[[httpx.Request], httpx.Response]
 
@@ -240,7 +249,10 @@ WHOLE = [
 
 def cut_off() -> Handler:
     replies = iter(
-        [httpx.Response(200, stream=Broken(CUT_OFF[0])), httpx.Response(200, content=CUT_OFF[1])]
+        [
+            httpx.Response(200, headers=EVENTS, stream=Broken(CUT_OFF[0])),
+            httpx.Response(200, headers=EVENTS, content=CUT_OFF[1]),
+        ]
     )
     return lambda _: next(replies)
 
@@ -294,7 +306,7 @@ def test_follow_without_any_gateway_fails_soon(pauses: list[float]) -> None:
 
 
 def test_follow_gives_up_after_many_failures_in_a_row(pauses: list[float]) -> None:
-    first = iter([httpx.Response(200, stream=Broken(sse("run_started", 5)))])
+    first = iter([httpx.Response(200, headers=EVENTS, stream=Broken(sse("run_started", 5)))])
     client, gateway = connect(lambda _: next(first, httpx.Response(503)))
     with pytest.raises(ProblemError, match="503"):
         list(client.follow(RUN_ID))
@@ -337,3 +349,70 @@ def test_get_all_joins_the_pages_of_steps() -> None:
         {"at_seq": "9", "steps_cursor": "2", "steps_limit": "1000"},
         {"at_seq": "9", "steps_cursor": "3", "steps_limit": "1000"},
     ]
+
+
+@pytest.mark.parametrize(
+    "run_id",
+    ["", ".", "..", "../archive", "a/b", "a?x=1", "a#b", "a b", "a\nb", "%2e%2e", "\udcff"],
+)
+def test_id_that_would_name_another_path_is_not_sent(run_id: str) -> None:
+    client, gateway = connect(lambda _: httpx.Response(200, json=RUN))
+    for call in (client.get, client.cancel, client.tool_calls, client.retry):
+        with pytest.raises(UnsendableError, match="is not an id"):
+            call(run_id)
+    with pytest.raises(UnsendableError):
+        client.cancel_step(RUN_ID, run_id)
+    with pytest.raises(UnsendableError):
+        next(client.follow(run_id))
+    assert gateway.requests == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"input": float("nan")}, {"idempotency_key": "caf\xe9"}, {"input": "\ud800"}],
+)
+def test_argument_without_a_form_in_http_or_json_is_not_sent(options: dict[str, Any]) -> None:
+    client, gateway = connect(lambda _: httpx.Response(200, json=RUN))
+    with pytest.raises(UnsendableError):
+        client.start("helper", **options)
+    assert gateway.requests == []
+
+
+@pytest.mark.parametrize("url", ["http://a..b", "ftp://gateway.test", "gateway.test"])
+def test_url_without_a_host_or_a_known_scheme_is_not_connected(url: str) -> None:
+    with Client(url) as client, pytest.raises(UnsendableError):
+        client.get(RUN_ID)
+
+
+def test_header_with_a_line_break_is_refused_without_its_value() -> None:
+    def fail(_: httpx.Request) -> httpx.Response:
+        raise httpx.LocalProtocolError("Illegal header value b'Bearer pk_secret'")
+
+    client, _ = connect(fail)
+    with pytest.raises(UnsendableError) as refused:
+        client.get(RUN_ID)
+    assert "pk_secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        httpx.Response(200, html="<html>hello</html>"),
+        httpx.Response(200, headers=EVENTS, content=b'data: {"type": "tick"}\n\n'),
+    ],
+)
+def test_follow_of_something_else_is_no_empty_run(reply: httpx.Response) -> None:
+    client, _ = connect(lambda _: reply)
+    with pytest.raises(ReplyError):
+        list(client.follow(RUN_ID))
+
+
+def test_step_that_is_retried_between_two_pages_is_returned_once() -> None:
+    step = {"node_id": "a", "kind": "tool", "name": "t", "attempt": 1}
+    first = {"steps": [{**step, "step_id": "a", "status": "waiting"}], "next_steps_cursor": "1.a"}
+    last = {"steps": [{**step, "step_id": "a", "status": "succeeded", "attempt": 2}]}
+    pages = iter([{**RUN, **first}, {**DONE, **last}])
+    client, _ = connect(lambda _: httpx.Response(200, json=next(pages)))
+    run = client.get_all(RUN_ID)
+    assert [(one.step_id, one.status) for one in run.steps] == [("a", "succeeded")]
+    assert run.status == "done"

@@ -31,8 +31,11 @@ def export(
     ] = "-",
 ) -> None:
     """Write a run as a bundle. It holds the plan and all facts, chained by hashes."""
+    from penstock.client import path_of
+
     with gateway(context) as client:
-        parts = client.download(f"/v1/runs/{run_id}/export", timeout_seconds=LONG_SECONDS)
+        path = path_of("/v1/runs/{}/export", run_id)
+        parts = client.download(path, timeout_seconds=LONG_SECONDS)
         if output == "-":
             for part in parts:
                 sys.stdout.buffer.write(part)

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
-from urllib.parse import quote
 
 import typer
 
@@ -217,8 +216,8 @@ def set_alias(
     body: dict[str, Json] = {"version": version}
     if canary is not None:
         body["canary"] = {"version": canary, "weight": weight}
-    path = _path(context, name, kind) + f"/aliases/{quote(alias)}"
-    stored = send(context, Alias, "PUT", path, body)
+    path = _path(context, name, kind) + "/aliases/{}"
+    stored = send(context, Alias, "PUT", path, body, ids=[alias])
     console().print(f"{name}@{alias} is {_aim(stored)}")
 
 
@@ -243,7 +242,8 @@ def delete_alias(context: typer.Context, name: Name, alias: AliasName, kind: OfK
     """Remove an alias."""
     from penstock.contracts.facts import Record
 
-    send(context, Record, "DELETE", _path(context, name, kind) + f"/aliases/{quote(alias)}")
+    path = _path(context, name, kind) + "/aliases/{}"
+    send(context, Record, "DELETE", path, ids=[alias])
     console().print(f"{name}@{alias} is gone")
 
 
@@ -254,11 +254,11 @@ def _aim(alias: Alias) -> str:
 
 def _path(context: typer.Context, name: str, kind: Kind | None) -> str:
     """Return the path of a definition; without its kind the first one with the name."""
-    from penstock.client import Call, ProblemError
+    from penstock.client import Call, ProblemError, path_of
     from penstock.contracts.rpc import Definition
 
-    candidates = [f"/v1/{one}s/{quote(name)}" for one in ((kind,) if kind else KINDS)]
     with gateway(context) as client:
+        candidates = [path_of(f"/v1/{one}s/{{}}", name) for one in ((kind,) if kind else KINDS)]
         for path in candidates[:-1]:
             try:
                 client.send(Call(Definition, "GET", path))

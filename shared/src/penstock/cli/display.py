@@ -6,10 +6,10 @@ rich is imported when something is printed, so that help is fast.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Final, TypeVar
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ STATUS_STYLE: Final = {
 }
 _WIDTH: Final = 400
 _PIPE_WIDTH: Final = 160
+_LEAST_WIDTH: Final = 100
+"""In a narrower terminal, tables would lose their last column."""
 
 
 def console() -> Console:
@@ -44,7 +46,7 @@ def console() -> Console:
     from rich.console import Console
 
     # A pipe has no columns: lines are not cut at 80 there.
-    wide = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else _PIPE_WIDTH
+    wide = max(get_terminal_size((_PIPE_WIDTH, 24)).columns, _LEAST_WIDTH)
     return Console(markup=False, emoji=False, highlight=False, soft_wrap=True, width=wide)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -30,7 +30,7 @@ def gateway(context: typer.Context) -> Iterator[Client]:
     Raises:
         CommandError: The gateway cannot be reached, or refused a request.
     """
-    from penstock.client import Client, ClientError, ProblemError, UnreachableError
+    from penstock.client import Client, ClientError, ProblemError, UnreachableError, UnsendableError
 
     target = context.obj
     try:
@@ -46,30 +46,34 @@ def gateway(context: typer.Context) -> Iterator[Client]:
             hint = ": is `penstock dev` running? PENSTOCK_URL or --url names another"
             raise CommandError(f"{error}{'' if error.timed_out else hint}") from error
         except ClientError as error:
-            raise CommandError(str(error)) from error
+            misused = isinstance(error, UnsendableError)
+            raise CommandError(str(error), exit_code=MISUSED if misused else FAILED) from error
 
 
-def send(
+def send(  # noqa: PLR0913 - the parts of one request
     context: typer.Context,
     reply: type[T],
     method: str,
     path: str,
     body: Json = None,
     *,
+    ids: Sequence[str] = (),
     params: Mapping[str, object] | None = None,
     headers: Mapping[str, str | None] | None = None,
     timeout_seconds: float = REQUEST_SECONDS,
 ) -> T:
     """Send one request for which the client has no method; arguments as of ``Call``.
 
+    ``ids`` take the places of ``{}`` in ``path``.
+
     Raises:
         CommandError: The gateway cannot be reached, or refused it.
     """
-    from penstock.client import Call
+    from penstock.client import Call, path_of
 
-    call = Call(reply, method, path, params=params or {}, headers=headers or {},
-                timeout_seconds=timeout_seconds)  # fmt: skip
     with gateway(context) as client:
+        call = Call(reply, method, path_of(path, *ids), params=params or {}, headers=headers or {},
+                    timeout_seconds=timeout_seconds)  # fmt: skip
         return client.send(call if body is None else replace(call, body=body))
 
 

@@ -23,11 +23,15 @@ def read_input(text: str, *, option: str = "--input") -> Json:
     if text.startswith("@"):
         name = text[1:]
         try:
-            text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+            text = (sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()).decode()
         except OSError as error:
             raise CommandError(f"{name}: {error.strerror}", exit_code=MISUSED) from error
+        except UnicodeDecodeError as error:
+            raise CommandError(f"{name}: not UTF-8 text", exit_code=MISUSED) from error
     try:
         value: Json = json.loads(text)
+    except RecursionError as error:
+        raise CommandError(f"{option} is nested too deeply", exit_code=MISUSED) from error
     except ValueError as error:
         if text.lstrip()[:1] in ("{", "["):
             raise CommandError(f"{option} is not JSON: {error}", exit_code=MISUSED) from error

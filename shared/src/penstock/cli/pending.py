@@ -34,7 +34,7 @@ def unknown(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> N
     """List steps with an unknown outcome. They wait for a resolution."""
     from penstock.runs.replies import Unknowns
 
-    found = send(context, Unknowns, "GET", f"/v1/runs/{run_id}/unknown").items
+    found = send(context, Unknowns, "GET", "/v1/runs/{}/unknown", ids=[run_id]).items
     _print_calls(found, as_json=as_json)
 
 
@@ -99,6 +99,6 @@ def resolve(
         body["output"] = read_input(output, option="--output")
     if digest is not None:
         body["digest"] = digest
-    path = f"/v1/runs/{run_id}/steps/{step_id}/resolve"
-    run = send(context, RunView, "POST", path, body)
+    path = "/v1/runs/{}/steps/{}/resolve"
+    run = send(context, RunView, "POST", path, body, ids=[run_id, step_id])
     console().print(run_id, status_text(run.status))

@@ -202,8 +202,8 @@ def _profile_of_run(
 ) -> None:
     from penstock.contracts.archive import ProfileOfRun
 
-    path, params = f"/v1/runs/{run_id}/profile", {"threshold": threshold}
-    answer = send(context, ProfileOfRun, "GET", path, params=params)
+    path, params = "/v1/runs/{}/profile", {"threshold": threshold}
+    answer = send(context, ProfileOfRun, "GET", path, ids=[run_id], params=params)
     if as_json:
         print_json(answer)
         return

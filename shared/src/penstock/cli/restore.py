@@ -88,15 +88,15 @@ def restore(context: typer.Context, run_id: RunId) -> None:
     """Restore the facts of an archived run to the log."""
     from penstock.contracts.archive import Restored
 
-    path = f"/v1/runs/{run_id}/restore"
-    done = send(context, Restored, "POST", path, timeout_seconds=LONG_SECONDS)
+    path = "/v1/runs/{}/restore"
+    done = send(context, Restored, "POST", path, ids=[run_id], timeout_seconds=LONG_SECONDS)
     console().print(f"{run_id}: {done.restored} of {done.facts} facts were put back")
 
 
 @app.command("delete-run")
 def delete_run(context: typer.Context, run_id: RunId, yes: Yes = False) -> None:
     """Delete an ended run and its child runs for good."""
-    _delete(context, f"/v1/runs/{run_id}", f"run {run_id}", sure=yes)
+    _delete(context, "/v1/runs/{}", run_id, f"run {run_id}", sure=yes)
 
 
 @app.command("delete-session")
@@ -106,8 +106,8 @@ def delete_session(
     yes: Yes = False,
 ) -> None:
     """Delete a session and all its runs for good."""
-    path = f"/v1/sessions/{session_id}"
-    _delete(context, path, f"session {session_id} and its runs", sure=yes)
+    what = f"session {session_id} and its runs"
+    _delete(context, "/v1/sessions/{}", session_id, what, sure=yes)
 
 
 @app.command("delete-tenant")
@@ -117,10 +117,10 @@ def delete_tenant(
     yes: Yes = False,
 ) -> None:
     """Delete all runs and sessions of a tenant for good."""
-    _delete(context, f"/v1/tenants/{tenant}/data", f"all runs of tenant {tenant}", sure=yes)
+    _delete(context, "/v1/tenants/{}/data", tenant, f"all runs of tenant {tenant}", sure=yes)
 
 
-def _delete(context: typer.Context, path: str, what: str, *, sure: bool) -> None:
+def _delete(context: typer.Context, path: str, one: str, what: str, *, sure: bool) -> None:
     """Delete for good, after a confirmation.
 
     Raises:
@@ -135,7 +135,7 @@ def _delete(context: typer.Context, path: str, what: str, *, sure: bool) -> None
         sys.stdout.flush()
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             raise CommandError("nothing was deleted")
-    done = send(context, Erased, "DELETE", path, timeout_seconds=LONG_SECONDS)
+    done = send(context, Erased, "DELETE", path, ids=[one], timeout_seconds=LONG_SECONDS)
     console().print(
         f"deleted {done.runs} runs, {done.objects} objects, {done.dead_letters} dead letters"
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
-from urllib.parse import quote
 
 import typer
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from penstock.runs.views import RunView
 
 _SCHEDULES: Final = "/v1/schedules"
+_ONE: Final = "/v1/schedules/{}"
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the schedule.")]
 
@@ -68,12 +68,12 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show a schedule, its state and its latest runs."""
-    from penstock.client import Call, Items
+    from penstock.client import Call, Items, path_of
     from penstock.contracts.rpc import Definition
     from penstock.runs.views import RunView
 
-    path = _path(name)
     with gateway(context) as client:
+        path = path_of(_ONE, name)
         definition = client.send(Call(Definition, "GET", path))
         state = _state(client, definition)
         latest = list(client.pages(Call(Items[RunView], "GET", f"{path}/runs", limit=runs)))
@@ -111,7 +111,7 @@ def pause(
     """Pause a schedule: skip its ticks until it is resumed."""
     from penstock.runs.definition_views import ScheduleState
 
-    send(context, ScheduleState, "POST", f"{_path(name)}/pause", {"reason": reason})
+    send(context, ScheduleState, "POST", f"{_ONE}/pause", {"reason": reason}, ids=[name])
     console().print(f"{name} is paused")
 
 
@@ -120,7 +120,7 @@ def resume(context: typer.Context, name: Name) -> None:
     """Resume a schedule; ticks during the pause stay skipped."""
     from penstock.runs.definition_views import ScheduleState
 
-    state = send(context, ScheduleState, "POST", f"{_path(name)}/resume")
+    state = send(context, ScheduleState, "POST", f"{_ONE}/resume", ids=[name])
     console().print(f"{name} resumes, next {moment(state.next_tick) or 'never'}")
 
 
@@ -132,7 +132,7 @@ def trigger(
     from penstock.runs.views import RunView
 
     headers = {"Idempotency-Key": key}
-    run = send(context, RunView, "POST", f"{_path(name)}/trigger", headers=headers)
+    run = send(context, RunView, "POST", f"{_ONE}/trigger", ids=[name], headers=headers)
     if as_json:
         print_json(run)
     else:
@@ -155,7 +155,7 @@ def show_next(
     from penstock.runs.definition_views import Ticks
 
     params = {"next": count, "after": after}
-    ticks = send(context, Ticks, "GET", f"{_path(name)}/ticks", params=params).items
+    ticks = send(context, Ticks, "GET", f"{_ONE}/ticks", ids=[name], params=params).items
     shown = [one.model_dump(mode="json") for one in ticks]
     if as_json:
         print_json(shown)
@@ -164,18 +164,14 @@ def show_next(
         console().print(table(("tick", "on its clock", "starts"), rows))
 
 
-def _path(name: str) -> str:
-    return f"{_SCHEDULES}/{quote(name, safe='')}"
-
-
 def _state(client: Client, definition: Definition) -> ScheduleState | None:
     """Return the state of a schedule; ``None`` if it was never published."""
-    from penstock.client import Call
+    from penstock.client import Call, path_of
     from penstock.runs.definition_views import ScheduleState
 
     if definition.published_version is None:
         return None
-    return client.send(Call(ScheduleState, "GET", f"{_path(definition.name)}/state"))
+    return client.send(Call(ScheduleState, "GET", path_of(f"{_ONE}/state", definition.name)))
 
 
 class _Summary(NamedTuple):

@@ -69,12 +69,13 @@ def message(
     from penstock.runs.replies import SentSignal
 
     run, title = _target(run_id, name, session, "--session")
-    place = f"/v1/runs/{run}" if run is not None else f"/v1/sessions/{session}"
+    place, target = ("runs", run) if run is not None else ("sessions", session or "")
     body: dict[str, Json] = {"name": title, "payload": read_input(payload, option="--payload")}
     if sender is not None:
         body["from_run"] = sender
     headers = {"Idempotency-Key": idempotency_key}
-    sent = send(context, SentSignal, "POST", f"{place}/messages", body, headers=headers)
+    path = f"/v1/{place}/{{}}/messages"
+    sent = send(context, SentSignal, "POST", path, body, ids=[target], headers=headers)
     _print_sent([sent], sent if as_json else None)
 
 

@@ -3,9 +3,15 @@
 Needs the extra ``client``.
 """
 
-from penstock.client.calls import Call, Items, RunFilter
+from penstock.client.calls import Call, Items, RunFilter, path_of
 from penstock.client.client import AsyncClient, Client
-from penstock.client.errors import ClientError, ProblemError, ReplyError, UnreachableError
+from penstock.client.errors import (
+    ClientError,
+    ProblemError,
+    ReplyError,
+    UnreachableError,
+    UnsendableError,
+)
 
 __all__ = [
     "AsyncClient",
@@ -17,4 +23,6 @@ __all__ = [
     "ReplyError",
     "RunFilter",
     "UnreachableError",
+    "UnsendableError",
+    "path_of",
 ]

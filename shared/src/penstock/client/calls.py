@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -13,6 +14,7 @@ from typing import IO, Any, Final, Generic, Literal, TypedDict, TypeVar, Unpack
 from msgspec import UNSET, UnsetType
 from pydantic import TypeAdapter
 
+from penstock.client.errors import UnsendableError
 from penstock.contracts.facts import Record
 from penstock.contracts.json import Json
 from penstock.runs.replies import ApprovalView, Calls, SentSignal, SentSignals
@@ -21,6 +23,8 @@ from penstock.runs.views import RunView
 REQUEST_SECONDS: Final = 30.0
 """Longest silence of the gateway within one request."""
 PAGE_SIZE: Final = 100
+
+_SEGMENT: Final = re.compile(r"[\w~@:-][\w.~@:-]*", re.ASCII)
 
 ReplyT_co = TypeVar("ReplyT_co", covariant=True)
 ItemT = TypeVar("ItemT")
@@ -135,6 +139,18 @@ def _given(**fields: Json) -> dict[str, Json]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
+def path_of(template: str, *ids: str) -> str:
+    """Return a path with ids in the places of ``{}``.
+
+    Raises:
+        UnsendableError: An id is not one segment of a path, so the path would name something else.
+    """
+    for one in ids:
+        if not _SEGMENT.fullmatch(one):
+            raise UnsendableError(f"{one[:80]!r} is not an id")
+    return template.format(*ids)
+
+
 def _key(idempotency_key: str | None) -> dict[str, str | None]:
     return {"Idempotency-Key": idempotency_key}
 
@@ -212,7 +228,7 @@ def get(
     return Call(
         RunView,
         "GET",
-        f"/v1/runs/{run_id}",
+        path_of("/v1/runs/{}", run_id),
         params={
             "at_seq": at_seq,
             "node_records": "true" if node_records else None,
@@ -224,28 +240,28 @@ def get(
     )
 
 
-def _control(run_id: str, act: str, reason: str) -> Call[RunView]:
-    return Call(RunView, "POST", f"/v1/runs/{run_id}/{act}", {"reason": reason})
+def _control(path: str, *ids: str, reason: str) -> Call[RunView]:
+    return Call(RunView, "POST", path_of(path, *ids), {"reason": reason})
 
 
 def cancel(run_id: str, *, reason: str = "") -> Call[RunView]:
     """Request that a run stops; ``reason`` is stored with it."""
-    return _control(run_id, "cancel", reason)
+    return _control("/v1/runs/{}/cancel", run_id, reason=reason)
 
 
 def cancel_step(run_id: str, step_id: str, *, reason: str = "") -> Call[RunView]:
     """Cancel one step: its attempt, or its child run with all descendants."""
-    return _control(run_id, f"steps/{step_id}/cancel", reason)
+    return _control("/v1/runs/{}/steps/{}/cancel", run_id, step_id, reason=reason)
 
 
 def pause(run_id: str, *, reason: str = "") -> Call[RunView]:
     """Pause a run: running steps finish, no new step starts."""
-    return _control(run_id, "pause", reason)
+    return _control("/v1/runs/{}/pause", run_id, reason=reason)
 
 
 def resume(run_id: str, *, reason: str = "") -> Call[RunView]:
     """Resume a paused run."""
-    return _control(run_id, "resume", reason)
+    return _control("/v1/runs/{}/resume", run_id, reason=reason)
 
 
 def signal(
@@ -253,7 +269,7 @@ def signal(
 ) -> Call[SentSignal]:
     """Send an event to one run; it is in the log when the method returns."""
     body: Json = {"name": name, "payload": payload}
-    path = f"/v1/runs/{run_id}/signals"
+    path = path_of("/v1/runs/{}/signals", run_id)
     return Call(SentSignal, "POST", path, body, headers=_key(idempotency_key))
 
 
@@ -267,7 +283,7 @@ def signal_waiting(
 
 def approval(run_id: str, record_id: str) -> Call[ApprovalView]:
     """Return one approval, from the log of its run."""
-    return Call(ApprovalView, "GET", f"/v1/approvals/{run_id}/{record_id}")
+    return Call(ApprovalView, "GET", path_of("/v1/approvals/{}/{}", run_id, record_id))
 
 
 def approvals(
@@ -291,7 +307,8 @@ def _answer(
     run_id: str, record_id: str, act: str, digest: str | None, reason: str
 ) -> Call[ApprovalView]:
     body = {"reason": reason, **_given(digest=digest)}
-    return Call(ApprovalView, "POST", f"/v1/approvals/{run_id}/{record_id}/{act}", body)
+    path = path_of("/v1/approvals/{}/{}/{}", run_id, record_id, act)
+    return Call(ApprovalView, "POST", path, body)
 
 
 def approve(
@@ -321,7 +338,7 @@ def reject(
 
 def tool_calls(run_id: str) -> Call[Calls]:
     """Return the pending client tool calls of a run."""
-    return Call(Calls, "GET", f"/v1/runs/{run_id}/tool_calls")
+    return Call(Calls, "GET", path_of("/v1/runs/{}/tool_calls", run_id))
 
 
 def tool_result(
@@ -352,7 +369,7 @@ def tool_result(
     return Call(
         RunView,
         "POST",
-        f"/v1/runs/{run_id}/tool_results",
+        path_of("/v1/runs/{}/tool_results", run_id),
         {"results": [result]},
         headers=_prefer(wait_seconds),
         timeout_seconds=REQUEST_SECONDS + (wait_seconds or 0),
@@ -400,4 +417,4 @@ def _continue(run_id: str, act: str, body: dict[str, Json], changes: Changes) ->
     more: dict[str, Any] = {**changes}
     key = _key(more.pop("idempotency_key", None))
     body |= {name: value for name, value in more.items() if value is not None or name == "input"}
-    return Call(RunView, "POST", f"/v1/runs/{run_id}/{act}", body, headers=key)
+    return Call(RunView, "POST", path_of("/v1/runs/{}/{}", run_id, act), body, headers=key)

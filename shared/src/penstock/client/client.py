@@ -73,13 +73,12 @@ def _settled(run: RunView) -> bool:
 
 
 def _joined(run: RunView, page: RunView) -> RunView:
-    """Return a run with the steps of the next page."""
-    update = {
-        "steps": run.steps + page.steps,
-        "children": run.children + page.children,
-        "next_steps_cursor": page.next_steps_cursor,
-    }
-    return run.model_copy(update=update)
+    """Return the run of the next page, which is later, with the steps of both."""
+    # A retry between two requests moves a step to a later page: its earlier state is left out.
+    steps = {step.step_id: step for step in run.steps} | {step.step_id: step for step in page.steps}
+    children = {child.step_id: child for child in (*run.children, *page.children)}
+    update = {"steps": tuple(steps.values()), "children": tuple(children.values())}
+    return page.model_copy(update=update)
 
 
 def _wait_seconds(left: float) -> int:
@@ -197,7 +196,7 @@ class Client:
             run_id: The run.
             after: Id of the last event that is already known.
         """
-        feed = EventFeed(run_id, after)
+        feed = EventFeed(self.url, run_id, after)
         while True:
             try:
                 with (
@@ -209,6 +208,7 @@ class Client:
                     if not response.is_success:
                         response.read()
                         raise problem_of(response)
+                    feed.check(response)
                     for chunk in response.iter_bytes():
                         yield from feed.read(chunk)
                     return
@@ -320,7 +320,7 @@ class AsyncClient:
             run_id: The run.
             after: Id of the last event that is already known.
         """
-        feed = EventFeed(run_id, after)
+        feed = EventFeed(self.url, run_id, after)
         while True:
             try:
                 with reaching(self.url):
@@ -330,6 +330,7 @@ class AsyncClient:
                         if not response.is_success:
                             await response.aread()
                             raise problem_of(response)
+                        feed.check(response)
                         async for chunk in response.aiter_bytes():
                             for event in feed.read(chunk):
                                 yield event

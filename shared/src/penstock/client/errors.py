@@ -34,6 +34,10 @@ class UnreachableError(ClientError):
         self.timed_out = timed_out
 
 
+class UnsendableError(ClientError, ValueError):
+    """An argument cannot be sent: an id with a slash, `NaN`, a header with a line break."""
+
+
 class ReplyError(ClientError):
     """The reply does not have the form of the gateway's: something else answers at the URL."""
 
@@ -83,9 +87,13 @@ def problem_of(response: httpx.Response) -> ProblemError:
 
 @contextmanager
 def reaching(url: str) -> Iterator[None]:
-    """Raise ``UnreachableError`` instead of httpx's request errors."""
+    """Raise ``UnreachableError`` or ``UnsendableError`` instead of httpx's errors."""
     try:
         yield
+    except httpx.LocalProtocolError as error:  # its text holds the header, perhaps an API key
+        raise UnsendableError("a header has characters that HTTP does not allow") from error
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol, ValueError, RecursionError) as error:
+        raise UnsendableError(f"the request cannot be sent: {error}") from error
     except httpx.RequestError as error:
         timed_out = isinstance(error, httpx.TimeoutException)
         raise UnreachableError(url, str(error), timed_out=timed_out) from error

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from typing import Final
 
 import httpx
+from pydantic import ValidationError
 
-from penstock.client.errors import ClientError, ProblemError, UnreachableError
+from penstock.client.calls import path_of
+from penstock.client.errors import ClientError, ProblemError, ReplyError, UnreachableError
 from penstock.runs.events import CLIENT_EVENT, ClientEvent, EventType
 from penstock.sse import SseReader
 
@@ -29,9 +31,10 @@ class EventFeed:
     dropped here.
     """
 
-    def __init__(self, run_id: str, after: int) -> None:
+    def __init__(self, url: str, run_id: str, after: int) -> None:
         """Start after the event with the id ``after``; 0: from the beginning."""
-        self.path = f"/v1/runs/{run_id}/events"
+        self._url = url
+        self.path = path_of("/v1/runs/{}/events", run_id)
         self.timeout = httpx.Timeout(CONNECT_SECONDS, read=SILENCE_SECONDS)
         self._after = after
         self._reader = SseReader()
@@ -45,11 +48,27 @@ class EventFeed:
         """Headers of the next connection."""
         return {"Accept": "text/event-stream", "Last-Event-ID": str(self._after)}
 
+    def check(self, response: httpx.Response) -> None:
+        """Check that a reply is a stream of events.
+
+        Raises:
+            ReplyError: It is another document.
+        """
+        if not response.headers.get("content-type", "").startswith("text/event-stream"):
+            raise ReplyError(self._url)
+
     def read(self, chunk: bytes) -> Iterator[ClientEvent]:
-        """Yield the events that ``chunk`` completes and that were not yielded before."""
+        """Yield the events that ``chunk`` completes and that were not yielded before.
+
+        Raises:
+            ReplyError: One of them is not an event of a run.
+        """
         self._connected = True
         for found in self._reader.feed(chunk):
-            event = CLIENT_EVENT.validate_json(found.data)
+            try:
+                event = CLIENT_EVENT.validate_json(found.data)
+            except ValidationError as error:
+                raise ReplyError(self._url) from error
             self._failures = 0
             if self._is_new(event):
                 yield event
