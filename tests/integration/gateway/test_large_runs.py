@@ -67,6 +67,8 @@ async def test_steps_come_in_pages(create_gateway: CreateGateway, engine: Engine
     ("params", "code", "path"),
     [
         ({"steps_limit": "0"}, "invalid_request", "steps_limit"),
+        ({"steps_limit": "000000001000000"}, "invalid_request", "steps_limit"),
+        ({"step_limit": "5"}, "invalid_request", "query.step_limit"),
         ({"steps_cursor": "later"}, "invalid_cursor", "steps_cursor"),
     ],
 )
@@ -181,3 +183,27 @@ async def test_large_run_of_another_tenant_is_not_found(
     assert (await gateway.client.get(f"/v1/runs/{run_id}")).status_code == 200
 
     assert await gateway.gateway.runs._known("somebody-else", run_id, 0) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "params", "allowed"),
+    [
+        ("events", {"cursor": "5"}, "after, limit, types"),
+        ("steps", {"status": "done"}, "'succeeded'"),
+    ],
+)
+async def test_page_with_an_unknown_parameter_or_status_names_the_allowed_ones(
+    create_gateway: CreateGateway,
+    engine: Engine,
+    path: str,
+    params: dict[str, str],
+    allowed: str,
+) -> None:
+    gateway = await create_gateway()
+    await engine.publish("echo")
+    run_id = await begin(gateway)
+
+    reply = await gateway.client.get(f"/v1/runs/{run_id}/{path}", params=params)
+
+    assert (reply.status_code, reply.json()["code"]) == (422, "invalid_request")
+    assert allowed in reply.json()["errors"][0]["allowed"]

@@ -88,7 +88,9 @@ def test_window_of_steps_is_read_from_limit_and_cursor() -> None:
     assert step_window("7", "12.price-x3") == (7, (12, "price-x3"))
 
 
-@pytest.mark.parametrize("limit", ["0", "1001", "-1", "x", "٣", "9" * 30])
+@pytest.mark.parametrize(
+    "limit", ["0", "1001", "-1", "x", "٣", "9" * 30, "000000001000000", "9" * 5000]
+)
 def test_window_with_a_limit_out_of_range_is_refused(limit: str) -> None:
     with pytest.raises(RejectedError) as refused:
         step_window(limit, None)

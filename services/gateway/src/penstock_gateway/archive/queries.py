@@ -12,6 +12,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from penstock.contracts.errors import ErrorDetail, RejectedError
 from penstock.contracts.facts import DefinitionKind, RunStatus, StepKind, Trigger
 from penstock.contracts.ids import Token
+from penstock.runs.state import StepStatus
+from penstock_gateway.core.preferences import refuse_unknown
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
 Cursor = Annotated[str | None, Query(description="The `next_cursor` of the page before.")]
@@ -55,7 +57,7 @@ class StepQuery(Parameters):
     """Which step executions are wanted; all filters that are given must match."""
 
     run_id: Token | None = None
-    status: list[Token] = []
+    status: list[StepStatus] = []
     kind: list[StepKind] = []
     name: Token | None = None
     node_id: Token | None = None
@@ -92,23 +94,9 @@ class ProfileQuery(SpanQuery):
 
 def known_only(model: type[BaseModel]) -> Dependency:
     """Return the dependency that refuses parameters which ``model`` does not have."""
-    names = sorted(model.model_fields)
 
     async def check(request: Request) -> None:
-        unknown = [name for name in request.query_params if name not in names]
-        if unknown:
-            raise RejectedError(
-                "invalid_request",
-                f"there is no parameter {unknown[0][:80]!r} here",
-                details=tuple(
-                    ErrorDetail(
-                        path=f"query.{name[:80]}",
-                        message="no such parameter",
-                        allowed=", ".join(names),
-                    )
-                    for name in unknown
-                ),
-            )
+        refuse_unknown(request.query_params, model.model_fields)
 
     checked: Callable[[Request], Awaitable[None]] = check
     dependency: Dependency = Depends(checked)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Final
 
 from penstock.contracts.errors import ErrorDetail, RejectedError
@@ -12,12 +13,35 @@ from penstock.runs.views import StepWindow
 _WAIT: Final = re.compile(rb"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
 _EVENT_STREAM: Final = b"text/event-stream"
 _CURSOR: Final = re.compile(r"[0-9]{1,19}")
+_PAGE_SIZE: Final = re.compile(r"[0-9]{1,4}")
 _STEP_CURSOR: Final = re.compile(r"([0-9]{1,9})\.([A-Za-z0-9_-]{1,64})")
 IDEMPOTENCY_KEY_LENGTH: Final = 255
 MAX_PAGE: Final = 1000
 DEFAULT_PAGE: Final = 100
 STEPS_SHOWN: Final = 250
 """Steps of a run in one reply, unless the client asks for another number."""
+
+
+def refuse_unknown(given: Iterable[str], known: Iterable[str]) -> None:
+    """Check the names of the query parameters of a request.
+
+    Raises:
+        RejectedError: ``invalid_request``, with the known names.
+    """
+    names = sorted(known)
+    if unknown := [name for name in given if name not in names]:
+        raise RejectedError(
+            "invalid_request",
+            f"there is no parameter {unknown[0][:80]!r} here",
+            details=tuple(
+                ErrorDetail(
+                    path=f"query.{name[:80]}",
+                    message="no such parameter",
+                    allowed=", ".join(names),
+                )
+                for name in unknown
+            ),
+        )
 
 
 def wait_seconds(prefer: bytes | None, limit: float) -> float | None:
@@ -87,7 +111,7 @@ def page_size(limit: str | None, *, path: str = "limit", default: int = DEFAULT_
     """
     if not limit:
         return default
-    if not limit.isascii() or not limit.isdigit() or not 1 <= int(limit[:9]) <= MAX_PAGE:
+    if not _PAGE_SIZE.fullmatch(limit) or not 1 <= int(limit) <= MAX_PAGE:
         detail = ErrorDetail(path=path, message=f"got {limit[:20]!r}", allowed=f"1 to {MAX_PAGE}")
         raise RejectedError("invalid_request", f"{path} is out of range", details=(detail,))
     return int(limit)

@@ -26,6 +26,7 @@ from penstock_gateway.core.preferences import (
     flag,
     idempotency_key,
     page_size,
+    refuse_unknown,
     sequence,
     step_window,
     wait_seconds,
@@ -46,6 +47,8 @@ from penstock_gateway.runs.start import Started
 from penstock_gateway.runs.stream import EventStreamAnswer
 
 _REPLAYED: Final = (b"idempotent-replayed", b"true")
+_RUN_QUERY: Final = frozenset({"at_seq", "node_records", "steps_cursor", "steps_limit"})
+_EVENT_QUERY: Final = frozenset({"after", "limit", "types"})
 _NO_RUN_LIMITS: Final = RunLimits()
 
 
@@ -238,6 +241,7 @@ class ReadRoutes:
         caller = self._gateway.authenticator.caller(headers, "viewer")
         query, runs = request.query_params, self._gateway.runs
         run_id: str = request.path_params["run_id"]
+        refuse_unknown(query, _RUN_QUERY)
         node_records = flag(query.get("node_records"), path="node_records")
         at_seq = sequence(query.get("at_seq"), path="at_seq")
         window = step_window(query.get("steps_limit"), query.get("steps_cursor"))
@@ -262,6 +266,7 @@ class ReadRoutes:
         caller = self._gateway.authenticator.caller(headers, "viewer")
         query = request.query_params
         run_id: str = request.path_params["run_id"]
+        refuse_unknown(query, _EVENT_QUERY)
         last = headers.get(b"last-event-id")
         after = cursor(last.decode("latin-1") if last else None, query.get("after"))
         types = event_types(query.get("types"))
