@@ -43,7 +43,7 @@ $(STAMP): uv.lock $(BIN)/uv
 demo: setup ## Run the example agent and workflow on an embedded stack
 	$(BIN)/python examples/demo.py $(ARGS)
 
-dev: setup ## Start nats-server and the five services on loopback
+dev: setup ## Start nats-server and the six services on loopback
 	$(BIN)/penstock dev $(ARGS)
 
 test: test-unit test-servers ## Run all tests; ARGS="-k name" selects by name

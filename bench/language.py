@@ -333,7 +333,6 @@ def _second_engine(session: Session, *, wanted: bool) -> Iterator[int | None]:
     port = session.stack.metrics_port("engine") + 7
     environment = {
         **os.environ,
-        "PENSTOCK_ROLE": "engine",
         "PENSTOCK_NATS_URL": session.stack.nats_url,
         "PENSTOCK_INSTANCE_ID": "bench-engine-2",
         "PENSTOCK_METRICS_PORT": str(port),

@@ -45,16 +45,16 @@ from penstock.db import create_engine, upgrade
 from penstock.embedded import NatsServer
 from penstock.memory import settle
 from penstock.settings import CoreSettings
-from penstock_orchestrator.archive import statements
-from penstock_orchestrator.archive.feed import Feed
-from penstock_orchestrator.archive.projection import Projection, address
-from penstock_orchestrator.archive.projector import Projector
-from penstock_orchestrator.archive.rows import Addressed, Batch
-from penstock_orchestrator.archive.store import Loaded, Position, open_store
+from penstock_archive import statements
+from penstock_archive.feed import Feed
+from penstock_archive.projection import Projection, address
+from penstock_archive.projector import Projector
+from penstock_archive.rows import Addressed, Batch
+from penstock_archive.store import Loaded, Position, open_store
 
 FACTS_A_RUN = 8
 OPEN_RUNS = 64
-PACKAGE = "penstock_orchestrator.archive"
+PACKAGE = "penstock_archive"
 HEADERS = header_block({"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"})
 
 
@@ -222,7 +222,7 @@ async def compare_core(batches: list[Batch], facts: int, file: Path) -> None:
     """Write the same rows by SQLAlchemy Core."""
     from sqlalchemy.dialects.sqlite import insert  # noqa: PLC0415 - only to compare
 
-    from penstock_orchestrator.archive.tables import METADATA  # noqa: PLC0415 - only to compare
+    from penstock_archive.tables import METADATA  # noqa: PLC0415 - only to compare
 
     engine = create_engine(f"sqlite:///{file}")
     wall, cpu = time.perf_counter(), time.process_time()

@@ -19,11 +19,11 @@ from penstock.catalogue import schemas_of
 from penstock.contracts import facts, pending, rpc, runners, subjects
 from penstock.contracts.messages import Claim, DeadLetter, DeltaBatch, TimerDue
 from penstock.contracts.structs import WireStruct
-from penstock_orchestrator.archive import parts as archive
-from penstock_orchestrator.archive.erasure import Eraser
-from penstock_orchestrator.archive.keeping import Keeper
-from penstock_orchestrator.archive.queries import Queries
-from penstock_orchestrator.archive.reports import Reports
+from penstock_archive import parts as archive
+from penstock_archive.erasure import Eraser
+from penstock_archive.keeping import Keeper
+from penstock_archive.queries import Queries
+from penstock_archive.reports import Reports
 from penstock_registry import handlers as registry
 
 _SHARD: Final = cast("int", "{shard}")

@@ -22,6 +22,7 @@ SERVICES = (
     "penstock_gateway",
     "penstock_registry",
     "penstock_orchestrator",
+    "penstock_archive",
     "penstock_agent_runner",
     "penstock_tool_runner",
 )
@@ -30,7 +31,7 @@ SERVICES = (
 def settings_page() -> str:
     """All settings: the shared blocks, then each service's own fields."""
     blocks: list[type[BaseSettings]] = [CoreSettings, DatabaseSettings]
-    for package in (*SERVICES, "penstock_orchestrator.archive", "penstock.runner"):
+    for package in (*SERVICES, "penstock.runner"):
         if importlib.util.find_spec(f"{package}.settings") is None:
             continue
         module = importlib.import_module(f"{package}.settings")

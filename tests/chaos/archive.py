@@ -16,7 +16,7 @@ from penstock.bus.reader import Stored
 from penstock.db import async_url
 from penstock.runs.state import Entry, RunState, fold, new_state
 from penstock.runs.views import run_view
-from penstock_orchestrator.archive import tables
+from penstock_archive import tables
 
 
 class Archive:

@@ -30,8 +30,8 @@ from penstock.contracts.ids import (
 from penstock.contracts.plan import EndNode, Node, ParallelNode, Plan
 from penstock.contracts.subjects import FactSubject
 from penstock.runs.state import Entry, RunState, fold, new_state
-from penstock_orchestrator.archive.projection import Projection
-from penstock_orchestrator.archive.rows import Addressed, RunRow
+from penstock_archive.projection import Projection
+from penstock_archive.rows import Addressed, RunRow
 from penstock_orchestrator.core.decisions import Decided
 from tests.simulation.plans import NOT_EQUIPPED
 from tests.simulation.streams import TAKEN, Publish, Refused, StoredMessage

@@ -24,16 +24,16 @@ from penstock.contracts.facts import (
 )
 from penstock.contracts.structs import plain
 from penstock.contracts.subjects import parse_fact
+from penstock.runs.messages import user_text
 from penstock.runs.profiles import profile_of_entries, provider_of
 from penstock.runs.state import PENDING, Entry, RunState, fold, new_state
 from penstock.runs.views import RunView, run_view
-from penstock_orchestrator.archive import projection, tables
-from penstock_orchestrator.archive.projection import (
+from penstock_archive import projection, tables
+from penstock_archive.projection import (
     INLINE_BYTES,
     PREVIEW_CHARACTERS,
 )
-from penstock_orchestrator.archive.reports import Reports
-from penstock_orchestrator.core.conversation import user_text
+from penstock_archive.reports import Reports
 from tests.support.histories import Message
 
 Key = tuple[str, str]

@@ -27,8 +27,8 @@ STOP_SECONDS: Final = 30.0
 SERVICES: Final = (
     Service("registry", "penstock_registry"),
     Service("gateway", "penstock_gateway"),
-    Service("projector", "penstock_orchestrator", {"PENSTOCK_ROLE": "projector"}),
-    Service("engine", "penstock_orchestrator", {"PENSTOCK_ROLE": "engine"}),
+    Service("projector", "penstock_archive"),
+    Service("engine", "penstock_orchestrator"),
     Service("agent-runner", "penstock_agent_runner"),
     Service("tool-runner", "penstock_tool_runner"),
 )

@@ -16,7 +16,7 @@ from penstock.bus.writer import LogWriter
 from penstock.db import create_engine
 from penstock.embedded import NatsServer
 from penstock.settings import CoreSettings
-from penstock_orchestrator.archive.settings import ArchiveSettings
+from penstock_archive.settings import ArchiveSettings
 from penstock_orchestrator.settings import OrchestratorSettings
 from tests.integration.orchestrator.conftest import World
 

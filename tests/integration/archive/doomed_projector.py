@@ -18,12 +18,12 @@ from typing import Any
 
 import asyncpg
 
-from penstock_orchestrator.archive import sqlite
-from penstock_orchestrator.archive.feed import Feed
-from penstock_orchestrator.archive.process import run_projector
-from penstock_orchestrator.archive.projector import Projector
-from penstock_orchestrator.archive.settings import ArchiveSettings
-from penstock_orchestrator.archive.store import open_store
+from penstock_archive import sqlite
+from penstock_archive.feed import Feed
+from penstock_archive.main import serve
+from penstock_archive.projector import Projector
+from penstock_archive.settings import ArchiveSettings
+from penstock_archive.store import open_store
 
 LIVES = (
     *((at, "") for at in range(1, 20)),
@@ -86,7 +86,7 @@ def watch(fate: Fate) -> None:
 async def live(settings: ArchiveSettings, until_seq: int) -> None:
     """Project until everything is there."""
     until = asyncio.Event()
-    running = asyncio.create_task(run_projector(settings, until=until))
+    running = asyncio.create_task(serve(settings, until=until))
     store = open_store(settings.resolved_database_url)
     while not running.done():
         position = await store.position("RUNS") if await store.revision() else None

@@ -18,7 +18,7 @@ from penstock.contracts.facts import SignalReceived, fact_bytes
 from penstock.contracts.ids import run_id_from, run_id_from_key, shard_of
 from penstock.runs.state import Entry, fold, new_state
 from penstock.settings import CoreSettings
-from penstock_orchestrator.archive.settings import ArchiveSettings
+from penstock_archive.settings import ArchiveSettings
 from tests.integration.archive.test_keeping import (
     TENANT,
     archive,

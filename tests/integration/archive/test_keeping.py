@@ -53,8 +53,8 @@ from penstock.contracts.messages import DeadLetter, DeltaBatch, TimerDue
 from penstock.contracts.structs import encode
 from penstock.runs.state import Entry, fold, new_state
 from penstock.runs.views import RunView, run_view
-from penstock_orchestrator.archive import tables
-from penstock_orchestrator.archive.settings import ArchiveSettings
+from penstock_archive import tables
+from penstock_archive.settings import ArchiveSettings
 from tests.integration.archive.test_projector import assert_eventually_archived, projecting, publish
 from tests.support.archived import rows_of
 from tests.support.histories import Message, random_log

@@ -13,8 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from penstock.bus.connection import Bus
 from penstock.contracts import subjects
-from penstock_orchestrator.archive.migrate import migrate
-from penstock_orchestrator.archive.settings import ArchiveSettings
+from penstock_archive.migrate import migrate
+from penstock_archive.settings import ArchiveSettings
 from tests.integration.archive.test_projector import publish
 from tests.support.archived import assert_archived
 from tests.support.histories import random_log

@@ -27,7 +27,7 @@ from penstock.contracts.facts import (
 )
 from penstock.contracts.ids import shard_of
 from penstock.contracts.plan import WaitNode
-from penstock_orchestrator.archive.settings import ArchiveSettings
+from penstock_archive.settings import ArchiveSettings
 from penstock_orchestrator.engine.retention import LogRetention
 from tests.integration.archive.test_keeping import archive, run_of, settled
 from tests.integration.archive.test_waiting import assert_done_once, begin, steps_around

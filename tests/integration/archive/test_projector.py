@@ -23,11 +23,11 @@ from penstock.contracts.messages import DeadLetter
 from penstock.contracts.structs import decode
 from penstock.db import create_engine
 from penstock.embedded import NatsServer
-from penstock_orchestrator.archive import tables
-from penstock_orchestrator.archive.feed import BATCH_BYTES
-from penstock_orchestrator.archive.process import run_projector
-from penstock_orchestrator.archive.projector import LAG_MESSAGES, LAG_SECONDS
-from penstock_orchestrator.archive.settings import ArchiveSettings
+from penstock_archive import tables
+from penstock_archive.feed import BATCH_BYTES
+from penstock_archive.main import serve
+from penstock_archive.projector import LAG_MESSAGES, LAG_SECONDS
+from penstock_archive.settings import ArchiveSettings
 from tests.support.archived import assert_archived, rows_of
 from tests.support.histories import START, Message, random_log
 from tests.support.waiting import eventually
@@ -37,7 +37,7 @@ from tests.support.waiting import eventually
 async def projecting(settings: ArchiveSettings) -> AsyncIterator[asyncio.Task[None]]:
     """Run the whole process's work in a task."""
     until = asyncio.Event()
-    running = asyncio.create_task(run_projector(settings, until=until))
+    running = asyncio.create_task(serve(settings, until=until))
     try:
         yield running
     finally:

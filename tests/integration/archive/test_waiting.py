@@ -22,7 +22,7 @@ from penstock.contracts.plan import (
     ToolNode,
     WaitNode,
 )
-from penstock_orchestrator.archive.settings import ArchiveSettings
+from penstock_archive.settings import ArchiveSettings
 from tests.integration.archive.test_keeping import archive, settled
 from tests.integration.orchestrator.conftest import NOOP, TENANT, World
 from tests.support.waiting import eventually

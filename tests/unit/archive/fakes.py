@@ -13,9 +13,9 @@ from penstock.contracts import subjects
 from penstock.contracts.errors import TransientError
 from penstock.contracts.messages import DeadLetter
 from penstock.contracts.structs import decode
-from penstock_orchestrator.archive.feed import LogMessage
-from penstock_orchestrator.archive.rows import Batch, Key
-from penstock_orchestrator.archive.store import Loaded, Position, Store, StoredFact
+from penstock_archive.feed import LogMessage
+from penstock_archive.rows import Batch, Key
+from penstock_archive.store import Loaded, Position, Store, StoredFact
 from tests.support.histories import Message
 
 CREATED = "2026-01-01T00:00:00Z"

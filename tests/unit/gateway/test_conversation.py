@@ -14,8 +14,9 @@ from penstock.contracts.facts import (
     RunInvoked,
     RunStatus,
 )
+from penstock.runs.messages import user_text
 from penstock.runs.state import RunState
-from penstock_gateway.core.conversation import answer_text, continued, text_of
+from penstock_gateway.core.conversation import answer_text, continued
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 EARLIER = (
@@ -80,7 +81,7 @@ def test_history_keeps_the_newest_messages() -> None:
     ],
 )
 def test_text_follows_the_engines_rule(value: JsonValue, text: str) -> None:
-    assert text_of(value) == text
+    assert user_text(value) == text
 
 
 def test_answer_of_an_agent_is_its_text() -> None:

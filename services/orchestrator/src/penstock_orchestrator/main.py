@@ -1,4 +1,4 @@
-"""Composition root of the orchestrator: the engine, or the projector, by role."""
+"""Composition root of the orchestrator: the engine and the scheduler."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import Coroutine
 from datetime import timedelta
 from typing import Final
 
@@ -201,32 +200,22 @@ async def run_engine(settings: OrchestratorSettings) -> None:
 
 
 def run(settings: OrchestratorSettings) -> None:
-    """Run the process that ``settings.role`` names until it is told to stop."""
+    """Run the engine until SIGTERM or SIGINT."""
     logs.configure(
-        service=f"orchestrator-{settings.role}",
+        service="orchestrator",
         instance_id=settings.instance_id,
         level=settings.log_level,
         style=settings.log_format,
     )
     tracing.configure(
-        service=f"penstock-orchestrator-{settings.role}",
+        service="penstock-orchestrator",
         instance_id=settings.instance_id,
         otlp_endpoint=settings.otlp_endpoint,
     )
     try:
-        uvloop.run(_process_of(settings))
+        uvloop.run(run_engine(settings))
     except PenstockError as error:
         _log.critical("orchestrator.failed", extra={"code": error.code, "reason": error.message})
         sys.exit(1)
     finally:
         tracing.shutdown()
-
-
-def _process_of(settings: OrchestratorSettings) -> Coroutine[None, None, None]:
-    """Return the role's coroutine; only a projector imports what belongs to the archive."""
-    if settings.role == "engine":
-        return run_engine(settings)
-    from penstock_orchestrator.archive.process import run_projector  # noqa: PLC0415
-    from penstock_orchestrator.archive.settings import ArchiveSettings  # noqa: PLC0415
-
-    return run_projector(ArchiveSettings())

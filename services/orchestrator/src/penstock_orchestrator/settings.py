@@ -1,8 +1,6 @@
-"""Settings of the orchestrator's two processes."""
+"""Settings of the orchestrator."""
 
 from __future__ import annotations
-
-from typing import Literal
 
 from pydantic import Field
 
@@ -12,11 +10,6 @@ from penstock.settings import CoreSettings
 class OrchestratorSettings(CoreSettings):
     """Settings of the engine."""
 
-    role: Literal["engine", "projector"] = Field(
-        default="engine",
-        description="`engine` decides, `projector` writes the archive. Two processes, so that "
-        "archive work never delays a decision.",
-    )
     engine_concurrency: int = Field(
         default=512,
         ge=1,

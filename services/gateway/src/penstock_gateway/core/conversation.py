@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 from pydantic import JsonValue
 
 from penstock.contracts.facts import ChatMessage, RunInvoked
+from penstock.runs.messages import user_text
 from penstock.runs.state import RunState
-
-_TEXT_FIELDS = ("message", "text", "content")
-
-
-def text_of(value: JsonValue) -> str:
-    """Return a run's input or output as the text of a message, by the engine's own rule."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, dict) and len(value) == 1:
-        for name in _TEXT_FIELDS:
-            text = value.get(name)
-            if isinstance(text, str):
-                return text
-    return json.dumps(value, ensure_ascii=False)
 
 
 def answer_text(output: JsonValue) -> str:
@@ -30,7 +15,7 @@ def answer_text(output: JsonValue) -> str:
         text = output.get("text")
         if isinstance(text, str) and text:
             return text
-    return text_of(output)
+    return user_text(output)
 
 
 def continued(previous: RunState, limit: int) -> tuple[ChatMessage, ...]:
@@ -52,4 +37,4 @@ def continued(previous: RunState, limit: int) -> tuple[ChatMessage, ...]:
 
 def asked(invoked: RunInvoked) -> ChatMessage:
     """Return the user's message that started a run."""
-    return ChatMessage(role="user", content=text_of(invoked.input))
+    return ChatMessage(role="user", content=user_text(invoked.input))

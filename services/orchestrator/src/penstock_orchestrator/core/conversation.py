@@ -13,23 +13,12 @@ from penstock.contracts.ids import approval_record_id, call_step_id, turn_step_i
 from penstock.contracts.json import Json
 from penstock.contracts.plan import CompiledAgent
 from penstock.contracts.structs import plain
+from penstock.runs.messages import user_text
 from penstock.runs.state import RunState, StepState
 from penstock_orchestrator.core.outcomes import action_of
 from penstock_orchestrator.core.view import View
 
 ROUTE: Final = "route_to_agent"
-
-
-def user_text(value: JsonValue) -> str:
-    """Return a run's or node's input as the text of a user message."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, dict):
-        for key in ("message", "text", "content"):
-            text = value.get(key)
-            if isinstance(text, str) and len(value) == 1:
-                return text
-    return json.dumps(value, ensure_ascii=False)
 
 
 def own_turn(state: RunState, iid: str, agent: str, turn: int) -> int:

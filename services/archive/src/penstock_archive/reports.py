@@ -32,11 +32,11 @@ from penstock.contracts.facts import Usage
 from penstock.contracts.structs import decode
 from penstock.db import session_factory, session_scope
 from penstock.runs.profiles import NodeProfile, RunProfile
-from penstock_orchestrator.archive import cursors
-from penstock_orchestrator.archive.instants import to_micros
-from penstock_orchestrator.archive.progress import profile_of_steps
-from penstock_orchestrator.archive.rows import StepRow
-from penstock_orchestrator.archive.tables import runs, signals, steps, usage
+from penstock_archive import cursors
+from penstock_archive.instants import to_micros
+from penstock_archive.progress import profile_of_steps
+from penstock_archive.rows import StepRow
+from penstock_archive.tables import runs, signals, steps, usage
 
 _STEPS = "steps"
 _SIGNALS = "signals"

@@ -1,4 +1,4 @@
-"""Composition of the projector's process: tables, feed, projector, verbs.
+"""Composition root of the archive: tables, feed, projector, verbs.
 
 SQLAlchemy is not imported at the start: migrations run in a process of their own, and queries
 bring it when somebody asks. An idle projector is a third smaller so.
@@ -13,30 +13,59 @@ import signal
 import sys
 from typing import Final
 
+import uvloop
+
 from penstock.bus import topology
 from penstock.bus.claims import Claims
 from penstock.bus.connection import Bus, connect
 from penstock.bus.reader import LogReader
 from penstock.contracts import subjects
-from penstock.contracts.errors import TransientError
+from penstock.contracts.errors import PenstockError, TransientError
 from penstock.endpoint import Endpoint
 from penstock.memory import settle
+from penstock.telemetry import logs, tracing
 from penstock.telemetry.health import HealthServer
-from penstock.telemetry.logs import EventLog
-from penstock_orchestrator.archive.feed import Feed
-from penstock_orchestrator.archive.parts import LazyParts, verbs
-from penstock_orchestrator.archive.projector import Projector
-from penstock_orchestrator.archive.settings import ArchiveSettings
-from penstock_orchestrator.archive.store import REVISION, Store, open_store
-from penstock_orchestrator.archive.upkeep import Upkeep
+from penstock_archive.feed import Feed
+from penstock_archive.parts import LazyParts, verbs
+from penstock_archive.projector import Projector
+from penstock_archive.settings import ArchiveSettings
+from penstock_archive.store import REVISION, Store, open_store
+from penstock_archive.upkeep import Upkeep
 
-_log = EventLog("penstock.projector")
+_log = logs.EventLog("penstock.projector")
 
-_MIGRATE: Final = "penstock_orchestrator.archive.migrate"
+SERVICE: Final = "archive"
+_MIGRATE: Final = "penstock_archive.migrate"
 _LONGEST_DELAY_SECONDS: Final = 15.0
 
 
-async def run_projector(settings: ArchiveSettings, *, until: asyncio.Event | None = None) -> None:
+def run(settings: ArchiveSettings) -> None:
+    """Project and answer until SIGTERM or SIGINT.
+
+    Raises:
+        SystemExit: With 1 if the archive cannot start or must not continue.
+    """
+    logs.configure(
+        service=SERVICE,
+        instance_id=settings.instance_id,
+        level=settings.log_level,
+        style=settings.log_format,
+    )
+    tracing.configure(
+        service=f"penstock-{SERVICE}",
+        instance_id=settings.instance_id,
+        otlp_endpoint=settings.otlp_endpoint,
+    )
+    try:
+        uvloop.run(serve(settings))
+    except PenstockError as error:
+        _log.error("archive.failed", error=error, code=error.code)
+        sys.exit(1)
+    finally:
+        tracing.shutdown()
+
+
+async def serve(settings: ArchiveSettings, *, until: asyncio.Event | None = None) -> None:
     """Project and answer until SIGTERM or SIGINT, or until ``until`` is set.
 
     Args:
@@ -83,7 +112,7 @@ async def _serve(settings: ArchiveSettings, bus: Bus, store: Store, ending: asyn
     parts = LazyParts(settings, bus, claims)
     upkeep = Upkeep(settings, parts, store)
     projector.on_refused = upkeep.forget_late
-    endpoint = Endpoint(settings, "archive", verbs(parts))
+    endpoint = Endpoint(settings, SERVICE, verbs(parts))
 
     async def canary() -> None:
         await bus.request(subjects.canary(settings.instance_id), b"{}")

@@ -23,7 +23,7 @@ from penstock.contracts.errors import ConflictError, ErrorDetail, RejectedError,
 from penstock.contracts.ids import shard_of
 from penstock.db import session_factory, session_scope
 from penstock.telemetry.logs import EventLog
-from penstock_orchestrator.archive.tables import (
+from penstock_archive.tables import (
     claims,
     facts,
     messages,
@@ -35,7 +35,7 @@ from penstock_orchestrator.archive.tables import (
     tombstones,
     usage,
 )
-from penstock_orchestrator.archive.traces import Traces
+from penstock_archive.traces import Traces
 
 _log = EventLog(__name__)
 

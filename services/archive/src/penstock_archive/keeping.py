@@ -22,7 +22,7 @@ from penstock.contracts.archive import (
 from penstock.contracts.errors import ConflictError, RejectedError, TransientError
 from penstock.db import session_factory, session_scope
 from penstock.telemetry.logs import EventLog
-from penstock_orchestrator.archive.tables import (
+from penstock_archive.tables import (
     facts,
     messages,
     projection,

@@ -17,7 +17,7 @@ from penstock.contracts.facts import RunStatus, Usage
 from penstock.contracts.structs import convert, decode
 from penstock.contracts.subjects import FactSubject
 from penstock.runs.profiles import Attempt
-from penstock_orchestrator.archive.instants import to_micros
+from penstock_archive.instants import to_micros
 
 Row = tuple[Any, ...]
 Key = tuple[str, str]

@@ -10,9 +10,9 @@ from typing import Final
 import asyncpg
 
 from penstock.contracts.errors import ConflictError, RejectedError, TransientError
-from penstock_orchestrator.archive import statements
-from penstock_orchestrator.archive.rows import Batch, Key
-from penstock_orchestrator.archive.store import VERSION_TABLE, Loaded, Position, StoredFact
+from penstock_archive import statements
+from penstock_archive.rows import Batch, Key
+from penstock_archive.store import VERSION_TABLE, Loaded, Position, StoredFact
 
 _CONNECT_SECONDS: Final = 10.0
 _STATEMENT_SECONDS: Final = 60.0

@@ -13,7 +13,7 @@ from penstock.contracts.facts import Decision, NodeRecord, StepScheduled, Wait
 from penstock.contracts.subjects import FactSubject
 from penstock.runs.profiles import micros, profile_fields
 from penstock.runs.state import PENDING
-from penstock_orchestrator.archive.rows import RunRow, StepRow, as_micros
+from penstock_archive.rows import RunRow, StepRow, as_micros
 
 
 def note_step(run: RunRow, subject: FactSubject, fact: StepScheduled, at: Any) -> None:

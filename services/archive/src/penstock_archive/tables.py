@@ -27,7 +27,7 @@ from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
 from sqlalchemy.types import TypeEngine
 
 from penstock.db import NAMING_CONVENTION
-from penstock_orchestrator.archive.instants import from_micros, to_micros
+from penstock_archive.instants import from_micros, to_micros
 
 
 class Instant(TypeDecorator[datetime]):

@@ -42,10 +42,10 @@ from penstock.contracts.structs import decode
 from penstock.db import session_factory, session_scope
 from penstock.runs.state import Entry, fold, new_state
 from penstock.runs.views import RunView, run_view
-from penstock_orchestrator.archive import cursors
-from penstock_orchestrator.archive.instants import to_micros
-from penstock_orchestrator.archive.projection import address, read_fact
-from penstock_orchestrator.archive.tables import (
+from penstock_archive import cursors
+from penstock_archive.instants import to_micros
+from penstock_archive.projection import address, read_fact
+from penstock_archive.tables import (
     facts,
     messages,
     projection,

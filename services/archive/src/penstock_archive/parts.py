@@ -18,15 +18,15 @@ from penstock.bus.reader import LogReader
 from penstock.contracts import archive
 from penstock.contracts.errors import TransientError
 from penstock.endpoint import Verb
-from penstock_orchestrator.archive.settings import ArchiveSettings
+from penstock_archive.settings import ArchiveSettings
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from penstock_orchestrator.archive.erasure import Eraser
-    from penstock_orchestrator.archive.keeping import Keeper
-    from penstock_orchestrator.archive.queries import Queries
-    from penstock_orchestrator.archive.reports import Reports
+    from penstock_archive.erasure import Eraser
+    from penstock_archive.keeping import Keeper
+    from penstock_archive.queries import Queries
+    from penstock_archive.reports import Reports
 
 
 _PATIENCE_SECONDS: Final = 3.0
@@ -71,19 +71,17 @@ class LazyParts:
         async with self._lock:
             if self._parts is None:
                 for name in ("queries", "reports", "erasure", "keeping"):
-                    await asyncio.to_thread(
-                        importlib.import_module, f"penstock_orchestrator.archive.{name}"
-                    )
+                    await asyncio.to_thread(importlib.import_module, f"penstock_archive.{name}")
                 self._parts = self._compose()
             return self._parts
 
     def _compose(self) -> Parts:
         from penstock.db import create_engine  # noqa: PLC0415 - see above
-        from penstock_orchestrator.archive.erasure import Eraser  # noqa: PLC0415
-        from penstock_orchestrator.archive.keeping import Keeper  # noqa: PLC0415
-        from penstock_orchestrator.archive.queries import Queries  # noqa: PLC0415
-        from penstock_orchestrator.archive.reports import Reports  # noqa: PLC0415
-        from penstock_orchestrator.archive.traces import Traces  # noqa: PLC0415
+        from penstock_archive.erasure import Eraser  # noqa: PLC0415
+        from penstock_archive.keeping import Keeper  # noqa: PLC0415
+        from penstock_archive.queries import Queries  # noqa: PLC0415
+        from penstock_archive.reports import Reports  # noqa: PLC0415
+        from penstock_archive.traces import Traces  # noqa: PLC0415
 
         settings, bus = self._settings, self._bus
         self._engine = engine = create_engine(

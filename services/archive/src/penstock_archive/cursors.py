@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from penstock.contracts.errors import ErrorDetail, RejectedError
-from penstock_orchestrator.archive.instants import from_micros
+from penstock_archive.instants import from_micros
 
 
 def pack(sort: str, *place: int | str) -> str:

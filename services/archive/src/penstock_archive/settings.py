@@ -1,4 +1,4 @@
-"""Settings of the projector's process."""
+"""Settings of the archive."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from penstock.settings import DatabaseSettings
 
 
 class ArchiveSettings(DatabaseSettings):
-    """Projector and archive."""
+    """The archive: projector and queries."""
 
     database_file: ClassVar[str] = "archive.db"
 

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple, Protocol
 
-from penstock_orchestrator.archive.rows import Batch, Key, Row
+from penstock_archive.rows import Batch, Key, Row
 
 REVISION: Final = "0002"
 """The migration that the statements are written for; a test holds it to the latest."""
-VERSION_TABLE: Final = "alembic_version_penstock_orchestrator_archive"
+VERSION_TABLE: Final = "alembic_version_penstock_archive"
 
 
 class Position(NamedTuple):
@@ -101,9 +101,9 @@ def open_store(url: str) -> Store:
     """
     scheme, _, rest = url.partition("://")
     if scheme.partition("+")[0] == "sqlite":
-        from penstock_orchestrator.archive.sqlite import SqliteStore  # noqa: PLC0415 - one of two
+        from penstock_archive.sqlite import SqliteStore  # noqa: PLC0415 - one of two
 
         return SqliteStore(rest.removeprefix("/").partition("?")[0])
-    from penstock_orchestrator.archive.postgres import PostgresStore  # noqa: PLC0415 - one of two
+    from penstock_archive.postgres import PostgresStore  # noqa: PLC0415 - one of two
 
     return PostgresStore(f"postgresql://{rest}")

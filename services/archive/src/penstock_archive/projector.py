@@ -31,10 +31,10 @@ from penstock.contracts.messages import Claim, DeadLetter
 from penstock.contracts.structs import decode, encode
 from penstock.failpoints import reach
 from penstock.telemetry.logs import EventLog
-from penstock_orchestrator.archive.feed import BATCH_BYTES, Feed, LogMessage
-from penstock_orchestrator.archive.projection import Projection, address
-from penstock_orchestrator.archive.rows import Addressed, Key, Row
-from penstock_orchestrator.archive.store import Position, Store
+from penstock_archive.feed import BATCH_BYTES, Feed, LogMessage
+from penstock_archive.projection import Projection, address
+from penstock_archive.rows import Addressed, Key, Row
+from penstock_archive.store import Position, Store
 
 _log = EventLog(__name__)
 

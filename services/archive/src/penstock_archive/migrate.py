@@ -1,4 +1,4 @@
-"""``python -m penstock_orchestrator.archive.migrate``: bring the archive's tables up to date."""
+"""``python -m penstock_archive.migrate``: bring the archive's tables up to date."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import sys
 from penstock.contracts.errors import TransientError
 from penstock.db import create_engine, upgrade
 from penstock.telemetry import logs
-from penstock_orchestrator.archive.settings import ArchiveSettings
+from penstock_archive.settings import ArchiveSettings
 
-PACKAGE = "penstock_orchestrator.archive"
+PACKAGE = "penstock_archive"
 
 _log = logs.EventLog("penstock.projector")
 
@@ -36,7 +36,7 @@ def main() -> None:
     """
     settings = ArchiveSettings()
     logs.configure(
-        service="orchestrator-migrate",
+        service="archive-migrate",
         instance_id=settings.instance_id,
         level=settings.log_level,
         style=settings.log_format,

@@ -32,13 +32,14 @@ from penstock.contracts.facts import (
 from penstock.contracts.facts import read_fact as read_body
 from penstock.contracts.structs import WireStruct, encode
 from penstock.contracts.subjects import FactEvent
+from penstock.runs.messages import user_text
 from penstock.runs.profiles import micros, priced, provider_of
-from penstock_orchestrator.archive.progress import (
+from penstock_archive.progress import (
     note_decision,
     note_step,
     profile_text,
 )
-from penstock_orchestrator.archive.rows import (
+from penstock_archive.rows import (
     NO_BEGINNING,
     Addressed,
     Batch,
@@ -48,8 +49,7 @@ from penstock_orchestrator.archive.rows import (
     StepRow,
     Unreadable,
 )
-from penstock_orchestrator.archive.store import Loaded
-from penstock_orchestrator.core.conversation import user_text
+from penstock_archive.store import Loaded
 
 INLINE_BYTES: Final = 16_384
 """Inputs and outputs of runs above this are not repeated in ``runs``."""

@@ -8,10 +8,10 @@ from typing import Final
 
 from penstock.contracts.errors import PenstockError, TransientError
 from penstock.telemetry.logs import EventLog
-from penstock_orchestrator.archive.parts import LazyParts
-from penstock_orchestrator.archive.rows import Key
-from penstock_orchestrator.archive.settings import ArchiveSettings
-from penstock_orchestrator.archive.store import Store
+from penstock_archive.parts import LazyParts
+from penstock_archive.rows import Key
+from penstock_archive.settings import ArchiveSettings
+from penstock_archive.store import Store
 
 _log = EventLog(__name__)
 

@@ -13,10 +13,10 @@ from typing import Final, TypeVar
 from pydantic_core import to_json
 
 from penstock.contracts.errors import ConflictError, RejectedError, TransientError
-from penstock_orchestrator.archive import statements
-from penstock_orchestrator.archive.instants import to_micros
-from penstock_orchestrator.archive.rows import Batch, Key
-from penstock_orchestrator.archive.store import VERSION_TABLE, Loaded, Position, StoredFact
+from penstock_archive import statements
+from penstock_archive.instants import to_micros
+from penstock_archive.rows import Batch, Key
+from penstock_archive.store import VERSION_TABLE, Loaded, Position, StoredFact
 
 T = TypeVar("T")
 
