@@ -282,7 +282,12 @@ async def test_list_runs_shows_what_the_fold_shows_but_steps(
     for run in page.items:
         view = run_view(states["acme", run.run_id])
         assert view is not None
-        left_out = {"steps": (), "step_counts": {}, "children": (), "waiting_for": ()}
+        left_out: dict[str, object] = {
+            "steps": (),
+            "step_counts": {},
+            "children": (),
+            "waiting_for": (),
+        }
         expected = view.model_copy(update={**left_out, "usage": run.usage, "tags": run.tags})
         assert run == expected
         assert run.usage.cost_usd == pytest.approx(view.usage.cost_usd)
