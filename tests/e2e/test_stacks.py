@@ -94,7 +94,7 @@ async def test_service_killed_comes_back_and_runs_go_on(
         process = stack.state["processes"][service]
         return bool(process["ready"] and process["pid"] != before)
 
-    await eventually(back, within=15)
+    await eventually(back, within=30)
     run = installation.start("growth-report", {"principal": 1, "rate": 1, "years": 1}, wait=30)
     assert run["status"] == "done"
 

@@ -11,12 +11,12 @@ T = TypeVar("T")
 
 @overload
 async def eventually(
-    probe: Callable[[], Awaitable[T]], within: float = 5.0, every: float = 0.02
+    probe: Callable[[], Awaitable[T]], within: float = 30, every: float = 0.02
 ) -> T: ...
 @overload
-async def eventually(probe: Callable[[], T], within: float = 5.0, every: float = 0.02) -> T: ...
+async def eventually(probe: Callable[[], T], within: float = 30, every: float = 0.02) -> T: ...
 async def eventually(
-    probe: Callable[[], object], within: float = 5.0, every: float = 0.02
+    probe: Callable[[], object], within: float = 30, every: float = 0.02
 ) -> object:
     """Call `probe` until it gives something truthy, and return that.
 

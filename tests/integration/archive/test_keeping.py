@@ -412,7 +412,7 @@ async def test_deleted_run_stays_deleted_whatever_is_said_of_it_later(
         async def nothing() -> bool:
             return await places_with(bus, engine, CANARY) == set()
 
-        await eventually(nothing, within=10)
+        await eventually(nothing, within=30)
         assert await rows_of(engine, tables.runs) == []
         # The same id asked for again, as the same idempotency key does, is another run.
         await publish(bus, create_run("A", said="anew"))
@@ -421,7 +421,7 @@ async def test_deleted_run_stays_deleted_whatever_is_said_of_it_later(
         async def there() -> bool:
             return [row["run_id"] for row in await rows_of(engine, tables.runs)] == [run_id]
 
-        await eventually(there, within=10)
+        await eventually(there, within=30)
         assert await rows_of(engine, tables.tombstones) == []
         assert len(await log_of(bus, "A")) == 4
 

@@ -195,10 +195,10 @@ async def test_bus_answers_requests_again_after_the_server_was_killed(
     server = create_nats_server()
     bench = await open_bench(server)
     await asyncio.to_thread(server.kill)
-    await eventually(lambda: not bench.bus.nc.is_connected, within=10)
+    await eventually(lambda: not bench.bus.nc.is_connected, within=30)
     await asyncio.to_thread(server.start)
 
-    await eventually(lambda: bench.bus.nc.is_connected, within=10)
+    await eventually(lambda: bench.bus.nc.is_connected, within=30)
     assert (await bench.bus.api("STREAM.INFO.RUNS"))["config"]["name"] == "RUNS"
 
 

@@ -39,7 +39,7 @@ async def outstanding(bench: Bench, durable: str) -> int:
     return int(info["num_ack_pending"]) + int(info["num_pending"])
 
 
-async def all_done(bench: Bench, durable: str, within: float = 5) -> None:
+async def all_done(bench: Bench, durable: str, within: float = 30) -> None:
     async def nothing_left() -> bool:
         return await outstanding(bench, durable) == 0
 
@@ -470,7 +470,7 @@ async def test_drain_waits_for_what_has_begun_and_hands_back_the_rest_at_once(
     await bench.consume(durable, quick)
 
     # Well below the ten seconds after which silence hands messages on.
-    await all_done(bench, durable, within=4)
+    await all_done(bench, durable, within=8)
     assert len(finished) >= 3
     assert Counter(finished + others) == Counter(names)
 
@@ -492,7 +492,7 @@ async def test_drain_under_load_leaves_nothing_to_wait_for(bench: Bench) -> None
         await consumer.drain()
     await bench.consume(durable, handle, concurrency=32)
 
-    await all_done(bench, durable, within=4)
+    await all_done(bench, durable, within=8)
     assert len(seen) == total
     assert set(seen.values()) == {1}
 
@@ -520,7 +520,7 @@ async def test_drain_cancels_what_outlasts_its_grace_and_hands_it_back(bench: Be
     await consumer.drain(grace_seconds=0.1)
     await bench.consume(durable, handle)
 
-    await eventually(lambda: counts, within=4)
+    await eventually(lambda: counts)
     assert counts == [2]
     assert cancelled.is_set()
 

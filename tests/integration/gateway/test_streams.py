@@ -179,7 +179,7 @@ async def test_stream_of_slow_client_overflows_and_loses_nothing(
         await engine.delta(run_id, "a-1", index, text)
     await engine.result(run_id, "a-1", "done", deltas=pieces)
     await engine.end(run_id, 2)
-    await eventually(lambda: live._overflowed, within=10)
+    await eventually(lambda: live._overflowed, within=30)
     assert live._buffered_bytes <= 4096
     received = bytearray()
     async with asyncio.timeout(30):

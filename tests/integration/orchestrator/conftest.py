@@ -163,7 +163,7 @@ class World:
         return fold(new_state(TENANT, shard, run_id), await self.log(run_id))
 
     async def until(
-        self, run_id: str, holds: Callable[[RunState], bool], within: float = 10
+        self, run_id: str, holds: Callable[[RunState], bool], within: float = 30
     ) -> RunState:
         """Wait until the folded log fulfils a condition."""
         async with asyncio.timeout(within):
@@ -181,7 +181,7 @@ class World:
             ),
         )
 
-    async def ended(self, run_id: str, within: float = 10) -> RunEnded:
+    async def ended(self, run_id: str, within: float = 30) -> RunEnded:
         state = await self.until(run_id, lambda s: s.ended is not None, within)
         assert state.ended is not None
         return state.ended

@@ -126,7 +126,7 @@ async def test_message_reaches_the_run_that_waits_for_its_key(create_world: Crea
     waiting_id = await world.invoke(plan_of(wait))
     await world.until(waiting_id, lambda s: s.status is RunStatus.WAITING)
     key = subjects.correlation_key(TENANT, correlation_hash("order-7"), waiting_id)
-    await eventually(lambda: _contains(world, key), within=5)
+    await eventually(lambda: _contains(world, key), within=30)
 
     message = SendNode(id="s", name="paid", correlation="order-7", payload={"eur": 5})
     sender_id = await world.invoke(plan_of(message))
@@ -134,7 +134,7 @@ async def test_message_reaches_the_run_that_waits_for_its_key(create_world: Crea
     assert (await world.ended(sender_id)).output == {"run_ids": [waiting_id]}
     ended = await world.ended(waiting_id)
     assert ended.output == {"name": "paid", "payload": {"eur": 5}}
-    await eventually(lambda: _empty(world), within=5)
+    await eventually(lambda: _empty(world), within=30)
 
 
 @pytest.mark.parametrize("wake", ["signal", "time"])
@@ -187,7 +187,7 @@ async def test_approval_is_listed_until_it_is_answered(create_world: CreateWorld
     run_id = await world.invoke(plan_of(node, tools={"noop": tool}))
     await world.until(run_id, lambda s: s.status is RunStatus.WAITING)
     key = subjects.pending_key(TENANT, run_id, "pay-a")
-    await eventually(lambda: _contains(world, key), within=5)
+    await eventually(lambda: _contains(world, key), within=30)
     entry = await Bucket(world.bus, subjects.PENDING).get(key)
     assert entry is not None
     node_record = PendingRecord.model_validate_json(entry.value).node_record
@@ -198,7 +198,7 @@ async def test_approval_is_listed_until_it_is_answered(create_world: CreateWorld
     await send(world, run_id, signal_id, "approval", "approval", target="pay-a", payload=payload)
 
     await world.scheduled(run_id, "pay")
-    await eventually(lambda: _empty(world), within=5)
+    await eventually(lambda: _empty(world), within=30)
 
 
 async def test_many_waits_of_a_map_come_due_together(create_world: CreateWorld) -> None:

@@ -169,7 +169,7 @@ async def test_second_engine_takes_over_when_the_first_is_gone(
     await world.report(run_id, "b", output="done by another")
 
     assert (await world.ended(run_id)).output == "done by another"
-    await eventually(lambda: second.leases.held == [0, 1], within=5)
+    await eventually(lambda: second.leases.held == [0, 1], within=30)
 
 
 async def test_two_engines_share_the_shards(create_world: CreateWorld) -> None:
@@ -285,6 +285,6 @@ async def test_unreadable_input_becomes_a_dead_letter(world: World) -> None:
         )
         return found is not None and subject.encode() in found.body
 
-    await eventually(buried, within=5)
+    await eventually(buried, within=30)
     await world.report(run_id, "a")
     assert (await world.ended(run_id)).status is RunStatus.DONE

@@ -43,7 +43,7 @@ async def running(bus: Bus, settings: RegistrySettings) -> AsyncIterator[None]:
             raise AssertionError(error.code) from error
 
     try:
-        await eventually(answers, within=15)
+        await eventually(answers, within=30)
         yield
     finally:
         ending.set()

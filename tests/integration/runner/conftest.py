@@ -76,7 +76,7 @@ class Bench:
         return prefix
 
     async def result(
-        self, prefix: str, step_id: str = "a", attempt: int = 1, within: float = 5.0
+        self, prefix: str, step_id: str = "a", attempt: int = 1, within: float = 30
     ) -> StepResult:
         """Wait for a step's outcome."""
         subject = subjects.result(prefix, step_id, attempt)
