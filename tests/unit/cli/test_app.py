@@ -6,7 +6,9 @@ import pytest
 from typer.testing import Result
 
 from penstock.cli.app import COMMANDS
+from penstock.cli.failure import CommandError
 from penstock.cli.lazy import Entry
+from penstock.contracts.errors import TransientError
 
 
 def is_group(entry: Entry) -> bool:
@@ -143,3 +145,23 @@ def test_command_that_fails_says_one_line_and_no_trace(
     assert words in result.stderr
     assert "Traceback" not in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_sink_without_a_bus_is_one_line(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object, **__: object) -> None:
+        raise TransientError("bus_unreachable", "no nats-server at nats://127.0.0.1:1")
+
+    monkeypatch.setattr("penstock.sinks.process.run_mlflow_sink", fail)
+    error = run("sink", "mlflow").exception
+    assert isinstance(error, CommandError)
+    assert error.message == "no nats-server at nats://127.0.0.1:1 [bus_unreachable]"
+
+
+def test_full_disk_behind_standard_output_is_one_line() -> None:
+    command = f"{sys.executable} -m penstock.cli.app version > /dev/full"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "error: [Errno 28]" in result.stderr
+    assert "Traceback" not in result.stderr

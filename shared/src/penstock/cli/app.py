@@ -9,7 +9,7 @@ from typing import Annotated, Final
 
 import typer
 
-from penstock.cli.failure import CommandError, print_error
+from penstock.cli.failure import FAILED, CommandError, print_error
 from penstock.cli.lazy import Entry, LazyGroup
 from penstock.target import DEFAULT_DATA_DIR, find_target
 
@@ -108,6 +108,9 @@ def main() -> None:
     except BrokenPipeError:
         # The reader of the pipe (`| head`) has gone; Python's last flush must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # such as a full disk behind standard output
+        print_error(CommandError(str(error)))
+        sys.exit(FAILED)
 
 
 if __name__ == "__main__":

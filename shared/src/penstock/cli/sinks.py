@@ -29,6 +29,8 @@ def mlflow(
     """Write each ended run to MLflow until Ctrl-C. Reads the bus directly."""
     import asyncio
 
+    from penstock.cli.wire import command_error
+    from penstock.contracts.errors import PenstockError
     from penstock.settings import CoreSettings
     from penstock.sinks.process import run_mlflow_sink
     from penstock.telemetry import logs
@@ -41,13 +43,15 @@ def mlflow(
         level=settings.log_level,
         style=settings.log_format,
     )
-    asyncio.run(
-        run_mlflow_sink(
-            settings,
-            url=url,
-            experiment=experiment,
-            name=name,
-            token=os.environ.get("MLFLOW_TRACKING_TOKEN"),
-            only_tenant=only_tenant,
-        )
+    work = run_mlflow_sink(
+        settings,
+        url=url,
+        experiment=experiment,
+        name=name,
+        token=os.environ.get("MLFLOW_TRACKING_TOKEN"),
+        only_tenant=only_tenant,
     )
+    try:
+        asyncio.run(work)
+    except PenstockError as error:
+        raise command_error(error) from error
