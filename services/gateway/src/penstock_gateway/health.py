@@ -13,7 +13,7 @@ health_routes: Final = APIRouter(tags=["health"])
 
 
 class Health(Record):
-    """Whether requests can be served."""
+    """Whether the gateway can serve requests."""
 
     status: Literal["ok", "unavailable"]
     bus: Literal["connected", "disconnected"]

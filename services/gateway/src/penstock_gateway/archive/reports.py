@@ -57,7 +57,7 @@ async def run_profile(
     run_id: Annotated[str, Path(pattern=TOKEN_PATTERN)],
     threshold: Annotated[float, Query(ge=0, le=1)] = 0.5,
 ) -> ProfileOfRun:
-    """Return where one run's time and money went, from its log: also while it is under way."""
+    """Return the duration and the cost of each part of a run, from its log; also while it runs."""
     entries = await gateway.runs.entries(caller.tenant, run_id)
     profile = await aside(len(entries), partial(profile_of_entries, entries, threshold=threshold))
     if profile is None:

@@ -17,7 +17,7 @@ _TIMER: Final = re.compile(r"^timer\.(?:due|set)\.([^.]+)\.(\d+)\.([^.]+)\.")
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Whose a message was, and of which run."""
+    """Tenant and run of the message of a dead letter."""
 
     tenant: str
     shard: int

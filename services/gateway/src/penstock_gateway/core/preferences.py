@@ -1,4 +1,4 @@
-"""What a client asks for in headers: how long to wait, in which form, from where on."""
+"""Headers and query parameters of requests for runs: wait, form of the reply, page, cursor."""
 
 from __future__ import annotations
 

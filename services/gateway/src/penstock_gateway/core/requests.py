@@ -105,7 +105,7 @@ class CancelRun(Input):
 
 
 class CancelRuns(Input):
-    """Which runs are to stop: those that match all filters that are given."""
+    """Filters of the runs to cancel; all given filters must match."""
 
     status: tuple[RunStatus, ...] = ()
     """Any of these, of which none is final; none given means all that have not ended."""
@@ -120,7 +120,7 @@ class CancelRuns(Input):
 
 
 class Control(Input):
-    """Why a run is paused or resumed, or one of its steps cancelled."""
+    """Body of a request to pause or resume a run or to cancel a step: its reason."""
 
     reason: Reason = ""
 

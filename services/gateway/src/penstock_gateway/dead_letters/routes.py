@@ -70,7 +70,7 @@ async def list_dead_letters(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     cursor: Annotated[int, Query(ge=0)] = 0,
 ) -> DeadLetterPage:
-    """List messages that were given up, the oldest first."""
+    """List dead letters, the oldest first."""
     items: list[DeadLetterView] = []
     found = DeadLetters(gateway).all(caller.tenant, Filter(consumer, run_id, code), after=cursor)
     async for letter in found:
@@ -88,7 +88,7 @@ async def get_dead_letter(gateway: GatewayParts, caller: Viewer, seq: Seq) -> De
 
 @dead_letters.post("/v1/dead-letters/{seq}/requeue")
 async def requeue_dead_letter(gateway: GatewayParts, caller: Operator, seq: Seq) -> DeadLetterView:
-    """Let the work of a letter be done again, and remove the letter."""
+    """Process the message of a dead letter again, and remove the letter."""
     return await _one(gateway, caller.tenant, "requeue", seq)
 
 

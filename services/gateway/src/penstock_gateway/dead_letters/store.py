@@ -45,7 +45,7 @@ journal: Final = EventLog("penstock.gateway.dead")
 
 
 class Letter(NamedTuple):
-    """A dead letter and its place."""
+    """A dead letter and its sequence in the stream."""
 
     seq: int
     address: Address

@@ -51,7 +51,7 @@ class Mirror(Generic[ValueT]):
         await self._watch.ready()
 
     async def stop(self) -> None:
-        """Follow no longer."""
+        """Stop following the buckets."""
         if self._watch is not None:
             await self._watch.stop()
             self._watch = None

@@ -35,7 +35,7 @@ class Registry:
         self._keys = keys
 
     async def ask(self, verb: str, request: BaseModel, reply: type[ReplyT]) -> ReplyT:
-        """Ask the registry.
+        """Send a request to the registry and return its reply.
 
         Raises:
             PenstockError: What it answered.

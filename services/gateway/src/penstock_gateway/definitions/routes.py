@@ -58,7 +58,7 @@ class PublishVersion(Input):
 
 
 class CanaryBody(Input):
-    """Another version, to which some of the runs go."""
+    """A second version, which a share of the runs uses."""
 
     version: int = Field(ge=1)
     weight: int = Field(ge=1, le=100)
@@ -228,7 +228,7 @@ def _add_aliases(router: APIRouter, kind: DocumentKind) -> None:
     async def set_alias(
         gateway: GatewayParts, caller: Admin, name: Name, alias: Name, body: AliasBody
     ) -> Alias:
-        """Let an alias stand for a version; runs are started by `name@alias`."""
+        """Point an alias at a version; runs are started by `name@alias`."""
         canary = Canary(**body.canary.model_dump()) if body.canary is not None else None
         request = SetAlias(
             tenant=caller.tenant,

@@ -128,7 +128,7 @@ async def retry_run(
     body: RetryRun | None = None,
     idempotency_key: IdempotencyKey = None,
 ) -> RunView:
-    """Start a run that begins a failed or cancelled one again where it failed.
+    """Start a run that continues a failed or cancelled one at its failed steps.
 
     All that succeeded is taken over; what failed, was stopped or was undone is done again.
     """
@@ -145,7 +145,7 @@ async def replay_run(
     body: ReplayRun | None = None,
     idempotency_key: IdempotencyKey = None,
 ) -> RunView:
-    """Play an ended run again by its recorded outcomes, failures among them.
+    """Start a run that repeats an ended one with its recorded outcomes, failures included.
 
     Nothing is spent, except on what depends on an override or was decided after `from`.
     """

@@ -56,7 +56,7 @@ async def pause_schedule(
 
 @schedules.post("/resume")
 async def resume_schedule(gateway: GatewayParts, caller: Operator, name: Name) -> ScheduleState:
-    """Use ticks again; those of the pause are not made up for. 409 if its document pauses it."""
+    """Resume a schedule; ticks during the pause stay skipped. 409 if its document pauses it."""
     return await gateway.schedules.resume(caller.tenant, name, by=caller.key_id)
 
 
@@ -100,7 +100,7 @@ async def list_ticks(
     next_: Annotated[int, Query(alias="next", ge=1, le=100, description="How many")] = 5,
     after: Annotated[AwareDatetime | None, Query(description="Not from now, from then on")] = None,
 ) -> Ticks:
-    """List ticks to come, whether the schedule is paused or not."""
+    """List the next ticks of a schedule, paused or not."""
     if after is not None and not _FIRST_YEAR < after.year < _LAST_YEAR:
         allowed = f"years from {_FIRST_YEAR + 1} to {_LAST_YEAR - 1}"
         detail = ErrorDetail(path="after", message=f"got the year {after.year}", allowed=allowed)

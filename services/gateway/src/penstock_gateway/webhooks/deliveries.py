@@ -35,7 +35,7 @@ _HIDDEN_HEADERS: Final = frozenset({"authorization", "cookie", "proxy-authorizat
 
 
 class DeliveryAccepted(Record):
-    """A delivery has started a run, now or when it came first."""
+    """Reply to a delivery: the run that it started, now or when it arrived first."""
 
     run_id: str
     status: RunStatus = RunStatus.CREATED
