@@ -400,7 +400,9 @@ class Server:
                 self._answer(reply, {"error": _NOT_FOUND})
             else:
                 config = consumer.config if consumer is not None else self._projector
-                self._answer(reply, {"name": name, "config": config})
+                # No archive: the projector has acknowledged nothing.
+                floor = {"stream_seq": 0}
+                self._answer(reply, {"name": name, "config": config, "ack_floor": floor})
         elif verb == "DELETE":
             self.consumers.delete(name)
             self._answer(reply, {"success": True})

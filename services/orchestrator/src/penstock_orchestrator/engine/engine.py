@@ -100,7 +100,7 @@ class Engine:
             raise InvariantError("unreadable_subject", str(error)) from error
         first = delivery.deliveries == 1
         if self.runs.has_ended(subject.run_id):
-            if not first or subject.event != "invoke":
+            if not first or subject.event != "invoke" or await self._has_end(subject):
                 return  # late: it is in the log, and changes nothing
             # Its log was trimmed, and its id, derived from a key, is used again.
             self.runs.forget_end(subject.run_id)
@@ -117,6 +117,10 @@ class Engine:
                 await self._advance(slot, datetime.now(UTC), entry.seq, fresh=fresh)
         self._wake_granted()
         reach("engine.before_ack")
+
+    async def _has_end(self, subject: FactSubject) -> bool:
+        entries = await self._reader.read_run(subject.tenant, subject.shard, subject.run_id)
+        return any(entry.subject.event == "end" for entry in entries)
 
     async def on_timer(self, delivery: Delivery) -> None:
         """Handle a due timer: decide with the time that has passed.

@@ -122,9 +122,10 @@ class LogRetention:
             for start in range(0, len(page), _AT_ONCE):
                 chosen: list[Stored] = []
                 for end in page[start : start + _AT_ONCE]:
+                    if end.seq > archived_seq:
+                        break
                     age = now - _stored_at(end)
-                    young = age < self._youngest or (age < self._keep and excess <= 0)
-                    if end.seq > archived_seq or young:
+                    if age < self._youngest or (age < self._keep and excess <= 0):
                         break
                     chosen.append(end)
                 freed = await asyncio.gather(*(self._delete_run(end) for end in chosen))
