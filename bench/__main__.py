@@ -29,7 +29,7 @@ RUN: Final = ROOT / "bench/run"
 
 
 async def measure_all(options: Options, results: Results) -> None:
-    """Measure what is asked for, repetitions in turns so that a slow minute hits all alike."""
+    """Measure the chosen workloads, repetitions in turns so that a slow minute hits all alike."""
     for _ in range(options.repeat):
         for sync in options.syncs:
             if "raw" in options.workloads:

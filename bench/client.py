@@ -1,4 +1,4 @@
-"""A thin HTTP/1.1 client with keep-alive: the CPU is for what is measured.
+"""A thin HTTP/1.1 client with keep-alive: the CPU is for the measured system.
 
 One request at a time per connection; as many connections as requests in flight.
 """

@@ -59,7 +59,7 @@ def _since(before: Disk | None, after: Disk | None) -> tuple[int | None, int | N
 
 
 def heading_of(peer: str, variant: str, workload: str, sync: str) -> Row:
-    """Return the keys that tell what a row is about."""
+    """Return the keys that identify a row."""
     return {
         "ts": time.strftime("%FT%TZ", time.gmtime()),
         "peer": peer,

@@ -1,6 +1,6 @@
 """Fills the log with whole histories: copies of a real run's facts under new run ids.
 
-Each history is appended within one atomic batch, so that nobody ever sees a part of one. Its
+Each history is appended within one atomic batch, so that no reader sees a part of one. Its
 steps name a queue that no runner serves; otherwise they are facts like any others, with the
 same sizes and headers.
 """

@@ -67,7 +67,7 @@ def documents() -> list[dict[str, Any]]:
 
 @contextlib.asynccontextmanager
 async def _ends(session: Session) -> AsyncIterator[Callable[[str], Awaitable[float]]]:
-    """Give a function that waits for the end of a run, as the bus tells it; returns when it was."""
+    """Give a function that waits for the end of a run, as published on the bus; returns when it was."""
     seen: dict[str, asyncio.Future[float]] = {}
 
     def of(run_id: str) -> asyncio.Future[float]:
@@ -163,7 +163,7 @@ async def _map_is_right(session: Session, run_id: str, items: int) -> bool:
 
 
 async def _timers(session: Session, shape: str, runs: int, timers: int) -> None:
-    """Let many waits come due at one moment; tell how late each was settled."""
+    """Let many waits come due at one moment; return how late each was settled."""
     lead = TIMER_LEAD_SECONDS
     due_at = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=lead)
     given = {"items": list(range(timers // runs)), "until": due_at.isoformat()}

@@ -17,7 +17,7 @@ import psutil
 LOCK_FILE: Final = Path(
     os.environ.get("BENCH_LOCK", str(Path(tempfile.gettempdir()) / "penstock-bench.lock"))
 )
-"""Whoever measures on this machine holds a lock on it meanwhile."""
+"""A bench on this machine holds a lock on it meanwhile."""
 
 QUIET_CORES: Final = 0.3
 _SAMPLE_SECONDS: Final = 0.7
@@ -26,11 +26,11 @@ _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _DISK: Final = Path("/sys/block/vda/stat")
 
 Processes = Callable[[], Mapping[str, int]]
-"""Returns the process ids of what is measured, by name."""
+"""Returns the process ids of the measured processes, by name."""
 
 
 class Disk(NamedTuple):
-    """What has reached the disk since it was started."""
+    """Writes that reached the disk since it was started."""
 
     written_bytes: int
     flushes: int
@@ -44,7 +44,7 @@ class Memory(NamedTuple):
 
 
 def disk() -> Disk | None:
-    """Return what has reached the disk, or ``None`` where it is not known."""
+    """Return the writes that reached the disk, or ``None`` where it is not known."""
     try:
         fields = _DISK.read_text(encoding="ascii").split()
         return Disk(int(fields[6]) * 512, int(fields[15]))

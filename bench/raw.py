@@ -80,7 +80,7 @@ class RawSystem:
         self._pids = processes
 
     def processes(self) -> dict[str, int]:
-        """Return what is measured."""
+        """Return the measured variants."""
         return self._pids
 
     async def start(self) -> None:

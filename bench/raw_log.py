@@ -36,7 +36,7 @@ async def open_client(url: str) -> Client:
 
 
 class Publisher:
-    """Appends to the log and tells when a message is acknowledged."""
+    """Appends to the log and reports when a message is acknowledged."""
 
     def __init__(self, client: Client, *, batches: bool) -> None:
         """Use single publishes, or atomic batches wherever more than one message waits."""

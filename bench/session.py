@@ -66,7 +66,7 @@ class Session:
         self.results.add(row)
 
     async def warm_up(self, workload: Workload) -> None:
-        """Do some runs that nobody measures."""
+        """Do some runs outside the measurement."""
         # What fails here fails in the measured phase as well, and is counted there.
         run = runs_of(self.client, workload).run
         await closed_loop(run, workload.warm_up, workload.in_flight, max_seconds=WARM_UP_SECONDS)
@@ -103,7 +103,7 @@ class Session:
         }
 
     async def drain(self, within: float) -> dict[str, int]:
-        """Wait until every durable has taken in the whole log; return what is left of it."""
+        """Wait until every durable has taken in the whole log; return the remaining lag."""
         deadline = time.monotonic() + within
         while waiting := await backlog(self.bus):
             if time.monotonic() > deadline:
@@ -114,7 +114,7 @@ class Session:
     # -- surroundings --------------------------------------------------------------------------
 
     def heading(self, workload: str) -> Row:
-        """Return the keys that tell what a row is about."""
+        """Return the keys that identify a row."""
         row = heading_of(PEER, VARIANTS[self.sync], workload, self.sync)
         return row if self.options.profile is None else row | {"profiled": self.options.profile}
 

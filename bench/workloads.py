@@ -1,4 +1,4 @@
-"""The workloads: what is applied beforehand, what one run is, and how it is known to be right.
+"""The workloads: definitions applied beforehand, what one run is, and how it is known to be right.
 
 Each answer is checked in full, for a fast wrong answer is no figure.
 """
@@ -119,7 +119,7 @@ class Runs(Protocol):
         """
 
     def figures(self, seconds: float) -> dict[str, float]:
-        """Return what this kind of workload tells beyond the others, of a phase so long."""
+        """Return the figures of this kind of workload beyond the others, of a phase so long."""
 
 
 def runs_of(client: Client, workload: Workload) -> Runs:

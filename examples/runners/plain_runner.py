@@ -11,7 +11,7 @@ from nats.js.api import AckPolicy, ConsumerConfig
 from nats.js.errors import APIError
 
 STEPS, DURABLE = "run.*.*.*.out.*.step.tool.text.>", "runner_tool_text"
-LATE = 10077  # the subject has its message: somebody else's result counts
+LATE = 10077  # the subject has its message: another result counts
 
 
 async def main() -> None:

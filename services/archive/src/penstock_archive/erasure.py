@@ -1,8 +1,8 @@
-"""Deleting runs for good: first the tables, with a tombstone, then what is left on the bus.
+"""Deleting runs for good: first the tables, with a tombstone, then the bus.
 
 Invariant: from the tombstone on nothing of the run is projected again, and until the tombstone
 says ``erased_at`` the bus is cleaned again after every start. So a crash leaves nothing behind.
-Only ended runs are deleted: nobody works on them, and nobody waits for them.
+Only ended runs are deleted: no process works on them or waits for them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from penstock_archive.tables import (
 )
 from penstock_archive.traces import Traces
 
-_log = EventLog(__name__)
+log = EventLog(__name__)
 
 _OF_RUNS: Final = (facts, runs, steps, messages, usage, signals, claims)
 _AT_ONCE: Final = 200
@@ -150,7 +150,7 @@ class Eraser:
                 .where(tombstones.c.tenant == tenant, tombstones.c.erased_at.is_(None))
                 .values(erased_at=datetime.now(UTC))
             )
-        _log.info("archive.tenant_erased", tenant=tenant, runs=count, objects=objects)
+        log.info("archive.tenant_erased", tenant=tenant, runs=count, objects=objects)
         return Erased(runs=count, objects=objects, dead_letters=letters)
 
     async def erase(self, tenant: str, run_ids: Sequence[str], last_seq: int) -> Erased:
@@ -168,7 +168,7 @@ class Eraser:
             found = await self._clean(tenant, part, last_seq, digests)
             objects += found.objects
             letters += found.dead_letters
-        _log.info("archive.runs_erased", tenant=tenant, runs=len(run_ids), objects=objects)
+        log.info("archive.runs_erased", tenant=tenant, runs=len(run_ids), objects=objects)
         return Erased(runs=len(run_ids), objects=objects, dead_letters=letters)
 
     async def finish(self) -> int:
@@ -179,7 +179,7 @@ class Eraser:
         return len(found)
 
     async def forget_late(self, refused: dict[tuple[str, str], int]) -> None:
-        """Clean the log of what was said of deleted runs all the same, each up to a sequence."""
+        """Delete later facts of deleted runs from the log, each up to a sequence."""
         for (tenant, run_id), seq in refused.items():
             shard = shard_of(run_id, self._shards)
             found = await self._traces.claims_in(subjects.run_filter(tenant, shard, run_id))
@@ -212,7 +212,7 @@ class Eraser:
     # -- the tables --------------------------------------------------------------------------
 
     async def _bury(self, tenant: str, run_ids: Sequence[str], seq: int) -> set[str]:
-        """Delete all rows of runs, leave tombstones; return objects that nobody claims now."""
+        """Delete all rows of runs, leave tombstones; return objects without a claim."""
         now = datetime.now(UTC)
         async with session_scope(self._factory) as session:
             await _lock(session)

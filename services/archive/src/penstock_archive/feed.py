@@ -1,7 +1,7 @@
 """The log as the projector reads it: the durable's messages, many at a time.
 
 Deliveries may repeat and overtake one another (a process died, an ack was lost); ``Feed`` only
-collects. Whoever reads from it compares sequences.
+collects. Its readers compare sequences.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from penstock.contracts.archive import RESTORED_HEADER
 from penstock.contracts.errors import TransientError
 from penstock.telemetry.logs import EventLog
 
-_log = EventLog(__name__)
+log = EventLog(__name__)
 
 _EXPIRES_SECONDS: Final = 30
 _SILENCE_SECONDS: Final = 3.5
@@ -99,7 +99,7 @@ class Feed:
         self._keeper = asyncio.create_task(self._keep(), name="projector-feed")
 
     async def stop(self) -> None:
-        """Stop pulling and wake up whoever waits in ``take``."""
+        """Stop pulling and wake up the reader in ``take``."""
         self._stopping = True
         self._arrived.set()
         self._ended.set()
@@ -109,17 +109,17 @@ class Feed:
             self._bus.on_reconnect.remove(self._restart_pull)
         subscription, self._subscription = self._subscription, None
         if subscription is not None and not self._bus.nc.is_closed:
-            # The server drops a pull in which nobody is interested any more.
+            # The server drops a pull without a subscriber.
             await self._bus.nc.unsubscribe_direct(subscription)
 
     def nudge(self) -> None:
-        """Let whoever waits in ``take`` go, so that it looks at the tables again."""
+        """Wake up the reader in ``take``, so that it reads the tables again."""
         if not self._stopping:
             self._nudged = True
             self._arrived.set()
 
     async def take(self, flush_seconds: float) -> list[LogMessage]:
-        """Return what has gathered in the log, in order of sequence.
+        """Return the gathered messages of the log, in order of sequence.
 
         The first message rings the doorbell; the others are left at the server for a while and
         fetched in one burst. Were each sent as it comes, each would wake up two processes.
@@ -162,7 +162,7 @@ class Feed:
                 await asyncio.wait_for(self._ended.wait(), seconds)
 
     def acknowledge(self, message: LogMessage) -> None:
-        """Tell the server that everything up to ``message`` is done."""
+        """Acknowledge everything up to ``message``."""
         if message.reply and not self._bus.nc.is_closed:
             self._bus.nc.publish_now(message.reply, "", b"+ACK", urgent=False)
 
@@ -222,13 +222,13 @@ class Feed:
         status = headers.get("Status", "")
         reason = headers.get("Description", "")
         if status in ("", "100") or reason == _COMPLETED:
-            return  # a heartbeat, or what the last message said already
+            return  # a heartbeat, or a repeated status
         # The request ended: nothing more there, expired, too large, leader changed, deleted.
         self._end_burst()
         if status in ("404", "408") or reason == _TOO_LARGE:
             self._ring()
         elif not self._stopping:
-            _log.warning("projector.pull_ended", status=status, reason=reason)
+            log.warning("projector.pull_ended", status=status, reason=reason)
             self._doubt.set()
 
     async def _keep(self) -> None:
@@ -251,15 +251,15 @@ class Feed:
             if error.code == _NOT_FOUND:
                 await self._recreate_durable()
             else:
-                _log.warning("projector.durable_unavailable", reason=str(error))
+                log.warning("projector.durable_unavailable", reason=str(error))
         except TransientError as error:
-            _log.warning("projector.durable_unavailable", reason=error.code)
+            log.warning("projector.durable_unavailable", reason=error.code)
         self._restart_pull()
 
     async def _recreate_durable(self) -> None:
         try:
             await self._recreate()
         except (JetStreamError, TransientError) as error:
-            _log.warning("projector.durable_not_recreated", reason=str(error))
+            log.warning("projector.durable_not_recreated", reason=str(error))
         else:
-            _log.warning("projector.durable_recreated")
+            log.warning("projector.durable_recreated")

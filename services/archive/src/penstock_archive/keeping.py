@@ -33,7 +33,7 @@ from penstock_archive.tables import (
     usage,
 )
 
-_log = EventLog(__name__)
+log = EventLog(__name__)
 
 _ENDED: Final = "run.ended"
 _INVOKED: Final = "run.invoked"
@@ -95,14 +95,14 @@ class Keeper:
             for table in (runs, steps, messages, usage, signals):
                 await session.execute(delete(table))
             await session.execute(delete(sessions).where(sessions.c.deleted_seq.is_(None)))
-        _log.info("archive.rebuild_begins")
+        log.info("archive.rebuild_begins")
         return await self.get_status(GetStatus.model_validate(request.model_dump()))
 
     async def restore_run(self, request: RestoreRun) -> Restored:
         """Put the facts of an ended run back into the log.
 
         The end goes first, so that no runner takes up a step again; the invocation last, so that
-        no engine decides before it can see what was decided. All may be repeated.
+        no engine decides before it can see earlier decisions. All may be repeated.
 
         Raises:
             RejectedError: ``run_not_found``.
@@ -136,7 +136,7 @@ class Keeper:
             for subject, row in wanted.items()
         ]
         count = await put_back(self._bus, self._claims, copies, there=there)
-        _log.info("archive.run_restored", run_id=request.run_id, facts=count)
+        log.info("archive.run_restored", run_id=request.run_id, facts=count)
         return Restored(run_id=request.run_id, facts=len(wanted), restored=count)
 
     async def _log_last_seq(self) -> int:

@@ -1,7 +1,7 @@
 """Composition root of the archive: tables, feed, projector, verbs.
 
-SQLAlchemy is not imported at the start: migrations run in a process of their own, and queries
-bring it when somebody asks. An idle projector is a third smaller so.
+SQLAlchemy is not imported at the start: migrations run in a separate process, and queries
+import it at the first request. An idle projector is a third smaller so.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from penstock.endpoint import Endpoint
 from penstock.memory import settle
 from penstock.telemetry import logs, tracing
 from penstock.telemetry.health import HealthServer
+from penstock.telemetry.logs import EventLog
 from penstock_archive.feed import Feed
 from penstock_archive.parts import LazyParts, verbs
 from penstock_archive.projector import Projector
@@ -32,7 +33,7 @@ from penstock_archive.settings import ArchiveSettings
 from penstock_archive.store import REVISION, Store, open_store
 from penstock_archive.upkeep import Upkeep
 
-_log = logs.EventLog("penstock.projector")
+log = EventLog(__name__)
 
 SERVICE: Final = "archive"
 _MIGRATE: Final = "penstock_archive.migrate"
@@ -59,7 +60,7 @@ def run(settings: ArchiveSettings) -> None:
     try:
         uvloop.run(serve(settings))
     except PenstockError as error:
-        _log.error("archive.failed", error=error, code=error.code)
+        log.error("archive.failed", error=error, code=error.code)
         sys.exit(1)
     finally:
         tracing.shutdown()
@@ -124,10 +125,10 @@ async def _serve(settings: ArchiveSettings, bus: Bus, store: Store, ending: asyn
         _project(settings, store, projector, upkeep, ending), name="projector"
     )
     waiting = asyncio.create_task(ending.wait(), name="ending")
-    _log.info("projector.ready")
+    log.info("projector.ready")
     try:
         await asyncio.wait({projecting, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        _log.info("projector.ending")
+        log.info("projector.ending")
         await projector.stop()
         if not ending.is_set():
             await projecting
@@ -159,7 +160,7 @@ async def _project(
         try:
             await ensure_tables(settings, store)
         except TransientError as error:
-            _log.warning("projector.waiting", code=error.code, reason=error.message)
+            log.warning("projector.waiting", code=error.code, reason=error.message)
             upkeep.hindered(error)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(ending.wait(), delay)

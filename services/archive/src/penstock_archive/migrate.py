@@ -8,11 +8,12 @@ import sys
 from penstock.contracts.errors import TransientError
 from penstock.db import create_engine, upgrade
 from penstock.telemetry import logs
+from penstock.telemetry.logs import EventLog
 from penstock_archive.settings import ArchiveSettings
 
 PACKAGE = "penstock_archive"
 
-_log = logs.EventLog("penstock.projector")
+log = EventLog(__name__)
 
 
 async def migrate(url: str) -> None:
@@ -44,7 +45,7 @@ def main() -> None:
     try:
         asyncio.run(migrate(settings.resolved_database_url))
     except TransientError as error:
-        _log.warning("archive.not_migrated", code=error.code, reason=error.message)
+        log.warning("archive.not_migrated", code=error.code, reason=error.message)
         sys.exit(1)
 
 

@@ -1,4 +1,4 @@
-"""The archive's verbs: what answers each of them, brought only when somebody asks.
+"""Archive request handlers, imported on the first request.
 
 SQLAlchemy comes with the first request: an idle projector is a third smaller so.
 """
@@ -42,7 +42,7 @@ class Parts(NamedTuple):
 
 
 class LazyParts:
-    """Brings the parts, and SQLAlchemy with them, when somebody first asks."""
+    """Imports the parts, and SQLAlchemy with them, at the first request."""
 
     def __init__(self, settings: ArchiveSettings, bus: Bus, claims: Claims) -> None:
         """Prepare; nothing is imported or connected yet."""
@@ -58,7 +58,7 @@ class LazyParts:
         """Why they are not."""
 
     async def get(self) -> Parts:
-        """Return the parts; whoever asks while the process starts waits a little.
+        """Return the parts; callers wait while the process starts.
 
         Raises:
             TransientError: ``archive_starting``, ``archive_unavailable``.

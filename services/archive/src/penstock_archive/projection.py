@@ -1,7 +1,7 @@
 """From facts to rows: the pure part of the projector.
 
 It mirrors ``penstock.runs.state.evolve`` at a fraction of its cost, keeping only what rows
-need; a test holds both together. Open runs stay in memory between batches; what is not there is
+need; a test holds both together. Open runs stay in memory between batches; other runs are
 loaded from the tables, which are the truth: dropping all memory at any time is harmless.
 """
 
@@ -57,7 +57,7 @@ PREVIEW_CHARACTERS: Final = 2_048
 """What ``steps`` shows of an output; the whole is in ``facts``."""
 
 UNPROFILED_STEPS: Final = 100
-"""Profiles of runs with up to so many steps are worked out when somebody asks: most never are."""
+"""Profiles of runs with up to so many steps are computed on request: most never are."""
 
 _EVENT_OF: Final[dict[type[RunFact], FactEvent]] = {
     RunInvoked: "invoke",
@@ -324,7 +324,7 @@ class Projection:
             batch.messages.append((seq, tenant, session_id, run_id, "user", text, at))
 
     def _seed(self, run: RunRow, seeded: SeededStep) -> None:
-        """Take over an outcome that another run had recorded; what is known by now stays."""
+        """Take over another run's outcome, unless this step has one by now."""
         if seeded.step_id in run.steps:
             return
         started_at = self._instant(seeded.started_at)

@@ -36,7 +36,7 @@ from penstock_archive.projection import Projection, address
 from penstock_archive.rows import Addressed, Key, Row
 from penstock_archive.store import Position, Store
 
-_log = EventLog(__name__)
+log = EventLog(__name__)
 
 LAG_MESSAGES: Final = Gauge(
     "penstock_projector_lag_messages", "Facts in the log that the archive does not have yet"
@@ -98,7 +98,7 @@ class Projector:
         self._flush_seconds = flush_seconds
         self._projection = Projection(store.instant)
         self.on_refused: Callable[[dict[Key, int]], None] | None = None
-        """Told of deleted runs of which something was said all the same, up to a sequence."""
+        """Callback for deleted runs with later facts, each up to a sequence."""
         self._position = Position(0, "")
         """What the tables have."""
         self._oldest_at: float | None = None
@@ -122,10 +122,10 @@ class Projector:
                     await self._catch_up()
                     await self._follow()
                 except ConflictError as error:
-                    _log.warning("projector.conflict", code=error.code, reason=error.message)
+                    log.warning("projector.conflict", code=error.code, reason=error.message)
                     self._projection.forget()
                 except TransientError as error:
-                    _log.warning("projector.waiting", code=error.code, reason=error.message)
+                    log.warning("projector.waiting", code=error.code, reason=error.message)
                     self._projection.forget()
                     await self._back_off()
         finally:
@@ -134,7 +134,7 @@ class Projector:
             await self._feed.stop()
 
     async def stop(self) -> None:
-        """Let ``run`` finish what has arrived, and return."""
+        """Let ``run`` finish the messages that have arrived, and return."""
         self._stopping.set()
         await self._feed.stop()
 
@@ -144,7 +144,7 @@ class Projector:
     # -- reading -----------------------------------------------------------------------------
 
     async def _catch_up(self) -> None:
-        """Find the position, and project what was delivered to nobody who is still there."""
+        """Find the position, and project messages delivered to a process that has ended."""
         self._reconnected = False
         created, last_seq, delivered = await self._log_position()
         position = await self._store.position(subjects.RUNS)
@@ -292,7 +292,7 @@ class Projector:
         self._delay = self._retry_seconds
 
     async def _without_copies(self, messages: Sequence[LogMessage]) -> Sequence[LogMessage]:
-        """Leave out what was put back into the log from the archive, which has it already."""
+        """Leave out facts that the archive put back into the log."""
         copies = [message for message in messages if message.restored]
         if not copies:
             return messages
@@ -365,7 +365,7 @@ class Projector:
             except TransientError as error:
                 if error.code != "object_missing":
                     raise
-                _log.warning("projector.claim_missing", reason=error.message, attempt=attempt)
+                log.warning("projector.claim_missing", reason=error.message, attempt=attempt)
                 await asyncio.sleep(0.1 * 2**attempt)
             except InvariantError as error:
                 raise RejectedError(error.code, error.message) from error
@@ -385,7 +385,7 @@ class Projector:
             body=body.decode("utf-8", "replace")[:_DEAD_BODY_CHARACTERS],
             occurred_at=datetime.now(UTC),
         )
-        _log.error("projector.dead_letter", subject=subject, seq=seq, reason=reason)
+        log.error("projector.dead_letter", subject=subject, seq=seq, reason=reason)
         await self._bus.request(
             subjects.dead(subjects.RUNS, subjects.PROJECTOR),
             encode(letter),
@@ -412,13 +412,13 @@ class Projector:
             try:
                 await self._look_at_lag()
             except (JetStreamError, TransientError) as error:
-                _log.warning("projector.lag_unknown", reason=str(error))
+                log.warning("projector.lag_unknown", reason=str(error))
             await asyncio.sleep(_LAG_EVERY_SECONDS)
 
     async def _look_at_lag(self) -> None:
         """Measure how far the archive is behind; where it is not, look at the tables again.
 
-        Whoever rebuilds the tables, or deletes from them, may be another process.
+        The process that rebuilds the tables, or deletes from them, may be another one.
         """
         position = self._position.last_seq
         info = await self._bus.api(f"STREAM.INFO.{subjects.RUNS}")

@@ -1,4 +1,4 @@
-"""What is asked of the archive, by SQLAlchemy Core on either database."""
+"""Queries of the archive, by SQLAlchemy Core on either database."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class Queries:
         )
 
     async def _origins(self, rows: Iterable[Row[Any]]) -> dict[int, RunInvoked]:
-        """Return the first facts of those runs that came of others, by their sequences."""
+        """Return the first facts of child runs and forks, by their sequences."""
         seqs = [row.seq for row in rows if row.parent_run_id or row.forked_from]
         if not seqs:
             return {}
@@ -211,7 +211,7 @@ class Queries:
         return _session(await self._session(request.tenant, request.session_id))
 
     async def session_messages(self, request: SessionMessages) -> MessagePage:
-        """Return what was said in a session, oldest first.
+        """Return the messages of a session, oldest first.
 
         Raises:
             RejectedError: ``session_not_found``.
@@ -246,7 +246,7 @@ class Queries:
         return MessagePage(items=tuple(items), next_after=items[-1].seq if more else None)
 
     async def delete_session(self, request: DeleteSession) -> SessionDeleted:
-        """Hide a session and what was said in it.
+        """Hide a session and its messages.
 
         Raises:
             RejectedError: ``session_not_found``.
@@ -374,7 +374,7 @@ def _place(row: Row[Any], request: ListRuns, sort: str) -> str:
 
 
 def _visible() -> ColumnElement[bool]:
-    """Hide what was deleted, until a later run."""
+    """Hide deleted sessions, until a later run."""
     return or_(sessions.c.deleted_seq.is_(None), sessions.c.last_seq > sessions.c.deleted_seq)
 
 

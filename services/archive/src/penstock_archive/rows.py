@@ -107,7 +107,7 @@ class StepRow:
     def add_late(
         self, attempt: int, started: int, ended: int, usage: Usage | None, model: str | None
     ) -> None:
-        """Keep what an attempt did whose outcome came when nobody waited for it any more."""
+        """Keep the outcome of an attempt that came after the run had ceased to wait for it."""
         known = self._earlier()
         before = known.get(attempt) or self._latest()
         scheduled = before.scheduled if before.attempt == attempt else None
@@ -179,7 +179,7 @@ def as_micros(instant: Any) -> int | None:
 
 @dataclass(slots=True)
 class RunRow:
-    """What is to be known of a run to go on with it."""
+    """Values of a run that its further projection needs."""
 
     last_seq: int = 0
     updated_at: Any = None
@@ -283,7 +283,7 @@ class Batch:
     revived: list[Row] = field(default_factory=list)
     """Runs that were deleted and asked for again: their tombstones go."""
     refused: dict[Key, int] = field(default_factory=dict)
-    """Deleted runs of which more was said, and the sequence up to which."""
+    """Deleted runs with later facts, and the sequence of the last one."""
     replaces_after: int | None = None
     """In a rebuild: facts after this sequence and up to ``last_seq`` are written anew."""
 

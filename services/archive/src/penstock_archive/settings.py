@@ -32,12 +32,12 @@ class ArchiveSettings(DatabaseSettings):
         default=5,
         ge=0,
         le=19,
-        description="How far the projector yields the processor to others. 5: where there is "
-        "too little of it, runs go on and the archive catches up later.",
+        description="How far the projector yields the processor to others. 5: on a busy "
+        "machine runs continue and the archive catches up later.",
     )
     archive_keep_days: float | None = Field(
         default=None,
         gt=0,
         description="Days after its end when a run is deleted from archive and log, with all that "
-        "belongs to it. None, for ever: what may be forgotten is for whoever runs it to say.",
+        "belongs to it. None: runs stay, because only the operator can decide what may be lost.",
     )

@@ -1,4 +1,4 @@
-"""The archive in a SQLite file, written by one thread of its own."""
+"""The archive in a SQLite file, written by one dedicated thread."""
 
 from __future__ import annotations
 

@@ -241,7 +241,7 @@ def _on_conflict(change: Change) -> str:
     return f"{target} UPDATE SET {sets}"
 
 
-# What an open run needs to go on after a restart: columns in the order of RUNS and STEPS.
+# Values that an open run needs after a restart: columns in the order of RUNS and STEPS.
 
 _RUN_COLUMNS: Final = ", ".join((*_RUN_PROGRESS, "seq", "session_id", "created_at"))
 _STEP_COLUMNS: Final = ", ".join(STEPS.columns)

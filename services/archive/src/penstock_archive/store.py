@@ -23,7 +23,7 @@ class Position(NamedTuple):
     last_seq: int
     created: str
     generation: int = 0
-    """Grows when rows are deleted: what was loaded before that is worth nothing."""
+    """Grows when rows are deleted: values loaded before that are invalid."""
     rebuild_until: int | None = None
     """Up to here the tables are made anew where ``last_seq`` is below it."""
 
@@ -81,7 +81,7 @@ class Store(Protocol):
         """Return how many deleted runs may have left something on the bus."""
 
     async def commit(self, stream: str, batch: Batch, *, after: Position) -> None:
-        """Write a batch in one transaction, if ``after`` is still what is projected.
+        """Write a batch in one transaction, if ``after`` is still the projected position.
 
         Raises:
             ConflictError: ``projected_elsewhere``.

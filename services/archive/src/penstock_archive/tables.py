@@ -58,7 +58,7 @@ class Instant(TypeDecorator[datetime]):
 METADATA: Final = MetaData(naming_convention=NAMING_CONVENTION)
 
 _SEQ: Final = BigInteger().with_variant(Integer(), "sqlite")
-"""``INTEGER PRIMARY KEY`` is SQLite's row id, which costs no index of its own."""
+"""``INTEGER PRIMARY KEY`` is SQLite's row id, which needs no separate index."""
 _TAGS: Final = Text().with_variant(JSONB(), "postgresql")
 
 
@@ -172,7 +172,7 @@ sessions: Final = Table(
     Column("updated_at", Instant, nullable=False),
     Column("last_run_id", Text, nullable=False),
     Column("last_seq", BigInteger, nullable=False, comment="of the latest run's invoking fact"),
-    Column("deleted_seq", BigInteger, comment="what is not after it is deleted"),
+    Column("deleted_seq", BigInteger, comment="rows up to it are deleted"),
     Index(None, "tenant", "last_seq"),
 )
 
@@ -240,7 +240,7 @@ tombstones: Final = Table(
     METADATA,
     Column("tenant", Text, primary_key=True),
     Column("run_id", Text, primary_key=True),
-    Column("seq", BigInteger, nullable=False, comment="what is not after it is deleted"),
+    Column("seq", BigInteger, nullable=False, comment="rows up to it are deleted"),
     Column("deleted_at", Instant, nullable=False),
     Column("erased_at", Instant, comment="null: perhaps not yet gone from the bus"),
     Index(None, "deleted_at"),

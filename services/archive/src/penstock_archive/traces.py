@@ -1,6 +1,6 @@
 """What runs have left on the bus: messages, objects, timers, dead letters. Found, and removed.
 
-Everything here may be repeated: what is gone already is no error.
+Everything here may be repeated: deleting an absent message is no error.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from penstock_archive.rows import Key
 from penstock_archive.settings import ArchiveSettings
 from penstock_archive.store import Store
 
-_log = EventLog(__name__)
+log = EventLog(__name__)
 
 _EVERY_SECONDS: Final = 600.0
 _AGAIN_SECONDS: Final = 15.0
@@ -34,7 +34,7 @@ class Upkeep:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begin; the tables exist, and nobody uses the store yet.
+        """Begin; the tables exist, and the store is not in use yet.
 
         Raises:
             TransientError: ``archive_unavailable``.
@@ -47,17 +47,17 @@ class Upkeep:
             self._task = asyncio.create_task(self._run(), name="archive-upkeep")
 
     def hindered(self, error: TransientError) -> None:
-        """Let whoever asks know why the archive cannot answer yet."""
+        """Answer requests with this error until the archive is ready."""
         self._parts.hindrance = error
 
     async def stop(self) -> None:
-        """Stop; what is not done is done after the next start."""
+        """Stop; the remaining work continues after the next start."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     def forget_late(self, refused: dict[Key, int]) -> None:
-        """Clean the log soon of what was said of deleted runs, each up to a sequence."""
+        """Delete later facts of deleted runs from the log soon, each up to a sequence."""
         for key, seq in refused.items():
             self._late[key] = max(seq, self._late.get(key, 0))
         self._wanted.set()
@@ -70,7 +70,7 @@ class Upkeep:
             try:
                 await self._work()
             except PenstockError as error:
-                _log.warning("archive.upkeep_waits", code=error.code, reason=error.message)
+                log.warning("archive.upkeep_waits", code=error.code, reason=error.message)
                 await asyncio.sleep(_AGAIN_SECONDS)
                 self._wanted.set()
 
@@ -85,7 +85,7 @@ class Upkeep:
         if self._unfinished:
             count = await eraser.finish()
             self._unfinished = False
-            _log.info("archive.deletions_finished", runs=count)
+            log.info("archive.deletions_finished", runs=count)
         late = dict(self._late)
         await eraser.forget_late(late)
         for key, seq in late.items():
@@ -94,4 +94,4 @@ class Upkeep:
         if self._keep is not None:
             count = await eraser.retain(self._keep)
             if count:
-                _log.info("archive.old_runs_deleted", runs=count)
+                log.info("archive.old_runs_deleted", runs=count)

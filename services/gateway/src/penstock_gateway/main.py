@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from penstock_gateway.gateway import Gateway
     from penstock_gateway.settings import GatewaySettings
 
-journal: Final = EventLog("penstock.gateway")
+log = EventLog(__name__)
 
 
 class Server(uvicorn.Server):
@@ -66,7 +66,7 @@ async def run(settings: GatewaySettings) -> None:
     )
 
     def stop() -> None:
-        journal.info("gateway.stopping")
+        log.info("gateway.stopping")
         server.should_exit = True
         if server.started:
             gateway.drain()
@@ -80,7 +80,7 @@ async def run(settings: GatewaySettings) -> None:
         await server.serve()
     finally:
         await health.stop()
-    journal.info("gateway.stopped")
+    log.info("gateway.stopped")
 
 
 async def _ready(server: Server, gateway: Gateway) -> None:

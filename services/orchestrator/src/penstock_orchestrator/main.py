@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 import sys
 from datetime import timedelta
@@ -24,6 +23,7 @@ from penstock.contracts.errors import PenstockError
 from penstock.memory import settle
 from penstock.telemetry import logs, tracing
 from penstock.telemetry.health import HealthServer
+from penstock.telemetry.logs import EventLog
 from penstock_orchestrator.engine.engine import Engine
 from penstock_orchestrator.engine.leases import ShardLeases
 from penstock_orchestrator.engine.metrics import ENGINE_SHARDS
@@ -36,7 +36,7 @@ from penstock_orchestrator.engine.windows import Windows
 from penstock_orchestrator.schedules.scheduler import Scheduler
 from penstock_orchestrator.settings import OrchestratorSettings
 
-_log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 _SCAN_AGAIN_SECONDS: Final = 1.0
 _SWEEP_SECONDS: Final = 20.0
@@ -100,7 +100,7 @@ class EngineProcess:
         self._sweeper = asyncio.create_task(self._sweep(), name="slot-sweeper")
 
     async def stop(self) -> None:
-        """Stop taking work, finish what is under way, give the shards back."""
+        """Stop taking work, finish work under way, give the shards back."""
         if self._sweeper is not None:
             self._sweeper.cancel()
         await self._pools.stop()
@@ -117,7 +117,7 @@ class EngineProcess:
             try:
                 await self.engine.sweep(self.leases.held)
             except (PenstockError, JetStreamError) as error:
-                _log.warning("engine.sweep_failed", extra={"error": str(error)})
+                log.warning("engine.sweep_failed", error=str(error))
 
     async def _won(self, shard: int) -> None:
         bus, settings = self._bus, self._settings
@@ -150,16 +150,16 @@ class EngineProcess:
         scan.add_done_callback(self._scans.discard)
 
     async def _scan(self, shard: int) -> None:
-        # Nobody else looks for runs whose next input will never come: it must succeed once.
+        # Only this scan finds runs whose next input will never come: it must succeed once.
         while shard in self._consumers:
             try:
                 found = await self._reconciler.scan(shard)
             except PenstockError as error:
-                _log.warning("engine.scan_failed", extra={"shard": shard, "code": error.code})
+                log.warning("engine.scan_failed", shard=shard, code=error.code)
                 await asyncio.sleep(_SCAN_AGAIN_SECONDS)
             else:
                 if found:
-                    _log.info("engine.open_runs_found", extra={"shard": shard, "runs": found})
+                    log.info("engine.open_runs_found", shard=shard, runs=found)
                 return
 
     async def _lost(self, shard: int) -> None:
@@ -190,9 +190,9 @@ async def run_engine(settings: OrchestratorSettings) -> None:
     process = EngineProcess(settings, bus, writer)
     await process.start()
     settle()
-    _log.info("engine.ready", extra={"shards": process.leases.held})
+    log.info("engine.ready", shards=process.leases.held)
     await stopped.wait()
-    _log.info("engine.draining")
+    log.info("engine.draining")
     await process.stop()
     restorer.stop()
     await health.stop()
@@ -215,7 +215,7 @@ def run(settings: OrchestratorSettings) -> None:
     try:
         uvloop.run(run_engine(settings))
     except PenstockError as error:
-        _log.critical("orchestrator.failed", extra={"code": error.code, "reason": error.message})
+        log.error("orchestrator.failed", code=error.code, reason=error.message)
         sys.exit(1)
     finally:
         tracing.shutdown()

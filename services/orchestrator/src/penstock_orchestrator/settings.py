@@ -33,7 +33,7 @@ class OrchestratorSettings(CoreSettings):
         default=2.0,
         gt=1.0,
         description="Steps of a runner pool that one engine has out at a time, as a multiple of "
-        "the slots of its live runners (512 at least, 64 for agents). What is beyond waits in the "
+        "the slots of its live runners (512 at least, 64 for agents). Further steps wait in the "
         "engine by priority and tenant. 2: runners find their next step when one is done, and a "
         "long queue of one tenant does not stand before another's.",
     )

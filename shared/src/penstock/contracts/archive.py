@@ -1,7 +1,7 @@
 """Requests to the archive and its replies; they travel in the envelope of ``contracts/rpc.py``.
 
 The archive is behind the log by a fraction of a second, more where its database was away. Requests
-name their tenant: whoever asks has checked that it may speak for it. Lists are newest first.
+name their tenant: the caller has checked its access to that tenant. Lists are newest first.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from penstock.runs.profiles import THRESHOLD, RunProfile
 from penstock.runs.views import RunView, StepView
 
 RESTORED_HEADER: Final = "Penstock-Restored"
-"""Stands on facts that were put back into the log from the archive: nobody acts on them."""
+"""Stands on facts that were put back into the log from the archive: no service acts on them."""
 
 # Runs
 
@@ -55,7 +55,7 @@ class ListRuns(Record):
     """Included, as ``min_cost_usd`` is."""
     parent_run_id: str | None = None
     root_run_id: str | None = None
-    """The run itself, and all that came of it."""
+    """A run; it and all its descendants are listed."""
     forked_from: str | None = None
     error: str | None = None
     """A part of the code of the error that it ended with."""
@@ -115,7 +115,7 @@ class FactPage(Record):
 class OpenRuns(Record):
     """Verb ``open_runs``: find the runs of all tenants that have not ended, the oldest first.
 
-    For engines: what is older than the log is found nowhere else.
+    For engines: facts older than the log are found nowhere else.
     """
 
     created_before: AwareDatetime
@@ -252,7 +252,7 @@ class GetSession(Record):
 
 
 class SessionMessages(Record):
-    """Verb ``session_messages``: read what was said in a session, oldest first."""
+    """Verb ``session_messages``: read the messages of a session, oldest first."""
 
     tenant: Token
     session_id: str
@@ -451,7 +451,7 @@ class EraseTenant(Record):
 
 
 class Erased(Record):
-    """What was deleted."""
+    """Numbers of deleted runs and of their objects."""
 
     runs: int
     objects: int = 0
@@ -462,7 +462,7 @@ class Erased(Record):
 class RestoreRun(Record):
     """Verb ``restore_run``: put the facts of an ended run back into the log that lost them.
 
-    Refused as ``run_not_found``, or ``run_not_ended``: such a run goes on by itself.
+    Refused as ``run_not_found``, or ``run_not_ended``: such a run continues by itself.
     """
 
     tenant: Token
@@ -482,7 +482,7 @@ class Restored(Record):
 class Rebuild(Record):
     """Verb ``rebuild``: make all tables anew from the log; answers ``ArchiveStatus``.
 
-    It begins at once and goes on over restarts; what the log has lost is kept.
+    It begins at once and continues after restarts; rows that the log has lost stay.
     """
 
 

@@ -41,7 +41,7 @@ _KEPT: Final = {"Nats-TTL": "1h"}
 
 Verb = Literal["requeue", "discard"]
 
-journal: Final = EventLog("penstock.gateway.dead")
+log = EventLog(__name__)
 
 
 class Letter(NamedTuple):
@@ -126,8 +126,8 @@ class DeadLetters:
         if verb == "requeue":
             await self._requeue(letter)
         await self._remove(letter.seq)
-        journal.info(
-            f"dead.{verb}",
+        log.info(
+            "dead.requeue" if verb == "requeue" else "dead.discard",
             seq=letter.seq,
             tenant=letter.address.tenant,
             run_id=letter.address.run_id,
@@ -207,7 +207,7 @@ def _read(seq: int, body: bytes) -> Letter | None:
     try:
         letter = decode(DeadLetter, body)
     except ValueError as error:
-        journal.error("dead.unreadable", error, seq=seq)
+        log.error("dead.unreadable", error=error, seq=seq)
         return None
     address = address_of(letter)
     return None if address is None else Letter(seq, address, letter)

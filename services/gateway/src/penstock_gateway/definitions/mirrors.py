@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -13,7 +13,7 @@ from penstock.telemetry.logs import EventLog
 ValueT = TypeVar("ValueT")
 ReadT_co = TypeVar("ReadT_co", covariant=True)
 
-journal: Final = EventLog("penstock.gateway.mirrors")
+log = EventLog(__name__)
 
 
 class Convert(Protocol[ReadT_co]):
@@ -72,8 +72,8 @@ class Mirror(Generic[ValueT]):
         try:
             self.values[change.key] = self._convert(change.value)
         except ValidationError as error:
-            journal.error(
-                "mirror.unreadable_value", error, bucket=self._bucket.name, key=change.key
+            log.error(
+                "mirror.unreadable_value", error=error, bucket=self._bucket.name, key=change.key
             )
 
 

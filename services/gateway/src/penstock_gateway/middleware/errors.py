@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -14,13 +12,13 @@ from penstock_gateway.core.problems import CODE_OF_STATUS, findings_of, problem
 from penstock_gateway.middleware.entry import BodyTooLargeError, too_large
 from penstock_gateway.raw import error_answer, problem_answer
 
-journal: Final = EventLog("penstock.gateway")
+log = EventLog(__name__)
 
 
 def failed(error: PenstockError) -> Response:
     """Reply with a ``PenstockError``; broken invariants are logged as well."""
     if error.family is ErrorFamily.INVARIANT:
-        journal.error("request.failed", error, code=error.code)
+        log.error("request.failed", error=error, code=error.code)
     return error_answer(error)
 
 
@@ -58,5 +56,5 @@ async def _invalid(_request: Request, error: Exception) -> Response:
 
 
 async def _unexpected(_request: Request, error: Exception) -> Response:
-    journal.error("request.crashed", error)
+    log.error("request.crashed", error=error)
     return problem_answer(problem("internal_error", "", family=ErrorFamily.INVARIANT))

@@ -22,7 +22,7 @@ _RECORD: Final[TypeAdapter[PendingRecord]] = TypeAdapter(PendingRecord)
 _STREAM: Final = subjects.bucket_stream(subjects.PENDING)
 _MARKERS: Final = ("KV-Operation", "Nats-Marker-Reason")
 
-journal: Final = EventLog("penstock.gateway.pending")
+log = EventLog(__name__)
 
 
 class Pending(NamedTuple):
@@ -89,5 +89,5 @@ def _read(stored: Stored) -> PendingRecord | None:
     try:
         return _RECORD.validate_json(stored.body)
     except ValidationError as error:
-        journal.error("pending.unreadable", error, subject=stored.subject)
+        log.error("pending.unreadable", error=error, subject=stored.subject)
         return None

@@ -17,7 +17,7 @@ from penstock.telemetry.logs import EventLog
 _KEPT: Final = 1000
 _CLIENT_TOOL: Final = b'"client":true'
 
-journal: Final = EventLog("penstock.gateway.plans")
+log = EventLog(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def _read(digest: str, body: bytes) -> PlanGist:
     try:
         limits = _LIMITED.validate_json(body).limits
     except ValidationError as error:
-        journal.error("plans.unreadable", error, digest=digest)
+        log.error("plans.unreadable", error=error, digest=digest)
         return UNKNOWN
     # The canonical form says so of client tools, and leaves it out of all others.
     return PlanGist(limits, _CLIENT_TOOL in body)

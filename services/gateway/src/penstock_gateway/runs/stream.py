@@ -45,7 +45,7 @@ _RETRY_SECONDS: Final = 0.5
 _PATIENCE: Final = 120
 """Failed reads in a row (a minute) after which a stream ends; the client comes back by itself."""
 
-journal: Final = EventLog("penstock.gateway.streams")
+log = EventLog(__name__)
 
 _Read = Callable[[], Awaitable[None]]
 
@@ -269,7 +269,7 @@ class RunStream:
             try:
                 await read()
             except TransientError as error:
-                journal.warning("stream.read_failed", run_id=self._run_id, code=error.code)
+                log.warning("stream.read_failed", run_id=self._run_id, code=error.code)
                 if self._gone or self._streams.draining:
                     return
                 await asyncio.sleep(_RETRY_SECONDS)
@@ -313,7 +313,7 @@ def _read_delta(item: LiveDelta) -> Delta | None:
         return Delta(subjects.parse_delta(item.subject), decode(DeltaBatch, item.body))
     except ValueError as error:
         # Deltas are best effort: the result of the step holds the whole text.
-        journal.warning("stream.unreadable_delta", subject=item.subject, error=str(error)[:200])
+        log.warning("stream.unreadable_delta", subject=item.subject, error=str(error)[:200])
         return None
 
 
@@ -347,7 +347,7 @@ class EventStreamAnswer(Response):
             try:
                 await self.stream.write_to(send)
             except InvariantError as error:
-                journal.error("stream.broken", error)
+                log.error("stream.broken", error=error)
             if self.stream.finished:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
             # Else the reply stays incomplete, so that the client reconnects for the rest.

@@ -26,7 +26,7 @@ from penstock_gateway.runs.read import Runs
 
 _SEQUENCE: Final = b"Nats-Sequence: "
 _CLIENT_TOOL: Final = b'"client_tool"'
-journal: Final = EventLog("penstock.gateway.wait")
+log = EventLog(__name__)
 
 
 class LiveFact(NamedTuple):
@@ -254,7 +254,7 @@ class RunWaiter:
                 stored = await self._reader.read_run(waits[0].tenant, shard, run_id)
             except PenstockError as error:
                 # Each request reads the log at the end of its wait anyway.
-                journal.warning("wait.recovery_failed", run_id=run_id, code=error.code)
+                log.warning("wait.recovery_failed", run_id=run_id, code=error.code)
                 continue
             if any(isinstance(entry.fact, RunEnded) for entry in stored):
                 for wait in self._waits.pop(run_id, ()):

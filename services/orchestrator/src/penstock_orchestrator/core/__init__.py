@@ -1,1 +1,1 @@
-"""The engine's core: what is to be done next, as pure functions of plan and state."""
+"""The engine's core: the next actions, as pure functions of plan and state."""

@@ -50,7 +50,7 @@ def retry(walk: Walk, instance: Instance[Node], step: StepState, attempt: int) -
 def attempted(
     view: View, instance: Instance[Node], step: StepState, attempt: int, now: datetime
 ) -> Planned:
-    """Build an attempt again that was decided before, with what was reserved for it then.
+    """Rebuild an attempt decided before, with its reservation.
 
     Raises:
         InvariantError: The step belongs to no node of the plan.

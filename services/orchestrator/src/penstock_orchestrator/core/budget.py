@@ -1,7 +1,7 @@
-"""The budget: what a run may spend, what is spent, and what is set aside for work under way.
+"""The budget: limits of a run, its spending, and reservations for work under way.
 
 Before a step that costs is scheduled, its maximum cost is reserved; its outcome replaces the
-reservation. A child run gets a share of what is left and reserves it in its parent, so that a
+reservation. A child run gets a share of the rest and reserves it in its parent, so that a
 tree of runs never spends more than its root may.
 """
 
@@ -49,7 +49,7 @@ def limits_of(plan: Plan, state: RunState) -> RunLimits:
 
 @dataclass(slots=True)
 class Budget:
-    """What is left for one decision, which reserves as it goes."""
+    """Remaining amounts for one decision, which reserves from them."""
 
     limits: RunLimits
     state: RunState
@@ -71,7 +71,7 @@ class Budget:
 
     @property
     def pending(self) -> bool:
-        """Whether something under way may give back what was reserved for it."""
+        """Whether work under way may give back part of its reservation."""
         reserved = self.state.reserved
         return bool(
             reserved.tokens or reserved.cost_usd or reserved.steps or self.tokens or self.cost_usd
@@ -116,7 +116,7 @@ class Budget:
         return "granted"
 
     def exhausted(self) -> ErrorInfo:
-        """Return the error that lists what was spent of each limit."""
+        """Return the error that lists the spending of each limit."""
         usage, limits = self.state.usage, self.limits
         # `object`: a compiled module would turn whole numbers among floats into floats.
         spent: tuple[tuple[str, object, object], ...] = (
@@ -181,7 +181,7 @@ def turn_reservation(
 
 
 def _own(budget: Budget, agent: CompiledAgent) -> tuple[int | None, float | None]:
-    """Return what is left of an agent's own limits."""
+    """Return the remaining amounts of an agent's own limits."""
     tokens, cost = agent.max_tokens, agent.max_cost_usd
     if tokens is None and cost is None:
         return None, None
@@ -199,7 +199,7 @@ def _own(budget: Budget, agent: CompiledAgent) -> tuple[int | None, float | None
 
 
 def child_limits(budget: Budget, asked: RunLimits) -> tuple[RunLimits, Reservation, Verdict]:
-    """Return the limits of a child run: what it asks for, or what is left where that is less."""
+    """Return the limits of a child run: its request, or the remaining amount where that is less."""
     tokens, cost, steps = budget.left_tokens(), budget.left_cost_usd(), budget.left_steps()
     some_tokens, some_steps, some_cost = 0, 0, 0.0
     if tokens is not None:
@@ -234,7 +234,7 @@ def limits_within(own: RunLimits, asked: RunLimits, reserve: Reservation) -> Run
 
 
 def answer_within(reserve: Reservation | None, prompt_bytes: int) -> int | None:
-    """Return the tokens that an answer is limited to by what was reserved for its turn."""
+    """Return the token limit of an answer, from the reservation of its turn."""
     return None if reserve is None else reserve.tokens - prompt_tokens(prompt_bytes)
 
 

@@ -2,7 +2,7 @@
 
 It is level-triggered: it reads the state and not the change, so any engine may call it at any
 time, and the same arguments give the same decision. Called again after its decision is folded in,
-it returns what is left to do, in the end nothing.
+it returns the remaining actions, in the end none.
 """
 
 from __future__ import annotations

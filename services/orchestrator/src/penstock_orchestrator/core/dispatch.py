@@ -152,7 +152,7 @@ def agent_turn(
     """Schedule an attempt at a turn of an agent.
 
     Args:
-        view: What is known.
+        view: View of the run.
         instance: The agent node's instance that the turn belongs to.
         agent: The agent that speaks.
         turn: Number of the turn in the node's conversation, from 1.

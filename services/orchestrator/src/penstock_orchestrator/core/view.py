@@ -159,7 +159,7 @@ class View:
         """Return the list that a map goes over.
 
         Raises:
-            RejectedError: ``map_not_a_list``, or what is wrong with the expression.
+            RejectedError: ``map_not_a_list``, or the expression's error.
         """
         iid = instance_id(owner.id, path)
         run = self.progress.maps.get(iid)

@@ -294,7 +294,7 @@ class Walk:
         return Outcome("failed", output, error, handled)
 
     def abandon(self, blocks_: Sequence[Block], path: Path) -> None:
-        """Stop what is under way in some blocks, in all instances below ``path``."""
+        """Stop work under way in some blocks, in all instances below ``path``."""
         nodes = {inner.id for block in blocks_ for inner in _all_nodes(block)}
 
         def inside(step_or_record: str) -> bool:

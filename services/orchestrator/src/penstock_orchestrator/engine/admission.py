@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -37,11 +36,12 @@ from penstock.contracts.plan import ConcurrencySpec, Plan
 from penstock.contracts.turns import TURN_RECORD, Answer, Turn, TurnRecord, asked, left
 from penstock.expressions.evaluator import evaluate
 from penstock.runs.state import RunState
+from penstock.telemetry.logs import EventLog
 from penstock_orchestrator.core.deadlines import run_deadline
 from penstock_orchestrator.core.view import View
 from penstock_orchestrator.engine.runs import Slot
 
-_log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 _ATTEMPTS: Final = 200
 _EMPTY_SECONDS: Final = 600.0
@@ -341,7 +341,7 @@ class Admission:
         try:
             await self._writer.append(subject, fact_bytes(fact))
         except ConflictError:
-            _log.debug("admission.duplicate", extra={"subject": subject})
+            log.debug("admission.duplicate", subject=subject)
 
     async def _logged(self, tenant: str, turns: Collection[Turn]) -> _Logged:
         """Read which runs of a key have ended, or have their admission or cancellation."""
@@ -412,7 +412,7 @@ def _read(name: str, entry: KvEntry | None) -> TurnRecord:
         return TURN_RECORD.validate_json(entry.value)
     except ValidationError as error:
         # An unreadable record counts as empty: a key that blocks all its runs would be worse.
-        _log.error("admission.unreadable", extra={"key": name, "error": str(error)})
+        log.error("admission.unreadable", key=name, reason=str(error))
         return TurnRecord()
 
 

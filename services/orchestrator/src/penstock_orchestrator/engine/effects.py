@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
 from collections.abc import Coroutine, Iterable
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -45,10 +44,11 @@ from penstock.failpoints import reach
 from penstock.runs.engine_steps import SendConfig, SendTarget
 from penstock.runs.start import child_run
 from penstock.runs.state import PENDING, RunState, StepState, fold, new_state
+from penstock.telemetry.logs import EventLog
 from penstock_orchestrator.core.view import View
 from penstock_orchestrator.engine.runs import Slot
 
-_log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 _AT_ONCE: Final = 64
 CHILD: Final = "workflow"
@@ -331,7 +331,7 @@ class Effects:
         try:
             await self._writer.append(subject, fact_bytes(fact))
         except ConflictError:
-            _log.debug("effects.duplicate", extra={"subject": subject})
+            log.debug("effects.duplicate", subject=subject)
 
 
 def correlation_of(plan: Plan, state: RunState) -> str | ErrorInfo:

@@ -142,7 +142,7 @@ class Engine:
     async def wake(
         self, slot: Slot, now: datetime, *, reload: bool = False, expire: bool = True
     ) -> None:
-        """Decide with the time that has passed: fail expired attempts, act on what is due.
+        """Decide with the time that has passed: fail expired attempts, act on due times.
 
         Args:
             slot: The run.

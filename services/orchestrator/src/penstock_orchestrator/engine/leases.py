@@ -7,7 +7,6 @@ free again after the lease's time. Who has more than its share gives one back at
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -16,8 +15,9 @@ from penstock.bus.connection import Bus, JetStreamError
 from penstock.bus.kv import Bucket
 from penstock.contracts import subjects
 from penstock.contracts.errors import ConflictError, PenstockError
+from penstock.telemetry.logs import EventLog
 
-_log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 _MEMBERS: Final = "member.*"
 
@@ -62,7 +62,7 @@ class ShardLeases:
         return sorted(self._held)
 
     async def start(self) -> None:
-        """Take what is free and keep it from now on."""
+        """Take free shards and keep them from now on."""
         await self._round()
         self._task = asyncio.create_task(self._keep(), name="leases")
 
@@ -81,7 +81,7 @@ class ShardLeases:
                 await self._round()
             except (PenstockError, JetStreamError) as error:
                 # Whatever it is: an engine that stops renewing never gets a shard again.
-                _log.warning("leases.unreachable", extra={"error": str(error)})
+                log.warning("leases.unreachable", error=str(error))
                 await self._drop_outlived()
 
     async def _round(self) -> None:
@@ -98,7 +98,7 @@ class ShardLeases:
             await self._take(share - len(self._held))
 
     async def _take(self, count: int) -> None:
-        # Begin at a place of its own, so that engines that start together seldom collide.
+        # Begin at an own offset, so that engines that start together seldom collide.
         offset = sum(self._instance.encode()) % self._shards
         for step in range(self._shards):
             shard = (offset + step) % self._shards
@@ -113,7 +113,7 @@ class ShardLeases:
                 continue
             self._held[shard] = (revision, time.monotonic())
             count -= 1
-            _log.info("leases.won", extra={"shard": shard})
+            log.info("leases.won", shard=shard)
             await self._on_won(shard)
 
     async def _renew(self, shard: int) -> None:
@@ -141,5 +141,5 @@ class ShardLeases:
 
     async def _lose(self, shard: int) -> None:
         del self._held[shard]
-        _log.info("leases.lost", extra={"shard": shard})
+        log.info("leases.lost", shard=shard)
         await self._on_lost(shard)

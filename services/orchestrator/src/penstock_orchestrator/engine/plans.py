@@ -29,7 +29,7 @@ class Plans:
         return self._kept.get(digest)
 
     async def get(self, digest: str) -> Plan | None:
-        """Return the plan with this digest, or ``None`` if nobody has published it.
+        """Return the plan with this digest, or ``None`` if it is not published.
 
         Raises:
             InvariantError: ``unreadable_plan``.

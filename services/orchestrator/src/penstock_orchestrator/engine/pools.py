@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Final
@@ -14,8 +13,9 @@ from penstock.bus.kv import Bucket, KvChange, Watch
 from penstock.contracts import subjects
 from penstock.contracts.runners import RunnerRecord
 from penstock.runs.state import StepState
+from penstock.telemetry.logs import EventLog
 
-_log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 LEAST: Final = {"agent": 64, "run": 1_000_000}
 """Minimum dispatch window by kind, in steps. Agent steps take long; steps of kind ``run`` are
@@ -63,7 +63,7 @@ class PoolWatch:
             try:
                 runner = RunnerRecord.model_validate_json(change.value)
             except ValidationError:
-                _log.warning("pools.unreadable_runner", extra={"key": change.key})
+                log.warning("pools.unreadable_runner", key=change.key)
                 return
             slots = 0 if runner.draining else runner.concurrency
             self._runners[change.key] = (f"{runner.kind}.{runner.queue}", slots)

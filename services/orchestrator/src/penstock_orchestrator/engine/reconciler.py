@@ -8,7 +8,6 @@ in the log, and those older than the log in the archive.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
@@ -21,11 +20,12 @@ from penstock.contracts import subjects
 from penstock.contracts.archive import OpenRunPage, OpenRuns
 from penstock.contracts.errors import PenstockError
 from penstock.contracts.ids import shard_of
+from penstock.telemetry.logs import EventLog
 from penstock_orchestrator.engine.engine import Engine
 from penstock_orchestrator.engine.metrics import ENGINE_RUNS
 from penstock_orchestrator.engine.runs import Slot
 
-_log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 _TICK_SECONDS: Final = 1.0
 _AT_ONCE: Final = 64
@@ -108,7 +108,7 @@ class Reconciler:
             async with self._limit:
                 await self._engine.wake(slot, datetime.now(UTC), reload=reload)
         except PenstockError as error:
-            _log.warning("reconciler.failed", extra={"run_id": slot.run_id, "code": error.code})
+            log.warning("reconciler.failed", run_id=slot.run_id, code=error.code)
         finally:
             self._busy.discard(slot.run_id)
 
@@ -140,7 +140,7 @@ class Reconciler:
                     timeout_seconds=30,
                 )
             except JetStreamError as error:
-                _log.warning("reconciler.scan_failed", extra={"error": str(error)})
+                log.warning("reconciler.scan_failed", error=str(error))
                 return found
             page = info["state"].get("subjects") or {}
             for subject in page:
@@ -159,7 +159,7 @@ class Reconciler:
                     await self._search_archive()
                 except PenstockError as error:
                     # Only the deadlines of runs older than the log depend on it.
-                    _log.debug("reconciler.archive_away", extra={"code": error.code})
+                    log.debug("reconciler.archive_away", code=error.code)
                     delay = AGAIN_SECONDS
             try:
                 await asyncio.wait_for(self._won.wait(), delay)

@@ -9,7 +9,6 @@ a run that looks open, and the next pass finds it again.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -21,9 +20,10 @@ from penstock.contracts import subjects
 from penstock.contracts.errors import PenstockError, TransientError
 from penstock.contracts.facts import RunInvoked
 from penstock.contracts.subjects import FactSubject
+from penstock.telemetry.logs import EventLog
 from penstock_orchestrator.engine.metrics import ENGINE_TRIMMED
 
-_log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 _EVERY_SECONDS: Final = 30.0
 _GONE: Final = (10043, 10057)
@@ -74,7 +74,7 @@ class LogRetention:
         self._task = asyncio.create_task(self._run(), name="log-retention")
 
     async def stop(self) -> None:
-        """Stop the periodic task; what is left is deleted after the next start."""
+        """Stop the periodic task; the rest is deleted after the next start."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -85,10 +85,10 @@ class LogRetention:
             try:
                 count = await self.trim(datetime.now(UTC))
             except (PenstockError, JetStreamError) as error:
-                _log.warning("retention.delayed", extra={"error": str(error)})
+                log.warning("retention.delayed", error=str(error))
                 continue
             if count:
-                _log.info("retention.trimmed", extra={"runs": count})
+                log.info("retention.trimmed", runs=count)
 
     async def trim(self, now: datetime) -> int:
         """Delete the ended runs that are too old, or the oldest while the log is too large.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from datetime import UTC, datetime
 from typing import Final
 
@@ -27,19 +26,20 @@ from penstock.contracts.schedules import (
 from penstock.contracts.versions import check_input, routed
 from penstock.failpoints import reach
 from penstock.runs.start import scheduled_run
+from penstock.telemetry.logs import EventLog
 from penstock_orchestrator.schedules.metrics import (
     SCHEDULES_FAILED,
     SCHEDULES_FIRED,
     SCHEDULES_LATENESS,
 )
 
-_log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 _VERSION: Final[TypeAdapter[PublishedVersion]] = TypeAdapter(PublishedVersion)
 
 
 class Firing:
-    """Starts runs; the same tick fired twice, by whomever, is one run."""
+    """Starts runs; the same tick fired twice, also by two engines, is one run."""
 
     def __init__(self, bus: Bus, writer: LogWriter, capacity: LogCapacity, *, shards: int) -> None:
         """Use a connection and a writer.
@@ -68,10 +68,7 @@ class Firing:
             invoked = await self._invoked(tenant, record, tick, run_id)
         except RejectedError as error:
             SCHEDULES_FAILED.labels(error.code).inc()
-            _log.warning(
-                "schedule.failed",
-                extra={"tenant": tenant, "schedule": record.name, "code": error.code},
-            )
+            log.warning("schedule.failed", tenant=tenant, schedule=record.name, code=error.code)
             return ScheduleFailure(tick=tick, error=error.info())
         await self._capacity.require()
         prefix = subjects.run_prefix(tenant, shard_of(run_id, self._shards), run_id)
@@ -79,7 +76,7 @@ class Firing:
             await self._writer.append(subjects.invoke(prefix), fact_bytes(invoked))
             reach("schedule.run_fired")
         except ConflictError:
-            _log.info("schedule.fired_already", extra={"tenant": tenant, "run_id": run_id})
+            log.info("schedule.fired_already", tenant=tenant, run_id=run_id)
             return run_id
         SCHEDULES_FIRED.inc()
         late = (datetime.now(UTC) - due_at(tenant, record, tick)).total_seconds()

@@ -20,12 +20,12 @@ from penstock.contracts.schedules import (
 )
 
 _AT_ONCE: Final = 1000
-"""Ticks reckoned at a time; what is more comes right after."""
+"""Ticks computed at a time; further ones follow at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reckoning:
-    """What is to be recorded, and when there is more to reckon."""
+    """Progress to record, and the time of the next computation."""
 
     progress: ScheduleProgress
     wake_at: datetime | None
@@ -33,7 +33,7 @@ class Reckoning:
 
 
 def begun(record: ScheduleRecord, now: datetime) -> ScheduleProgress:
-    """Return the progress of a schedule that nobody has counted yet: ticks begin now."""
+    """Return the progress of a new schedule: ticks begin now."""
     return ScheduleProgress(timing=timing_digest(record), handled_until=now)
 
 
@@ -54,7 +54,7 @@ def reckon(
     Args:
         tenant: Whose schedule it is.
         record: The schedule.
-        control: What an operator has said of it.
+        control: State set by an operator.
         progress: How far it has come; nothing of it is pending.
         now: The time.
     """

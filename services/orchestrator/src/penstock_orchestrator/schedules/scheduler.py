@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import logging
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -35,11 +34,12 @@ from penstock.contracts.schedules import (
     ScheduleProgress,
     ScheduleRecord,
 )
+from penstock.telemetry.logs import EventLog
 from penstock_orchestrator.schedules.firing import Firing
 from penstock_orchestrator.schedules.metrics import SCHEDULES_KNOWN, SCHEDULES_LEFT_OUT
 from penstock_orchestrator.schedules.reckoning import begun, reckon
 
-_log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 RecordT = TypeVar("RecordT", bound=Record)
 
@@ -111,7 +111,7 @@ class Scheduler:
         self._ticker = asyncio.create_task(self._tick(), name="scheduler")
 
     async def stop(self) -> None:
-        """Fire nothing more; what is under way is left to its end (5 s at most)."""
+        """Fire nothing more; work under way may finish (5 s at most)."""
         if self._ticker is not None:
             self._ticker.cancel()
         if self._tasks:
@@ -119,7 +119,7 @@ class Scheduler:
         if self._watch is not None:
             await self._watch.stop()
 
-    # -- what is known ------------------------------------------------------------------------
+    # -- records ------------------------------------------------------------------------------
 
     def _on_change(self, change: KvChange) -> None:
         tenant, name, *part = change.key.split(".")
@@ -137,7 +137,7 @@ class Scheduler:
                 known.progress = _read(SCHEDULE_PROGRESS, change)
                 known.revision = change.revision
                 if known.progress is not None and known.progress.pending:
-                    # Somebody is about to fire them, or died over it.
+                    # Another engine is about to fire them, or died over it.
                     self._look_at(key, time.time() + _LEFT_BEHIND_SECONDS)
                 return
             case _:
@@ -200,17 +200,17 @@ class Scheduler:
             async with self._limit:
                 again = await self._advance(key)
         except (PenstockError, JetStreamError) as error:
-            _log.warning("schedule.delayed", extra={"schedule": key, "error": str(error)})
+            log.warning("schedule.delayed", schedule=key, reason=str(error))
         finally:
             self._busy.discard(key)
-            # What was arranged meanwhile was not begun, for the schedule was busy.
+            # A wake-up set meanwhile had no effect, because the schedule was busy.
             arranged = self._wake_at.pop(key, None)
             at = min((one for one in (again, arranged) if one is not None), default=None)
             if at is not None:
                 self._look_at(key, at)
 
     async def _advance(self, key: str) -> float | None:
-        """Record and fire what is due; return the Unix time of what comes next."""
+        """Record and fire due ticks; return the Unix time of the next one."""
         while (known := self._known.get(key)) is not None:
             record, progress = known.record, known.progress
             if record is None:
@@ -231,7 +231,7 @@ class Scheduler:
     async def _fired(
         self, tenant: str, record: ScheduleRecord, progress: ScheduleProgress
     ) -> ScheduleProgress:
-        """Fire what is pending, in order; return the progress without it."""
+        """Fire pending ticks, in order; return the progress without them."""
         update: dict[str, object] = {"pending": ()}
         fired = progress.fired
         for tick in progress.pending:
@@ -244,7 +244,7 @@ class Scheduler:
         return progress.model_copy(update={**update, "fired": fired})
 
     async def _store(self, known: _Known, progress: ScheduleProgress) -> None:
-        """Record progress, unless somebody else has: then take over what that one recorded."""
+        """Record progress; where another engine was first, take over its record."""
         key = subjects.schedule_part_key(known.tenant, known.name, "progress")
         value = progress.model_dump_json(exclude_defaults=True).encode()
         before = known.revision
@@ -272,5 +272,5 @@ def _read(adapter: TypeAdapter[RecordT], change: KvChange) -> RecordT | None:
     try:
         return adapter.validate_json(change.value)
     except ValidationError as error:
-        _log.error("schedule.unreadable", extra={"key": change.key, "error": str(error)})
+        log.error("schedule.unreadable", key=change.key, reason=str(error))
         return None

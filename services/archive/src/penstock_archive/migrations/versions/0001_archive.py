@@ -118,7 +118,7 @@ def upgrade() -> None:
             nullable=False,
             comment="of the latest run's invoking fact",
         ),
-        sa.Column("deleted_seq", sa.BigInteger(), comment="what is not after it is deleted"),
+        sa.Column("deleted_seq", sa.BigInteger(), comment="rows up to it are deleted"),
         sa.PrimaryKeyConstraint("tenant", "session_id", name=op.f("pk_sessions")),
     )
     op.create_index(op.f("ix_sessions_tenant_last_seq"), "sessions", ["tenant", "last_seq"])

@@ -48,7 +48,7 @@ def upgrade() -> None:
         sa.Column("forked_from", sa.Text()),
     ):
         op.add_column("runs", column)
-    # Whoever was under way had been decided upon at least once.
+    # A run under way had at least one decision.
     op.execute("UPDATE runs SET decisions = 1 WHERE status <> 'created'")
     op.create_index(op.f("ix_runs_tenant_name_seq"), "runs", ["tenant", "name", "seq"])
     op.create_index(
@@ -102,9 +102,7 @@ def upgrade() -> None:
         "tombstones",
         sa.Column("tenant", sa.Text(), nullable=False),
         sa.Column("run_id", sa.Text(), nullable=False),
-        sa.Column(
-            "seq", sa.BigInteger(), nullable=False, comment="what is not after it is deleted"
-        ),
+        sa.Column("seq", sa.BigInteger(), nullable=False, comment="rows up to it are deleted"),
         sa.Column("deleted_at", INSTANT, nullable=False),
         sa.Column("erased_at", INSTANT, comment="null: perhaps not yet gone from the bus"),
         sa.PrimaryKeyConstraint("tenant", "run_id", name=op.f("pk_tombstones")),
