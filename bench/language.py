@@ -67,7 +67,7 @@ def documents() -> list[dict[str, Any]]:
 
 @contextlib.asynccontextmanager
 async def _ends(session: Session) -> AsyncIterator[Callable[[str], Awaitable[float]]]:
-    """Give a function that waits for the end of a run, as published on the bus; returns when it was."""
+    """A client that waits for ends of runs on the bus; returns when each was published."""
     seen: dict[str, asyncio.Future[float]] = {}
 
     def of(run_id: str) -> asyncio.Future[float]:

@@ -4,7 +4,7 @@ import { AckPolicy, jetstream, jetstreamManager } from "@nats-io/jetstream";
 import { connect, headers, nanos } from "@nats-io/transport-node";
 
 const QUEUE = "text", DURABLE = `runner_tool_${QUEUE}`, ID = `js-${process.pid}`;
-const LATE = 10077; // the subject has its message already: somebody else's result counts
+const LATE = 10077; // the subject has its message already: another result counts
 const started_at = new Date().toISOString();
 
 const nc = await connect({ servers: process.env.PENSTOCK_NATS_URL ?? "nats://127.0.0.1:4222", maxReconnectAttempts: -1 });
