@@ -9,15 +9,20 @@ from penstock.contracts import subjects
 from penstock.contracts.errors import ErrorFamily, ErrorInfo
 from penstock.contracts.facts import (
     Decision,
+    DefinitionKind,
     RunEnded,
     RunLimits,
     RunStatus,
+    SignalReceived,
     StepResult,
     fact_bytes,
 )
 from penstock.contracts.ids import shard_of
+from penstock.contracts.plan import Plan, WaitNode
 from penstock_orchestrator.core.decide import decide
-from tests.integration.orchestrator.conftest import CreateWorld, World, chain, fan
+from penstock_orchestrator.engine.engine import Engine
+from penstock_orchestrator.engine.plans import Plans
+from tests.integration.orchestrator.conftest import TENANT, CreateWorld, World, chain, fan
 from tests.support.waiting import eventually
 
 TRANSIENT = ErrorInfo(code="busy", message="try later", family=ErrorFamily.TRANSIENT)
@@ -287,4 +292,38 @@ async def test_unreadable_input_becomes_a_dead_letter(world: World) -> None:
 
     await eventually(buried, within=30)
     await world.report(run_id, "a")
+    assert (await world.ended(run_id)).status is RunStatus.DONE
+
+
+async def test_idle_run_is_reloaded_only_if_the_log_has_a_new_fact(
+    create_world: CreateWorld,
+) -> None:
+    world = await create_world()
+    plan = Plan(
+        name="patient",
+        kind=DefinitionKind.WORKFLOW,
+        nodes=(WaitNode(id="w", signal="go", timeout_seconds=600.0),),
+        timeout_seconds=3600.0,
+    )
+    run_id = await world.invoke(plan)
+    engine = Engine(
+        world.bus, world.writer, world.reader, Plans(world.bus), shards=world.settings.shards
+    )
+    slot = engine.runs.slot(TENANT, shard_of(run_id, world.settings.shards), run_id)
+
+    async def timers() -> int:
+        info = await world.bus.api(f"STREAM.INFO.{subjects.TIMERS}")
+        return int(info["state"]["last_seq"])
+
+    await engine.wake(slot, datetime.now(UTC))
+    decided = await timers()
+    await engine.check(slot, datetime.now(UTC))
+    repaired = await timers()
+    await engine.check(slot, datetime.now(UTC))
+    assert decided < repaired == await timers()
+
+    # No consumer delivers it: a wake-up that is lost.
+    signal = SignalReceived(occurred_at=datetime.now(UTC), name="go")
+    await world.writer.append(subjects.signal(world.prefix(run_id), "s1"), fact_bytes(signal))
+    await engine.check(slot, datetime.now(UTC))
     assert (await world.ended(run_id)).status is RunStatus.DONE

@@ -8,7 +8,6 @@ two engines that work on one run cannot both decide, and the loser reads the log
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Collection
 from datetime import UTC, datetime
@@ -26,13 +25,14 @@ from penstock.contracts.errors import (
     InvariantError,
     PenstockError,
 )
-from penstock.contracts.facts import StepKind, StepResult, fact_bytes
+from penstock.contracts.facts import RunStatus, StepKind, StepResult, fact_bytes
 from penstock.contracts.messages import TimerDue
 from penstock.contracts.plan import Plan
 from penstock.contracts.structs import decode
 from penstock.contracts.subjects import FactSubject
 from penstock.failpoints import reach
 from penstock.runs.state import Entry, RunState, evolve, fold, new_state
+from penstock.telemetry.logs import EventLog
 from penstock_orchestrator.core.decide import decide, expired, repair, timers_of, unplanned
 from penstock_orchestrator.core.decisions import Decided
 from penstock_orchestrator.core.progress import Progress
@@ -45,7 +45,7 @@ from penstock_orchestrator.engine.publisher import Publisher, trace_headers
 from penstock_orchestrator.engine.runs import RunTable, Slot
 from penstock_orchestrator.engine.windows import Windows
 
-_log = logging.getLogger(__name__)
+log = EventLog(__name__)
 
 _MAX_CONFLICTS: Final = 20
 _ENGINE_STEP: Final = f"step.{StepKind.RUN.value}."
@@ -107,12 +107,14 @@ class Engine:
         entry = await self._entry(delivery)
         slot = self.runs.slot(subject.tenant, subject.shard, subject.run_id)
         async with slot.lock:
-            slot.touched_at = time.time()
+            self.runs.touch(slot, time.time())
             fresh = await self._fold_input(slot, entry, first=first)
             reach("engine.input_taken")
             if isinstance(entry.fact, StepResult):
                 await self._effects.cancel_expired_child(slot, subject, entry.fact)
-            if fresh or not _absorbed(slot, subject):
+            if not fresh and _absorbed(slot, subject):
+                self.runs.reschedule(slot)
+            else:
                 # The engine's clock: a runner's may be wrong, and the input may have waited long.
                 await self._advance(slot, datetime.now(UTC), entry.seq, fresh=fresh)
         self._wake_granted()
@@ -139,6 +141,20 @@ class Engine:
         now = max(due.due_at, datetime.now(UTC))
         await self.wake(slot, now, reload=subject.timer_id == RELOAD, expire=False)
 
+    async def check(self, slot: Slot, now: datetime) -> None:
+        """Reload an idle run, unless the log has no fact after the last check of it.
+
+        Raises:
+            PenstockError: As the error families say.
+        """
+        if slot.checked_seq:
+            async with slot.lock:
+                stored = await self._reader.stored(slot.tenant, slot.shard, slot.run_id)
+                if stored and stored[-1].seq == slot.checked_seq:
+                    self.runs.touch(slot, time.time())
+                    return
+        await self.wake(slot, now, reload=True)
+
     async def wake(
         self, slot: Slot, now: datetime, *, reload: bool = False, expire: bool = True
     ) -> None:
@@ -151,7 +167,7 @@ class Engine:
             expire: Also record expired attempts as failed.
         """
         async with slot.lock:
-            slot.touched_at = time.time()
+            self.runs.touch(slot, time.time())
             fresh = slot.state is None or reload
             if fresh:
                 await self._reload(slot)
@@ -168,13 +184,15 @@ class Engine:
                         subject, fact_bytes(attempt.result), headers=trace_headers(slot)
                     )
                 except ConflictError:
-                    _log.info("engine.result_exists", extra={"run_id": slot.run_id})
+                    log.info("engine.result_exists", run_id=slot.run_id)
                     complete = False
             if not complete:
                 # Another engine has acknowledged that result: it is not delivered here.
                 await self._reload(slot)
                 fresh = True
+            seq = slot.state.last_seq if fresh and slot.state is not None else 0
             await self._advance(slot, now, 0, fresh=fresh)
+            slot.checked_seq = _checked_seq(slot, seq)
         self._wake_granted()
 
     # -- state -------------------------------------------------------------------------------
@@ -268,7 +286,7 @@ class Engine:
             except ConflictError as conflict:
                 # Another engine has decided, or stored other bytes: read the log.
                 ENGINE_CONFLICTS.inc()
-                _log.info("engine.conflict", extra={"run_id": slot.run_id, "code": conflict.code})
+                log.info("engine.conflict", run_id=slot.run_id, code=conflict.code)
                 slot.state = slot.progress = None
                 await self._reload(slot, at_least_seq=cause_seq)
                 fresh = True
@@ -338,7 +356,7 @@ class Engine:
         try:
             await self.wake(slot, datetime.now(UTC), expire=False)
         except PenstockError as error:
-            _log.warning("engine.wake_failed", extra={"run_id": slot.run_id, "code": error.code})
+            log.warning("engine.wake_failed", run_id=slot.run_id, code=error.code)
         finally:
             # A run that is paused or cancelled by now must not keep steps from others.
             self._windows.return_unused(slot)
@@ -408,7 +426,7 @@ class Engine:
             if self.runs.end(slot):
                 ENGINE_ENDED.labels(state.ended.status.value).inc()
             return
-        slot.wake_at = None
+        self.runs.reschedule(slot)
 
     async def _finish(self, slot: Slot, state: RunState) -> None:
         """Make the effects of a run's end; idempotent."""
@@ -428,5 +446,18 @@ def _absorbed(slot: Slot, subject: FactSubject) -> bool:
     state, progress = slot.state, slot.progress
     if subject.event != "result" or progress is None or progress.queue:
         return False
-    slot.wake_at = None
     return state is not None and state.cancel is None and state.ended is None
+
+
+def _checked_seq(slot: Slot, reloaded_seq: int) -> int:
+    """Return the last sequence of a run that needs no check until the log has a later one, else 0.
+
+    That is a waiting run that was reloaded and repaired without a decision. A run with an open
+    child is checked each time: the child may have ended without a result in this log.
+    """
+    state = slot.state
+    if state is None or state.status is not RunStatus.WAITING or state.last_seq != reloaded_seq:
+        return 0
+    if any(step.kind is StepKind.RUN and step.open for step in state.steps.values()):
+        return 0
+    return reloaded_seq

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from heapq import nsmallest
-from operator import attrgetter
+from heapq import heappop, heappush
+from itertools import count, islice, takewhile
 from typing import Final
 
 from penstock.contracts.facts import RunStatus
@@ -16,7 +16,8 @@ from penstock_orchestrator.core.decide import wake_at
 from penstock_orchestrator.core.progress import Progress
 
 _ENDED_KEPT: Final = 20_000
-_touched_at = attrgetter("touched_at")
+_NEVER: Final = float("inf")
+_STALE_ENTRIES: Final = 10_000
 
 
 @dataclass(slots=True, eq=False)
@@ -36,14 +37,27 @@ class Slot:
     """Unix time when time alone changes something; ``None``: not computed yet."""
     touched_at: float = 0.0
     """Unix time of the last input or check."""
+    checked_seq: int = 0
+    """Last sequence of a run that was checked completely; 0: the next check reloads it."""
 
 
 class RunTable:
-    """All slots of a process, and the ids of runs that ended lately."""
+    """All slots of a process, and the ids of runs that ended lately.
+
+    What a tick does costs in proportion to the runs that it finds, not to those that wait.
+    """
 
     def __init__(self) -> None:
         """Create an empty table."""
         self._slots: dict[str, Slot] = {}
+        """The longest untouched first."""
+        self._loaded: dict[str, Slot] = {}
+        """Slots that may have a state in memory, the longest untouched first."""
+        self._unscheduled: dict[str, Slot] = {}
+        """Slots that may have no entry in ``_timetable``."""
+        self._timetable: list[tuple[float, int, Slot]] = []
+        """A heap by ``wake_at``; entries of another time than the slot's are stale."""
+        self._entries = count()
         self._ended: OrderedDict[str, None] = OrderedDict()
 
     def __len__(self) -> int:
@@ -57,13 +71,30 @@ class RunTable:
             slot = self._slots[run_id] = Slot(tenant, shard, run_id)
         return slot
 
+    def touch(self, slot: Slot, now: float) -> None:
+        """Record an input or check of a run at ``now`` (Unix time)."""
+        slot.touched_at = now
+        run_id = slot.run_id
+        if self._slots.get(run_id) is not slot:
+            return  # forgotten while it waited for its lock
+        for slots in (self._slots, self._loaded):
+            slots.pop(run_id, None)
+            slots[run_id] = slot
+        self._unscheduled[run_id] = slot
+
+    def reschedule(self, slot: Slot) -> None:
+        """Compute at the next tick when time alone changes something."""
+        slot.wake_at = None
+        if self._slots.get(slot.run_id) is slot:
+            self._unscheduled[slot.run_id] = slot
+
     def has_ended(self, run_id: str) -> bool:
         """Return whether the run is known to have ended, without a read."""
         return run_id in self._ended
 
     def end(self, slot: Slot) -> bool:
         """Evict an ended run and remember its id. Returns True the first time."""
-        self._slots.pop(slot.run_id, None)
+        self.forget(slot)
         if slot.run_id in self._ended:
             return False
         self._ended[slot.run_id] = None
@@ -77,18 +108,38 @@ class RunTable:
 
     def forget(self, slot: Slot) -> None:
         """Drop a run and all that is cached of it."""
-        self._slots.pop(slot.run_id, None)
+        for slots in (self._slots, self._loaded, self._unscheduled):
+            slots.pop(slot.run_id, None)
 
     def forget_shard(self, shard: int) -> list[Slot]:
         """Drop and return the slots of a shard that another engine leads now."""
         dropped = [slot for slot in self._slots.values() if slot.shard == shard]
         for slot in dropped:
-            del self._slots[slot.run_id]
+            self.forget(slot)
         return dropped
 
     def due(self, now: float) -> list[Slot]:
         """Return the runs for which time alone changes something by ``now`` (Unix time)."""
-        return [slot for slot in self._slots.values() if _wake_at(slot) <= now]
+        for slot in self._unscheduled.values():
+            at = _wake_at(slot)
+            if at != _NEVER:
+                heappush(self._timetable, (at, next(self._entries), slot))
+        self._unscheduled.clear()
+        due: dict[str, Slot] = {}
+        while self._timetable and self._timetable[0][0] <= now:
+            at, _, slot = heappop(self._timetable)
+            if slot.wake_at == at and self._slots.get(slot.run_id) is slot:
+                due[slot.run_id] = slot
+        # A run that cannot be woken now is due again at the next tick.
+        self._unscheduled.update(due)
+        if len(self._timetable) > 2 * len(self._slots) + _STALE_ENTRIES:
+            self._rebuild_timetable()
+        return list(due.values())
+
+    def _rebuild_timetable(self) -> None:
+        """Drop stale entries; ``due`` enters the other slots again."""
+        self._timetable.clear()
+        self._unscheduled.update(self._slots)
 
     def idle(self, before: float, most: int) -> list[Slot]:
         """Return the runs without input or check since ``before``, the longest idle first.
@@ -97,8 +148,8 @@ class RunTable:
             before: Unix time.
             most: Maximum length of the result.
         """
-        found = (slot for slot in self._slots.values() if slot.touched_at < before)
-        return nsmallest(most, found, key=_touched_at)
+        oldest = islice(self._slots.values(), most)
+        return list(takewhile(lambda slot: slot.touched_at < before, oldest))
 
     def evict_idle(self, before: float) -> None:
         """Drop the states of runs that wait and had no input since ``before`` (Unix time).
@@ -106,11 +157,12 @@ class RunTable:
         The next input reads the run from the log. The slot stays, with the time at which it is
         due. A run whose lock is held is in use and keeps its state.
         """
-        for slot in self._slots.values():
+        for slot in list(takewhile(lambda one: one.touched_at < before, self._loaded.values())):
             state = slot.state
-            if state is None or slot.touched_at >= before or slot.lock.locked():
+            if slot.lock.locked():
                 continue
-            if state.status is RunStatus.WAITING:
+            del self._loaded[slot.run_id]
+            if state is not None and state.status is RunStatus.WAITING:
                 slot.wake_at = _wake_at(slot)
                 slot.state = slot.progress = slot.plan = None
 
@@ -125,5 +177,5 @@ def _wake_at(slot: Slot) -> float:
         at = None
         if slot.plan is not None and slot.state is not None:
             at = wake_at(slot.plan, slot.state)
-        slot.wake_at = at.timestamp() if at is not None else float("inf")
+        slot.wake_at = at.timestamp() if at is not None else _NEVER
     return slot.wake_at
