@@ -25,7 +25,7 @@ PASSES = {
     "engine.step_performed": 3,
     "engine.child_started": 2,
     "engine.message_sent": 1,
-    "engine.parent_told": 2,
+    "engine.parent_notified": 2,
     "engine.run_finished": 11,
     "engine.before_ack": 43,
     "runner.step_taken": 17,

@@ -311,7 +311,7 @@ def test_message_to_nobody_fails_its_step(
 
     run = installation.start(name, value, wait=20)
 
-    assert (run["status"], run["error"]["code"]) == ("failed", "nobody_to_tell")
+    assert (run["status"], run["error"]["code"]) == ("failed", "no_recipient")
 
 
 async def test_deleted_run_leaves_nothing_behind(

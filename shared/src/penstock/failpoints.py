@@ -26,7 +26,7 @@ NAMES: Final = (
     "engine.step_performed",
     "engine.child_started",
     "engine.message_sent",
-    "engine.parent_told",
+    "engine.parent_notified",
     "engine.run_finished",
     "engine.before_ack",
     "runner.step_taken",

@@ -278,7 +278,7 @@ class LocalEngine:
             reached.append(target.run_id)
         error = None
         if not reached:
-            error = ErrorInfo(code="nobody_to_tell", message=f"no open run takes {fact.name!r}")
+            error = ErrorInfo(code="no_recipient", message=f"no open run takes {fact.name!r}")
         self._result(run, step, {"run_ids": reached}, error, None)
 
     def _targets(self, to: dict[str, Json]) -> list[LocalRun]:

@@ -176,7 +176,7 @@ async def test_message_to_nobody_fails_its_step(create_world: CreateWorld) -> No
 
     ended = await world.ended(sender_id)
     assert ended.error is not None
-    assert ended.error.code == "nobody_to_tell"
+    assert ended.error.code == "no_recipient"
 
 
 async def test_approval_is_listed_until_it_is_answered(create_world: CreateWorld) -> None:

@@ -313,7 +313,7 @@ def test_event_of_a_signal_is_told_by_its_kind(
         ("send", {}, ["message_sent", "message_delivered"]),
         (
             "send",
-            {"status": "failed", "error": ErrorInfo(code="nobody_to_tell", message="")},
+            {"status": "failed", "error": ErrorInfo(code="no_recipient", message="")},
             ["message_sent", "message_failed"],
         ),
     ],

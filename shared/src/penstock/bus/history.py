@@ -1,8 +1,7 @@
-"""Runs that are older than the log: the archive has their beginning, the log their latest facts.
+"""Runs whose beginning the log has lost, for example by a purge: the archive has it.
 
-A run may wait for longer than the log keeps its messages. A process that
-folds such a run reads the facts that the log has lost from the archive, except for a run that
-is too young to have lost any.
+An engine that folds such a run reads the lost facts from the archive, except for a run that is
+too young to have lost any.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from penstock.contracts.ids import run_id_millis
 from penstock.runs.state import Entry
 
 KEPT_SECONDS: Final = 6 * 86_400
-"""The log keeps seven days; clocks may disagree, and messages leave it late rather than early."""
+"""Age of a run from which the archive is asked; below seven days, because clocks may disagree."""
 AGAIN_SECONDS: Final = 30.0
 """Retries that wait for the archive are far apart: the bus gives a message up after twenty."""
 

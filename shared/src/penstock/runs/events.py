@@ -322,7 +322,7 @@ def _of_result(entry: Entry, fact: StepResult) -> ClientEvent:
 def _is_delivery(fact: StepResult) -> bool:
     """Return whether an outcome is a message's; a child run's always has a cost."""
     if fact.error is not None:
-        return fact.error.code == "nobody_to_tell"
+        return fact.error.code == "no_recipient"
     return fact.usage is None
 
 

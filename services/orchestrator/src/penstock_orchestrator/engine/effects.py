@@ -113,7 +113,7 @@ class Effects:
             receivers.append(run_id)
         error = None
         if not receivers:
-            error = ErrorInfo(code="nobody_to_tell", message=f"no open run takes {fact.name!r}")
+            error = ErrorInfo(code="no_recipient", message=f"no open run takes {fact.name!r}")
         result = StepResult(
             occurred_at=datetime.now(UTC),
             kind=StepKind.RUN,
@@ -290,7 +290,7 @@ class Effects:
         )
         prefix = subjects.run_prefix(tenant, parent.shard, parent.run_id)
         await self._append_once(subjects.result(prefix, parent.step_id, parent.attempt), result)
-        reach("engine.parent_told")
+        reach("engine.parent_notified")
 
     async def restore(self, slot: Slot, state: RunState) -> None:
         """Repeat the effects that may be missing, for a run that was reloaded."""
