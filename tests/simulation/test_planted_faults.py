@@ -17,7 +17,7 @@ from penstock_orchestrator.engine.reconciler import Reconciler
 from penstock_orchestrator.engine.runs import RunTable, Slot
 from tests.simulation.world import simulate
 
-SEEDS = 300
+SEEDS = 900
 
 pytestmark = pytest.mark.timeout(600)  # a busy machine takes its time
 
