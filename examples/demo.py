@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from rich.console import Console
 
 from penstock.cli.definitions import apply_files, print_applied
-from penstock.cli.display import console
 from penstock.cli.events import EventPrinter
 from penstock.cli.failure import CommandError, print_error
 from penstock.cli.runs import print_runs
@@ -66,7 +66,7 @@ spec:
         input: {total: "{{ steps.total.output }}", people: "{{ input.people }}"}
 """
 
-screen = console()
+screen = Console(highlight=False, soft_wrap=True)
 checks = 0
 
 

@@ -36,6 +36,7 @@ def call(index: int, name: str, a: int, b: int) -> dict[str, Any]:
 def test_demo_without_a_key_passes_all_its_checks_and_leaves_nothing(tmp_path: Path) -> None:
     shown = run_demo(tmp_path)
     assert shown.returncode == 0, shown.stdout + shown.stderr
+    assert "[/]" not in shown.stdout
     assert "28 checks, all right." in shown.stdout
     assert not list(tmp_path.iterdir())
 
@@ -58,6 +59,7 @@ def test_demo_with_a_key_asks_the_real_model(tmp_path: Path) -> None:
         ]
         shown = run_demo(tmp_path, OPENAI_API_KEY="sk-test", OPENAI_API_BASE=model.url)
     assert shown.returncode == 0, shown.stdout + shown.stderr
+    assert "[/]" not in shown.stdout
     assert "asking openai/gpt-5-mini" in shown.stdout
     asked = model.requests
     assert [request.body["model"] for request in asked] == ["gpt-5-mini"] * 3
