@@ -67,6 +67,27 @@ def test_repetition_by_who_was_sent_it_first_and_was_stopped_then_is_explained(
     assert (found.by_blow, len(found.unexplained)) == (explained, 1 - explained)
 
 
+@pytest.mark.parametrize(("stopped", "explained"), [(Span(3.0, 9.0), 1), (Span(3.0, 6.3), 0)])
+def test_repetition_by_who_was_stopped_until_shortly_before_it_began_is_explained(
+    tmp_path: Path, stopped: Span, explained: int
+) -> None:
+    path = tmp_path / "ledger"
+    lines = [
+        {"what": what, "key": "r:s", "attempt": 1, "pid": pid, "at": at}
+        for what, pid, at in (
+            ("begin", 1, 10.0),
+            ("begin", 2, 10.4),
+            ("effect", 1, 10.5),
+            ("effect", 2, 10.9),
+        )
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    havoc = Havoc()
+    havoc.runners[1].append(stopped)
+    found = explain(read_ledger(path), havoc, set(), ACK_WAIT)
+    assert (found.by_blow, len(found.unexplained)) == (explained, 1 - explained)
+
+
 @pytest.mark.parametrize(
     ("span", "explained"),
     [

@@ -242,17 +242,18 @@ def _explain_redelivery(
     ack_wait_seconds: float,
 ) -> None:
     since, until = before.began_at, after.began_at
+    # Who began first may have stood still with the message in its socket until shortly before:
+    # the bus, which had heard nothing for the whole ack_wait, delivered it to the other one.
+    stood_still = min(since, until - ack_wait_seconds)
     # Who began second may have been sent it first: then it did nothing for the whole ack_wait
     # that ended when it was sent to the other one, and found it in its socket afterwards.
     waited = (since - ack_wait_seconds, since)
 
-    def met(spans: Iterable[Span]) -> bool:
-        return any(span.meets(since, until) for span in spans)
-
     sent_first = any(span.meets(*waited) for span in havoc.runners.get(after.pid, ()))
-    if met(havoc.runners.get(before.pid, ())) or sent_first:
+    silent = any(span.meets(stood_still, until) for span in havoc.runners.get(before.pid, ()))
+    if silent or sent_first:
         found.by_blow += 1
-    elif met(havoc.bus):
+    elif any(span.meets(since, until) for span in havoc.bus):
         found.by_bus += 1
     elif (
         sum(span.overlap(since, until) for span in ledger.stalls.get(before.pid, ()))
