@@ -1,3 +1,4 @@
+import asyncio
 import os
 import signal
 import subprocess
@@ -6,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
+import httpx
 import pytest
 
 from penstock.child import free_ports
@@ -110,7 +112,16 @@ def second_gateway(installation: Installation) -> Iterator[str]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    yield f"http://127.0.0.1:{port}"
+    url = f"http://127.0.0.1:{port}"
+
+    def listens() -> bool:
+        try:
+            return httpx.get(f"{url}/v1/agents").is_success
+        except httpx.ConnectError:
+            return False
+
+    asyncio.run(eventually(listens))
+    yield url
     process.terminate()
     assert process.wait(15) == 0
 
