@@ -13,7 +13,7 @@ from pydantic_core import to_json
 from sqlalchemy import Table, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from penstock.contracts.archive import GetProfile
+from penstock.contracts.archive_reports import GetProfile
 from penstock.contracts.facts import (
     RunEnded,
     RunInvoked,

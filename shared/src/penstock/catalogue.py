@@ -20,6 +20,8 @@ from pydantic import BaseModel, TypeAdapter
 from penstock.contracts import (
     actions,
     archive,
+    archive_maintenance,
+    archive_reports,
     errors,
     facts,
     pending,
@@ -108,7 +110,7 @@ OTHERS: Final = (
     Message("run_view", views.RunView, "answers about runs"),
     Message("error", errors.ErrorInfo, "facts, replies"),
 )
-"""What travels beside the log."""
+"""Messages beside the log."""
 
 
 def _declared_in(module: Any) -> Iterator[type[BaseModel]]:
@@ -129,13 +131,14 @@ REGISTRY: Final = tuple(
     Message(f"registry.{_snake(model.__name__)}", model, "request/reply, `rpc.registry.*`")
     for model in _declared_in(rpc)
 )
-"""What the registry is asked and answers."""
+"""Requests to the registry and its replies."""
 
 ARCHIVE: Final = tuple(
     Message(f"archive.{_snake(model.__name__)}", model, "request/reply, `rpc.archive.*`")
-    for model in _declared_in(archive)
+    for module in (archive, archive_reports, archive_maintenance)
+    for model in _declared_in(module)
 )
-"""What the archive is asked and answers."""
+"""Requests to the archive and its replies."""
 
 MESSAGES: Final = (*FACTS, *OTHERS, *REGISTRY, *ARCHIVE)
 """Every message, each under its own name."""

@@ -22,16 +22,18 @@ from penstock.contracts import subjects
 from penstock.contracts.archive import (
     ArchiveStatus,
     DeleteSession,
+    GetRun,
+    GetStatus,
+    SessionDeleted,
+)
+from penstock.contracts.archive_maintenance import (
     Erased,
     EraseRun,
     EraseSession,
     EraseTenant,
-    GetRun,
-    GetStatus,
     Rebuild,
     Restored,
     RestoreRun,
-    SessionDeleted,
 )
 from penstock.contracts.errors import ConflictError, ErrorInfo, RejectedError, TransientError
 from penstock.contracts.facts import (

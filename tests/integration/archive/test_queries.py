@@ -19,21 +19,18 @@ from penstock.bus import topology
 from penstock.bus.connection import connect
 from penstock.contracts import subjects
 from penstock.contracts.archive import (
-    CostReport,
     DeleteSession,
-    GetProfile,
     GetRun,
     GetSession,
     ListRuns,
     ListSessions,
     ListSignals,
     ListSteps,
-    ProfileReport,
     RunFacts,
     RunPage,
     SessionMessages,
-    UsageSummary,
 )
+from penstock.contracts.archive_reports import CostReport, GetProfile, ProfileReport, UsageSummary
 from penstock.contracts.errors import RejectedError
 from penstock.contracts.facts import (
     Decision,

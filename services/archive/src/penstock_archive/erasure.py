@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from penstock.bus.connection import Bus, JetStreamError
 from penstock.contracts import subjects
-from penstock.contracts.archive import Erased, EraseRun, EraseSession, EraseTenant
+from penstock.contracts.archive_maintenance import Erased, EraseRun, EraseSession, EraseTenant
 from penstock.contracts.errors import ConflictError, ErrorDetail, RejectedError, TransientError
 from penstock.contracts.ids import shard_of
 from penstock.db import session_factory, session_scope

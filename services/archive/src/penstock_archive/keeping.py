@@ -12,13 +12,8 @@ from penstock.bus.connection import Bus, JetStreamError
 from penstock.bus.copies import FactCopy, put_back
 from penstock.bus.reader import LogReader
 from penstock.contracts import subjects
-from penstock.contracts.archive import (
-    ArchiveStatus,
-    GetStatus,
-    Rebuild,
-    Restored,
-    RestoreRun,
-)
+from penstock.contracts.archive import ArchiveStatus, GetStatus
+from penstock.contracts.archive_maintenance import Rebuild, Restored, RestoreRun
 from penstock.contracts.errors import ConflictError, RejectedError, TransientError
 from penstock.db import session_factory, session_scope
 from penstock.telemetry.logs import EventLog

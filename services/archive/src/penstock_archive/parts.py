@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from penstock.bus.claims import Claims
 from penstock.bus.connection import Bus
 from penstock.bus.reader import LogReader
-from penstock.contracts import archive
+from penstock.contracts import archive, archive_maintenance, archive_reports
 from penstock.contracts.errors import TransientError
 from penstock.endpoint import Verb
 from penstock_archive.settings import ArchiveSettings
@@ -112,17 +112,17 @@ _REQUESTS: Final[Mapping[str, tuple[str, type[BaseModel]]]] = {
     "get_session": ("queries", archive.GetSession),
     "session_messages": ("queries", archive.SessionMessages),
     "delete_session": ("queries", archive.DeleteSession),
-    "usage_summary": ("queries", archive.UsageSummary),
+    "usage_summary": ("queries", archive_reports.UsageSummary),
     "list_steps": ("reports", archive.ListSteps),
     "list_signals": ("reports", archive.ListSignals),
-    "cost_report": ("reports", archive.CostReport),
-    "profile_report": ("reports", archive.ProfileReport),
-    "get_profile": ("reports", archive.GetProfile),
-    "erase_run": ("eraser", archive.EraseRun),
-    "erase_session": ("eraser", archive.EraseSession),
-    "erase_tenant": ("eraser", archive.EraseTenant),
-    "restore_run": ("keeper", archive.RestoreRun),
-    "rebuild": ("keeper", archive.Rebuild),
+    "cost_report": ("reports", archive_reports.CostReport),
+    "profile_report": ("reports", archive_reports.ProfileReport),
+    "get_profile": ("reports", archive_reports.GetProfile),
+    "erase_run": ("eraser", archive_maintenance.EraseRun),
+    "erase_session": ("eraser", archive_maintenance.EraseSession),
+    "erase_tenant": ("eraser", archive_maintenance.EraseTenant),
+    "restore_run": ("keeper", archive_maintenance.RestoreRun),
+    "rebuild": ("keeper", archive_maintenance.Rebuild),
     "get_status": ("keeper", archive.GetStatus),
 }
 _WRITING: Final = frozenset(

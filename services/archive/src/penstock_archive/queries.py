@@ -32,10 +32,8 @@ from penstock.contracts.archive import (
     SessionMessages,
     SessionPage,
     SessionView,
-    UsageLine,
-    UsageReport,
-    UsageSummary,
 )
+from penstock.contracts.archive_reports import UsageLine, UsageReport, UsageSummary
 from penstock.contracts.errors import ErrorInfo, RejectedError
 from penstock.contracts.facts import RunInvoked, Usage
 from penstock.contracts.structs import decode

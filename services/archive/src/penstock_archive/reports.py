@@ -12,20 +12,22 @@ from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from penstock.contracts.archive import (
-    CostLine,
-    CostReport,
-    CostReportView,
-    GetProfile,
     ListSignals,
     ListSteps,
-    NodeReport,
-    ProfileOfRun,
-    ProfileReport,
-    ProfileReportView,
     SignalPage,
     SignalView,
     StepExecution,
     StepPage,
+)
+from penstock.contracts.archive_reports import (
+    CostLine,
+    CostReport,
+    CostReportView,
+    GetProfile,
+    NodeReport,
+    ProfileOfRun,
+    ProfileReport,
+    ProfileReportView,
 )
 from penstock.contracts.errors import ErrorInfo, RejectedError
 from penstock.contracts.facts import Usage

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from penstock.contracts.archive import CostLine
+    from penstock.contracts.archive_reports import CostLine
     from penstock.contracts.facts import Usage
 
 _HIGHEST: Final = "bold red"
@@ -53,7 +53,8 @@ def _span(since: str | None, until: str | None, name: str | None) -> dict[str, o
 @app.command()
 def status(context: typer.Context, format: AsFormat = Format.TABLE) -> None:
     """Show the lag of the archive, and runs and cost of the last 24 hours."""
-    from penstock.contracts.archive import ArchiveStatus, CostReportView, ProfileReportView
+    from penstock.contracts.archive import ArchiveStatus
+    from penstock.contracts.archive_reports import CostReportView, ProfileReportView
 
     day = {"since": datetime.now(UTC) - timedelta(days=1)}
     archive = send(context, ArchiveStatus, "GET", "/v1/archive")
@@ -92,7 +93,7 @@ def cost_report(
     format: AsFormat = Format.TABLE,
 ) -> None:
     """Show the cost of model calls by provider, model, agent and day."""
-    from penstock.contracts.archive import CostReportView
+    from penstock.contracts.archive_reports import CostReportView
 
     params = _span(since, until, name)
     report = send(context, CostReportView, "GET", "/v1/reports/cost", params=params)
@@ -168,7 +169,7 @@ def profile_report(
     if run_id is not None:
         _profile_of_run(context, run_id, threshold=threshold, as_json=format is Format.JSON)
         return
-    from penstock.contracts.archive import ProfileReportView
+    from penstock.contracts.archive_reports import ProfileReportView
 
     params = {**_span(since, until, name), "threshold": threshold, "runs": runs}
     report = send(context, ProfileReportView, "GET", "/v1/reports/profile", params=params)
@@ -200,7 +201,7 @@ def profile_report(
 def _profile_of_run(
     context: typer.Context, run_id: str, *, threshold: float, as_json: bool
 ) -> None:
-    from penstock.contracts.archive import ProfileOfRun
+    from penstock.contracts.archive_reports import ProfileOfRun
 
     path, params = "/v1/runs/{}/profile", {"threshold": threshold}
     answer = send(context, ProfileOfRun, "GET", path, ids=[run_id], params=params)

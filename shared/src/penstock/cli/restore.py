@@ -61,7 +61,8 @@ def rebuild(
 
     from penstock import rpc
     from penstock.cli.wire import on_wire
-    from penstock.contracts.archive import ArchiveStatus, Rebuild
+    from penstock.contracts.archive import ArchiveStatus
+    from penstock.contracts.archive_maintenance import Rebuild
     from penstock.contracts.errors import TransientError
 
     async def work(wire: Wire) -> None:
@@ -86,7 +87,7 @@ def rebuild(
 @app.command()
 def restore(context: typer.Context, run_id: RunId) -> None:
     """Restore the facts of an archived run to the log."""
-    from penstock.contracts.archive import Restored
+    from penstock.contracts.archive_maintenance import Restored
 
     path = "/v1/runs/{}/restore"
     done = send(context, Restored, "POST", path, ids=[run_id], timeout_seconds=LONG_SECONDS)
@@ -126,7 +127,7 @@ def _delete(context: typer.Context, path: str, one: str, what: str, *, sure: boo
     Raises:
         CommandError: It was not confirmed.
     """
-    from penstock.contracts.archive import Erased
+    from penstock.contracts.archive_maintenance import Erased
 
     if not sure:
         if not sys.stdin.isatty():

@@ -8,15 +8,14 @@ from fastapi import APIRouter, Path, Query
 
 from penstock.bus.kv import Bucket
 from penstock.contracts import subjects
-from penstock.contracts.archive import (
-    DeleteSession,
+from penstock.contracts.archive import DeleteSession, SessionDeleted
+from penstock.contracts.archive_maintenance import (
     Erased,
     EraseRun,
     EraseSession,
     EraseTenant,
     Restored,
     RestoreRun,
-    SessionDeleted,
 )
 from penstock.contracts.errors import ErrorDetail, RejectedError
 from penstock.contracts.ids import TOKEN_PATTERN, is_run_id

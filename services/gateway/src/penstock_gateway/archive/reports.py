@@ -7,11 +7,10 @@ from typing import Annotated, Final
 
 from fastapi import APIRouter, Path, Query
 
-from penstock.contracts.archive import (
-    ArchiveStatus,
+from penstock.contracts.archive import ArchiveStatus, GetStatus
+from penstock.contracts.archive_reports import (
     CostReport,
     CostReportView,
-    GetStatus,
     ProfileOfRun,
     ProfileReport,
     ProfileReportView,

@@ -21,9 +21,8 @@ from penstock.contracts.archive import (
     SessionView,
     SignalPage,
     StepPage,
-    UsageReport,
-    UsageSummary,
 )
+from penstock.contracts.archive_reports import UsageReport, UsageSummary
 from penstock.contracts.facts import Record, StepKind
 from penstock.contracts.ids import TOKEN_PATTERN
 from penstock_gateway.archive.deletions import deletions
