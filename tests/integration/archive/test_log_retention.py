@@ -130,6 +130,30 @@ async def test_full_log_loses_ended_runs_and_refuses_new_ones_when_only_open_one
         await assert_done_once(world, waiting)
 
 
+async def test_run_with_an_unreadable_beginning_stays_and_blocks_no_other(
+    world: World, settings: ArchiveSettings
+) -> None:
+    async with archive(world.bus, settings):
+        end = RunEnded(occurred_at=NOW, decision=Decision(cause_seq=1), status=RunStatus.DONE)
+        unreadable = [
+            subjects.run_prefix(TENANT, shard, "01ARZ3NDEKTSV4RRFFQ69G5FAV")
+            for shard in range(world.settings.shards)
+        ]
+        for prefix in unreadable:
+            await world.writer.append(subjects.invoke(prefix), b"{}")
+            await world.writer.append(subjects.out(prefix, 1, "end"), fact_bytes(end))
+        await world.start_engine()
+        ended = [await finished(world) for _ in range(3)]
+        await eventually(lambda: settled(world.bus))
+
+        assert await create_retention(world).trim(datetime.now(UTC) + LATER) == 3
+
+        assert [await in_log(world, run_id) for run_id in ended] == [[], [], []]
+        reader = LogReader(world.bus, Claims(world.bus, 1_000_000))
+        for prefix in unreadable:
+            assert await reader.read_message(subjects.RUNS, subjects.invoke(prefix)) is not None
+
+
 async def test_interrupted_deletion_is_completed_by_the_next_pass(
     world: World, settings: ArchiveSettings
 ) -> None:

@@ -157,7 +157,12 @@ class LogRetention:
         An engine that reloads the parent starts a child again that it knows no result of. The log
         refuses that as a duplicate as long as it has the child.
         """
-        fact = (await self._reader.entry(first)).fact
+        try:
+            fact = (await self._reader.entry(first)).fact
+        except PenstockError as error:
+            # The run stays, and must not keep the runs after it in the log.
+            log.warning("retention.run_unreadable", run_id=subject.run_id, reason=str(error))
+            return False
         parent = fact.parent if isinstance(fact, RunInvoked) else None
         if parent is None:
             return True
