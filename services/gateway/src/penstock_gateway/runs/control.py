@@ -75,9 +75,9 @@ class Controls:
         self._runs = runs
         self._signals = signals
 
-    # -- holding -------------------------------------------------------------------------------
+    # -- pausing -------------------------------------------------------------------------------
 
-    async def hold(
+    async def pause_or_resume(
         self, caller: Caller, run_id: str, kind: Literal["pause", "resume"], reason: str
     ) -> tuple[RunState, bool]:
         """Pause or resume a run; return it as it is then, and whether anything was to be done.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from fastapi import APIRouter, Path, Response
 
@@ -33,12 +33,7 @@ async def pause_run(
     body: Control | None = None,
 ) -> RunView:
     """Pause a run: running steps finish, no new step starts. 200 if it is paused already."""
-    state, changed = await gateway.controls.hold(
-        caller, run_id, "pause", (body or Control()).reason
-    )
-    if not changed:
-        response.status_code = 200
-    return await gateway.runs.view_of(state)
+    return await _control(gateway, caller, run_id, "pause", body, response)
 
 
 @controlling.post("/v1/runs/{run_id}/resume", status_code=202)
@@ -50,8 +45,19 @@ async def resume_run(
     body: Control | None = None,
 ) -> RunView:
     """Resume a paused run; 200 if it is not paused."""
-    state, changed = await gateway.controls.hold(
-        caller, run_id, "resume", (body or Control()).reason
+    return await _control(gateway, caller, run_id, "resume", body, response)
+
+
+async def _control(
+    gateway: GatewayParts,
+    caller: Operator,
+    run_id: str,
+    kind: Literal["pause", "resume"],
+    body: Control | None,
+    response: Response,
+) -> RunView:
+    state, changed = await gateway.controls.pause_or_resume(
+        caller, run_id, kind, (body or Control()).reason
     )
     if not changed:
         response.status_code = 200
