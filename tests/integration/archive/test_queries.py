@@ -555,7 +555,7 @@ async def test_session_deleted_is_gone_until_a_later_run(store: Store, queries: 
 
 
 async def test_usage_summary_adds_up_by_model_and_marks_unknown_prices(
-    store: Store, queries: Queries
+    store: Store, reports: Reports
 ) -> None:
     unpriced = Usage(input_tokens=5, output_tokens=5, unknown_price=True, model_calls=1)
     await archive(
@@ -567,7 +567,7 @@ async def test_usage_summary_adds_up_by_model_and_marks_unknown_prices(
             *create_run("D", tenant="beta"),
         ],
     )
-    report = await queries.usage_summary(UsageSummary(tenant="acme"))
+    report = await reports.usage_summary(UsageSummary(tenant="acme"))
     assert [(line.provider, line.model) for line in report.items] == [
         ("openai", "openai/gpt-5-mini"),
         ("mystery", "mystery/llama"),
@@ -579,10 +579,10 @@ async def test_usage_summary_adds_up_by_model_and_marks_unknown_prices(
         input_tokens=25, output_tokens=9, cost_usd=1.0, unknown_price=True, model_calls=3
     )
     later = UsageSummary(tenant="acme", since=START + timedelta(minutes=1))
-    assert (await queries.usage_summary(later)).total.model_calls == 1
+    assert (await reports.usage_summary(later)).total.model_calls == 1
     before = UsageSummary(tenant="acme", until=START + timedelta(minutes=1), name="research")
-    assert (await queries.usage_summary(before)).total.model_calls == 1
-    nobody = await queries.usage_summary(UsageSummary(tenant="nobody"))
+    assert (await reports.usage_summary(before)).total.model_calls == 1
+    nobody = await reports.usage_summary(UsageSummary(tenant="nobody"))
     assert nobody.items == ()
 
 

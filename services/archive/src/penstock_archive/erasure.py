@@ -43,7 +43,7 @@ _OF_RUNS: Final = (facts, runs, steps, messages, usage, signals, claims)
 _AT_ONCE: Final = 200
 """Runs in one transaction."""
 TOMBSTONE_DAYS: Final = 30
-"""Longer than the log, the object store and the dead letters keep anything."""
+"""Days for which facts that a process publishes of a deleted run are refused."""
 
 
 class Eraser:

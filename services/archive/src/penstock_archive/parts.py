@@ -112,7 +112,7 @@ _REQUESTS: Final[Mapping[str, tuple[str, type[BaseModel]]]] = {
     "get_session": ("queries", archive.GetSession),
     "session_messages": ("queries", archive.SessionMessages),
     "delete_session": ("queries", archive.DeleteSession),
-    "usage_summary": ("queries", archive_reports.UsageSummary),
+    "usage_summary": ("reports", archive_reports.UsageSummary),
     "list_steps": ("reports", archive.ListSteps),
     "list_signals": ("reports", archive.ListSignals),
     "cost_report": ("reports", archive_reports.CostReport),

@@ -33,7 +33,6 @@ from penstock.contracts.archive import (
     SessionPage,
     SessionView,
 )
-from penstock.contracts.archive_reports import UsageLine, UsageReport, UsageSummary
 from penstock.contracts.errors import ErrorInfo, RejectedError
 from penstock.contracts.facts import RunInvoked, Usage
 from penstock.contracts.structs import decode
@@ -49,7 +48,6 @@ from penstock_archive.tables import (
     projection,
     runs,
     sessions,
-    usage,
 )
 
 PAGE_BYTES: Final = 524_288
@@ -272,51 +270,6 @@ class Queries:
         if not found:
             raise _no_session(session_id)
         return found[0]
-
-    # -- usage -------------------------------------------------------------------------------
-
-    async def usage_summary(self, request: UsageSummary) -> UsageReport:
-        """Return what model calls cost, the dearest model first."""
-        conditions = [usage.c.tenant == request.tenant, *_equal((usage.c.name, request.name))]
-        if request.since is not None:
-            conditions.append(usage.c.occurred_at >= request.since)
-        if request.until is not None:
-            conditions.append(usage.c.occurred_at < request.until)
-        cost = func.sum(usage.c.cost_usd)
-        rows = await self._read(
-            select(
-                usage.c.provider,
-                usage.c.model,
-                func.sum(usage.c.input_tokens).label("input_tokens"),
-                func.sum(usage.c.output_tokens).label("output_tokens"),
-                cost.label("cost_usd"),
-                func.count().filter(usage.c.unknown_price).label("unknown_prices"),
-                func.sum(usage.c.model_calls).label("model_calls"),
-                func.sum(usage.c.steps).label("steps"),
-            )
-            .where(*conditions)
-            .group_by(usage.c.provider, usage.c.model)
-            .order_by(cost.desc(), usage.c.provider, usage.c.model)
-        )
-        items = tuple(
-            UsageLine(
-                provider=row.provider,
-                model=row.model,
-                usage=Usage(
-                    input_tokens=int(row.input_tokens),
-                    output_tokens=int(row.output_tokens),
-                    cost_usd=row.cost_usd,
-                    unknown_price=row.unknown_prices > 0,
-                    model_calls=int(row.model_calls),
-                    steps=int(row.steps),
-                ),
-            )
-            for row in rows
-        )
-        total = Usage()
-        for line in items:
-            total = total.plus(line.usage)
-        return UsageReport(items=items, total=total)
 
     # -- the database ------------------------------------------------------------------------
 

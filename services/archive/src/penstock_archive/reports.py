@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from pydantic_core import from_json
@@ -28,6 +28,9 @@ from penstock.contracts.archive_reports import (
     ProfileOfRun,
     ProfileReport,
     ProfileReportView,
+    UsageLine,
+    UsageReport,
+    UsageSummary,
 )
 from penstock.contracts.errors import ErrorInfo, RejectedError
 from penstock.contracts.facts import Usage
@@ -126,16 +129,22 @@ class Reports:
             ),
         )
 
+    async def usage_summary(self, request: UsageSummary) -> UsageReport:
+        """Return the cost of model calls, the dearest model first."""
+        rows = await self._read(
+            select(usage.c.provider, usage.c.model, *_sums())
+            .where(*_chosen(request))
+            .group_by(usage.c.provider, usage.c.model)
+            .order_by(func.sum(usage.c.cost_usd).desc(), usage.c.provider, usage.c.model)
+        )
+        items = tuple(
+            UsageLine(provider=row.provider, model=row.model, usage=_usage(row)) for row in rows
+        )
+        return UsageReport(items=items, total=_total(line.usage for line in items))
+
     async def cost_report(self, request: CostReport) -> CostReportView:
         """Return what model calls cost, grouped in four ways."""
-        conditions: list[ColumnElement[bool]] = [usage.c.tenant == request.tenant]
-        conditions.append(usage.c.model_calls > 0)
-        if request.name is not None:
-            conditions.append(usage.c.name == request.name)
-        if request.since is not None:
-            conditions.append(usage.c.occurred_at >= request.since)
-        if request.until is not None:
-            conditions.append(usage.c.occurred_at < request.until)
+        conditions = [*_chosen(request), usage.c.model_calls > 0]
         async with session_scope(self._factory, read_only=True) as session:
             postgres = session.get_bind().dialect.name == "postgresql"
             at = usage.c.occurred_at
@@ -253,6 +262,16 @@ def _ended_runs(tenant: str) -> Select[Any]:
         runs.c.ended_at,
         runs.c.profile,
     ).where(runs.c.tenant == tenant, runs.c.ended_at.is_not(None), runs.c.seq.is_not(None))
+
+
+def _chosen(request: UsageSummary | CostReport) -> Iterator[ColumnElement[bool]]:
+    yield usage.c.tenant == request.tenant
+    if request.name is not None:
+        yield usage.c.name == request.name
+    if request.since is not None:
+        yield usage.c.occurred_at >= request.since
+    if request.until is not None:
+        yield usage.c.occurred_at < request.until
 
 
 def _sums() -> tuple[ColumnElement[Any], ...]:
