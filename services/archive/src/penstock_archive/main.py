@@ -60,7 +60,7 @@ def run(settings: ArchiveSettings) -> None:
     try:
         uvloop.run(serve(settings))
     except PenstockError as error:
-        log.error("archive.failed", error=error, code=error.code)
+        log.exception("archive.failed", code=error.code)
         sys.exit(1)
     finally:
         tracing.shutdown()

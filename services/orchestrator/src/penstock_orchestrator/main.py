@@ -215,7 +215,7 @@ def run(settings: OrchestratorSettings) -> None:
     try:
         uvloop.run(run_engine(settings))
     except PenstockError as error:
-        log.error("orchestrator.failed", code=error.code, reason=error.message)
+        log.exception("orchestrator.failed", code=error.code, reason=error.message)
         sys.exit(1)
     finally:
         tracing.shutdown()

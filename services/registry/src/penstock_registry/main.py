@@ -59,7 +59,7 @@ def run(settings: RegistrySettings) -> None:
     try:
         uvloop.run(serve(settings))
     except PenstockError as error:
-        log.error("registry.failed", error=error, code=error.code)
+        log.exception("registry.failed", code=error.code)
         sys.exit(EXIT_FAILED)
     finally:
         tracing.shutdown()

@@ -121,7 +121,7 @@ class LogWriter:
             async with asyncio.timeout(10):
                 await self._idle()
         except TimeoutError:
-            log.error("writer.closed_with_messages_in_flight")
+            log.error("writer.closed_with_messages_in_flight")  # noqa: TRY400 - the time limit has no traceback of use
         if self._sweeper is not None:
             self._sweeper.cancel()
 

@@ -89,7 +89,7 @@ class Heartbeat:
         try:
             asyncio.run(self._main())
         except PenstockError as error:
-            log.error("runner.heartbeat_ended", error=error)
+            log.exception("runner.heartbeat_ended")
             self._report(error)
 
     def _report(self, error: PenstockError | None = None) -> None:

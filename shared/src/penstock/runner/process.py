@@ -77,7 +77,7 @@ def run(
     except PenstockError as error:
         # A server that is away needs no traceback; anything else may be a fault.
         fault = None if isinstance(error, TransientError) else error
-        log.error("runner.failed", error=fault, code=error.code, reason=str(error))
+        log.error("runner.failed", error=fault, code=error.code, reason=str(error))  # noqa: TRY400 - see above
         status = EXIT_FAILED
     finally:
         tracing.shutdown()

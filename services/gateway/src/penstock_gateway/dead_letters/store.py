@@ -206,8 +206,8 @@ class DeadLetters:
 def _read(seq: int, body: bytes) -> Letter | None:
     try:
         letter = decode(DeadLetter, body)
-    except ValueError as error:
-        log.error("dead.unreadable", error=error, seq=seq)
+    except ValueError:
+        log.exception("dead.unreadable", seq=seq)
         return None
     address = address_of(letter)
     return None if address is None else Letter(seq, address, letter)

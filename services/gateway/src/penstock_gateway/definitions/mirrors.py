@@ -71,10 +71,8 @@ class Mirror(Generic[ValueT]):
             return
         try:
             self.values[change.key] = self._convert(change.value)
-        except ValidationError as error:
-            log.error(
-                "mirror.unreadable_value", error=error, bucket=self._bucket.name, key=change.key
-            )
+        except ValidationError:
+            log.exception("mirror.unreadable_value", bucket=self._bucket.name, key=change.key)
 
 
 def reader_of(adapter: TypeAdapter[ValueT]) -> Convert[ValueT]:

@@ -88,6 +88,6 @@ def _read(stored: Stored) -> PendingRecord | None:
         return None
     try:
         return _RECORD.validate_json(stored.body)
-    except ValidationError as error:
-        log.error("pending.unreadable", error=error, subject=stored.subject)
+    except ValidationError:
+        log.exception("pending.unreadable", subject=stored.subject)
         return None

@@ -68,8 +68,8 @@ class Plans:
 def _read(digest: str, body: bytes) -> PlanGist:
     try:
         limits = _LIMITED.validate_json(body).limits
-    except ValidationError as error:
-        log.error("plans.unreadable", error=error, digest=digest)
+    except ValidationError:
+        log.exception("plans.unreadable", digest=digest)
         return UNKNOWN
     # The canonical form says so of client tools, and leaves it out of all others.
     return PlanGist(limits, _CLIENT_TOOL in body)

@@ -346,8 +346,8 @@ class EventStreamAnswer(Response):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             try:
                 await self.stream.write_to(send)
-            except InvariantError as error:
-                log.error("stream.broken", error=error)
+            except InvariantError:
+                log.exception("stream.broken")
             if self.stream.finished:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
             # Else the reply stays incomplete, so that the client reconnects for the rest.

@@ -412,7 +412,7 @@ def _read(name: str, entry: KvEntry | None) -> TurnRecord:
         return TURN_RECORD.validate_json(entry.value)
     except ValidationError as error:
         # An unreadable record counts as empty: a key that blocks all its runs would be worse.
-        log.error("admission.unreadable", key=name, reason=str(error))
+        log.exception("admission.unreadable", key=name, reason=str(error))
         return TurnRecord()
 
 

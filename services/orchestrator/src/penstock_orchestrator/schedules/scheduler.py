@@ -272,5 +272,5 @@ def _read(adapter: TypeAdapter[RecordT], change: KvChange) -> RecordT | None:
     try:
         return adapter.validate_json(change.value)
     except ValidationError as error:
-        log.error("schedule.unreadable", key=change.key, reason=str(error))
+        log.exception("schedule.unreadable", key=change.key, reason=str(error))
         return None
