@@ -9,9 +9,8 @@ from penstock.runs.profiles import (
     Attempt,
     RunProfile,
     priced,
-    profile_fields,
+    profile_of,
     provider_of,
-    with_threshold,
 )
 
 
@@ -41,8 +40,7 @@ def create_attempt(
 
 
 def profile(*attempts: Attempt, wall_ms: int = 1000, threshold: float = 0.5) -> RunProfile:
-    fields = profile_fields(0, wall_ms * 1000, attempts, threshold=threshold)
-    return RunProfile.model_validate(fields)
+    return profile_of(0, wall_ms * 1000, attempts, threshold=threshold)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +91,7 @@ def test_profile_at_the_threshold_has_no_bottleneck_but_strictly_above_it_has() 
     at = profile(create_attempt("a", 0, 500))
     assert at.bottlenecks == ()
     assert profile(create_attempt("a", 0, 501)).bottlenecks == ("a",)
-    assert with_threshold(at, 0.49).bottlenecks == ("a",)
+    assert profile(create_attempt("a", 0, 500), threshold=0.49).bottlenecks == ("a",)
 
 
 def test_profile_of_a_step_that_was_tried_again_adds_all_its_attempts() -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import msgspec
 from pydantic_core import from_json, to_json
 
 from penstock.contracts import subjects
 from penstock.contracts.facts import Decision, NodeRecord, StepScheduled, Wait
+from penstock.contracts.structs import encode
 from penstock.contracts.subjects import FactSubject
-from penstock.runs.profiles import micros, profile_fields
+from penstock.runs.profiles import RunProfile, micros, profile_of
 from penstock.runs.state import PENDING
 from penstock_archive.rows import RunRow, StepRow, as_micros
 
@@ -107,12 +107,12 @@ def note_waits(run: RunRow, waits: Iterable[Wait]) -> None:
 def profile_text(run: RunRow) -> str:
     """Return the profile of an ended run, as JSON."""
     profile = profile_of_steps(run.created_at, run.ended_at, run.steps.values())
-    return msgspec.json.encode(profile).decode()
+    return encode(profile).decode()
 
 
-def profile_of_steps(created_at: Any, ended_at: Any, steps: Iterable[StepRow]) -> dict[str, Any]:
-    """Return the fields of an ended run's ``RunProfile``; times as any store has them."""
+def profile_of_steps(created_at: Any, ended_at: Any, steps: Iterable[StepRow]) -> RunProfile:
+    """Return the profile of an ended run; times as any store has them."""
     attempts = [attempt for step in steps for attempt in step.attempts()]
     ended = as_micros(ended_at)
     assert ended is not None  # noqa: S101 - it has ended
-    return profile_fields(as_micros(created_at), ended, attempts)
+    return profile_of(as_micros(created_at), ended, attempts)

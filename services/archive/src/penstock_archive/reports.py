@@ -28,7 +28,6 @@ from penstock.contracts.archive_reports import (
     ProfileOfRun,
     ProfileReport,
     ProfileReportView,
-    UsageLine,
     UsageReport,
     UsageSummary,
 )
@@ -36,7 +35,7 @@ from penstock.contracts.errors import ErrorInfo, RejectedError
 from penstock.contracts.facts import Usage
 from penstock.contracts.structs import decode
 from penstock.db import session_factory, session_scope
-from penstock.runs.profiles import NodeProfile, RunProfile
+from penstock.runs.profiles import ModelCost, NodeProfile, RunProfile
 from penstock_archive import cursors
 from penstock_archive.instants import to_micros
 from penstock_archive.progress import profile_of_steps
@@ -138,7 +137,7 @@ class Reports:
             .order_by(func.sum(usage.c.cost_usd).desc(), usage.c.provider, usage.c.model)
         )
         items = tuple(
-            UsageLine(provider=row.provider, model=row.model, usage=_usage(row)) for row in rows
+            ModelCost(provider=row.provider, model=row.model, usage=_usage(row)) for row in rows
         )
         return UsageReport(items=items, total=_total(line.usage for line in items))
 
@@ -239,11 +238,9 @@ class Reports:
                 values: dict[str, Any] = dict(zip(_PROFILED, row[1:], strict=True))
                 own[row.run_id].append(StepRow(**values))
         return {
-            row.run_id: RunProfile.model_validate(
-                profile_of_steps(row.created_at, row.ended_at, own[row.run_id])
-            )
+            row.run_id: profile_of_steps(row.created_at, row.ended_at, own[row.run_id])
             if row.profile is None
-            else RunProfile.model_validate_json(row.profile)
+            else decode(RunProfile, row.profile)
             for row in ended
         }
 

@@ -10,7 +10,7 @@ from penstock.contracts.facts import (
     Usage,
 )
 from penstock.contracts.ids import Token
-from penstock.runs.profiles import THRESHOLD, RunProfile
+from penstock.runs.profiles import THRESHOLD, ModelCost, RunProfile
 
 
 class UsageSummary(Record):
@@ -24,19 +24,10 @@ class UsageSummary(Record):
     """Of one agent only."""
 
 
-class UsageLine(Record):
-    """What the calls of one model cost."""
-
-    provider: str
-    """Empty where the model's name says nothing of it."""
-    model: str
-    usage: Usage
-
-
 class UsageReport(Record):
     """What model calls cost, the dearest first, and all together."""
 
-    items: tuple[UsageLine, ...]
+    items: tuple[ModelCost, ...]
     total: Usage
 
 

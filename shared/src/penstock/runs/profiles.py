@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from msgspec import structs
 
 from penstock.contracts.facts import (
-    Record,
     RunEnded,
     RunInvoked,
     StateChanged,
@@ -22,6 +21,7 @@ from penstock.contracts.facts import (
     StepScheduled,
     Usage,
 )
+from penstock.contracts.structs import WireStruct
 from penstock.contracts.subjects import parse_suffix
 from penstock.runs.state import Entry
 
@@ -78,7 +78,7 @@ def priced(usage: Usage, provider: str) -> Usage:
     return usage
 
 
-class StepProfile(Record):
+class StepProfile(WireStruct):
     """One step: all its attempts together."""
 
     step_id: str
@@ -91,7 +91,7 @@ class StepProfile(Record):
     share: float
 
 
-class NodeProfile(Record):
+class NodeProfile(WireStruct):
     """One node of the plan: all steps that ran for it."""
 
     node_id: str
@@ -112,7 +112,7 @@ class NodeProfile(Record):
     bottleneck: bool = False
 
 
-class ModelCost(Record):
+class ModelCost(WireStruct):
     """What the calls of one model cost."""
 
     provider: str
@@ -120,7 +120,7 @@ class ModelCost(Record):
     usage: Usage
 
 
-class RunProfile(Record):
+class RunProfile(WireStruct):
     """Where a run's time and money went; nodes by duration, models by cost, largest first."""
 
     wall_ms: float
@@ -163,10 +163,10 @@ class Attempt(NamedTuple):
         return max(0, self.ended - self.started) / 1000
 
 
-def profile_fields(
+def profile_of(
     begun: int | None, ended: int, attempts: Iterable[Attempt], *, threshold: float = THRESHOLD
-) -> dict[str, Any]:
-    """Return a ``RunProfile`` as plain values, at a fraction of the cost of the model.
+) -> RunProfile:
+    """Return the profile of a run.
 
     Args:
         begun: When the run was asked for, in microseconds since 1970.
@@ -188,41 +188,45 @@ def profile_fields(
             spent, usage = costs.get(key), priced(attempt.usage, provider)
             costs[key] = usage if spent is None else spent.plus(usage)
     nodes = [_node(node_id, own, wall, threshold) for node_id, own in of_node.items()]
-    nodes.sort(key=lambda node: (-node["duration_ms"], node["node_id"]))
-    return {
-        "wall_ms": wall,
-        "queue_wait_ms": waited,
-        "threshold": threshold,
-        "nodes": nodes,
-        "steps": _longest_steps(of_node, wall),
-        "models": [
-            {"provider": provider, "model": model, "usage": usage}
+    nodes.sort(key=lambda node: (-node.duration_ms, node.node_id))
+    return RunProfile(
+        wall_ms=wall,
+        queue_wait_ms=waited,
+        threshold=threshold,
+        nodes=tuple(nodes),
+        steps=_longest_steps(of_node, wall),
+        models=tuple(
+            ModelCost(provider=provider, model=model, usage=usage)
             for (provider, model), usage in sorted(
                 costs.items(), key=lambda item: (-item[1].cost_usd, item[0])
             )
-        ],
-        "bottlenecks": [node["node_id"] for node in nodes if node["bottleneck"]],
-    }
+        ),
+        bottlenecks=tuple(node.node_id for node in nodes if node.bottleneck),
+    )
 
 
-def _node(node_id: str, attempts: Sequence[Attempt], wall: float, threshold: float) -> Any:
+def _node(node_id: str, attempts: Sequence[Attempt], wall: float, threshold: float) -> NodeProfile:
     covered = _covered_ms(attempts)
-    share = covered / wall if wall > 0 else 0.0
+    share = _share(covered, wall)
     usages = [priced(one.usage, provider_of(one.model)) for one in attempts if one.usage]
-    return {
-        "node_id": node_id,
-        "kind": attempts[0].kind,
-        "name": next((one.name for one in attempts if one.name), ""),
-        "steps": len({one.step_id for one in attempts}),
-        "attempts": len(attempts),
-        "queue_wait_ms": sum(one.wait_ms for one in attempts),
-        "duration_ms": covered,
-        "longest_ms": max(one.run_ms for one in attempts),
-        "share": share,
-        "cost_usd": sum(usage.cost_usd for usage in usages),
-        "unknown_price": any(usage.unknown_price for usage in usages),
-        "bottleneck": share > threshold,
-    }
+    return NodeProfile(
+        node_id=node_id,
+        kind=attempts[0].kind,
+        name=next((one.name for one in attempts if one.name), ""),
+        steps=len({one.step_id for one in attempts}),
+        attempts=len(attempts),
+        queue_wait_ms=sum(one.wait_ms for one in attempts),
+        duration_ms=covered,
+        longest_ms=max(one.run_ms for one in attempts),
+        share=share,
+        cost_usd=sum(usage.cost_usd for usage in usages),
+        unknown_price=any(usage.unknown_price for usage in usages),
+        bottleneck=share > threshold,
+    )
+
+
+def _share(duration_ms: float, wall: float) -> float:
+    return duration_ms / wall if wall > 0 else 0.0
 
 
 def _covered_ms(attempts: Sequence[Attempt]) -> float:
@@ -240,40 +244,25 @@ def _covered_ms(attempts: Sequence[Attempt]) -> float:
     return total / 1000
 
 
-def _longest_steps(of_node: dict[str, list[Attempt]], wall: float) -> list[dict[str, Any]]:
-    steps: dict[str, dict[str, Any]] = {}
+def _longest_steps(of_node: dict[str, list[Attempt]], wall: float) -> tuple[StepProfile, ...]:
+    steps: dict[str, StepProfile] = {}
     for node_id, attempts in of_node.items():
         for one in attempts:
-            step = steps.get(one.step_id)
-            if step is None:
-                step = steps[one.step_id] = {
-                    "step_id": one.step_id,
-                    "node_id": node_id,
-                    "attempts": 0,
-                    "queue_wait_ms": 0.0,
-                    "duration_ms": 0.0,
-                }
-            step["attempts"] += 1
-            step["queue_wait_ms"] += one.wait_ms
-            step["duration_ms"] += one.run_ms
-    found = sorted(steps.values(), key=lambda step: (-step["duration_ms"], step["step_id"]))
-    for step in found[:STEPS_SHOWN]:
-        step["share"] = step["duration_ms"] / wall if wall > 0 else 0.0
-    return found[:STEPS_SHOWN]
-
-
-def with_threshold(profile: RunProfile, threshold: float) -> RunProfile:
-    """Return the same profile with its bottlenecks by another threshold."""
-    nodes = tuple(
-        node.model_copy(update={"bottleneck": node.share > threshold}) for node in profile.nodes
-    )
-    return profile.model_copy(
-        update={
-            "threshold": threshold,
-            "nodes": nodes,
-            "bottlenecks": tuple(node.node_id for node in nodes if node.bottleneck),
-        }
-    )
+            waited, ran, number = one.wait_ms, one.run_ms, 1
+            if (earlier := steps.get(one.step_id)) is not None:
+                waited += earlier.queue_wait_ms
+                ran += earlier.duration_ms
+                number += earlier.attempts
+            steps[one.step_id] = StepProfile(
+                step_id=one.step_id,
+                node_id=node_id if earlier is None else earlier.node_id,
+                attempts=number,
+                queue_wait_ms=waited,
+                duration_ms=ran,
+                share=_share(ran, wall),
+            )
+    found = sorted(steps.values(), key=lambda step: (-step.duration_ms, step.step_id))
+    return tuple(found[:STEPS_SHOWN])
 
 
 def profile_of_entries(
@@ -329,10 +318,9 @@ def profile_of_entries(
             usage=result.usage,
             model=result.model,
         )
-    fields = profile_fields(
+    return profile_of(
         begun, latest if ended is None else ended, scheduled.values(), threshold=threshold
     )
-    return RunProfile.model_validate(fields)
 
 
 def micros(at: datetime) -> int:
