@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final, TypeVar
 
 import httpx
+import msgspec
 
 from penstock.contracts.errors import RejectedError, TransientError
 from penstock.contracts.facts import RunEnded, RunInvoked, RunStatus, Usage
+from penstock.contracts.json import Json
 from penstock.runs.profiles import RunProfile, micros, profile_of_entries
 from penstock.runs.state import Entry
 
@@ -32,6 +34,38 @@ _TEXT: Final = 5000
 _FOREIGN: Final = re.compile(r"[^A-Za-z0-9_\-. /:]")
 _MISSING: Final = "RESOURCE_DOES_NOT_EXIST"
 _EXISTS: Final = "RESOURCE_ALREADY_EXISTS"
+
+
+class _Experiment(msgspec.Struct):
+    experiment_id: str
+
+
+class _Named(msgspec.Struct):
+    experiment: _Experiment
+
+
+class _RunInfo(msgspec.Struct):
+    run_id: str
+    status: str
+
+
+class _Run(msgspec.Struct):
+    info: _RunInfo
+
+
+class _Created(msgspec.Struct):
+    run: _Run
+
+
+class _Found(msgspec.Struct):
+    runs: list[_Run] = []
+
+
+class _Empty(msgspec.Struct):
+    """A reply without content that matters."""
+
+
+ReplyT = TypeVar("ReplyT", bound=msgspec.Struct)
 
 
 class MlflowRun:
@@ -67,7 +101,7 @@ class MlflowRun:
             RUN_TAG: self.run_id,
             "penstock.tenant": self.tenant,
             "penstock.status": ended.status.value,
-            "penstock.bottleneck_info": json.dumps(bottleneck_info(profile))[:_TEXT],
+            "penstock.bottleneck_info": bottleneck_info(profile)[:_TEXT],
             "mlflow.source.name": f"penstock/{invoked.name}",
             "mlflow.source.type": "PROJECT",
         }
@@ -83,18 +117,20 @@ class MlflowRun:
         self.metrics = metrics_of(profile, ended.usage)
 
 
-def bottleneck_info(profile: RunProfile) -> dict[str, Any]:
-    """Return what held a run up: the nodes above the threshold, and the slowest of all."""
-    return {
-        "threshold": profile.threshold,
-        "wall_ms": profile.wall_ms,
-        "bottlenecks": [
-            {"node_id": node.node_id, "duration_ms": node.duration_ms, "share": node.share}
-            for node in profile.nodes
-            if node.bottleneck
-        ],
-        "slowest": profile.nodes[0].node_id if profile.nodes else None,
-    }
+def bottleneck_info(profile: RunProfile) -> str:
+    """Return the nodes above the threshold, and the slowest of all, as JSON."""
+    return json.dumps(
+        {
+            "threshold": profile.threshold,
+            "wall_ms": profile.wall_ms,
+            "bottlenecks": [
+                {"node_id": node.node_id, "duration_ms": node.duration_ms, "share": node.share}
+                for node in profile.nodes
+                if node.bottleneck
+            ],
+            "slowest": profile.nodes[0].node_id if profile.nodes else None,
+        }
+    )
 
 
 def metrics_of(profile: RunProfile, usage: Usage) -> dict[str, float]:
@@ -152,10 +188,11 @@ class Mlflow:
             RejectedError: ``mlflow_refused``.
         """
         known = await self._find(run.run_id)
-        if known is not None and known["info"]["status"] in _ENDED:
+        if known is not None and known.info.status in _ENDED:
             return False
         if known is None:
             created = await self._post(
+                _Created,
                 "runs/create",
                 {
                     "experiment_id": await self._experiment_of(),
@@ -164,32 +201,32 @@ class Mlflow:
                     "tags": _pairs({RUN_TAG: run.run_id}),
                 },
             )
-            known = created["run"]
-        run_id = known["info"]["run_id"]
-        metrics = [
+            known = created.run
+        run_id = known.info.run_id
+        metrics: list[Json] = [
             {"key": key, "value": value, "timestamp": run.end_ms, "step": 0}
             for key, value in run.metrics.items()
         ]
         tags, params = _pairs(run.tags), _pairs(run.params)
         for begin in range(0, max(len(tags), len(params), 1), _PARAMS_AT_ONCE):
             part = slice(begin, begin + _PARAMS_AT_ONCE)
-            batch = {"run_id": run_id, "tags": tags[part], "params": params[part]}
-            await self._post("runs/log-batch", batch)
+            batch: dict[str, Json] = {"run_id": run_id, "tags": tags[part], "params": params[part]}
+            await self._post(_Empty, "runs/log-batch", batch)
         for begin in range(0, len(metrics), _METRICS_AT_ONCE):
             some = metrics[begin : begin + _METRICS_AT_ONCE]
-            await self._post("runs/log-batch", {"run_id": run_id, "metrics": some})
+            await self._post(_Empty, "runs/log-batch", {"run_id": run_id, "metrics": some})
         # Last: a run whose status is final needs nothing more.
-        await self._post(
-            "runs/update", {"run_id": run_id, "status": run.status, "end_time": run.end_ms}
-        )
+        end: dict[str, Json] = {"run_id": run_id, "status": run.status, "end_time": run.end_ms}
+        await self._post(_Empty, "runs/update", end)
         return True
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
 
-    async def _find(self, run_id: str) -> dict[str, Any] | None:
+    async def _find(self, run_id: str) -> _Run | None:
         found = await self._post(
+            _Found,
             "runs/search",
             {
                 "experiment_ids": [await self._experiment_of()],
@@ -199,16 +236,14 @@ class Mlflow:
                 "max_results": 1,
             },
         )
-        runs: list[dict[str, Any]] = found.get("runs") or []
-        return runs[0] if runs else None
+        return found.runs[0] if found.runs else None
 
     async def _experiment_of(self) -> str:
         if self._experiment_id is None:
             try:
-                found = await self._call(
-                    "GET", "experiments/get-by-name", params={"experiment_name": self._experiment}
-                )
-                self._experiment_id = str(found["experiment"]["experiment_id"])
+                params = {"experiment_name": self._experiment}
+                named = await self._call(_Named, "GET", "experiments/get-by-name", params=params)
+                self._experiment_id = named.experiment.experiment_id
             except RejectedError as error:
                 if _MISSING not in error.message:
                     raise
@@ -217,24 +252,25 @@ class Mlflow:
 
     async def _create_experiment(self) -> str:
         try:
-            made = await self._post("experiments/create", {"name": self._experiment})
+            made = await self._post(_Experiment, "experiments/create", {"name": self._experiment})
         except RejectedError as error:
             if _EXISTS not in error.message:
                 raise
             raise TransientError("mlflow_unavailable", error.message) from error
-        return str(made["experiment_id"])
+        return made.experiment_id
 
-    async def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        return await self._call("POST", path, body=body)
+    async def _post(self, reply: type[ReplyT], path: str, body: Mapping[str, Json]) -> ReplyT:
+        return await self._call(reply, "POST", path, body=body)
 
     async def _call(
         self,
+        reply: type[ReplyT],
         method: str,
         path: str,
         *,
-        body: dict[str, Any] | None = None,
-        params: dict[str, str] | None = None,
-    ) -> dict[str, Any]:
+        body: Mapping[str, Json] | None = None,
+        params: Mapping[str, str] | None = None,
+    ) -> ReplyT:
         try:
             response = await self._client.request(method, path, json=body, params=params)
         except httpx.TransportError as error:
@@ -247,9 +283,13 @@ class Mlflow:
             raise RejectedError(
                 "mlflow_refused", f"{path}: {response.status_code} {response.text[:1000]}"
             )
-        answer: dict[str, Any] = response.json() if response.content else {}
-        return answer
+        try:
+            return msgspec.json.decode(response.content or b"{}", type=reply)
+        except msgspec.DecodeError as error:
+            raise RejectedError(
+                "mlflow_refused", f"{path}: the reply is not MLflow's: {error}"
+            ) from error
 
 
-def _pairs(values: Mapping[str, str]) -> list[dict[str, str]]:
+def _pairs(values: Mapping[str, str]) -> list[Json]:
     return [{"key": key, "value": value} for key, value in values.items()]
