@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple
 
 from pydantic import BaseModel, TypeAdapter
+from pydantic.json_schema import JsonSchemaValue
 
 from penstock.contracts import (
     actions,
@@ -144,7 +145,7 @@ MESSAGES: Final = (*FACTS, *OTHERS, *REGISTRY, *ARCHIVE)
 """Every message, each under its own name."""
 
 
-def schema(message: Message) -> dict[str, Any]:
+def schema(message: Message) -> JsonSchemaValue:
     """Return a message's JSON Schema (2020-12), as a writer of the message has to obey it."""
     definitions = schemas_of([message.model], ref_template="#/$defs/{model}")
     for name, definition in definitions.items():
@@ -162,7 +163,7 @@ def schema(message: Message) -> dict[str, Any]:
 
 def schemas_of(
     models: Iterable[type[BaseModel | WireStruct]], *, ref_template: str
-) -> dict[str, Any]:
+) -> dict[str, JsonSchemaValue]:
     """Return the JSON Schemas of models and of all their parts, by the models' names.
 
     Args:
@@ -172,11 +173,11 @@ def schemas_of(
     mode: Literal["validation"] = "validation"
     inputs = [(model.__name__, mode, TypeAdapter(model)) for model in models]
     _, document = TypeAdapter.json_schemas(inputs, ref_template=ref_template)
-    definitions: dict[str, Any] = document["$defs"]
+    definitions: dict[str, JsonSchemaValue] = document["$defs"]
     return definitions
 
 
-def _describe(definition: dict[str, Any], texts: dict[str, str]) -> None:
+def _describe(definition: JsonSchemaValue, texts: dict[str, str]) -> None:
     for name, field in definition.get("properties", {}).items():
         field.pop("title", None)
         if name in texts:

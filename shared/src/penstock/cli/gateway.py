@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import typer
 
     from penstock.client import Client, ProblemError
+    from penstock.client.calls import QueryValue
     from penstock.contracts.json import Json
 
 T = TypeVar("T")
@@ -58,7 +59,7 @@ def send(  # noqa: PLR0913 - the parts of one request
     body: Json = None,
     *,
     ids: Sequence[str] = (),
-    params: Mapping[str, object] | None = None,
+    params: Mapping[str, QueryValue] | None = None,
     headers: Mapping[str, str | None] | None = None,
     timeout_seconds: float = REQUEST_SECONDS,
 ) -> T:

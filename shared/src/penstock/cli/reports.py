@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
+    from penstock.client.calls import QueryValue
     from penstock.contracts.archive_reports import CostLine
     from penstock.contracts.facts import Usage
 
@@ -42,7 +43,7 @@ AsFormat = Annotated[Format, typer.Option("--format", help="Output format.")]
 app = group()
 
 
-def _span(since: str | None, until: str | None, name: str | None) -> dict[str, object]:
+def _span(since: str | None, until: str | None, name: str | None) -> dict[str, QueryValue]:
     return {
         "since": instant(since, option="--since"),
         "until": instant(until, option="--until"),

@@ -9,8 +9,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import IO, Any, Final, Generic, Literal, TypedDict, TypeVar, Unpack
+from typing import IO, Final, Generic, Literal, TypedDict, TypeVar, Unpack, cast
 
+import httpx
 from msgspec import UNSET, UnsetType
 from pydantic import TypeAdapter
 
@@ -25,6 +26,8 @@ REQUEST_SECONDS: Final = 30.0
 PAGE_SIZE: Final = 100
 
 _SEGMENT: Final = re.compile(r"[\w~@:-][\w.~@:-]*", re.ASCII)
+
+QueryValue = str | int | float | datetime | Sequence[str] | None
 
 ReplyT_co = TypeVar("ReplyT_co", covariant=True)
 ItemT = TypeVar("ItemT")
@@ -57,27 +60,28 @@ class Call(Generic[ReplyT_co]):
     method: str
     path: str
     body: Json | UnsetType = UNSET
-    params: Mapping[str, object] = field(default_factory=dict)
+    params: Mapping[str, QueryValue] = field(default_factory=dict)
     headers: Mapping[str, str | None] = field(default_factory=dict)
     timeout_seconds: float = REQUEST_SECONDS
     content: IO[bytes] | bytes | None = None
     limit: int | None = None
 
-    def request(self) -> dict[str, Any]:
-        """Return the arguments for ``httpx.Client.request``, whose types are its own."""
-        arguments: dict[str, Any] = {
-            "method": self.method,
-            "url": self.path,
-            "params": {
-                name: value.isoformat() if isinstance(value, datetime) else value
-                for name, value in self.params.items()
-                if value is not None and value not in ("", [], ())
-            },
-            "headers": {name: value for name, value in self.headers.items() if value is not None},
-            "timeout": self.timeout_seconds,
-            "content": self.content,
+    def request(self, http: httpx.Client | httpx.AsyncClient) -> httpx.Request:
+        """Return the request that ``http`` has to send."""
+        params = {
+            name: value.isoformat() if isinstance(value, datetime) else value
+            for name, value in self.params.items()
+            if value is not None and value not in ("", [], ())
         }
-        return arguments if self.body is UNSET else {**arguments, "json": self.body}
+        return http.build_request(
+            self.method,
+            self.path,
+            params=params,
+            headers={name: value for name, value in self.headers.items() if value is not None},
+            timeout=self.timeout_seconds,
+            content=self.content,
+            json=None if self.body is UNSET else self.body,
+        )
 
     def read(self, content: bytes) -> ReplyT_co:
         """Return the reply.
@@ -300,7 +304,8 @@ def approvals(
 
 def runs(*, limit: int | None = None, **filters: Unpack[RunFilter]) -> Call[Items[RunView]]:
     """Yield runs from the archive, newest first, at most ``limit``; without steps."""
-    return Call(Items[RunView], "GET", "/v1/runs", params=filters, limit=limit)
+    params = cast("dict[str, QueryValue]", filters)
+    return Call(Items[RunView], "GET", "/v1/runs", params=params, limit=limit)
 
 
 def _answer(
@@ -414,7 +419,7 @@ def replay(
 
 
 def _continue(run_id: str, act: str, body: dict[str, Json], changes: Changes) -> Call[RunView]:
-    more: dict[str, Any] = {**changes}
-    key = _key(more.pop("idempotency_key", None))
-    body |= {name: value for name, value in more.items() if value is not None or name == "input"}
+    key = _key(changes.pop("idempotency_key", None))
+    fields = cast("dict[str, Json]", changes)
+    body |= {name: value for name, value in fields.items() if value is not None or name == "input"}
     return Call(RunView, "POST", path_of("/v1/runs/{}/{}", run_id, act), body, headers=key)

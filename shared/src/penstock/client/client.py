@@ -85,13 +85,13 @@ def _wait_seconds(left: float) -> int:
     return max(0, math.ceil(min(left, _WAIT_SECONDS)))
 
 
-def _options(url: str | None, api_key: str | None) -> dict[str, Any]:
-    """Return the arguments of httpx's clients, whose types are their own."""
+def _address(url: str | None, api_key: str | None) -> tuple[str, dict[str, str]]:
+    """Return the URL of the gateway and the headers of each request."""
     target = find_target(url=url, api_key=api_key)
     headers = {"Accept": "application/json", "User-Agent": "penstock"}
     if target.api_key:
         headers["Authorization"] = f"Bearer {target.api_key}"
-    return {"base_url": target.url, "headers": headers}
+    return target.url, headers
 
 
 def _read(call: Call[T], response: httpx.Response, url: str) -> T:
@@ -127,10 +127,9 @@ class Client:
         Raises:
             ValueError: ``url`` is not a URL.
         """
-        options = _options(url, api_key)
-        self.url: str = options["base_url"]
+        self.url, headers = _address(url, api_key)
         try:
-            self._http = httpx.Client(**options, transport=transport)
+            self._http = httpx.Client(base_url=self.url, headers=headers, transport=transport)
         except httpx.InvalidURL as error:
             raise ValueError(f"{self.url} is not a URL: {error}") from error
 
@@ -147,7 +146,7 @@ class Client:
     def send(self, call: Call[T]) -> T:
         """Send any request and return its reply."""
         with reaching(self.url):
-            response = self._http.request(**call.request())
+            response = self._http.send(call.request(self._http))
         return _read(call, response, self.url)
 
     start = _blocking(calls.start)
@@ -251,10 +250,9 @@ class AsyncClient:
         Raises:
             ValueError: ``url`` is not a URL.
         """
-        options = _options(url, api_key)
-        self.url: str = options["base_url"]
+        self.url, headers = _address(url, api_key)
         try:
-            self._http = httpx.AsyncClient(**options, transport=transport)
+            self._http = httpx.AsyncClient(base_url=self.url, headers=headers, transport=transport)
         except httpx.InvalidURL as error:
             raise ValueError(f"{self.url} is not a URL: {error}") from error
 
@@ -271,7 +269,7 @@ class AsyncClient:
     async def send(self, call: Call[T]) -> T:
         """Send any request and return its reply."""
         with reaching(self.url):
-            response = await self._http.request(**call.request())
+            response = await self._http.send(call.request(self._http))
         return _read(call, response, self.url)
 
     start = _awaiting(calls.start)
