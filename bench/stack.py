@@ -14,7 +14,7 @@ from typing import Any, Final
 from penstock.bus.connection import Bus
 from penstock.child import die_with_parent
 from penstock.contracts import subjects
-from penstock.stack import StackError, read_stack_file
+from penstock.stack import StackError, StackState, read_stack_file
 
 READY_SECONDS: Final = 60.0
 STOP_SECONDS: Final = 30.0
@@ -32,7 +32,7 @@ class PenstockStack:
         self.ready_seconds = time.perf_counter() - started_at
 
     @property
-    def _state(self) -> dict[str, Any]:
+    def _state(self) -> StackState:
         if (state := read_stack_file(self._data_dir)) is None:
             raise StackError(f"the stack in {self._data_dir} is gone")
         return state
@@ -40,29 +40,32 @@ class PenstockStack:
     @property
     def http_port(self) -> int:
         """Port of the gateway."""
-        return int(str(self._state["url"]).rpartition(":")[2])
+        return int(self._state.url.rpartition(":")[2])
 
     @property
     def nats_url(self) -> str:
         """URL of the bus."""
-        return str(self._state["nats_url"])
+        return self._state.nats_url
 
     @property
     def restarts(self) -> int:
         """How often any process had to be started again."""
-        return sum(int(process["restarts"]) for process in self._state["processes"].values())
+        return sum(process.restarts for process in self._state.processes.values())
 
     def metrics_port(self, name: str) -> int:
         """Return the port at which a process shows its metrics."""
-        return int(self._state["processes"][name]["metrics_port"])
+        port = self._state.processes[name].metrics_port
+        if port is None:
+            raise StackError(f"{name} has no metrics port")
+        return port
 
     def processes(self) -> dict[str, int]:
         """Return all process ids by name, those that live."""
         state = self._state
-        found = {"supervisor": int(state["supervisor_pid"])}
-        for name, process in state["processes"].items():
-            if process["pid"] is not None:
-                found[name] = int(process["pid"])
+        found = {"supervisor": state.supervisor_pid}
+        for name, process in state.processes.items():
+            if process.pid is not None:
+                found[name] = process.pid
         return found
 
 
@@ -105,7 +108,7 @@ def _wait_ready(process: subprocess.Popen[bytes], data_dir: Path, log_file: Path
     deadline = time.monotonic() + READY_SECONDS
     while True:
         state = read_stack_file(data_dir)
-        if state is not None and state["ready_seconds"] is not None:
+        if state is not None and state.ready_seconds is not None:
             return
         if process.poll() is not None or time.monotonic() > deadline:
             words = log_file.read_text(encoding="utf-8", errors="replace").splitlines()[-3:]

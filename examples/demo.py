@@ -238,7 +238,7 @@ def main() -> int:
         with Stack(options, env=env) as stack:
             show(stack, data_dir, secret)
             heading("The end")
-            processes = [process["pid"] for process in stack.state["processes"].values()]
+            processes = [process.pid for process in stack.state.processes.values()]
         check(not any(Path(f"/proc/{pid}").exists() for pid in processes), "all processes ended")
     except (CommandError, ClientError, StackError) as error:
         print_error(error if isinstance(error, CommandError) else CommandError(str(error)))

@@ -229,16 +229,18 @@ class Rig:
     @property
     def names(self) -> list[str]:
         """Names of all processes, the stack's own server of the bus included."""
-        return list(self.stack.state["processes"])
+        return list(self.stack.state.processes)
 
     def metrics_port(self, name: str) -> int:
         """Return where a service tells its metrics."""
-        return int(self.stack.state["processes"][name]["metrics_port"])
+        port = self.stack.state.processes[name].metrics_port
+        assert port is not None
+        return port
 
     def alive_as_another(self, name: str, before: int) -> bool:
         """Tell whether the successor of a killed process is ready."""
-        process = self.stack.state["processes"][name]
-        return bool(process["pid"] not in (None, before) and process.get("ready", True))
+        process = self.stack.state.processes[name]
+        return process.pid not in (None, before) and process.ready is not False
 
 
 async def define(client: httpx.AsyncClient) -> None:

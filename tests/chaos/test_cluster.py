@@ -129,7 +129,7 @@ async def test_runs_survive_a_cluster_losing_leaders_and_links(
         streams_replicas=len(cluster.nodes),
     )
     rig.stack.start(within=120)
-    archive = Archive(f"sqlite:///{rig.stack.state['data_dir']}/archive.db")
+    archive = Archive(f"sqlite:///{rig.stack.state.data_dir}/archive.db")
     try:
         async with client_of(rig.stack.url) as client, Witness(rig.settings) as witness:
             await define(client)

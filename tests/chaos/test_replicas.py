@@ -47,7 +47,7 @@ class Counts:
     async def ask(self) -> None:
         """Ask every engine once."""
         for name, port in self._ports.items():
-            pid = self._rig.stack.state["processes"][name]["pid"]
+            pid = self._rig.stack.state.processes[name].pid
             status, body = await asyncio.to_thread(http_get, port, "/metrics")
             if status != 200 or pid is None:
                 continue

@@ -202,8 +202,8 @@ async def kill(installation: Installation, service: str) -> None:
     os.kill(before, signal.SIGKILL)
 
     def back() -> bool:
-        process = installation.stack.state["processes"][service]
-        return bool(process.get("ready", True) and process["pid"] not in (None, before))
+        process = installation.stack.state.processes[service]
+        return process.ready is not False and process.pid not in (None, before)
 
     await eventually(back, within=30)
 
@@ -302,6 +302,4 @@ async def test_runs_that_wait_for_everything_end_right_although_every_process_is
     assert told["tool_call_unknown"] == told["resolution_decision"] == 1
     child = installation.get(run["children"][0]["run_id"])
     assert (child["status"], child["output"]) == ("done", "hello")
-    assert {process["restarts"] for process in installation.stack.state["processes"].values()} == {
-        1
-    }
+    assert {process.restarts for process in installation.stack.state.processes.values()} == {1}

@@ -27,7 +27,7 @@ def memory_mib(pid: int) -> float:
 
 def test_stack_started_is_light(create_installation: Callable[..., Installation]) -> None:
     stack = create_installation().stack
-    names = ("supervisor", *stack.state["processes"])
+    names = ("supervisor", *stack.state.processes)
     pids = {name: stack.pid(name) for name in names}
     memory = {name: memory_mib(pid) for name, pid in pids.items()}
     assert sum(memory.values()) < IDLE_MIB, memory
@@ -93,8 +93,8 @@ async def test_service_killed_comes_back_and_runs_go_on(
     os.kill(before, signal.SIGKILL)
 
     def back() -> bool:
-        process = stack.state["processes"][service]
-        return bool(process["ready"] and process["pid"] != before)
+        process = stack.state.processes[service]
+        return bool(process.ready) and process.pid != before
 
     await eventually(back, within=30)
     run = installation.start("growth-report", {"principal": 1, "rate": 1, "years": 1}, wait=30)

@@ -74,7 +74,7 @@ def test_tour_of_the_readme_works_as_written(tour: Stack, tmp_path: Path) -> Non
     assert '"words": 6' in said
     assert re.search(r"tool\.text .* live", said)
     assert "I took my time and I am still here." in said.splitlines()[-1]
-    assert "1" in {str(process["restarts"]) for process in tour.state["processes"].values()}
+    assert "1" in {str(process.restarts) for process in tour.state.processes.values()}
 
 
 def test_deliveries_of_the_page_on_webhooks_are_accepted(tour: Stack, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def alive(pid: int) -> bool:
 
 
 def pids(stack: Stack) -> list[int]:
-    return [process["pid"] for process in stack.state["processes"].values()]
+    return [stack.pid(name) for name in stack.state.processes]
 
 
 def test_stack_with_two_services_becomes_ready_and_ends_clean(
@@ -56,8 +56,10 @@ def test_stack_with_two_services_becomes_ready_and_ends_clean(
     stack = create_stack()
     stack.start()
     state = stack.state
-    assert set(state["processes"]) == {"nats-server", "fake-0", "fake-1"}
-    assert http_get(state["processes"]["fake-0"]["metrics_port"], "/readyz")[0] == 200
+    assert set(state.processes) == {"nats-server", "fake-0", "fake-1"}
+    port = state.processes["fake-0"].metrics_port
+    assert port is not None
+    assert http_get(port, "/readyz")[0] == 200
     assert "is ready after" in stack.log_file.read_text()
     running = pids(stack)
     stack.stop()
@@ -72,8 +74,8 @@ async def test_stack_service_killed_is_started_again(create_stack: Callable[...,
     os.kill(first, signal.SIGKILL)
 
     def back() -> bool:
-        process = stack.state["processes"]["fake-1"]
-        return bool(process["ready"] and process["restarts"] == 1 and process["pid"] != first)
+        process = stack.state.processes["fake-1"]
+        return bool(process.ready) and process.restarts == 1 and process.pid != first
 
     await eventually(back)
     assert "fake-1 ended with SIGKILL" in stack.log_file.read_text()

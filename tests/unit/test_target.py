@@ -18,9 +18,14 @@ def write_stack(folder: Path, pid: int) -> None:
     folder.mkdir()
     state = {
         "supervisor_pid": pid,
+        "ready_seconds": 1.5,
         "url": "http://127.0.0.1:1234",
         "nats_url": "nats://127.0.0.1:5678",
         "monitor_url": "http://127.0.0.1:9999",
+        "data_dir": str(folder),
+        "durable": False,
+        "auth": False,
+        "processes": {"nats-server": {"pid": pid, "restarts": 0}},
     }
     (folder / "stack.json").write_text(json.dumps(state))
 

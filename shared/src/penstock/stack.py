@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
 from penstock.child import LOOPBACK, Service, die_with_parent
 
@@ -77,14 +77,49 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def read_stack_file(data_dir: Path) -> dict[str, Any] | None:
-    """Return what a living stack in ``data_dir`` says of itself, else ``None``."""
+class ProcessState(NamedTuple):
+    """One process of a running stack."""
+
+    pid: int | None
+    """``None`` while it is dead."""
+    restarts: int
+    ready: bool | None = None
+    """Reply of its ``/readyz``; ``None`` for nats-server, which has none."""
+    metrics_port: int | None = None
+
+
+class StackState(NamedTuple):
+    """Content of ``stack.json``: the addresses and processes of a running stack."""
+
+    supervisor_pid: int
+    ready_seconds: float | None
+    """Duration of the start; ``None`` until every service is ready."""
+    url: str
+    """Of the gateway."""
+    nats_url: str
+    monitor_url: str | None
+    """Monitoring HTTP of nats-server."""
+    data_dir: str
+    durable: bool
+    auth: bool
+    processes: dict[str, ProcessState]
+    """By service, and ``nats-server``."""
+
+    def to_json(self) -> Mapping[str, object]:
+        """Return it as a JSON object."""
+        processes = {name: process._asdict() for name, process in self.processes.items()}
+        return {**self._asdict(), "processes": processes}
+
+
+def read_stack_file(data_dir: Path) -> StackState | None:
+    """Return the state of the living stack in ``data_dir``, or ``None`` if there is none."""
     try:
-        state: dict[str, Any] = json.loads((data_dir / STACK_FILE).read_text(encoding="utf-8"))
-        supervisor = int(state["supervisor_pid"])
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError):
+        raw = json.loads((data_dir / STACK_FILE).read_bytes())
+        processes = {name: ProcessState(**process) for name, process in raw["processes"].items()}
+        state = StackState(**{**raw, "processes": processes})
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError, AttributeError):
         return None
-    return state if _lives(supervisor) else None
+    return state if _lives(state.supervisor_pid) else None
 
 
 def _lives(pid: int) -> bool:
@@ -128,8 +163,8 @@ class Stack:
         self.stop()
 
     @property
-    def state(self) -> dict[str, Any]:
-        """What ``stack.json`` says now.
+    def state(self) -> StackState:
+        """The content of ``stack.json`` now.
 
         Raises:
             StackError: No stack runs there.
@@ -141,17 +176,24 @@ class Stack:
     @property
     def url(self) -> str:
         """The gateway's URL."""
-        return str(self.state["url"])
+        return self.state.url
 
     @property
     def nats_url(self) -> str:
         """The bus's URL."""
-        return str(self.state["nats_url"])
+        return self.state.nats_url
 
     @property
     def ready_seconds(self) -> float:
-        """How long the start took."""
-        return float(self.state["ready_seconds"])
+        """Duration of the start.
+
+        Raises:
+            StackError: It has not ended yet.
+        """
+        seconds = self.state.ready_seconds
+        if seconds is None:
+            raise StackError("the stack is still starting")
+        return seconds
 
     @property
     def log_file(self) -> Path:
@@ -166,11 +208,11 @@ class Stack:
         """
         state = self.state
         if name == "supervisor":
-            return int(state["supervisor_pid"])
-        pid = state["processes"].get(name, {}).get("pid")
-        if pid is None:
+            return state.supervisor_pid
+        process = state.processes.get(name)
+        if process is None or process.pid is None:
             raise StackError(f"{name} is not running")
-        return int(pid)
+        return process.pid
 
     def start(self, within: float = READY_SECONDS) -> None:
         """Start and wait until all services are ready.
@@ -226,16 +268,15 @@ class Stack:
         return (
             state is not None
             and self._process is not None
-            and state["supervisor_pid"] == self._process.pid
-            and state["ready_seconds"] is not None
+            and state.supervisor_pid == self._process.pid
+            and state.ready_seconds is not None
         )
 
     def _not_ready(self) -> str:
         state = read_stack_file(self._data_dir)
         if state is None:
             return self._last_words()
-        processes = state["processes"].items()
-        waiting = [name for name, process in processes if process.get("ready") is False]
+        waiting = [name for name, process in state.processes.items() if process.ready is False]
         return ", ".join(waiting) or "the gateway's /health and /v1/runners"
 
     def _last_words(self) -> str:

@@ -22,7 +22,15 @@ from typing import TYPE_CHECKING, Final, TextIO
 
 from penstock.child import LOOPBACK, Child, free_ports, http_get
 from penstock.embedded import NatsServer
-from penstock.stack import STACK_FILE, StackError, StackOptions, is_loopback, parse_options
+from penstock.stack import (
+    STACK_FILE,
+    ProcessState,
+    StackError,
+    StackOptions,
+    StackState,
+    is_loopback,
+    parse_options,
+)
 
 if TYPE_CHECKING:
     from penstock.contracts.errors import PenstockError
@@ -211,31 +219,32 @@ class Supervisor:
 
     def _write(self) -> None:
         """Write the addresses of all processes; one rename, so that readers see a whole file."""
-        state = {
-            "supervisor_pid": os.getpid(),
-            "ready_seconds": self._ready_seconds,
-            "url": _url(self._options.host, self._port),
-            "nats_url": self._nats.url,
-            "monitor_url": self._nats.monitor_url,
-            "data_dir": str(self._data_dir),
-            "durable": self._options.durable,
-            "auth": self._options.auth,
-            "processes": {
-                "nats-server": {"pid": self._nats.pid, "restarts": self._nats_restarts},
-                **{
-                    child.service.name: {
-                        "pid": child.pid,
-                        "restarts": child.restarts,
-                        "ready": child.ready,
-                        "metrics_port": child.metrics_port,
-                    }
-                    for child in self._children
-                },
+        processes = {
+            "nats-server": ProcessState(pid=self._nats.pid, restarts=self._nats_restarts),
+            **{
+                child.service.name: ProcessState(
+                    pid=child.pid,
+                    restarts=child.restarts,
+                    ready=child.ready,
+                    metrics_port=child.metrics_port,
+                )
+                for child in self._children
             },
         }
+        state = StackState(
+            supervisor_pid=os.getpid(),
+            ready_seconds=self._ready_seconds,
+            url=_url(self._options.host, self._port),
+            nats_url=self._nats.url,
+            monitor_url=self._nats.monitor_url,
+            data_dir=str(self._data_dir),
+            durable=self._options.durable,
+            auth=self._options.auth,
+            processes=processes,
+        )
         file = self._data_dir / STACK_FILE
         draft = file.with_suffix(".tmp")
-        draft.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        draft.write_text(json.dumps(state.to_json(), indent=2) + "\n", encoding="utf-8")
         draft.replace(file)
 
     def _paint(self, code: str, text: str) -> str:

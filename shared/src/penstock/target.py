@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from penstock.stack import read_stack_file
+from penstock.stack import StackState, read_stack_file
 
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
 DEFAULT_NATS_URL: Final = "nats://127.0.0.1:4222"
@@ -26,14 +26,14 @@ class Target(NamedTuple):
     data_dir: Path
     api_key: str | None
     tenant: str
-    stack: dict[str, Any] | None
-    """What the living stack in ``data_dir`` says of itself."""
+    stack: StackState | None
+    """The living stack in ``data_dir``."""
 
     @property
     def monitor_url(self) -> str | None:
         """The monitoring HTTP of the bus, where it is known."""
         named = os.environ.get("PENSTOCK_NATS_MONITOR_URL")
-        return named or (self.stack["monitor_url"] if self.stack is not None else None)
+        return named or (self.stack.monitor_url if self.stack is not None else None)
 
 
 def find_target(
@@ -47,23 +47,14 @@ def find_target(
     environment = os.environ
     folder = Path(data_dir or environment.get("PENSTOCK_DATA_DIR") or DEFAULT_DATA_DIR)
     stack = read_stack_file(folder)
-    # A folder named on the command line means its stack, whatever the environment says.
-    from_stack = {} if stack is None else stack
-    named = from_stack if data_dir else {}
+    gateway_url, nats_url = environment.get("PENSTOCK_URL"), environment.get("PENSTOCK_NATS_URL")
+    if stack is not None:
+        # A folder named on the command line wins over the environment.
+        gateway_url = stack.url if data_dir else gateway_url or stack.url
+        nats_url = stack.nats_url if data_dir else nats_url or stack.nats_url
     return Target(
-        url=(
-            url
-            or named.get("url")
-            or environment.get("PENSTOCK_URL")
-            or from_stack.get("url")
-            or DEFAULT_URL
-        ).rstrip("/"),
-        nats_url=(
-            named.get("nats_url")
-            or environment.get("PENSTOCK_NATS_URL")
-            or from_stack.get("nats_url")
-            or DEFAULT_NATS_URL
-        ),
+        url=(url or gateway_url or DEFAULT_URL).rstrip("/"),
+        nats_url=nats_url or DEFAULT_NATS_URL,
         data_dir=folder,
         api_key=api_key or environment.get("PENSTOCK_API_KEY") or None,
         tenant=tenant or environment.get("PENSTOCK_TENANT") or DEFAULT_TENANT,

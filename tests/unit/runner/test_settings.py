@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from penstock.runner.settings import find_settings
+from penstock.stack import StackState
 
 STACK_URL = "nats://127.0.0.1:4333"
 
@@ -22,8 +23,18 @@ def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write_stack(folder: Path, supervisor_pid: int) -> None:
-    content = {"supervisor_pid": supervisor_pid, "nats_url": STACK_URL}
-    (folder / "stack.json").write_text(json.dumps(content), encoding="utf-8")
+    state = StackState(
+        supervisor_pid=supervisor_pid,
+        ready_seconds=1.5,
+        url="http://127.0.0.1:1",
+        nats_url=STACK_URL,
+        monitor_url="http://127.0.0.1:2",
+        data_dir=str(folder),
+        durable=False,
+        auth=False,
+        processes={},
+    )
+    (folder / "stack.json").write_text(json.dumps(state.to_json()))
 
 
 def test_bus_of_the_running_stack_is_found(data_dir: Path) -> None:

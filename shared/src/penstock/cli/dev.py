@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -13,7 +13,7 @@ from penstock.cli.display import console, print_json, table
 from penstock.cli.failure import MISUSED, CommandError
 from penstock.cli.lazy import group
 from penstock.cli.options import AsJson
-from penstock.stack import SERVICES, StackOptions, is_loopback
+from penstock.stack import SERVICES, StackOptions, StackState, is_loopback
 from penstock.target import Target
 
 services = group()
@@ -68,21 +68,21 @@ def list_services(context: typer.Context, as_json: AsJson = False) -> None:
     """List the processes of the local stack."""
     stack = _stack(context.obj)
     if as_json:
-        print_json(stack)
+        print_json(stack.to_json())
         return
     screen = console()
-    screen.print(f"{stack['url']}   {stack['nats_url']}   {stack['data_dir']}")
-    rows = [["supervisor", str(stack["supervisor_pid"]), "", ""]]
+    screen.print(f"{stack.url}   {stack.nats_url}   {stack.data_dir}")
+    rows = [["supervisor", str(stack.supervisor_pid), "", ""]]
     rows += [
         [
             name,
-            str(process["pid"]),
-            str(process["restarts"]),
-            f"http://127.0.0.1:{process['metrics_port']}/metrics"
-            if "metrics_port" in process
-            else f"{stack['monitor_url']}/varz",
+            str(process.pid),
+            str(process.restarts),
+            f"{stack.monitor_url}/varz"
+            if process.ready is None
+            else f"http://127.0.0.1:{process.metrics_port}/metrics",
         ]
-        for name, process in stack["processes"].items()
+        for name, process in stack.processes.items()
     ]
     screen.print(table(("process", "pid", "restarts", "metrics"), rows))
 
@@ -103,14 +103,14 @@ def run_service(
         "PENSTOCK_PORT": "0",
         **os.environ,
         **service.env,
-        "PENSTOCK_NATS_URL": stack["nats_url"],
-        "PENSTOCK_DATA_DIR": stack["data_dir"],
-        "PENSTOCK_AUTH_REQUIRED": "true" if stack["auth"] else "false",
+        "PENSTOCK_NATS_URL": stack.nats_url,
+        "PENSTOCK_DATA_DIR": stack.data_dir,
+        "PENSTOCK_AUTH_REQUIRED": "true" if stack.auth else "false",
     }
     os.execve(sys.executable, [sys.executable, "-m", service.module], env)  # noqa: S606 - as above
 
 
-def _stack(target: Target) -> dict[str, Any]:
+def _stack(target: Target) -> StackState:
     if target.stack is None:
         raise CommandError(f"no stack runs in {target.data_dir.absolute()}: see `penstock dev`")
     return target.stack

@@ -63,19 +63,17 @@ def _processes(target: Target) -> Iterator[Finding]:
     if stack is None:
         yield Finding("ok", "stack", f"none in {target.data_dir}: looking at the services alone")
         return
-    for name, process in stack["processes"].items():
-        again = f", started again {process['restarts']} times" if process["restarts"] else ""
-        if process["pid"] is None:
+    for name, process in stack.processes.items():
+        again = f", started again {process.restarts} times" if process.restarts else ""
+        if process.pid is None:
             yield Finding("fail", name, f"is dead{again}")
-        elif "metrics_port" in process:
-            answer = _get(f"http://{LOOPBACK}:{process['metrics_port']}/readyz")
+        elif process.ready is not None:
+            answer = _get(f"http://{LOOPBACK}:{process.metrics_port}/readyz")
             if answer is not None and answer.is_success:
-                yield Finding(
-                    "warn" if again else "ok", name, f"pid {process['pid']} is ready{again}"
-                )
+                yield Finding("warn" if again else "ok", name, f"pid {process.pid} is ready{again}")
             else:
                 reason = "no answer" if answer is None else answer.text.strip()
-                yield Finding("fail", name, f"pid {process['pid']} is not ready: {reason}")
+                yield Finding("fail", name, f"pid {process.pid} is not ready: {reason}")
 
 
 def _gateway(target: Target) -> Iterator[Finding]:

@@ -67,9 +67,7 @@ def find_settings() -> RunnerSettings:
     if "nats_url" in settings.model_fields_set:
         return settings
     stack = read_stack_file(settings.data_dir)
-    return (
-        settings if stack is None else settings.model_copy(update={"nats_url": stack["nats_url"]})
-    )
+    return settings if stack is None else settings.model_copy(update={"nats_url": stack.nats_url})
 
 
 class EgressSettings(RunnerSettings):
