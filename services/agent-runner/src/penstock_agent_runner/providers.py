@@ -21,7 +21,7 @@ from penstock.contracts.errors import (
     TransientError,
 )
 from penstock.contracts.facts import Usage
-from penstock.contracts.json import Json
+from penstock.contracts.json import JsonObject
 from penstock.telemetry.logs import EventLog
 from penstock_agent_runner.core.routes import instructions_of, route_tools, split_route
 from penstock_agent_runner.core.turn import CallCollector, Turn, chat_messages, chat_tools
@@ -76,6 +76,9 @@ _FAMILIES: Final[tuple[tuple[str, ErrorFamily, str], ...]] = (
 )
 """LiteLLM's exceptions, subclasses first: what each means to the engine."""
 
+Options = dict[str, Any]
+"""Keyword arguments of LiteLLM's ``acompletion``: its own, and what providers take beyond those."""
+
 log = EventLog(__name__)
 
 
@@ -114,14 +117,14 @@ class ProviderModel:
                 self._litellm = await asyncio.to_thread(load_litellm)
         return self._litellm
 
-    def _options(self, request: Request) -> dict[str, Any]:
+    def _options(self, request: Request) -> Options:
         config = request.config
         taken = sorted(_OURS & config.parameters.keys())
         if taken:
             raise RejectedError(
                 "invalid_agent", f"parameters that an agent cannot set: {', '.join(taken)}"
             )
-        options: dict[str, Any] = dict(config.parameters)
+        options: Options = dict(config.parameters)
         key = options.get("api_key")
         if isinstance(key, dict):
             options["api_key"] = self._secret(key)
@@ -146,7 +149,7 @@ class ProviderModel:
             options["stream_options"] = {"include_usage": True}
         return options
 
-    def _secret(self, reference: dict[str, Json]) -> str:
+    def _secret(self, reference: JsonObject) -> str:
         name = f"{SECRET_PREFIX}{reference.get('secret')}"
         value = self._environment.get(name)
         if value is None:
@@ -180,7 +183,7 @@ class _Conversation:
         self._model: str | None = None
         self._finish: str | None = None
 
-    async def run(self, options: dict[str, Any]) -> Turn:
+    async def run(self, options: Options) -> Turn:
         response = await self._litellm.acompletion(**options)
         if self._request.config.stream:
             async for chunk in response:
@@ -220,7 +223,7 @@ class _Conversation:
                     arguments=call.function.arguments,
                 )
 
-    async def _cost(self, options: dict[str, Any]) -> Usage:
+    async def _cost(self, options: Options) -> Usage:
         usage = self._usage
         if usage is None or not (usage.prompt_tokens or usage.completion_tokens):
             read, written = await asyncio.to_thread(self._count, options)
@@ -235,7 +238,7 @@ class _Conversation:
             model_calls=1,
         )
 
-    def _count(self, options: dict[str, Any]) -> tuple[int, int]:
+    def _count(self, options: Options) -> tuple[int, int]:
         """Count tokens ourselves, because the provider did not say."""
         model = self._request.config.model
         read = self._litellm.token_counter(

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from penstock.contracts.actions import RouteToAgent
 from penstock.contracts.errors import (
@@ -22,6 +22,7 @@ from penstock.contracts.errors import (
     error_from,
 )
 from penstock.contracts.facts import Usage
+from penstock.contracts.json import Json, JsonObject
 from penstock.contracts.structs import plain
 from penstock.sse import SseEvent, SseReader
 from penstock.telemetry.tracing import TRACEPARENT
@@ -68,8 +69,8 @@ class RemoteAgent:
 
         endpoint = request.config.endpoint or ""
         session_id = request.config.session_id or request.run_id
-        messages = [plain(message) for message in request.input.messages]
-        start = last_user_index(request.input.messages)
+        messages: list[Json] = [plain(message) for message in request.input.messages]
+        asked = request.input.messages[last_user_index(request.input.messages)]
         headers = {
             "accept": "text/event-stream",
             "x-session-id": session_id,
@@ -78,13 +79,10 @@ class RemoteAgent:
         }
         if request.traceparent is not None:
             headers[TRACEPARENT] = request.traceparent
-        body: dict[str, Any] = {
+        body: JsonObject = {
             "session_id": session_id,
             "run_id": request.run_id,
-            "input_message": {
-                "role": messages[start]["role"],
-                "content": messages[start]["content"],
-            },
+            "input_message": {"role": asked.role, "content": asked.content},
             "messages": messages,
         }
         if request.config.routes:
@@ -149,7 +147,7 @@ async def _listen(response: httpx.Response, emit: Emit, request: Request) -> Tur
 
 async def _events(
     response: httpx.Response, request: Request
-) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+) -> AsyncIterator[tuple[str, JsonObject]]:
     reader = SseReader()
     size = 0
     async for chunk in response.aiter_bytes():
@@ -162,7 +160,7 @@ async def _events(
             yield event.name, _object(event, request)
 
 
-def _object(event: SseEvent, request: Request) -> dict[str, Any]:
+def _object(event: SseEvent, request: Request) -> JsonObject:
     try:
         value = json.loads(event.data)
     except ValueError as error:
@@ -192,7 +190,7 @@ async def _refusal(response: httpx.Response, request: Request) -> Exception:
     return RejectedError(f"http_{status}", message)
 
 
-def _failure(data: Mapping[str, Any]) -> Exception:
+def _failure(data: JsonObject) -> Exception:
     """Return an ``error`` event as an exception; without a family it may be tried again."""
     family = data.get("family")
     after = data.get("retry_after_seconds")
@@ -220,7 +218,7 @@ def _route(value: object, text: str) -> RouteToAgent | None:
     """
     if value is None:
         return None
-    given: Mapping[str, Any] = value if isinstance(value, dict) else {}
+    given: JsonObject = value if isinstance(value, dict) else {}
     agent, message = _string(given.get("agent")), given.get("message", "")
     if agent is None or not isinstance(message, str):
         raise TransientError(
@@ -231,7 +229,7 @@ def _route(value: object, text: str) -> RouteToAgent | None:
 
 def _usage(value: object) -> Usage:
     """Return what the agent says it used; what it costs is known only if it says so."""
-    given: Mapping[str, Any] = value if isinstance(value, dict) else {}
+    given: JsonObject = value if isinstance(value, dict) else {}
     cost = given.get("cost_usd")
     return Usage(
         input_tokens=_count(given, "input_tokens", "prompt_tokens"),
@@ -242,7 +240,7 @@ def _usage(value: object) -> Usage:
     )
 
 
-def _count(given: Mapping[str, Any], *names: str) -> int:
+def _count(given: JsonObject, *names: str) -> int:
     for name in names:
         value = given.get(name)
         if isinstance(value, int):

@@ -7,11 +7,11 @@ serialize replies for them, which costs more than the work of the gateway itself
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, TypeVar
 
 from fastapi import Request
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -136,41 +136,3 @@ def refused(error: ValidationError) -> RejectedError:
     return RejectedError(
         "invalid_request", "the body does not have the expected form", details=found
     )
-
-
-def json_body(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
-    """Return the OpenAPI description of a JSON body."""
-    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    # Nested models are written in place: FastAPI does not know of this model.
-    definitions = schema.pop("$defs", {})
-    return {
-        "required": required,
-        "content": {"application/json": {"schema": _in_place(schema, definitions)}},
-    }
-
-
-def _in_place(schema: Any, definitions: dict[str, Any]) -> Any:
-    if isinstance(schema, dict):
-        reference = schema.get("$ref")
-        if isinstance(reference, str):
-            name = reference.rpartition("/")[2]
-            if name == "JsonValue" or name not in definitions:
-                return {}
-            return _in_place(definitions[name], definitions)
-        return {key: _in_place(value, definitions) for key, value in schema.items()}
-    if isinstance(schema, list):
-        return [_in_place(value, definitions) for value in schema]
-    return schema
-
-
-def parameter(
-    place: Literal["path", "query", "header"], name: str, description: str, kind: str = "string"
-) -> dict[str, Any]:
-    """Return the OpenAPI description of a parameter."""
-    return {
-        "name": name,
-        "in": place,
-        "required": place == "path",
-        "description": description,
-        "schema": {"type": kind},
-    }

@@ -17,16 +17,16 @@ from penstock_gateway.core.requests import (
     StartRun,
 )
 from penstock_gateway.gateway import Gateway
-from penstock_gateway.raw import RawRoute, json_body, parameter
+from penstock_gateway.openapi import OpenApi, json_body, parameter
+from penstock_gateway.raw import RawRoute
 from penstock_gateway.runs.older import InternallyInvoked, Invoked, Older
 from penstock_gateway.runs.routes import ReadRoutes, StartRoutes
 from penstock_gateway.webhooks.deliveries import DeliveryAccepted, Hooks
 
 Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
-Documentation = dict[str, Any]
 
 _OLDER: Final = "older paths"
-_EVENT_STREAM: Final[Documentation] = {"text/event-stream": {"schema": {"type": "string"}}}
+_EVENT_STREAM: Final[OpenApi] = {"text/event-stream": {"schema": {"type": "string"}}}
 _START_HEADERS: Final = [
     parameter(
         "header", "Idempotency-Key", "The same key gives the same run; with another body 422."
@@ -50,7 +50,7 @@ _RUN_PARAMETERS: Final = [
         "header", "Prefer", "`wait=N`: answer when it has ended, or waits for its caller's tools."
     ),
 ]
-_RUN: Final[Documentation] = {"model": RunView, "description": "The run"}
+_RUN: Final[OpenApi] = {"model": RunView, "description": "The run"}
 
 
 def add_raw_routes(app: FastAPI, gateway: Gateway) -> None:
@@ -62,9 +62,9 @@ def add_raw_routes(app: FastAPI, gateway: Gateway) -> None:
         endpoint: Endpoint,
         *,
         tag: str,
-        responses: dict[int | str, Documentation] | None = None,
-        body: Documentation | None = None,
-        parameters: list[Documentation] | None = None,
+        responses: dict[int | str, OpenApi] | None = None,
+        body: OpenApi | None = None,
+        parameters: list[OpenApi] | None = None,
     ) -> None:
         route = RawRoute(
             path,
@@ -84,7 +84,7 @@ def add_raw_routes(app: FastAPI, gateway: Gateway) -> None:
     starting, reading = StartRoutes(gateway), ReadRoutes(gateway)
     older, hooks = Older(gateway, starting), Hooks(gateway)
 
-    begun: dict[int | str, Documentation] = {
+    begun: dict[int | str, OpenApi] = {
         202: {"model": RunView, "description": "The run is in the log"},
         200: {
             "model": RunView,
@@ -110,10 +110,10 @@ def add_raw_routes(app: FastAPI, gateway: Gateway) -> None:
             parameters=_START_HEADERS,
         )
 
-    events: dict[int | str, Documentation] = {
+    events: dict[int | str, OpenApi] = {
         200: {"description": "A page, or a stream", "content": _EVENT_STREAM}
     }
-    cancelled: dict[int | str, Documentation] = {
+    cancelled: dict[int | str, OpenApi] = {
         202: {"model": RunView, "description": "It was asked to stop"},
         200: _RUN,
     }
@@ -160,7 +160,7 @@ def add_raw_routes(app: FastAPI, gateway: Gateway) -> None:
         responses={202: {"model": InternallyInvoked}},
         body=json_body(InternalInvoke),
     )
-    accepted: dict[int | str, Documentation] = {202: {"model": DeliveryAccepted}}
+    accepted: dict[int | str, OpenApi] = {202: {"model": DeliveryAccepted}}
     add("POST", "/hooks/{tenant}/{name}", hooks.deliver, tag="webhooks", responses=accepted)
     add(
         "POST",

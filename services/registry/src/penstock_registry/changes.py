@@ -6,13 +6,14 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from pydantic import JsonValue, ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from penstock.contracts.errors import ErrorDetail, RejectedError
 from penstock.contracts.facts import DefinitionKind
+from penstock.contracts.json import JsonObject
 from penstock.contracts.plan import PLAN, CompiledTool, PublishedVersion
 from penstock.contracts.rpc import AppliedDefinition, DocumentKind
 from penstock.telemetry.logs import EventLog
@@ -213,53 +214,45 @@ class Changes:
     ) -> tuple[Stored, Change]:
         kind, name = key_of(one.document)
         stored = known.rows.get((kind, name))
-        now = self._now()
-        metadata = one.document.metadata
-        fields: dict[str, Any] = {
-            "kind": kind.value,
-            "description": metadata.description,
-            "labels": metadata.labels,
-            "document": one.raw,
-            "origin": origin,
-            "updated_at": now,
-        }
         if stored is not None:
             row, version = stored
             if _same(row.document, one.raw) and row.origin == origin:
                 return stored, "unchanged"
-            _set(row, fields)
-            row.revision += 1
+            self._write(row, one, origin)
             return (row, version), "updated"
         # A deleted namesake returns: its version numbers continue.
         old = await store.find_named(session, tenant, kind, name)
         if old is not None:
             row = old[0]
-            _set(
-                row,
-                {**fields, "deleted_at": None, "published_version": None, "archived_at": None},
-            )
-            row.revision += 1
+            row.deleted_at = row.published_version = row.archived_at = None
+            self._write(row, one, origin)
         else:
             row = DefinitionRow(
                 tenant_id=tenant,
                 namespace=namespace_of(kind),
                 name=name,
-                revision=1,
-                created_at=now,
-                deleted_at=None,
-                published_version=None,
-                archived_at=None,
-                **fields,
+                revision=0,
             )
+            self._write(row, one, origin)
+            row.created_at = row.updated_at
             session.add(row)
             await session.flush()
         return (row, None), "created"
+
+    def _write(self, row: DefinitionRow, one: Placed, origin: Origin) -> None:
+        """Write a document into its row, as the next revision."""
+        metadata = one.document.metadata
+        row.kind = key_of(one.document)[0].value
+        row.description, row.labels = metadata.description, metadata.labels
+        row.document, row.origin = one.raw, origin
+        row.updated_at = self._now()
+        row.revision += 1
 
     async def _publish(
         self,
         session: AsyncSession,
         stored: Stored,
-        document: dict[str, Any],
+        document: JsonObject,
         artifact: Artifact,
         change: Change,
     ) -> AppliedDefinition:
@@ -420,11 +413,6 @@ def _refuse_taken_names(known: Known, placed: Iterable[Placed]) -> None:
 def _same(one: JsonValue, other: JsonValue) -> bool:
     """Compare documents as they are written: the order of keys counts, it is in the plan."""
     return json.dumps(one) == json.dumps(other)
-
-
-def _set(row: DefinitionRow, fields: dict[str, Any]) -> None:
-    for name, value in fields.items():
-        setattr(row, name, value)
 
 
 def _result(row: DefinitionRow, version: VersionRow | None, change: Change) -> AppliedDefinition:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from penstock.contracts.errors import ConflictError, ErrorDetail, RejectedError
+from penstock.contracts.json import JsonObject
 from penstock.contracts.rpc import (
     Applied,
     AppliedDefinition,
@@ -328,7 +329,7 @@ def _users(catalogs: Iterable[Catalog], key: Key) -> list[str]:
     return sorted(found)
 
 
-def _fitting(documents: list[dict[str, Any]], limit: int) -> int:
+def _fitting(documents: list[JsonObject], limit: int) -> int:
     """Return how many documents go into one page: a reply is one message."""
     total = 0
     for index, document in enumerate(documents[:limit]):

@@ -153,5 +153,5 @@ class RunnerRegistry:
             seen.timer = None
 
 
-def _fields(runner: RunnerRecord) -> dict[str, object]:
+def _fields(runner: RunnerRecord) -> dict[str, str]:
     return {"kind": runner.kind, "queue": runner.queue, "runner_id": runner.runner_id}

@@ -6,7 +6,7 @@ Every row belongs to one tenant; nothing is removed, only marked as deleted. Ver
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 from pydantic import JsonValue
 from sqlalchemy import (
@@ -27,6 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from penstock.contracts.json import JsonObject
 from penstock.db import NAMING_CONVENTION
 
 PACKAGE: Final = "penstock_registry"
@@ -60,7 +61,8 @@ class Table(DeclarativeBase):
     type_annotation_map = {
         datetime: UtcDateTime(),
         float: Double(),
-        dict[str, Any]: JSON(),
+        JsonObject: JSON(),
+        dict[str, str]: JSON(),
         list[str]: JSON(),
         JsonValue: JSON(),
     }
@@ -83,8 +85,8 @@ class DefinitionRow(Table):
     kind: Mapped[str] = mapped_column(String(16))
     name: Mapped[str] = mapped_column(String(64))
     description: Mapped[str] = mapped_column(Text)
-    labels: Mapped[dict[str, Any]]
-    document: Mapped[dict[str, Any]]
+    labels: Mapped[dict[str, str]]
+    document: Mapped[JsonObject]
     origin: Mapped[str] = mapped_column(String(16))
     revision: Mapped[int]
     published_version: Mapped[int | None]
@@ -103,7 +105,7 @@ class VersionRow(Table):
     version: Mapped[int]
     digest: Mapped[str] = mapped_column(String(64))
     compiled: Mapped[bytes] = mapped_column(LargeBinary)
-    document: Mapped[dict[str, Any]]
+    document: Mapped[JsonObject]
 
 
 class AliasRow(Table):

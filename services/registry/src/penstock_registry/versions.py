@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from penstock.contracts.facts import DefinitionKind
-from penstock.contracts.json import Json
+from penstock.contracts.json import JsonObject
 from penstock.contracts.plan import CanaryVersion, PublishedVersion
 from penstock_registry import store
 from penstock_registry.tables import AliasRow, DefinitionRow, VersionRow
@@ -24,7 +24,7 @@ def published_version(version: VersionRow, name: str) -> PublishedVersion:
     )
 
 
-def _input_schema(version: VersionRow) -> dict[str, Json] | None:
+def _input_schema(version: VersionRow) -> JsonObject | None:
     spec = version.document.get("spec")
     schema = spec.get("input") if isinstance(spec, dict) else None
     return schema if isinstance(schema, dict) else None

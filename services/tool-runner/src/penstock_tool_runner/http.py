@@ -11,7 +11,7 @@ import importlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from penstock.contracts.errors import RejectedError, TransientError
 from penstock.contracts.json import Json
@@ -144,7 +144,8 @@ class HttpTools:
                 request.method,
                 _target(request),
                 headers=headers,
-                **_content(request),
+                json=request.json_body,
+                content=None if request.text is None else request.text.encode(),
             )
             for _ in range(MAX_REDIRECTS + 1):
                 if outgoing is None:
@@ -212,12 +213,6 @@ def _by_name(pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
     for name, value in pairs:
         found.setdefault(name, []).append(value)
     return found
-
-
-def _content(request: Request) -> dict[str, Any]:
-    if request.json_body is not None:
-        return {"json": request.json_body}
-    return {} if request.text is None else {"content": request.text.encode()}
 
 
 def _require_http(url: httpx.URL) -> None:

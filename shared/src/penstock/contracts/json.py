@@ -13,4 +13,8 @@ if TYPE_CHECKING:
 else:
     Json = Any
 
-__all__ = ["Json"]
+__all__ = ["Json", "JsonObject"]
+
+JsonObject = dict[str, Json]
+"""A JSON object whose members only its author knows: a document, arguments, a JSON Schema, the
+parameters of a model. Code passes it on and looks at no more than single members."""

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -24,7 +24,7 @@ from penstock.contracts.errors import (
     error_from,
 )
 from penstock.contracts.facts import ChatMessage, ToolCall, Usage
-from penstock.contracts.json import Json
+from penstock.contracts.json import Json, JsonObject
 from penstock.expressions.templates import render
 from penstock_agent_runner.core.turn import Turn, last_user_index
 
@@ -39,7 +39,7 @@ class ScriptedCall(_Read):
     """A tool call; arguments are templates."""
 
     name: str
-    arguments: dict[str, Json] = {}
+    arguments: JsonObject = {}
     id: str | None = None
 
 
@@ -137,7 +137,7 @@ def perform(
         raise RejectedError("script_ended", f"the script has {len(turns)} turns, this is another")
     turn = turns[min(number, len(turns) - 1)]
     told = messages[start].content if start >= 0 else ""
-    scope: dict[str, Json] = {
+    scope: JsonObject = {
         "input": _value(told),
         "tools": [_value(message.content) for message in since if message.role == "tool"],
     }
@@ -190,7 +190,7 @@ def _rendered(template: str, scope: Mapping[str, Json]) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _arguments(template: dict[str, Json], scope: Mapping[str, Json]) -> dict[str, Any]:
+def _arguments(template: JsonObject, scope: Mapping[str, Json]) -> JsonObject:
     return {key: render(value, scope) for key, value in template.items()}
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from penstock.contracts.actions import Action, Respond, RouteToAgent, UseTools
 from penstock.contracts.errors import ErrorDetail, RejectedError, TransientError
 from penstock.contracts.facts import ChatMessage, ToolCall, Usage
-from penstock.contracts.json import Json
+from penstock.contracts.json import Json, JsonObject
 
 SCRIPTED: Final = "scripted/"
 
@@ -25,7 +25,7 @@ class ToolSpec(_Read):
 
     name: str
     description: str = ""
-    parameters: dict[str, Json] = {"type": "object", "properties": {}}
+    parameters: JsonObject = {"type": "object", "properties": {}}
 
 
 class RouteSpec(_Read):
@@ -40,7 +40,7 @@ class AgentConfig(_Read):
 
     model: str = ""
     instructions: str = ""
-    parameters: dict[str, Json] = {}
+    parameters: JsonObject = {}
     stream: bool = True
     script: Json = None
     endpoint: str | None = None
@@ -120,7 +120,7 @@ def chat_messages(instructions: str, messages: tuple[ChatMessage, ...]) -> list[
     if instructions:
         found.append({"role": "system", "content": instructions})
     for message in messages:
-        entry: dict[str, Json] = {"role": message.role, "content": message.content}
+        entry: JsonObject = {"role": message.role, "content": message.content}
         if message.tool_calls:
             entry["tool_calls"] = [
                 {

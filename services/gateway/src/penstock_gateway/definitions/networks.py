@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Path, Query
 from pydantic import JsonValue
@@ -10,6 +10,7 @@ from pydantic import JsonValue
 from penstock.contracts.errors import ErrorDetail, RejectedError
 from penstock.contracts.facts import Record
 from penstock.contracts.ids import TOKEN_PATTERN, Token
+from penstock.contracts.json import JsonObject
 from penstock.contracts.rpc import (
     Definition,
     DefinitionPage,
@@ -65,10 +66,10 @@ async def list_agent_routes(
         found = list(page.items)
     return AgentRoutes(
         items=tuple(
-            AgentRoute(network=one.name, source=member["name"], target=target)
+            AgentRoute(network=one.name, source=str(member.get("name")), target=target)
             for one in found
             for member in _members(one)
-            for target in member.get("routes", ())
+            for target in _targets(member)
         )
     )
 
@@ -78,8 +79,8 @@ async def add_agent_route(gateway: GatewayParts, caller: Admin, body: NewRoute) 
     """Add a route to a network; one that is there already stays as it is."""
     definition = await _network(gateway, caller, body.network)
     member = _member(definition, body.source)
-    if body.target not in member.get("routes", ()):
-        member["routes"] = [*member.get("routes", ()), body.target]
+    if body.target not in (targets := _targets(member)):
+        member["routes"] = [*targets, body.target]
         await _store(gateway, caller, definition)
     return AgentRoute(network=body.network, source=body.source, target=body.target)
 
@@ -91,9 +92,9 @@ async def remove_agent_route(
     """Remove a route from a network."""
     definition = await _network(gateway, caller, network)
     member = _member(definition, source)
-    if target not in member.get("routes", ()):
+    if target not in (targets := _targets(member)):
         raise RejectedError("route_not_found", f"{source} has no route to {target}")
-    member["routes"] = [one for one in member["routes"] if one != target]
+    member["routes"] = [one for one in targets if one != target]
     await _store(gateway, caller, definition)
 
 
@@ -102,7 +103,7 @@ async def _network(gateway: Gateway, caller: Caller, name: str) -> Definition:
     return await gateway.registry.ask("get_definition", request, Definition)
 
 
-def _members(definition: Definition) -> list[dict[str, Any]]:
+def _members(definition: Definition) -> list[JsonObject]:
     """Return the agents in a network's document, to be changed in place."""
     document: JsonValue = definition.document
     spec = document.get("spec") if isinstance(document, dict) else None
@@ -110,7 +111,12 @@ def _members(definition: Definition) -> list[dict[str, Any]]:
     return [one for one in agents if isinstance(one, dict)] if isinstance(agents, list) else []
 
 
-def _member(definition: Definition, name: str) -> dict[str, Any]:
+def _targets(member: JsonObject) -> list[str]:
+    routes = member.get("routes")
+    return [str(one) for one in routes] if isinstance(routes, list) else []
+
+
+def _member(definition: Definition, name: str) -> JsonObject:
     members = _members(definition)
     for member in members:
         if member.get("name") == name:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Body, Path, Query, Request, Response
 from pydantic import Field, JsonValue, ValidationError
@@ -10,6 +10,7 @@ from pydantic_core import from_json
 
 from penstock.contracts.errors import ErrorDetail, RejectedError
 from penstock.contracts.ids import TOKEN_PATTERN
+from penstock.contracts.json import JsonObject
 from penstock.contracts.rpc import (
     Alias,
     Aliases,
@@ -38,6 +39,7 @@ from penstock.contracts.rpc import (
 from penstock.runs.definition_views import DefinitionItems, VersionItems
 from penstock_gateway.context import Admin, AnyCaller, GatewayParts, Viewer
 from penstock_gateway.core.requests import Input
+from penstock_gateway.openapi import OpenApi
 from penstock_gateway.raw import refused
 
 RUNNABLE: Final = (DocumentKind.AGENT, DocumentKind.WORKFLOW, DocumentKind.NETWORK)
@@ -46,7 +48,7 @@ RUNNABLE: Final = (DocumentKind.AGENT, DocumentKind.WORKFLOW, DocumentKind.NETWO
 Name = Annotated[str, Path(pattern=TOKEN_PATTERN)]
 Limit = Annotated[int, Query(ge=1, le=1000)]
 Cursor = Annotated[str | None, Query(description="The `next_cursor` of the page before.")]
-Document = Annotated[dict[str, JsonValue], Body(description="A document, as `apply` takes it.")]
+Document = Annotated[JsonObject, Body(description="A document, as `apply` takes it.")]
 Publish = Annotated[bool, Query(description="Bring it into force as well.")]
 ExpectedRevision = Annotated[int | None, Query(description="Change only this revision.")]
 
@@ -278,7 +280,7 @@ async def delete_agent(gateway: GatewayParts, caller: AnyCaller, name: Name) -> 
 
 application: Final = APIRouter(tags=["definitions"])
 
-_APPLY_BODY: Final[dict[str, Any]] = {
+_APPLY_BODY: Final[OpenApi] = {
     "requestBody": {
         "required": True,
         "content": {

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Literal, NamedTuple
 
-from pydantic import JsonValue
-
+from penstock.contracts.answers import ApprovalAnswer, ResolutionAnswer, ToolAnswer
 from penstock.contracts.errors import ErrorDetail, RejectedError
 from penstock.contracts.facts import PendingRequest, SignalReceived
 from penstock.contracts.ids import answer_signal_id
@@ -37,7 +36,7 @@ class Answer(NamedTuple):
     """One answer to one pending request."""
 
     record_id: str
-    payload: dict[str, JsonValue]
+    given: ApprovalAnswer | ToolAnswer | ResolutionAnswer
     digest: str | None = None
     """Digest of the request that the client means; ``None``: any."""
     path: str = ""
@@ -103,7 +102,7 @@ class Answering:
     def _check(
         self, caller: Caller, state: RunState, question: Question, answer: Answer
     ) -> _Checked:
-        node_record = find_record(state, question, answer)
+        node_record = find_record(state, question, answer.record_id, answer.path)
         request = node_record.node_record.request or _NOTHING_ASKED
         require_role(caller, request)
         earlier = answer_to(state, question, node_record)
@@ -135,7 +134,7 @@ class Answering:
             {
                 "occurred_at": datetime.now(UTC),
                 "name": one.request.name,
-                "payload": {**one.answer.payload, "digest": one.request.digest},
+                "payload": {**one.answer.given.payload(), "digest": one.request.digest},
                 "kind": kind,
                 "target": record_id,
                 "sent_by": caller.key_id,
@@ -147,23 +146,31 @@ class Answering:
         return require_same(recorded, one.answer) if sent.repeated else recorded
 
 
-def find_record(state: RunState, question: Question, answer: Answer) -> NodeRecordState:
+def find_record(
+    state: RunState, question: Question, record_id: str, path: str = ""
+) -> NodeRecordState:
     """Return the pending request, open or closed.
+
+    Args:
+        state: The run that asks.
+        question: What kind of question it is.
+        record_id: Id of the node record.
+        path: Where in the request it stood, for the error.
 
     Raises:
         RejectedError: ``approval_not_found``, ``tool_call_not_found``, ``resolution_not_found``.
     """
-    node_record = state.node_records.get(answer.record_id)
+    node_record = state.node_records.get(record_id)
     # A call that failed is marked as its node is; that it was asked for is in its answer.
     if node_record is None or (
         node_record.node_record.kind != question and not _was_asked(state, question, node_record)
     ):
         code, what = _NAMES[question]
-        detail = ErrorDetail(path=_at(answer, ""), message="nothing of this id was asked")
+        detail = ErrorDetail(path=path, message="nothing of this id was asked")
         raise RejectedError(
             code,
-            f"run {state.run_id} has no {what} {answer.record_id[:64]}",
-            details=(detail,) if detail.path else (),
+            f"run {state.run_id} has no {what} {record_id[:64]}",
+            details=(detail,) if path else (),
         )
     return node_record
 
@@ -216,8 +223,9 @@ def require_same(recorded: Recorded, answer: Answer) -> Recorded:
     """
     payload = recorded.fact.payload
     first = payload if isinstance(payload, dict) else {}
-    compared = [name for name in answer.payload if name not in ("reason", "by")]
-    if all(first.get(name) == answer.payload[name] for name in compared):
+    given = answer.given.payload()
+    compared = [name for name in given if name not in ("reason", "by")]
+    if all(first.get(name) == given[name] for name in compared):
         return recorded
     decided = first.get("decision") or first.get("action") or first.get("status")
     by = first.get("by") or recorded.fact.sent_by or "another caller"
@@ -226,7 +234,7 @@ def require_same(recorded: Recorded, answer: Answer) -> Recorded:
         f"{by} has answered already: {decided}",
         details=(
             ErrorDetail(
-                path=_at(answer, compared[0] if compared else ""),
+                path=_at(answer, compared[0]),
                 message=f"decided at {recorded.fact.occurred_at.isoformat()} by {by}",
                 allowed=str(decided),
             ),

@@ -17,7 +17,7 @@ from penstock_gateway.core.access import Caller
 from penstock_gateway.core.node_records import approval_view
 from penstock_gateway.core.preferences import cursor as revision_of
 from penstock_gateway.core.requests import Verdict
-from penstock_gateway.runs.answer import Answer, Recorded, answer_to, find_record
+from penstock_gateway.runs.answer import Answer, answer_to, find_record
 
 RecordId = Annotated[str, Path(pattern=TOKEN_PATTERN)]
 
@@ -99,7 +99,7 @@ async def get_approval(
 ) -> ApprovalView:
     """Return one approval, from its run's log."""
     state = await gateway.runs.state(caller.tenant, run_id)
-    return _view(state, find_record(state, "approval", Answer(record_id, {})))
+    return _view(state, find_record(state, "approval", record_id))
 
 
 @approvals.post("/v1/approvals/{run_id}/{record_id}/approve", status_code=202)
@@ -138,14 +138,9 @@ async def _decide(
     response: Response,
 ) -> ApprovalView:
     given = verdict or Verdict()
-    answer = Answer(
-        record_id,
-        ApprovalAnswer(decision, given.reason, caller.key_id).payload(),
-        given.digest,
-    )
-    recorded: Recorded
+    answer = Answer(record_id, ApprovalAnswer(decision, given.reason, caller.key_id), given.digest)
     (recorded,) = await gateway.answering.answer(caller, run_id, "approval", (answer,))
     if recorded.repeated:
         response.status_code = 200
     state = await gateway.runs.state(caller.tenant, run_id, at_least_seq=recorded.seq)
-    return _view(state, find_record(state, "approval", answer))
+    return _view(state, find_record(state, "approval", record_id))

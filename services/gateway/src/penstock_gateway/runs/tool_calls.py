@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Header, Path, Response
-from pydantic import JsonValue
 
 from penstock.contracts.answers import ResolutionAnswer, ToolAnswer, ToolError
 from penstock.contracts.errors import ErrorDetail, RejectedError
@@ -16,7 +15,7 @@ from penstock.runs.views import RunView, awaited
 from penstock_gateway.context import AnyCaller, GatewayParts, Viewer
 from penstock_gateway.core.node_records import call_view, unknown_view
 from penstock_gateway.core.preferences import wait_seconds
-from penstock_gateway.core.requests import Resolution, ToolResult, ToolResults
+from penstock_gateway.core.requests import Resolution, ToolFailure, ToolResult, ToolResults
 from penstock_gateway.runs.answer import Answer
 from penstock_gateway.runs.wait import open_calls
 
@@ -55,7 +54,7 @@ async def post_tool_results(
     """
     _require_distinct(body.results)
     answers = tuple(
-        Answer(result.step_id, _payload(result, index), path=f"results[{index}]")
+        Answer(result.step_id, _given(result, index), path=f"results[{index}]")
         for index, result in enumerate(body.results)
     )
     recorded = await gateway.answering.answer(caller, run_id, "client_tool", answers)
@@ -82,18 +81,15 @@ def _require_distinct(results: tuple[ToolResult, ...]) -> None:
         seen.add(result.step_id)
 
 
-def _payload(result: ToolResult, index: int) -> dict[str, JsonValue]:
+def _given(result: ToolResult, index: int) -> ToolAnswer:
     if result.status == "succeeded" and result.error is not None:
         raise _invalid(f"results[{index}].error", "a success has no error", "status: failed")
     if result.status == "failed" and result.output is not None:
         raise _invalid(f"results[{index}].output", "a failure has no output", "error")
     if result.status == "succeeded":
-        return ToolAnswer(result.output).payload()
-    given = result.error
-    error = (
-        ToolError(given.code, given.message) if given is not None else ToolError("tool_failed", "")
-    )
-    return ToolAnswer(error=error).payload()
+        return ToolAnswer(result.output)
+    error = result.error or ToolFailure()
+    return ToolAnswer(error=ToolError(error.code, error.message))
 
 
 def _invalid(path: str, message: str, allowed: str) -> RejectedError:
@@ -129,7 +125,7 @@ async def resolve(
     if body.action != "succeed" and body.output is not None:
         raise _invalid("output", f"{body.action} has no output", "action: succeed")
     decided = ResolutionAnswer(body.action, body.output, body.reason, caller.key_id)
-    answer = Answer(resolution_record_id(step_id), decided.payload(), body.digest)
+    answer = Answer(resolution_record_id(step_id), decided, body.digest)
     (recorded,) = await gateway.answering.answer(caller, run_id, "resolution", (answer,))
     if recorded.repeated:
         response.status_code = 200

@@ -16,6 +16,7 @@ from penstock.contracts import subjects
 from penstock.contracts.errors import ErrorDetail, InvariantError, RejectedError
 from penstock.contracts.facts import DefinitionKind, Record, RunStatus, Trigger
 from penstock.contracts.ids import run_id_from_key
+from penstock.contracts.json import JsonObject
 from penstock.contracts.runners import WebhookRecord
 from penstock.expressions.templates import render
 from penstock.runids import new_run_id
@@ -172,7 +173,7 @@ def _texts(raw: Mapping[bytes, bytes]) -> dict[str, str]:
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in raw.items()}
 
 
-def _shown(headers: Mapping[str, str]) -> dict[str, JsonValue]:
+def _shown(headers: Mapping[str, str]) -> JsonObject:
     """Return the headers that a template may use: none that would let it leak a credential."""
     return {
         name: value

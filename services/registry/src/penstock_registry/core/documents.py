@@ -22,6 +22,7 @@ from penstock_registry.core.parts import (
     RetrySpec,
     SecretHeader,
     SecretName,
+    WrittenObject,
 )
 from penstock_registry.core.schedules import ScheduleSpec
 from penstock_registry.core.steps import Expression, Steps, StepSpec
@@ -44,7 +45,7 @@ class ScriptedCall(Part):
     """A tool call that a scripted turn makes."""
 
     name: Token
-    arguments: dict[str, JsonValue] = {}
+    arguments: WrittenObject = {}
     id: str | None = None
 
 
@@ -104,7 +105,7 @@ class AgentSpec(Part):
     instructions: str = ""
     tools: tuple[Token, ...] = ()
     max_turns: int = Field(default=10, ge=1, le=1000)
-    parameters: dict[str, JsonValue] = {}
+    parameters: WrittenObject = {}
     """Passed to the model: temperature, max_tokens, api_base, ..."""
     script: Script | None = None
     endpoint: Endpoint | None = None
@@ -133,7 +134,7 @@ class HttpSpec(Part):
     method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"] = "GET"
     url: str = Field(min_length=1, max_length=4000)
     headers: dict[str, str | SecretHeader] = {}
-    query: dict[str, JsonValue] = {}
+    query: WrittenObject = {}
     json_body: JsonValue = Field(default=None, alias="json")
     body: str | None = None
     """A body of text, instead of ``json``."""

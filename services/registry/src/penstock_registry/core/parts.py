@@ -109,8 +109,12 @@ class SecretHeader(Part):
     """Put before it, such as ``Bearer`` with a space."""
 
 
-JsonSchema = dict[str, JsonValue]
+WrittenObject = dict[str, JsonValue]
+"""A JSON object in a document. It is checked to be one, as YAML has values that JSON lacks."""
+JsonSchema = WrittenObject
 """A JSON Schema (2020-12) in a document."""
+GeneratedSchema = dict[str, Any]
+"""A JSON Schema as pydantic generates it: nested to any depth, read by key."""
 
 
 def _read_condition(value: Any) -> Any:

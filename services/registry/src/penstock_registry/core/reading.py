@@ -11,6 +11,7 @@ from pydantic import JsonValue, ValidationError
 from pydantic_core import ErrorDetails
 
 from penstock.contracts.errors import ErrorDetail, RejectedError
+from penstock.contracts.json import JsonObject
 from penstock.contracts.rpc import DocumentKind
 from penstock_registry.core.documents import (
     BY_WRITTEN,
@@ -19,6 +20,7 @@ from penstock_registry.core.documents import (
     Document,
     show_endpoint,
 )
+from penstock_registry.core.parts import GeneratedSchema
 from penstock_registry.core.places import at, invalid_document, show_location
 
 
@@ -106,7 +108,7 @@ class Placed:
     """A document as it was given: its place among others, as written, and as read."""
 
     path: str
-    raw: dict[str, JsonValue]
+    raw: JsonObject
     document: Document
 
 
@@ -209,7 +211,7 @@ def _found(error: ValidationError) -> list[ErrorDetails]:
     return [one for one in found if one["type"] != "too_short" or one["loc"] not in inner]
 
 
-def _detail(found: ErrorDetails, schema: dict[str, Any], prefix: str) -> ErrorDetail:
+def _detail(found: ErrorDetails, schema: GeneratedSchema, prefix: str) -> ErrorDetail:
     context: Mapping[str, Any] = found.get("ctx", {})
     location = found["loc"]
     allowed: str | None = None
@@ -245,11 +247,11 @@ def _shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _fields(schema: dict[str, Any], location: Iterable[str | int]) -> list[str]:
+def _fields(schema: GeneratedSchema, location: Iterable[str | int]) -> list[str]:
     """Return the names of the fields that a place in a document can have, from its JSON Schema."""
     definitions = schema.get("$defs", {})
 
-    def resolve(node: dict[str, Any]) -> dict[str, Any]:
+    def resolve(node: GeneratedSchema) -> GeneratedSchema:
         for _ in range(10):
             if "$ref" in node:
                 node = definitions[node["$ref"].rsplit("/", 1)[1]]

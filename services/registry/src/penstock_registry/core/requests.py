@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from pydantic import JsonValue
 
 from penstock.contracts.errors import ErrorDetail
+from penstock.contracts.json import JsonObject
 from penstock.contracts.plan import CompiledTool
 from penstock.expressions.templates import split
 from penstock_registry.core.documents import HttpSpec
@@ -33,7 +35,7 @@ class Call(NamedTuple):
     """A tool that sends a request, and the template of the arguments that it is called with."""
 
     tool: CompiledTool
-    arguments: dict[str, JsonValue]
+    arguments: JsonObject
 
 
 def request_faults(
@@ -58,7 +60,7 @@ def request_faults(
                     allowed="letters, digits, '_' and '-'",
                 )
     headers = {name: text for name, text in request.headers.items() if isinstance(text, str)}
-    templates: dict[str, JsonValue] = {
+    templates: JsonObject = {
         "url": request.url,
         "headers": dict(headers),
         "query": request.query,
@@ -78,21 +80,21 @@ def call_of(name: str, description: str, request: HttpRequest) -> Call:
         description: What it is for.
         request: What it sends.
     """
-    arguments: dict[str, JsonValue] = {}
+    moved = _Arguments({})
     http = HttpSpec.model_validate(
         {
             "method": request.method,
-            "url": _url(request.url, arguments),
-            "headers": _headers(request.headers, arguments),
-            "query": _by_name("query", request.query, arguments),
-            "json": _whole("json", request.json_body, arguments),
-            "body": _whole("body", request.body, arguments),
+            "url": moved.url(request.url),
+            "headers": moved.headers(request.headers),
+            "query": moved.members("query", request.query),
+            "json": moved.whole("json", request.json_body),
+            "body": moved.whole("body", request.body),
             "response": request.response,
             "timeout_seconds": request.timeout_seconds,
             "max_response_bytes": request.max_response_bytes,
         }
     )
-    schema: dict[str, JsonValue] = {"type": "object", "properties": {key: {} for key in arguments}}
+    schema: JsonObject = {"type": "object", "properties": {key: {} for key in moved.templates}}
     body = http.model_dump(mode="json", by_alias=True, exclude={"queue"})
     tool = CompiledTool(
         name=name,
@@ -103,25 +105,59 @@ def call_of(name: str, description: str, request: HttpRequest) -> Call:
         timeout_seconds=request.timeout_seconds + QUEUE_SECONDS,
         at_most_once=request.at_most_once,
     )
-    return Call(tool, arguments)
+    return Call(tool, moved.templates)
 
 
-def _url(text: str, arguments: dict[str, JsonValue]) -> str:
-    parts = split(text)
-    if len(parts) == 1 and parts[0][1]:
-        arguments["url"] = text
-        return "{{ arguments.url }}"
-    url = ""
-    names: dict[str, str] = {}
-    for part, template in parts:
-        if not template:
-            url += part
-            continue
-        if part not in names:
-            names[part] = _argument_name(part, names.values())
-            arguments[names[part]] = f"{{{{ {part} }}}}"
-        url += f"{{{{ arguments.{names[part]} }}}}"
-    return url
+_FIELDS: Final = frozenset({"url", "headers", "query", "json", "body"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Arguments:
+    """Moves templates over the run out of a request, each to an argument of the call."""
+
+    templates: JsonObject
+
+    def url(self, text: str) -> str:
+        parts = split(text)
+        if len(parts) == 1 and parts[0][1]:
+            return str(self.whole("url", text))
+        url = ""
+        names: dict[str, str] = {}
+        for part, template in parts:
+            if not template:
+                url += part
+                continue
+            if part not in names:
+                names[part] = _argument_name(part, names.values())
+                self.templates[names[part]] = f"{{{{ {part} }}}}"
+            url += f"{{{{ arguments.{names[part]} }}}}"
+        return url
+
+    def headers(self, headers: Mapping[str, str | SecretHeader]) -> JsonObject:
+        """Return the headers; one that ends in a secret is filled in by the tool-runner alone."""
+        fixed: JsonObject = {}
+        plain: dict[str, str] = {}
+        for name, value in headers.items():
+            if isinstance(value, SecretHeader):
+                fixed[name] = value.model_dump(mode="json")
+            elif (found := _SECRET.fullmatch(value)) is not None:
+                fixed[name] = {"secret": found[2], "prefix": found[1]}
+            else:
+                plain[name] = value
+        return {**self.members("headers", plain), **fixed}
+
+    def members(self, field: str, given: Mapping[str, JsonValue]) -> JsonObject:
+        moved = {name: value for name, value in given.items() if _templated(value)}
+        if moved:
+            self.templates[field] = moved
+        references = {name: f'{{{{ arguments.{field}["{name}"] }}}}' for name in moved}
+        return {**given, **references}
+
+    def whole(self, field: str, value: JsonValue) -> JsonValue:
+        if not _templated(value):
+            return value
+        self.templates[field] = value
+        return f"{{{{ arguments.{field} }}}}"
 
 
 def _argument_name(expression: str, taken: Iterable[str]) -> str:
@@ -134,48 +170,6 @@ def _argument_name(expression: str, taken: Iterable[str]) -> str:
         number += 1
         name = f"{stem}_{number}"
     return name
-
-
-_FIELDS: Final = frozenset({"url", "headers", "query", "json", "body"})
-
-
-def _headers(
-    headers: Mapping[str, str | SecretHeader], arguments: dict[str, JsonValue]
-) -> dict[str, JsonValue]:
-    """Return the headers; one that ends in a secret is filled in by the tool-runner alone."""
-    fixed: dict[str, JsonValue] = {}
-    plain: dict[str, JsonValue] = {}
-    for name, value in headers.items():
-        if isinstance(value, SecretHeader):
-            fixed[name] = value.model_dump(mode="json")
-        elif (found := _SECRET.fullmatch(value)) is not None:
-            fixed[name] = {"secret": found[2], "prefix": found[1]}
-        else:
-            plain[name] = value
-    return {**_by_name("headers", plain, arguments), **fixed}
-
-
-def _by_name(
-    field: str, given: Mapping[str, JsonValue], arguments: dict[str, JsonValue]
-) -> dict[str, JsonValue]:
-    found: dict[str, JsonValue] = {}
-    moved: dict[str, JsonValue] = {}
-    for name, value in given.items():
-        if _templated(value):
-            moved[name] = value
-            found[name] = f'{{{{ arguments.{field}["{name}"] }}}}'
-        else:
-            found[name] = value
-    if moved:
-        arguments[field] = moved
-    return found
-
-
-def _whole(field: str, value: JsonValue, arguments: dict[str, JsonValue]) -> JsonValue:
-    if not _templated(value):
-        return value
-    arguments[field] = value
-    return f"{{{{ arguments.{field} }}}}"
 
 
 def _templated(value: JsonValue) -> bool:

@@ -11,10 +11,11 @@ import inspect
 import sys
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any, Final
+from typing import Final
 
 from penstock.contracts.rpc import DocumentKind
 from penstock_registry.core.documents import MODELS
+from penstock_registry.core.parts import GeneratedSchema
 from penstock_registry.core.steps import WORK
 
 EXACTLY_ONE: Final[dict[str, Sequence[str]]] = {
@@ -30,12 +31,12 @@ EXACTLY_ONE: Final[dict[str, Sequence[str]]] = {
 """Fields of which a part has exactly one."""
 
 
-def json_schemas() -> dict[DocumentKind, dict[str, Any]]:
+def json_schemas() -> dict[DocumentKind, GeneratedSchema]:
     """Return the JSON Schema (2020-12) of each kind of document."""
     return {kind: _schema(kind) for kind in MODELS}
 
 
-def _schema(kind: DocumentKind) -> dict[str, Any]:
+def _schema(kind: DocumentKind) -> GeneratedSchema:
     model = MODELS[kind]
     made = model.model_json_schema(by_alias=True)
     definitions = made.get("$defs", {})
@@ -50,7 +51,7 @@ def _schema(kind: DocumentKind) -> dict[str, Any]:
     }
 
 
-def _describe(name: str, definition: dict[str, Any]) -> None:
+def _describe(name: str, definition: GeneratedSchema) -> None:
     texts = _texts().get(name, {})
     for field, schema in definition.get("properties", {}).items():
         schema.pop("title", None)

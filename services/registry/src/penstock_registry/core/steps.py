@@ -24,6 +24,7 @@ from penstock_registry.core.parts import (
     RetrySpec,
     SecretHeader,
     Selector,
+    WrittenObject,
 )
 
 Expression = Annotated[str, StringConstraints(min_length=1, max_length=MAX_EXPRESSION)]
@@ -39,7 +40,7 @@ class HttpRequest(Part):
     url: str = Field(min_length=1, max_length=4000)
     """Values in it are percent-encoded, unless the whole URL is one template."""
     headers: dict[str, str | SecretHeader] = {}
-    query: dict[str, JsonValue] = {}
+    query: WrittenObject = {}
     json_body: JsonValue = Field(default=None, alias="json")
     """A body of JSON."""
     body: str | None = None

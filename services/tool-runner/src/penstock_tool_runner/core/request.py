@@ -16,7 +16,7 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from penstock.contracts.errors import ErrorDetail, RejectedError
-from penstock.contracts.json import Json
+from penstock.contracts.json import Json, JsonObject
 from penstock.expressions.templates import render
 
 DEFAULT_TIMEOUT_SECONDS: Final = 30.0
@@ -47,7 +47,7 @@ class HttpTool(BaseModel):
     method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"] = "GET"
     url: str
     headers: dict[str, str | Secret] = {}
-    query: dict[str, Json] = {}
+    query: JsonObject = {}
     json_body: Json = Field(default=None, alias="json")
     body: str | None = None
     """A body of text, instead of ``json``."""
@@ -97,7 +97,7 @@ def build_request(tool: HttpTool, arguments: Mapping[str, Json]) -> Request:
     Raises:
         RejectedError: ``template_unresolved``, ``invalid_arguments`` or ``invalid_tool``.
     """
-    scope: dict[str, Json] = {"arguments": dict(arguments)}
+    scope: JsonObject = {"arguments": dict(arguments)}
     headers: dict[str, str] = {}
     secrets: dict[str, Secret] = {}
     for name, value in tool.headers.items():
