@@ -79,7 +79,7 @@ class RunStatus(StrEnum):
 class Record(BaseModel):
     """Base of everything on the wire: frozen, unknown fields ignored."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
 
 class ToolCall(WireStruct):

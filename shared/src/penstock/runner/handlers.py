@@ -17,7 +17,6 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, ValidationError
 from pydantic.config import ExtraValues
-from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from penstock.contracts.errors import ErrorDetail, RejectedError
@@ -165,6 +164,8 @@ def _named(
             fields.append((item.name, hint))
         else:
             fields.append((item.name, hint, field(default_factory=partial(deepcopy, item.default))))
+    from pydantic.dataclasses import dataclass as pydantic_dataclass  # noqa: PLC0415 - heavy
+
     record = make_dataclass(f"{name}_arguments", fields, kw_only=True)
     adapter: TypeAdapter[Any] = TypeAdapter(
         pydantic_dataclass(record, config=ConfigDict(extra=extra, title=name))
