@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import HealthCheck, example, given, note, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
@@ -184,6 +184,7 @@ def test_replay_of_any_run_spends_nothing_and_ends_the_same(seed: int) -> None:
 
 @SETTINGS
 @given(seed=st.integers(0, 10**6), share=st.floats(0, 1))
+@example(seed=846696, share=1.0)
 def test_fork_from_any_sequence_ends(seed: int, share: float) -> None:
     source = source_of(seed)
     at_seq = 1 + int(share * (len(source.log.messages) - 1))

@@ -500,6 +500,19 @@ def test_retry_of_an_agent_out_of_turns_asks_for_the_last_one_again() -> None:
     assert_same_end(source, replay(source))
 
 
+def test_override_of_an_early_turn_holds_where_the_last_one_had_no_valid_action() -> None:
+    plan = make_plan(agent_node("a"), agents=[make_agent(tools=("add",), max_turns=3)])
+    source = Driver(plan).start().result("a-1", uses(("add", {"n": 1}))).result("a-1-0", 1)
+    source.result("a-2", uses(("add", {"n": 2}))).result("a-2-0", 2)
+    source.result("a-3", uses(("add", {"n": 3}))).result("a-3-0", 3)
+    assert code_of(source) == "max_turns_exceeded"
+
+    copy = fork(source, overrides={"a-1": uses(("add", {"n": 9}))})
+
+    assert copy.scheduled == ["a-1-0.1"]
+    assert copy.fact("a-1-0").input == {"n": 9}
+
+
 def test_network_of_agents_is_taken_over_and_goes_on_from_an_override() -> None:
     agents = [
         make_agent("boss", routes=("clerk",)),

@@ -7,28 +7,25 @@ holds is never done again. It leaves out whatever depends on something that is a
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from datetime import datetime
 from typing import Final
 
 from msgspec import structs
-from pydantic import ValidationError
 
-from penstock.contracts.actions import ACTION
 from penstock.contracts.errors import ErrorDetail, RejectedError
-from penstock.contracts.facts import NodeRecord, Seed, SeededSignal, SeededStep, StepKind
+from penstock.contracts.facts import NodeRecord, Seed, SeededSignal, SeededStep
 from penstock.contracts.ids import (
     MAIN_RECORD,
     RecordId,
-    call_step_id,
     instance_id,
     resolution_record_id,
     turn_step_id,
 )
 from penstock.contracts.json import Json
-from penstock.contracts.plan import AgentNode, LoopNode, MapNode, Node, ParallelNode, Plan, ToolNode
-from penstock.runs.lineage import Element, Lineage, Path, Staleness, element_of
-from penstock.runs.seeds import Cut, called_tool, invalid, made_up, replaced, seeded
-from penstock.runs.state import Entry, StepState, fold, new_state
+from penstock.contracts.plan import MapNode, Node, ParallelNode, Plan
+from penstock.runs.lineage import Element, Lineage, Path, Staleness
+from penstock.runs.overrides import Overrides
+from penstock.runs.seeds import Cut, Source, seeded
+from penstock.runs.state import Entry, StepState
 
 FROM_OUTSIDE: Final = frozenset({"cancelled", "run_timeout", "budget_exhausted", "plan_missing"})
 """Codes of ends that no recorded outcome leads to: a run without them would continue."""
@@ -65,7 +62,8 @@ def seed_of(
             no such outcome. ``outcome_unknown``: the outcome of a step that must not be repeated
             is not known.
     """
-    return _Harvest(plan, entries, at_seq, decided_by, as_recorded=as_recorded).seed(
+    source = Source(plan, entries, at_seq)
+    return _Harvest(source, decided_by, as_recorded=as_recorded).seed(
         overrides or {}, drop, reshaped
     )
 
@@ -73,40 +71,14 @@ def seed_of(
 class _Harvest:
     """Sorts out what of a run's outcomes holds."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        entries: Sequence[Entry],
-        at_seq: int | None,
-        decided_by: int | None,
-        *,
-        as_recorded: bool,
-    ) -> None:
-        first = entries[0].subject
-        begun = new_state(first.tenant, first.shard, first.run_id)
-        self.plan = plan
-        self.all = fold(begun, entries)
-        self.state = self.all
-        if at_seq is not None:
-            self.state = fold(begun, (entry for entry in entries if entry.seq <= at_seq))
+    def __init__(self, source: Source, decided_by: int | None, *, as_recorded: bool) -> None:
+        self.source = source
+        self.plan, self.state = source.plan, source.state
         self.as_recorded = as_recorded
         self.decided_by = decided_by
-        self.decided: dict[int, int] = {0: 0}
-        self.opened: set[str] = set()
-        for entry in entries:
-            number = entry.subject.decision
-            self.decided[number] = min(self.decided.get(number, entry.seq), entry.seq)
-            decision = getattr(entry.fact, "decision", None)
-            if decision is not None:
-                self.opened.update(
-                    node_record.record_id
-                    for node_record in decision.node_records
-                    if node_record.status == "open"
-                )
-        self.stale = Staleness(Lineage(plan))
-        self.cuts: dict[str, Cut] = {}
-        self.replaced: set[str] = set()
-        """Instances and steps whose outcomes are given by overrides."""
+        self.stale = Staleness(Lineage(source.plan))
+        self.overrides = Overrides(source, self.stale)
+        self.cuts = self.overrides.cuts
         self.handlers_hold = False
         self.clean = False
         """Whether nothing is done again: the run ends as it did."""
@@ -114,7 +86,7 @@ class _Harvest:
     def seed(
         self, overrides: Mapping[str, Json], drop: Collection[str], reshaped: Collection[str]
     ) -> Seed:
-        given = list(self._overridden(overrides))
+        overridden = list(self.overrides.outcomes(overrides))
         for node_id in drop:
             if node_id in self.plan.positions:
                 self.stale.add(node_id, (), "whole")
@@ -125,7 +97,7 @@ class _Harvest:
             self._leave_out_failures()
             self._leave_out_undone()
         self.handlers_hold = self._main_holds()
-        self._check_turns()
+        self.overrides.check_turns()
         self.clean = self.as_recorded and not (overrides or drop or reshaped)
         self.clean &= self.decided_by is None
         node_records = {
@@ -137,7 +109,7 @@ class _Harvest:
             node_record.record_id: node_record
             for node_record in self._call_records(steps, node_records)
         }
-        for outcome in given:
+        for outcome in overridden:
             if isinstance(outcome, NodeRecord):
                 node_records[outcome.record_id] = outcome
             else:
@@ -149,27 +121,23 @@ class _Harvest:
             spent=structs.replace(self.state.usage, steps=self.state.attempts),
         )
 
-    def element(self, step_or_record_id: str) -> Element | None:
-        """Return the element of the plan that an id names, if there is one."""
-        return element_of(self.plan, step_or_record_id)
-
     # -- left out ----------------------------------------------------------------------------
 
     def _leave_out_failures(self) -> None:
         """Leave out failed instances after which the run did not continue."""
         for record_id, known in self.state.node_records.items():
-            found = self.element(record_id)
+            found = self.source.element(record_id)
             if found is None or found.turn is not None or known.node_record.status != "failed":
                 continue
             if self._tolerated(found.node, found.path):
                 continue
             self.stale.add(found.node.id, found.path, "outcome")
             if found.node.kind == "agent":
-                turn = self._latest_turn(record_id)
+                turn = self.source.latest_turn(record_id)
                 step = self.state.steps.get(turn_step_id(record_id, turn))
                 if step is not None and step.status == "succeeded" and turn > 0:
                     # Its last turn had no valid action: the turn is repeated.
-                    self.cuts[record_id] = Cut(turn - 1, calls=True)
+                    self.cuts.setdefault(record_id, Cut(turn - 1, calls=True, overridden=False))
 
     def _tolerated(self, node: Node, path: Path) -> bool:
         """Whether the run continued although an instance failed."""
@@ -195,8 +163,8 @@ class _Harvest:
             for node_id, position in self.plan.positions.items()
             if position.node.compensate is not None
         }
-        for each in (*self.all.steps, *self.all.node_records):
-            found = self.element(each)
+        for each in (*self.source.whole.steps, *self.source.whole.node_records):
+            found = self.source.element(each)
             if found is not None and found.node.id in undoes:
                 self.stale.add(undoes[found.node.id], found.path, "whole")
 
@@ -205,7 +173,7 @@ class _Harvest:
         main = self.state.node_records.get(MAIN_RECORD)
         if main is None or self.stale.touches_main:
             return False
-        if self.decided_by is not None and self.decided[main.decision] > self.decided_by:
+        if self.decided_by is not None and self.source.decided[main.decision] > self.decided_by:
             return False
         error = main.node_record.error
         return error is None or (self.as_recorded and error.code not in FROM_OUTSIDE)
@@ -214,9 +182,9 @@ class _Harvest:
         """Whether the record of an element still counts."""
         if found.phase != "main" and not self.handlers_hold:
             return False
-        if self.decided_by is not None and self.decided.get(decision, 0) > self.decided_by:
+        if self.decided_by is not None and self.source.decided.get(decision, 0) > self.decided_by:
             return False
-        if found.iid in self.replaced:
+        if found.iid in self.overrides.replaced:
             return False
         if self.stale.whole(found.node.id, found.path):
             return False
@@ -233,14 +201,16 @@ class _Harvest:
         """Yield the final outcomes of nodes."""
         for record_id, known in self.state.node_records.items():
             node_record = known.node_record
-            found = self.element(record_id)
+            found = self.source.element(record_id)
             if found is None or found.turn is not None or node_record.status == "open":
                 continue
             if node_record.kind == "end" and node_record.status == "succeeded":
                 continue  # it ends the new run by being reached
-            if node_record.status == "skipped" and record_id in self.opened:
+            if node_record.status == "skipped" and record_id in self.source.opened:
                 continue  # no node waited for it any more
-            if record_id in self.replaced or self.stale.outcome(found.node.id, found.path):
+            if record_id in self.overrides.replaced or self.stale.outcome(
+                found.node.id, found.path
+            ):
                 continue
             if found.iid not in self.cuts and self._holds(found, known.decision):
                 yield node_record
@@ -249,7 +219,7 @@ class _Harvest:
         """Yield how phases of the run ended, where nothing of the main one is done again."""
         if self.handlers_hold:
             for known in self.state.node_records.values():
-                decided = self.decided.get(known.decision, 0)
+                decided = self.source.decided.get(known.decision, 0)
                 late = self.decided_by is not None and decided > self.decided_by
                 if known.node_record.kind == "phase" and not late:
                     yield known.node_record
@@ -257,15 +227,15 @@ class _Harvest:
     def _steps(self, node_records: Mapping[str, NodeRecord]) -> Iterator[SeededStep]:
         """Yield the outcomes of steps in the order in which they came."""
         for step in sorted(self.state.steps.values(), key=lambda each: each.outcome_seq):
-            found = self.element(step.step_id)
-            if found is None or step.step_id in self.replaced:
+            found = self.source.element(step.step_id)
+            if found is None or step.step_id in self.overrides.replaced:
                 continue
             if not self._holds(found, step.decision):
                 continue
             if found.turn is None and self.stale.outcome(found.node.id, found.path):
                 continue
             if step.status == "succeeded" or (
-                step.status == "failed" and self._went_on(found, step, node_records)
+                step.status == "failed" and self._run_continued(found, step, node_records)
             ):
                 yield seeded(step)
             else:
@@ -275,7 +245,7 @@ class _Harvest:
                 elif step.status != "failed":
                     self._require_known(step)
 
-    def _went_on(
+    def _run_continued(
         self, found: Element, step: StepState, node_records: Mapping[str, NodeRecord]
     ) -> bool:
         if found.call is not None and found.turn is not None:
@@ -304,7 +274,7 @@ class _Harvest:
 
     def _require_known(self, step: StepState) -> None:
         """Refuse to do again, in silence, what must not be repeated."""
-        latest = self.all.steps.get(step.step_id, step)
+        latest = self.source.whole.steps.get(step.step_id, step)
         if self.clean or not step.at_most_once or latest.status in ("succeeded", "failed"):
             return
         if latest.status == "unknown" and self._resolved(latest) is not None:
@@ -317,7 +287,7 @@ class _Harvest:
                     path=f"overrides.{step.step_id}",
                     message="no outcome",
                     allowed=f"its output, or a fork from before sequence "
-                    f"{self.decided.get(step.decision, 0)}, which runs it again",
+                    f"{self.source.decided.get(step.decision, 0)}, which runs it again",
                 ),
             ),
         )
@@ -331,10 +301,10 @@ class _Harvest:
             step_id, purpose = RecordId.parse(record_id)
             if purpose not in ("node", "approval"):
                 continue
-            found = self.element(step_id)
+            found = self.source.element(step_id)
             if found is None or node_record.status not in ("succeeded", "failed"):
                 continue
-            if step_id in self.replaced or not self._holds(found, known.decision):
+            if step_id in self.overrides.replaced or not self._holds(found, known.decision):
                 continue
             if found.turn is None:
                 settled = step_id != record_id and (step_id in steps or step_id in node_records)
@@ -347,7 +317,7 @@ class _Harvest:
 
     def _answered(self, step_id: str) -> bool:
         known = self.state.node_records.get(step_id)
-        found = self.element(step_id)
+        found = self.source.element(step_id)
         if known is None or found is None or found.turn is None:
             return False
         return known.node_record.status in ("succeeded", "failed")
@@ -367,129 +337,3 @@ class _Harvest:
         left.sort(key=lambda each: each[:2])
         for _, signal_id, fact in left:
             yield SeededSignal(signal_id=signal_id, name=fact.name, payload=fact.payload)
-
-    def _latest_turn(self, iid: str) -> int:
-        turn = 0
-        while turn_step_id(iid, turn + 1) in self.state.steps:
-            turn += 1
-        return turn
-
-    # -- overrides ---------------------------------------------------------------------------
-
-    def _overridden(self, overrides: Mapping[str, Json]) -> Iterator[SeededStep | NodeRecord]:
-        for step_id, output in overrides.items():
-            found = self.element(step_id)
-            if found is None or found.phase != "main" or not self._reached(found):
-                raise self._unknown(step_id)
-            if found.node.kind == "end":
-                raise invalid(step_id, "an end has no outcome to replace", "another step")
-            self.replaced.add(step_id)
-            self.stale.add(found.node.id, found.path, "followers")
-            if found.turn is not None:
-                yield self._overridden_turn(step_id, found, output)
-            elif found.node.kind in ("tool", "workflow", "send"):
-                yield self._overridden_step(step_id, found, output)
-            else:
-                yield NodeRecord(
-                    record_id=step_id, kind=found.node.kind, status="succeeded", output=output
-                )
-
-    def _check_turns(self) -> None:
-        """Reject an override of a turn of an agent that starts over."""
-        for iid, cut in self.cuts.items():
-            found = self.element(iid)
-            first = cut.turn <= 1 and cut.index is None
-            if found is not None and not first and self.stale.whole(found.node.id, found.path):
-                step_id = turn_step_id(iid, cut.turn)
-                if cut.index is not None:
-                    step_id = call_step_id(iid, cut.turn, cut.index)
-                raise invalid(
-                    step_id,
-                    f"agent {iid} begins anew, for something that it depends on changes",
-                    f"{turn_step_id(iid, 1)}, or {iid} as a whole",
-                )
-
-    def _reached(self, found: Element) -> bool:
-        """Whether the run knows the items and iterations that an instance is in."""
-        owner = self.plan.positions[found.node.id].owner
-        while owner is not None:
-            depth = self.plan.positions[owner.id].depth
-            if isinstance(owner, MapNode | LoopNode):
-                known = self.state.node_records.get(instance_id(owner.id, found.path[:depth]))
-                if known is None or found.path[depth] >= (known.node_record.count or 0):
-                    return False
-            owner = self.plan.positions[owner.id].owner
-        return True
-
-    def _overridden_turn(self, step_id: str, found: Element, output: Json) -> SeededStep:
-        turn = found.turn or 0
-        if not isinstance(found.node, AgentNode):
-            raise self._unknown(step_id)
-        before = self.cuts.get(found.iid)
-        if before is not None or found.iid in self.replaced:
-            raise invalid(
-                step_id, f"agent {found.iid} is overridden twice", "one override for each agent"
-            )
-        known = self.state.steps.get(step_id)
-        if found.call is not None:
-            spoken = self.state.steps.get(turn_step_id(found.iid, turn))
-            name = called_tool(spoken, found.call)
-            if name is None:
-                raise self._unknown(step_id)
-            self.cuts[found.iid] = Cut(turn, found.call)
-            if known is not None:
-                return replaced(known, output)
-            return made_up(self.plan, self._now, step_id, found.node, StepKind.TOOL, name, output)
-        latest = self._latest_turn(found.iid)
-        if not 1 <= turn <= latest + 1:
-            raise self._unknown(step_id)
-        try:
-            ACTION.validate_python(output)
-        except ValidationError as error:
-            raise invalid(
-                step_id,
-                "the outcome of a turn is an action",
-                '{"action": "respond", "text": ...}, or use_tools, or route_to_agent; '
-                f"or override {found.iid} as a whole",
-            ) from error
-        self.cuts[found.iid] = Cut(turn)
-        if known is not None:
-            return replaced(known, output)
-        return made_up(
-            self.plan, self._now, step_id, found.node, StepKind.AGENT, found.node.ref, output
-        )
-
-    def _overridden_step(
-        self, step_id: str, found: Element, output: Json
-    ) -> SeededStep | NodeRecord:
-        known = self.state.steps.get(step_id)
-        if known is not None:
-            return replaced(known, output)
-        if isinstance(found.node, ToolNode):
-            return made_up(
-                self.plan, self._now, step_id, found.node, StepKind.TOOL, found.node.ref, output
-            )
-        return NodeRecord(
-            record_id=step_id, kind=found.node.kind, status="succeeded", output=output
-        )
-
-    @property
-    def _now(self) -> datetime:
-        """The time of the latest fact: the only clock there is here."""
-        return self.state.updated_at or self.state.request.occurred_at
-
-    def _unknown(self, step_id: str) -> RejectedError:
-        known = [*self.state.steps, *(each for each in self.state.node_records if each[0] != "-")]
-        shown = sorted(each for each in set(known) if self.element(each) is not None)
-        more = ", ..." if len(shown) > _ADVICE else ""
-        return RejectedError(
-            "unknown_step",
-            f"the run has no step {step_id[:80]}",
-            details=(
-                ErrorDetail(
-                    path=f"overrides.{step_id[:80]}",
-                    message="no such step or node instance",
-                    allowed=", ".join(shown[:_ADVICE]) + more,
-                ),
-            ),
-        )
