@@ -1,4 +1,4 @@
-"""Run a definition whose tools are executed here, by whoever starts it, over plain HTTP."""
+"""Run a definition whose tools this client executes itself, over plain HTTP."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

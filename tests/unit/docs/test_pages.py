@@ -262,6 +262,18 @@ def test_workflow_tests_in_page_are_those_of_the_example() -> None:
     assert [block for block in found if block not in example] == []
 
 
+def test_examples_are_all_listed() -> None:
+    index = ROOT / "examples/README.md"
+    linked = set(re.findall(r"\]\(([^)]+)\)", index.read_text(encoding="utf-8")))
+    files = {
+        str(file.relative_to(index.parent))
+        for kind in ("yaml", "py", "mjs")
+        for file in index.parent.rglob(f"*.{kind}")
+        if "node_modules" not in file.parts
+    }
+    assert files | {"runners/package.json"} == linked
+
+
 def test_decisions_are_all_listed() -> None:
     index = (ROOT / "docs/adr/README.md").read_text(encoding="utf-8")
     pages = {file.name for file in ROOT.glob("docs/adr/0*.md")}
