@@ -46,11 +46,12 @@ from penstock.embedded import NatsServer
 from penstock.memory import settle
 from penstock.settings import CoreSettings
 from penstock_archive import statements
+from penstock_archive.drivers import open_store
 from penstock_archive.feed import Feed
 from penstock_archive.projection import Projection, address
 from penstock_archive.projector import Projector
 from penstock_archive.rows import Addressed, Batch
-from penstock_archive.store import Loaded, Position, open_store
+from penstock_archive.store import Loaded, Position
 
 FACTS_A_RUN = 8
 OPEN_RUNS = 64
@@ -222,7 +223,7 @@ async def compare_core(batches: list[Batch], facts: int, file: Path) -> None:
     """Write the same rows by SQLAlchemy Core."""
     from sqlalchemy.dialects.sqlite import insert  # noqa: PLC0415 - only to compare
 
-    from penstock_archive.tables import METADATA  # noqa: PLC0415 - only to compare
+    from penstock_archive.tables import Instant  # noqa: PLC0415 - only to compare
 
     engine = create_engine(f"sqlite:///{file}")
     wall, cpu = time.perf_counter(), time.process_time()
@@ -231,19 +232,17 @@ async def compare_core(batches: list[Batch], facts: int, file: Path) -> None:
             for change, rows in zip(statements.CHANGES, batch.parts(), strict=True):
                 if not rows:
                     continue
-                names = tuple(change.columns)
-                statement = insert(METADATA.tables[change.table]).on_conflict_do_nothing()
+                statement = insert(change.table).on_conflict_do_nothing()
                 # Times are numbers already; SQLAlchemy would have to convert them as well.
                 plain = [
                     {
-                        name: (None if kind == "timestamptz" else value)
-                        if name not in ("occurred_at", "scheduled_at")
+                        column.name: (None if isinstance(column.type, Instant) else value)
+                        if column.name not in ("occurred_at", "scheduled_at")
                         else datetime.fromtimestamp(value / 1e6, tz=UTC)
-                        for (name, kind), value in zip(change.columns.items(), row, strict=True)
+                        for column, value in zip(change.columns, row, strict=True)
                     }
                     for row in rows
                 ]
-                assert len(names) == len(rows[0])
                 await connection.execute(statement, plain)
     show("  SQLAlchemy Core", facts, time.perf_counter() - wall, time.process_time() - cpu)
     await engine.dispose()

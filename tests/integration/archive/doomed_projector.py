@@ -19,11 +19,11 @@ from typing import Any
 import asyncpg
 
 from penstock_archive import sqlite
+from penstock_archive.drivers import open_store
 from penstock_archive.feed import Feed
 from penstock_archive.main import serve
 from penstock_archive.projector import Projector
 from penstock_archive.settings import ArchiveSettings
-from penstock_archive.store import open_store
 
 LIVES = (
     *((at, "") for at in range(1, 20)),

@@ -52,12 +52,13 @@ from penstock.embedded import NatsServer
 from penstock.runs.state import Entry, fold, new_state
 from penstock.runs.views import RunView, run_view
 from penstock_archive import migrations, tables
+from penstock_archive.drivers import open_store
 from penstock_archive.migrate import migrate
 from penstock_archive.projection import Projection, address, read_fact
 from penstock_archive.queries import PAGE_BYTES, Queries
 from penstock_archive.reports import Reports
 from penstock_archive.settings import ArchiveSettings
-from penstock_archive.store import REVISION, VERSION_TABLE, Store, open_store
+from penstock_archive.store import REVISION, VERSION_TABLE, Store
 from tests.integration.archive.test_projector import assert_eventually_archived, projecting, publish
 from tests.support.archived import entries_of, states_of
 from tests.support.histories import START, Message, random_log

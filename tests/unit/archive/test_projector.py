@@ -22,9 +22,10 @@ from penstock.contracts.messages import Claim
 from penstock.contracts.structs import decode, encode
 from penstock.db import create_engine
 from penstock_archive import projection, tables
+from penstock_archive.drivers import open_store
 from penstock_archive.feed import Feed
 from penstock_archive.projector import Projector
-from penstock_archive.store import Store, open_store
+from penstock_archive.store import Store
 from tests.support.archived import assert_archived, rows_of
 from tests.support.histories import START, Message, random_log
 from tests.support.waiting import eventually

@@ -26,11 +26,12 @@ from penstock.memory import settle
 from penstock.telemetry import logs, tracing
 from penstock.telemetry.health import HealthServer
 from penstock.telemetry.logs import EventLog
+from penstock_archive.drivers import open_store
 from penstock_archive.feed import Feed
 from penstock_archive.parts import LazyParts, verbs
 from penstock_archive.projector import Projector
 from penstock_archive.settings import ArchiveSettings
-from penstock_archive.store import REVISION, Store, open_store
+from penstock_archive.store import REVISION, Store
 from penstock_archive.upkeep import Upkeep
 
 log = EventLog(__name__)

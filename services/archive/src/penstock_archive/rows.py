@@ -1,6 +1,6 @@
 """What the projector keeps in memory of an open run, and what it writes in one transaction.
 
-Rows are tuples in the order of the columns in ``statements.py``.
+Rows are tuples in the order of the columns of their tables.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class StepRow:
         return self.status in _OPEN
 
     def row(self, key: Key) -> Row:
-        """Return the row, in the order of ``statements.STEPS``."""
+        """Return the row, in the order of ``tables.steps``."""
         return (
             *key,
             self.step_id,

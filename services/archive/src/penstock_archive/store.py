@@ -1,4 +1,4 @@
-"""Where batches go: what the projector asks of a database, and the choice between the two.
+"""What the projector asks of a database.
 
 A store is written by raw drivers and not through SQLAlchemy: a row then costs a third
 (``bench/projector.py`` has the figures), and idle processes stay small.
@@ -91,19 +91,3 @@ class Store(Protocol):
 
     async def close(self) -> None:
         """Close the connection."""
-
-
-def open_store(url: str) -> Store:
-    """Return the store behind a database URL; it connects when it is first used.
-
-    Args:
-        url: ``sqlite:///file`` or ``postgresql://...``, with or without a driver's name.
-    """
-    scheme, _, rest = url.partition("://")
-    if scheme.partition("+")[0] == "sqlite":
-        from penstock_archive.sqlite import SqliteStore  # noqa: PLC0415 - one of two
-
-        return SqliteStore(rest.removeprefix("/").partition("?")[0])
-    from penstock_archive.postgres import PostgresStore  # noqa: PLC0415 - one of two
-
-    return PostgresStore(f"postgresql://{rest}")

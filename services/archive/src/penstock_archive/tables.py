@@ -1,6 +1,6 @@
-"""The archive's tables, as SQLAlchemy knows them: for migrations and for queries.
+"""The archive's tables, as SQLAlchemy knows them: for migrations, queries and the projector.
 
-The projector writes by the statements of ``statements.py``; a test holds both together.
+``statements.py`` generates the statements of the projector from them.
 No foreign keys: rows come only from the log, in one order, in one transaction per batch.
 """
 
