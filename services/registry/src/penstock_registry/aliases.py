@@ -11,7 +11,7 @@ from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from penstock.contracts.errors import ErrorDetail, RejectedError
+from penstock.contracts.errors import RejectedError, finding
 from penstock.contracts.rpc import (
     Alias,
     Aliases,
@@ -126,11 +126,11 @@ def _require_alias(kind: DocumentKind, alias: str) -> None:
     if kind not in RUNNABLE:
         allowed = ", ".join(one.value for one in RUNNABLE)
         message = f"a {kind} is not started by name"
-        detail = ErrorDetail(path="kind", message=message, allowed=allowed)
+        detail = finding("kind", message, allowed)
         raise RejectedError("invalid_alias", message, details=(detail,))
     if alias.isdigit():
         message = f"{alias!r} is the number of a version"
-        detail = ErrorDetail(path="alias", message=message, allowed="a name, such as stable")
+        detail = finding("alias", message, "a name, such as stable")
         raise RejectedError("invalid_alias", message, details=(detail,))
 
 
@@ -150,7 +150,7 @@ async def _require_version(
     if version is None or version.kind != row.kind:
         last = await store.last_version(session, row)
         allowed = f"1 to {last}" if last else "no version yet"
-        detail = ErrorDetail(path=path, message=f"there is no version {number}", allowed=allowed)
+        detail = finding(path, f"there is no version {number}", allowed)
         raise RejectedError(
             "unknown_version", f"{row.name} has no version {number}", details=(detail,)
         )

@@ -11,7 +11,7 @@ from typing import Final, Literal
 from pydantic import JsonValue, ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from penstock.contracts.errors import ErrorDetail, RejectedError
+from penstock.contracts.errors import ErrorDetail, RejectedError, finding
 from penstock.contracts.facts import DefinitionKind
 from penstock.contracts.json import JsonObject
 from penstock.contracts.plan import PLAN, CompiledTool, PublishedVersion
@@ -405,7 +405,7 @@ def _refuse_taken_names(known: Known, placed: Iterable[Placed]) -> None:
         stored = known.namesake(kind, name)
         if stored is not None and stored[0].kind != kind.value:
             message = f"{name!r} is the name of {stored[0].kind} already; both are started by name"
-            faults.append(ErrorDetail(path=at(one.path, "metadata.name"), message=message))
+            faults.append(finding(at(one.path, "metadata.name"), message))
     if faults:
         raise invalid_document(faults)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Final, Literal
 
-from penstock.contracts.errors import ConflictError, ErrorDetail, RejectedError
+from penstock.contracts.errors import ConflictError, RejectedError, finding
 from penstock.contracts.json import JsonObject
 from penstock.contracts.rpc import (
     Applied,
@@ -90,9 +90,7 @@ class Definitions:
         placed = place_document(request.document, expected=request.kind)
         name = placed.document.metadata.name
         if request.name is not None and name != request.name:
-            raise invalid_document(
-                [ErrorDetail(path="metadata.name", message=f"got {name!r}", allowed=request.name)]
-            )
+            raise invalid_document([finding("metadata.name", f"got {name!r}", request.name)])
         async with self._store.changing(request.tenant) as session:
             known = await load(session, request.tenant)
             stored = known.rows.get((request.kind, name))
@@ -127,13 +125,7 @@ class Definitions:
             placed = place_document(merged, expected=request.kind)
             if (name := placed.document.metadata.name) != request.name:
                 raise invalid_document(
-                    [
-                        ErrorDetail(
-                            path="metadata.name",
-                            message=f"got {name!r}; a name never changes",
-                            allowed=request.name,
-                        )
-                    ]
+                    [finding("metadata.name", f"got {name!r}; a name never changes", request.name)]
                 )
             results = await self._changes.change(
                 session,
@@ -314,7 +306,7 @@ def _require_unused(kind: DocumentKind, name: str, users: list[str]) -> None:
         raise ConflictError(
             "in_use",
             f"{kind} {name!r} is used by {', '.join(users)}",
-            details=tuple(ErrorDetail(path=user, message=f"names {name!r}") for user in users),
+            details=tuple(finding(user, f"names {name!r}") for user in users),
         )
 
 

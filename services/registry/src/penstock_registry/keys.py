@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Final
 
-from penstock.contracts.errors import ErrorDetail, RejectedError
+from penstock.contracts.errors import RejectedError, finding
 from penstock.contracts.rpc import CreatedKey, CreateKey, KeyInfo, Keys, ListKeys, RevokeKey
 from penstock.telemetry.logs import EventLog
 from penstock_registry import store
@@ -44,7 +44,7 @@ class ApiKeys:
             raise RejectedError(
                 "invalid_request",
                 "expires_at is in the past",
-                details=(ErrorDetail(path="expires_at", message="is in the past"),),
+                details=(finding("expires_at", "is in the past"),),
             )
         key_id = secrets.token_hex(_ID_BYTES)
         secret = f"{PREFIX}_{key_id}_{secrets.token_urlsafe(_SECRET_BYTES)}"

@@ -35,6 +35,11 @@ class ErrorDetail(WireStruct):
     allowed: str | None = None
 
 
+def finding(path: str, message: str, allowed: str | None = None) -> ErrorDetail:
+    """Return one finding; see `ErrorDetail`."""
+    return ErrorDetail(path=path, message=message, allowed=allowed)
+
+
 class ErrorInfo(WireStruct):
     """A failure as data, as it stands in facts and replies."""
 

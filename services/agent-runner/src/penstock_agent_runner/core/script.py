@@ -17,11 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from penstock.contracts.actions import RouteToAgent
 from penstock.contracts.errors import (
-    ErrorDetail,
     ErrorFamily,
     ErrorInfo,
     RejectedError,
     error_from,
+    finding,
 )
 from penstock.contracts.facts import ChatMessage, ToolCall, Usage
 from penstock.contracts.json import Json, JsonObject
@@ -104,7 +104,7 @@ def read_script(script: Json) -> Script:
         return _SCRIPT.validate_python(script)
     except ValidationError as error:
         details = tuple(
-            ErrorDetail(path=".".join(("script", *map(str, found["loc"]))), message=found["msg"])
+            finding(".".join(("script", *map(str, found["loc"]))), found["msg"])
             for found in error.errors(include_url=False, include_context=False, include_input=False)
         )
         raise RejectedError(

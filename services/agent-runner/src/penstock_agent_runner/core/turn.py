@@ -9,7 +9,7 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from penstock.contracts.actions import Action, Respond, RouteToAgent, UseTools
-from penstock.contracts.errors import ErrorDetail, RejectedError, TransientError
+from penstock.contracts.errors import RejectedError, TransientError, finding
 from penstock.contracts.facts import ChatMessage, ToolCall, Usage
 from penstock.contracts.json import Json, JsonObject
 
@@ -95,7 +95,7 @@ def read_config(config: Json) -> AgentConfig:
         read = _CONFIG.validate_python(config)
     except ValidationError as error:
         details = tuple(
-            ErrorDetail(path=".".join(map(str, found["loc"])), message=found["msg"])
+            finding(".".join(map(str, found["loc"])), found["msg"])
             for found in error.errors(include_url=False, include_context=False, include_input=False)
         )
         raise RejectedError(

@@ -17,7 +17,7 @@ from penstock.contracts.archive_maintenance import (
     Restored,
     RestoreRun,
 )
-from penstock.contracts.errors import ErrorDetail, RejectedError
+from penstock.contracts.errors import RejectedError, finding
 from penstock.contracts.ids import TOKEN_PATTERN, is_run_id
 from penstock_gateway.context import Admin, GatewayParts, Operator
 from penstock_gateway.runs.read import not_found
@@ -82,7 +82,7 @@ async def delete_tenant_data(
         raise RejectedError(
             "forbidden",
             "a key reaches only the data of its tenant",
-            details=(ErrorDetail(path="tenant", message="another tenant", allowed=caller.tenant),),
+            details=(finding("tenant", "another tenant", caller.tenant),),
         )
     return await gateway.archive.ask(
         "erase_tenant", EraseTenant(tenant=tenant), Erased, timeout_seconds=ERASE_SECONDS

@@ -9,7 +9,7 @@ from fastapi import Depends, Query, Request
 from fastapi.params import Depends as Dependency
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from penstock.contracts.errors import ErrorDetail, RejectedError
+from penstock.contracts.errors import RejectedError, finding
 from penstock.contracts.facts import DefinitionKind, RunStatus, StepKind, Trigger
 from penstock.contracts.ids import Token
 from penstock.runs.state import StepStatus
@@ -116,8 +116,6 @@ def read_tag(text: str) -> tuple[str, str]:
         raise RejectedError(
             "invalid_request",
             "a tag is given as name=value",
-            details=(
-                ErrorDetail(path="query.tag", message=f"got {text[:80]!r}", allowed="name=value"),
-            ),
+            details=(finding("query.tag", f"got {text[:80]!r}", "name=value"),),
         )
     return text[:node_record], text[node_record + 1 :]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal
 
-from penstock.contracts.errors import ErrorDetail, RejectedError
+from penstock.contracts.errors import RejectedError, finding
 from penstock.contracts.runners import KeyRecord
 
 Role = Literal["admin", "operator", "viewer", "runner"]
@@ -42,7 +42,7 @@ class Caller:
 
 def forbidden(role: Role) -> RejectedError:
     """Return the error of a caller who does not have the role."""
-    detail = ErrorDetail(path="authorization", message="role missing", allowed=role)
+    detail = finding("authorization", "role missing", role)
     return RejectedError("forbidden", f"this needs the role {role}", details=(detail,))
 
 
@@ -78,7 +78,5 @@ def unauthenticated(message: str) -> RejectedError:
     return RejectedError(
         "unauthenticated",
         message,
-        details=(
-            ErrorDetail(path="authorization", message="missing or invalid", allowed="Bearer KEY"),
-        ),
+        details=(finding("authorization", "missing or invalid", "Bearer KEY"),),
     )

@@ -12,7 +12,7 @@ from typing import Final
 from pydantic import JsonValue, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from penstock.contracts.errors import ErrorDetail, ErrorFamily, ErrorInfo, PenstockError
+from penstock.contracts.errors import ErrorDetail, ErrorFamily, ErrorInfo, PenstockError, finding
 from penstock.runs.replies import Problem
 
 PROBLEM_TYPE: Final = "urn:penstock:problem:"
@@ -164,9 +164,7 @@ def findings_of(errors: Iterable[ErrorDetails], *, at: str = "") -> tuple[ErrorD
         at: Stands before every path.
     """
     return tuple(
-        ErrorDetail(
-            path=_path(at, error["loc"]), message=error["msg"], allowed=_allowed(error.get("ctx"))
-        )
+        finding(_path(at, error["loc"]), error["msg"], _allowed(error.get("ctx")))
         for error in errors
     )
 

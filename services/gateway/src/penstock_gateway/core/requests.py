@@ -15,7 +15,7 @@ from pydantic import (
     TypeAdapter,
 )
 
-from penstock.contracts.errors import ErrorDetail, RejectedError
+from penstock.contracts.errors import RejectedError, finding
 from penstock.contracts.facts import RunStatus
 from penstock.contracts.ids import Token
 
@@ -195,7 +195,7 @@ def named(text: str, *, path: str) -> tuple[str, str | None]:
         raise RejectedError(
             "invalid_token",
             f"{path} must be a name, or name@version or name@alias",
-            details=(ErrorDetail(path=path, message=f"got {text[:80]!r}", allowed=_SELECTOR),),
+            details=(finding(path, f"got {text[:80]!r}", _SELECTOR),),
         )
     name, at, selector = text.partition("@")
     return name, selector if at else None

@@ -15,12 +15,12 @@ from penstock.bus.connection import JetStreamError
 from penstock.contracts import subjects
 from penstock.contracts.errors import (
     ConflictError,
-    ErrorDetail,
     ErrorFamily,
     ErrorInfo,
     PenstockError,
     RejectedError,
     TransientError,
+    finding,
 )
 from penstock.contracts.facts import StepResult, fact_bytes
 from penstock.contracts.messages import DeadLetter, TimerDue
@@ -255,5 +255,5 @@ def _not_requeueable(letter: Letter) -> PenstockError:
     return RejectedError(
         "not_requeueable",
         f"{consumer} cannot be given a single message again",
-        details=(ErrorDetail(path="path.seq", message=f"a letter of {consumer}", allowed=advice),),
+        details=(finding("path.seq", f"a letter of {consumer}", advice),),
     )

@@ -7,7 +7,7 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Path, Query
 from pydantic import JsonValue
 
-from penstock.contracts.errors import ErrorDetail, RejectedError
+from penstock.contracts.errors import RejectedError, finding
 from penstock.contracts.facts import Record
 from penstock.contracts.ids import TOKEN_PATTERN, Token
 from penstock.contracts.json import JsonObject
@@ -125,10 +125,10 @@ def _member(definition: Definition, name: str) -> JsonObject:
         "invalid_request",
         f"{definition.name} has no agent {name!r}",
         details=(
-            ErrorDetail(
-                path="source",
-                message=f"there is no agent {name!r}",
-                allowed=", ".join(str(member.get("name")) for member in members),
+            finding(
+                "source",
+                f"there is no agent {name!r}",
+                ", ".join(str(member.get("name")) for member in members),
             ),
         ),
     )

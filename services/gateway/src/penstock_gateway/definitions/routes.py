@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body, Path, Query, Request, Response
 from pydantic import Field, JsonValue, ValidationError
 from pydantic_core import from_json
 
-from penstock.contracts.errors import ErrorDetail, RejectedError
+from penstock.contracts.errors import RejectedError, finding
 from penstock.contracts.ids import TOKEN_PATTERN
 from penstock.contracts.json import JsonObject
 from penstock.contracts.rpc import (
@@ -328,15 +328,13 @@ def _documents(content_type: str, body: bytes) -> ApplyBody:
             raise RejectedError(
                 "malformed_yaml",
                 "the body is not text in UTF-8",
-                details=(ErrorDetail(path="", message=str(error), allowed="UTF-8"),),
+                details=(finding("", str(error), "UTF-8"),),
             ) from error
     try:
         parsed: JsonValue = from_json(body)
     except ValueError as error:
         raise RejectedError(
-            "malformed_json",
-            "the body is not JSON",
-            details=(ErrorDetail(path="", message=str(error)),),
+            "malformed_json", "the body is not JSON", details=(finding("", str(error)),)
         ) from error
     if isinstance(parsed, list):
         return ApplyBody(documents=tuple(parsed))

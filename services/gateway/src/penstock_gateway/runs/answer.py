@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Final, Literal, NamedTuple
 
 from penstock.contracts.answers import ApprovalAnswer, ResolutionAnswer, ToolAnswer
-from penstock.contracts.errors import ErrorDetail, RejectedError
+from penstock.contracts.errors import RejectedError, finding
 from penstock.contracts.facts import PendingRequest, SignalReceived
 from penstock.contracts.ids import answer_signal_id
 from penstock.contracts.structs import convert
@@ -110,11 +110,7 @@ class Answering:
             raise RejectedError(
                 "digest_mismatch",
                 "the digest does not match the pending request",
-                details=(
-                    ErrorDetail(
-                        path=_at(answer, "digest"), message="not asked", allowed=request.digest
-                    ),
-                ),
+                details=(finding(_at(answer, "digest"), "not asked", request.digest),),
             )
         if earlier is not None:
             recorded = Recorded(answer.record_id, earlier.fact, earlier.seq, repeated=True)
@@ -166,7 +162,7 @@ def find_record(
         node_record.node_record.kind != question and not _was_asked(state, question, node_record)
     ):
         code, what = _NAMES[question]
-        detail = ErrorDetail(path=path, message="nothing of this id was asked")
+        detail = finding(path, "nothing of this id was asked")
         raise RejectedError(
             code,
             f"run {state.run_id} has no {what} {record_id[:64]}",
@@ -211,7 +207,7 @@ def require_role(caller: Caller, request: PendingRequest) -> None:
         raise RejectedError(
             "forbidden",
             f"this needs the role {role}",
-            details=(ErrorDetail(path="authorization", message="role missing", allowed=role),),
+            details=(finding("authorization", "role missing", role),),
         )
 
 
@@ -233,10 +229,10 @@ def require_same(recorded: Recorded, answer: Answer) -> Recorded:
         "already_decided",
         f"{by} has answered already: {decided}",
         details=(
-            ErrorDetail(
-                path=_at(answer, compared[0]),
-                message=f"decided at {recorded.fact.occurred_at.isoformat()} by {by}",
-                allowed=str(decided),
+            finding(
+                _at(answer, compared[0]),
+                f"decided at {recorded.fact.occurred_at.isoformat()} by {by}",
+                str(decided),
             ),
         ),
     )

@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal
 from fastapi import APIRouter, Path, Query, Response
 
 from penstock.contracts.answers import ApprovalAnswer
-from penstock.contracts.errors import ErrorDetail, RejectedError
+from penstock.contracts.errors import RejectedError, finding
 from penstock.contracts.ids import TOKEN_PATTERN
 from penstock.runs.replies import ApprovalPage, ApprovalStatus, ApprovalView
 from penstock.runs.state import NodeRecordState, RunState
@@ -41,9 +41,7 @@ async def list_approvals(
         raise RejectedError(
             "invalid_request",
             "other approvals than open ones are listed for one run",
-            details=(
-                ErrorDetail(path="run_id", message="missing", allowed="a run, or status=open"),
-            ),
+            details=(finding("run_id", "missing", "a run, or status=open"),),
         )
     now = datetime.now(UTC)
     items: list[ApprovalView] = []

@@ -16,7 +16,7 @@ from penstock.bus.claims import Claims
 from penstock.bus.copies import FactCopy, put_back
 from penstock.bus.kv import Bucket
 from penstock.contracts import subjects
-from penstock.contracts.errors import ConflictError, ErrorDetail, RejectedError
+from penstock.contracts.errors import ConflictError, RejectedError, finding
 from penstock.contracts.facts import ForkedFrom, RunFact, RunInvoked, Trigger, fact_bytes, fact_type
 from penstock.contracts.ids import content_digest, is_run_id, run_id_from_key, shard_of
 from penstock.contracts.messages import LogEntry
@@ -162,10 +162,8 @@ class Bundles:
                     "run_exists",
                     f"run {target} is there with other facts: import it as a new one",
                     details=(
-                        ErrorDetail(
-                            path=subject.removeprefix(prefix + "."),
-                            message="not what the bundle says",
-                            allowed="as_new",
+                        finding(
+                            subject.removeprefix(prefix + "."), "not what the bundle says", "as_new"
                         ),
                     ),
                 )
@@ -235,7 +233,7 @@ def _gathered(lines: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _invalid(message: str) -> RejectedError:
-    detail = ErrorDetail(path="header", message=message, allowed="as it was exported")
+    detail = finding("header", message, "as it was exported")
     return RejectedError("invalid_bundle", message, details=(detail,))
 
 

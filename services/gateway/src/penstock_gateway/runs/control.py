@@ -10,7 +10,7 @@ from penstock.bus.reader import LogReader
 from penstock.bus.writer import LogWriter
 from penstock.contracts import subjects
 from penstock.contracts.archive import ListRuns, RunPage
-from penstock.contracts.errors import ConflictError, ErrorDetail, ErrorInfo, RejectedError
+from penstock.contracts.errors import ConflictError, ErrorInfo, RejectedError, finding
 from penstock.contracts.facts import (
     CancelRequested,
     RunEnded,
@@ -183,10 +183,10 @@ class Controls:
         """
         for index, status in enumerate(wanted.status):
             if status.final:
-                detail = ErrorDetail(
-                    path=f"status[{index}]",
-                    message=f"runs that are {status.value} have ended",
-                    allowed=", ".join(OPEN_STATUSES),
+                detail = finding(
+                    f"status[{index}]",
+                    f"runs that are {status.value} have ended",
+                    ", ".join(OPEN_STATUSES),
                 )
                 raise RejectedError(
                     "invalid_request", "only open runs can be cancelled", details=(detail,)
@@ -248,9 +248,5 @@ def _not_cancellable(step: StepState, why: str) -> RejectedError:
     return RejectedError(
         "step_not_cancellable",
         f"step {step.step_id} cannot be cancelled: {why}",
-        details=(
-            ErrorDetail(
-                path="path.step_id", message=why, allowed="a step that is at work for an open run"
-            ),
-        ),
+        details=(finding("path.step_id", why, "a step that is at work for an open run"),),
     )

@@ -13,7 +13,7 @@ from pydantic import JsonValue, ValidationError
 
 from penstock.bus.kv import Bucket
 from penstock.contracts import subjects
-from penstock.contracts.errors import ConflictError, ErrorDetail, RejectedError
+from penstock.contracts.errors import ConflictError, RejectedError, finding
 from penstock.contracts.facts import (
     ForkedFrom,
     RunEnded,
@@ -217,10 +217,10 @@ def _require_sequence(source_id: str, entries: Sequence[Entry], params: ForkPara
         "invalid_sequence",
         f"run {source_id} has nothing at sequence {params.at_seq}",
         details=(
-            ErrorDetail(
-                path="from" if params.mode == "replay" else "at_seq",
-                message=f"got {params.at_seq}",
-                allowed=f"{first} to {last}",
+            finding(
+                "from" if params.mode == "replay" else "at_seq",
+                f"got {params.at_seq}",
+                f"{first} to {last}",
             ),
         ),
     )

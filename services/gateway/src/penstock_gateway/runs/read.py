@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 from penstock.bus.connection import Bus
 from penstock.bus.reader import LogReader, Stored, read_entries
 from penstock.contracts import subjects
-from penstock.contracts.errors import ErrorDetail, InvariantError, RejectedError, TransientError
+from penstock.contracts.errors import InvariantError, RejectedError, TransientError, finding
 from penstock.contracts.facts import RunInvoked
 from penstock.contracts.ids import is_run_id, shard_of
 from penstock.runs.state import Entry, RunState, fold, new_state
@@ -252,9 +252,5 @@ def _before(run_id: str, at_seq: int, entries: Sequence[Entry]) -> RejectedError
     return RejectedError(
         "invalid_sequence",
         f"run {run_id} did not exist at sequence {at_seq}",
-        details=(
-            ErrorDetail(
-                path="at_seq", message=f"got {at_seq}", allowed=f"{first} to {entries[-1].seq}"
-            ),
-        ),
+        details=(finding("at_seq", f"got {at_seq}", f"{first} to {entries[-1].seq}"),),
     )

@@ -8,7 +8,7 @@ from typing import Annotated, Final
 
 from fastapi import APIRouter, Header, Path, Response
 
-from penstock.contracts.errors import ErrorDetail, RejectedError
+from penstock.contracts.errors import RejectedError, finding
 from penstock.contracts.facts import SignalReceived
 from penstock.contracts.ids import TOKEN_PATTERN
 from penstock.runs.replies import SentSignal, SentSignals
@@ -144,10 +144,6 @@ async def _require_sender(gateway: GatewayParts, caller: Caller, message: RunMes
             "invalid_request",
             "the message is from a run that does not exist",
             details=(
-                ErrorDetail(
-                    path="from_run",
-                    message=f"there is no run {message.from_run}",
-                    allowed="a run of this tenant",
-                ),
+                finding("from_run", f"there is no run {message.from_run}", "a run of this tenant"),
             ),
         ) from error

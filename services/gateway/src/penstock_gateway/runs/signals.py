@@ -15,7 +15,7 @@ from penstock.bus.kv import Bucket
 from penstock.bus.reader import LogReader
 from penstock.bus.writer import LogWriter
 from penstock.contracts import subjects
-from penstock.contracts.errors import ConflictError, ErrorDetail, RejectedError, TransientError
+from penstock.contracts.errors import ConflictError, RejectedError, TransientError, finding
 from penstock.contracts.facts import RunEnded, RunInvoked, SignalKind, SignalReceived, fact_bytes
 from penstock.contracts.ids import TOKEN_PATTERN, is_run_id
 from penstock.failpoints import reach
@@ -109,10 +109,10 @@ class Signals:
                 "idempotency_key_reused",
                 f"the same key sent another signal to run {run_id}",
                 details=(
-                    ErrorDetail(
-                        path="Idempotency-Key",
-                        message="used before with another body",
-                        allowed="the same body, or a new key",
+                    finding(
+                        "Idempotency-Key",
+                        "used before with another body",
+                        "the same body, or a new key",
                     ),
                 ),
             )
@@ -182,10 +182,10 @@ class Signals:
                 "nobody_waits",
                 "no open run waits for this correlation key",
                 details=(
-                    ErrorDetail(
-                        path="correlation",
-                        message=f"no run waits for {correlation[:80]!r}",
-                        allowed="the key of a wait that has begun",
+                    finding(
+                        "correlation",
+                        f"no run waits for {correlation[:80]!r}",
+                        "the key of a wait that has begun",
                     ),
                 ),
             )

@@ -7,7 +7,7 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Header, Path, Response
 
 from penstock.contracts.answers import ResolutionAnswer, ToolAnswer, ToolError
-from penstock.contracts.errors import ErrorDetail, RejectedError
+from penstock.contracts.errors import RejectedError, finding
 from penstock.contracts.ids import TOKEN_PATTERN, resolution_record_id
 from penstock.runs.replies import Calls, Unknowns
 from penstock.runs.state import RunState
@@ -96,7 +96,7 @@ def _invalid(path: str, message: str, allowed: str) -> RejectedError:
     return RejectedError(
         "invalid_request",
         "the body does not have the expected form",
-        details=(ErrorDetail(path=path, message=message, allowed=allowed),),
+        details=(finding(path, message, allowed),),
     )
 
 

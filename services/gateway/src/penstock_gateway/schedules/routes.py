@@ -13,7 +13,7 @@ from fastapi import APIRouter, Header, Path, Query, Response
 from pydantic import AwareDatetime, Field
 
 from penstock.contracts.archive import ListRuns, RunPage
-from penstock.contracts.errors import ErrorDetail, RejectedError
+from penstock.contracts.errors import RejectedError, finding
 from penstock.contracts.facts import Trigger
 from penstock.contracts.ids import TOKEN_PATTERN, run_id_from_key
 from penstock.contracts.schedules import SCHEDULE_TAG, due_at, ticks_after
@@ -103,7 +103,7 @@ async def list_ticks(
     """List the next ticks of a schedule, paused or not."""
     if after is not None and not _FIRST_YEAR < after.year < _LAST_YEAR:
         allowed = f"years from {_FIRST_YEAR + 1} to {_LAST_YEAR - 1}"
-        detail = ErrorDetail(path="after", message=f"got the year {after.year}", allowed=allowed)
+        detail = finding("after", f"got the year {after.year}", allowed)
         raise RejectedError("invalid_request", f"after: {detail.message}", details=(detail,))
     record = await gateway.schedules.record(caller.tenant, name)
     zone = ZoneInfo(record.timezone)

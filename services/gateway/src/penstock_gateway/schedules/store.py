@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from penstock.bus.connection import Bus
 from penstock.bus.kv import Bucket
 from penstock.contracts import subjects
-from penstock.contracts.errors import ConflictError, ErrorDetail, RejectedError
+from penstock.contracts.errors import ConflictError, RejectedError, finding
 from penstock.contracts.schedules import (
     SCHEDULE_CONTROL,
     SCHEDULE_PROGRESS,
@@ -77,9 +77,7 @@ class Schedules:
             raise ConflictError(
                 "paused_by_document",
                 f"the document of schedule {name} says that it is paused",
-                details=(
-                    ErrorDetail(path="spec.paused", message="is true", allowed="apply it as false"),
-                ),
+                details=(finding("spec.paused", "is true", "apply it as false"),),
             )
         return await self._set(tenant, name, paused=False, by=by, reason="")
 

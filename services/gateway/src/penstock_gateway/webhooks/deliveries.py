@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from penstock.contracts import subjects
-from penstock.contracts.errors import ErrorDetail, InvariantError, RejectedError
+from penstock.contracts.errors import InvariantError, RejectedError, finding
 from penstock.contracts.facts import DefinitionKind, Record, RunStatus, Trigger
 from penstock.contracts.ids import run_id_from_key
 from penstock.contracts.json import JsonObject
@@ -193,6 +193,6 @@ def _payload(body: bytes) -> JsonValue:
             raise RejectedError(
                 "unsupported_media_type",
                 "the body is neither JSON nor text in UTF-8",
-                details=(ErrorDetail(path="body", message=str(error), allowed="JSON"),),
+                details=(finding("body", str(error), "JSON"),),
             ) from error
     return payload

@@ -8,7 +8,7 @@ from typing import Final
 
 from pydantic import JsonValue
 
-from penstock.contracts.errors import ErrorDetail
+from penstock.contracts.errors import ErrorDetail, finding
 from penstock_registry.core.catalog import Catalog
 from penstock_registry.core.documents import (
     AgentDocument,
@@ -86,7 +86,7 @@ def _name_taken(document: Document, catalog: Catalog, path: str) -> Iterator[Err
     for kind, named in others.items():
         if kind != document.kind and name in named:
             message = f"{name!r} is the name of {kind.lower()} already; both are started by name"
-            yield ErrorDetail(path=at(path, "metadata.name"), message=message)
+            yield finding(at(path, "metadata.name"), message)
 
 
 def _tool_faults(document: ToolDocument, path: str) -> Iterator[ErrorDetail]:
@@ -97,11 +97,7 @@ def _tool_faults(document: ToolDocument, path: str) -> Iterator[ErrorDetail]:
     broken = list(schema_faults(spec.parameters, parameters_path))
     yield from broken
     if spec.parameters.get("type") != "object":
-        yield ErrorDetail(
-            path=at(parameters_path, "type"),
-            message=f"got {spec.parameters.get('type')!r}",
-            allowed="object",
-        )
+        yield finding(at(parameters_path, "type"), f"got {spec.parameters.get('type')!r}", "object")
     properties = spec.parameters.get("properties", {})
     known = properties if isinstance(properties, dict) else {}
     for name, source in spec.sources.items():
@@ -109,27 +105,27 @@ def _tool_faults(document: ToolDocument, path: str) -> Iterator[ErrorDetail]:
         if not broken:
             yield from known_faults(name, known, "parameter", source_path)
         if source.source != "agent" and source.value is None:
-            yield ErrorDetail(path=at(source_path, "value"), message="is missing")
+            yield finding(at(source_path, "value"), "is missing")
         yield from template_faults(source.value, at(source_path, "value"), _SOURCE)
     if spec.http is not None:
         yield from _http_faults(spec.http, known, at(path, "http"))
     if spec.approval is not None and spec.policy != "require_approval":
-        yield ErrorDetail(
-            path=at(path, "approval"),
-            message=f"no approval is requested with policy {spec.policy!r}",
-            allowed="policy: require_approval",
+        yield finding(
+            at(path, "approval"),
+            f"no approval is requested with policy {spec.policy!r}",
+            "policy: require_approval",
         )
     if spec.client is not None:
         for field in ("at_most_once", "heartbeat_seconds"):
             if field in spec.model_fields_set:
                 message = "no runner executes a client's tool"
-                yield ErrorDetail(path=at(path, field), message=message)
+                yield finding(at(path, field), message)
 
 
 def _http_faults(spec: HttpSpec, parameters: Iterable[str], path: str) -> Iterator[ErrorDetail]:
     if spec.body is not None and spec.json_body is not None:
         message = "has body and json"
-        yield ErrorDetail(path=path, message=message, allowed="one of body, json")
+        yield finding(path, message, "one of body, json")
     headers = {name: text for name, text in spec.headers.items() if isinstance(text, str)}
     request = ExpressionScope.of("arguments", arguments=parameters)
     answer = request.plus("body", "headers", "status")
@@ -151,11 +147,7 @@ def _agent_faults(spec: AgentSpec, catalog: Catalog, path: str) -> Iterator[Erro
     if spec.script is not None:
         script_path = at(path, "script")
         if spec.model is None or not spec.model.startswith(SCRIPTED):
-            yield ErrorDetail(
-                path=script_path,
-                message="only a scripted model has turns",
-                allowed=f"model: {SCRIPTED}NAME",
-            )
+            yield finding(script_path, "only a scripted model has turns", f"model: {SCRIPTED}NAME")
         script = spec.script.model_dump(mode="json", exclude_unset=True)
         yield from template_faults(script, script_path, _SCRIPT)
     # The steps are those of whichever workflow the agent is run in, if any.

@@ -13,7 +13,7 @@ from typing import Final
 from msgspec import structs
 from pydantic import JsonValue
 
-from penstock.contracts.errors import ErrorDetail, RejectedError
+from penstock.contracts.errors import ErrorDetail, RejectedError, finding
 from penstock.contracts.facts import DefinitionKind, Reservation, RunLimits
 from penstock.contracts.ids import content_digest
 from penstock.contracts.plan import (
@@ -100,9 +100,7 @@ def compile_document(
         raise RejectedError(
             "plan_too_large",
             f"{document.metadata.name} compiles to {len(body)} bytes",
-            details=(
-                ErrorDetail(path=path, message="too large", allowed=f"<= {MAX_PLAN_BYTES} bytes"),
-            ),
+            details=(finding(path, "too large", f"<= {MAX_PLAN_BYTES} bytes"),),
         )
     return Artifact(body, content_digest(body))
 
@@ -118,10 +116,8 @@ def _unpinned(
             continue
         field = "name" if child.version is None else "version"
         what = "is not published" if child.version is None else f"has no {child.version!r}"
-        yield ErrorDetail(
-            path=f"{place}.workflow.{field}",
-            message=f"{child.name!r} {what}",
-            allowed="a published version or alias",
+        yield finding(
+            f"{place}.workflow.{field}", f"{child.name!r} {what}", "a published version or alias"
         )
 
 

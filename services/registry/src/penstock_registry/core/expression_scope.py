@@ -8,7 +8,7 @@ from typing import Final
 
 from pydantic import JsonValue
 
-from penstock.contracts.errors import ErrorDetail, RejectedError
+from penstock.contracts.errors import ErrorDetail, RejectedError, finding
 from penstock.expressions.conditions import (
     check_condition,
     check_expression,
@@ -117,7 +117,7 @@ def _kind_faults(found: Paths, scope: ExpressionScope) -> Iterator[ErrorDetail]:
             kind = kind_at(parts[:depth], scope.samples)
             if kind not in ("any", "map" if isinstance(parts[depth], str) else "list"):
                 message = f"{show_path(parts[:depth])} is a {kind} and has no {parts[depth]!r}"
-                yield ErrorDetail(path=place, message=message)
+                yield finding(place, message)
                 break
 
 
@@ -157,9 +157,7 @@ def path_faults(found: Paths, scope: ExpressionScope) -> Iterator[ErrorDetail]:
     for place, parts in found:
         root = str(parts[0])
         if root not in scope.roots:
-            yield ErrorDetail(
-                path=place, message=f"there is no {root!r} here", allowed=", ".join(scope.roots)
-            )
+            yield finding(place, f"there is no {root!r} here", ", ".join(scope.roots))
             continue
         kind, known = scope.members.get(root, ("", frozenset[str]()))
         if not kind:
@@ -167,20 +165,18 @@ def path_faults(found: Paths, scope: ExpressionScope) -> Iterator[ErrorDetail]:
         member = str(parts[1]) if len(parts) > 1 else None
         if member is None:
             if root == STEPS:
-                yield ErrorDetail(
-                    path=place, message="steps has no value by itself", allowed="steps.ID.output"
-                )
+                yield finding(place, "steps has no value by itself", "steps.ID.output")
             continue
         if member in known:
             if root == STEPS and len(parts) > 2 and parts[2] not in STEP_FIELDS:
-                yield ErrorDetail(
-                    path=place,
-                    message=f"a step has no {str(parts[2])!r}",
-                    allowed=", ".join(f"steps.{member}.{name}" for name in STEP_FIELDS),
+                yield finding(
+                    place,
+                    f"a step has no {str(parts[2])!r}",
+                    ", ".join(f"steps.{member}.{name}" for name in STEP_FIELDS),
                 )
             continue
         allowed = ", ".join(sorted(known)) or f"no {kind}"
-        yield ErrorDetail(path=place, message=_unseen(kind, member, scope), allowed=allowed)
+        yield finding(place, _unseen(kind, member, scope), allowed)
 
 
 STEP_FIELDS: Final = ("output", "status", "error")

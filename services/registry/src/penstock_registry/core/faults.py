@@ -8,7 +8,7 @@ from typing import Final
 
 from pydantic import JsonValue
 
-from penstock.contracts.errors import ErrorDetail
+from penstock.contracts.errors import ErrorDetail, finding
 from penstock_registry.core.places import at, show_location
 
 MAX_INPUT_SCHEMA_BYTES: Final = 64 * 1024
@@ -20,7 +20,7 @@ def one_of(names: Sequence[str], given: Iterable[str], path: str) -> Iterator[Er
     found = list(given)
     if len(found) != 1:
         message = f"has {' and '.join(found)}" if found else "has none of these"
-        yield ErrorDetail(path=path, message=message, allowed=f"exactly one of {', '.join(names)}")
+        yield finding(path, message, f"exactly one of {', '.join(names)}")
 
 
 def known_faults(name: str, names: Iterable[str], kind: str, path: str) -> Iterator[ErrorDetail]:
@@ -28,9 +28,7 @@ def known_faults(name: str, names: Iterable[str], kind: str, path: str) -> Itera
     known = sorted(names)
     if name not in known:
         allowed = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
-        yield ErrorDetail(
-            path=path, message=f"there is no {kind} {name!r}", allowed=allowed or f"no {kind} yet"
-        )
+        yield finding(path, f"there is no {kind} {name!r}", allowed or f"no {kind} yet")
 
 
 def repeated_faults(names: Iterable[str], path: str) -> Iterator[ErrorDetail]:
@@ -38,7 +36,7 @@ def repeated_faults(names: Iterable[str], path: str) -> Iterator[ErrorDetail]:
     seen: set[str] = set()
     for index, name in enumerate(names):
         if name in seen:
-            yield ErrorDetail(path=f"{path}[{index}]", message=f"{name!r} is named twice")
+            yield finding(f"{path}[{index}]", f"{name!r} is named twice")
         seen.add(name)
 
 
@@ -46,9 +44,7 @@ def input_faults(schema: Mapping[str, JsonValue], path: str) -> Iterator[ErrorDe
     """Yield the errors of the schema of an input, which every process that starts runs has."""
     size = len(json.dumps(schema))
     if size > MAX_INPUT_SCHEMA_BYTES:
-        yield ErrorDetail(
-            path=path, message=f"has {size} bytes", allowed=f"<= {MAX_INPUT_SCHEMA_BYTES} bytes"
-        )
+        yield finding(path, f"has {size} bytes", f"<= {MAX_INPUT_SCHEMA_BYTES} bytes")
     yield from schema_faults(schema, path)
     yield from _reference_faults(dict(schema), path)
 
@@ -58,7 +54,7 @@ def _reference_faults(schema: JsonValue, path: str) -> Iterator[ErrorDetail]:
         for key, value in schema.items():
             if key == "$ref" and isinstance(value, str) and not value.startswith("#"):
                 message = f"refers to {value!r}, which is not in it"[:300]
-                yield ErrorDetail(path=at(path, key), message=message, allowed="#/...")
+                yield finding(at(path, key), message, "#/...")
             else:
                 yield from _reference_faults(value, at(path, key))
     elif isinstance(schema, list):
@@ -81,8 +77,8 @@ def schema_faults(schema: Mapping[str, JsonValue], path: str) -> Iterator[ErrorD
             types = [part.get("$ref", "") for part in error.validator_value]
             if any(ref.endswith("simpleTypes") for ref in types):
                 allowed = "array, boolean, integer, null, number, object, string"
-        yield ErrorDetail(
-            path=at(path, show_location(error.absolute_path)),
-            message=f"not JSON Schema: {error.message[:200]}",
-            allowed=allowed,
+        yield finding(
+            at(path, show_location(error.absolute_path)),
+            f"not JSON Schema: {error.message[:200]}",
+            allowed,
         )

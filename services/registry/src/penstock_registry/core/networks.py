@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from penstock.contracts.errors import ErrorDetail
+from penstock.contracts.errors import ErrorDetail, finding
 from penstock_registry.core.catalog import Catalog
 from penstock_registry.core.documents import AgentSpec, MemberSpec, NetworkDocument, NetworkSpec
 from penstock_registry.core.expression_scope import ExpressionScope, template_faults
@@ -30,7 +30,7 @@ def network_faults(document: NetworkDocument, catalog: Catalog, path: str) -> It
         place = at(path, f"agents[{index}]")
         if (twin := seen.get(member.name.lower())) is not None:
             message = f"{member.name!r} repeats {twin!r}; names are compared ignoring case"
-            yield ErrorDetail(path=f"{place}.name", message=message)
+            yield finding(f"{place}.name", message)
         seen.setdefault(member.name.lower(), member.name)
         yield from _member_faults(member, names, catalog, place)
     yield from _graph_faults(spec, path)
@@ -40,7 +40,7 @@ def _member_faults(
     member: MemberSpec, names: list[str], catalog: Catalog, path: str
 ) -> Iterator[ErrorDetail]:
     if member.spec is not None and member.agent is not None:
-        yield ErrorDetail(path=path, message="has agent and spec", allowed="one of agent, spec")
+        yield finding(path, "has agent and spec", "one of agent, spec")
     elif member.spec is None:
         field = "name" if member.agent is None else "agent"
         known = catalog.names("agents")
@@ -49,14 +49,14 @@ def _member_faults(
     for index, target in enumerate(member.routes):
         place = f"{path}.routes[{index}]"
         if target == member.name:
-            yield ErrorDetail(path=place, message="an agent cannot route to itself")
+            yield finding(place, "an agent cannot route to itself")
         else:
             yield from known_faults(target, names, "agent", place)
     if member.responds_to == "nobody" and not member.routes:
-        yield ErrorDetail(
-            path=f"{path}.routes",
-            message="it may neither answer nor route",
-            allowed="at least one route, or responds_to: user, caller",
+        yield finding(
+            f"{path}.routes",
+            "it may neither answer nor route",
+            "at least one route, or responds_to: user, caller",
         )
     yield from _tool_faults(member, catalog, path)
 
@@ -76,7 +76,7 @@ def _tool_faults(member: MemberSpec, catalog: Catalog, path: str) -> Iterator[Er
             if isinstance(properties, dict):
                 yield from known_faults(parameter, properties, "parameter", where)
             if source.source != "agent" and source.value is None:
-                yield ErrorDetail(path=f"{where}.value", message="is missing")
+                yield finding(f"{where}.value", "is missing")
             yield from template_faults(source.value, f"{where}.value", _SYSTEM)
 
 
@@ -89,30 +89,30 @@ def _graph_faults(spec: NetworkSpec, path: str) -> Iterator[ErrorDetail]:
     reached = _reached(spec.entry, routes)
     for index, member in enumerate(spec.agents):
         if member.name not in reached:
-            yield ErrorDetail(
-                path=at(path, f"agents[{index}]"),
-                message=f"no way leads from {spec.entry!r} to {member.name!r}",
-                allowed="agents that the entry reaches by routes",
+            yield finding(
+                at(path, f"agents[{index}]"),
+                f"no way leads from {spec.entry!r} to {member.name!r}",
+                "agents that the entry reaches by routes",
             )
     if not any(one.responds_to == "user" and one.name in reached for one in spec.agents):
-        yield ErrorDetail(
-            path=at(path, "agents"),
-            message="no agent answers the user",
-            allowed="responds_to: user for at least one agent",
+        yield finding(
+            at(path, "agents"),
+            "no agent answers the user",
+            "responds_to: user for at least one agent",
         )
     bounded = spec.policy.max_steps or spec.policy.max_turns or spec.limits.max_steps
     circles = sorted(name for name in routes if name in _reached(name, routes, begin=False))
     if circles and spec.policy.cycles == "forbid":
-        yield ErrorDetail(
-            path=at(path, "policy.cycles"),
-            message=f"routes lead in a circle among {', '.join(circles)}",
-            allowed="allow, with max_steps or max_turns",
+        yield finding(
+            at(path, "policy.cycles"),
+            f"routes lead in a circle among {', '.join(circles)}",
+            "allow, with max_steps or max_turns",
         )
     elif circles and not (bounded or spec.limits.max_turns):
-        yield ErrorDetail(
-            path=at(path, "policy"),
-            message=f"nothing bounds the circle among {', '.join(circles)}",
-            allowed="max_steps or max_turns",
+        yield finding(
+            at(path, "policy"),
+            f"nothing bounds the circle among {', '.join(circles)}",
+            "max_steps or max_turns",
         )
 
 

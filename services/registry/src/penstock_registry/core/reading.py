@@ -10,7 +10,7 @@ import yaml
 from pydantic import JsonValue, ValidationError
 from pydantic_core import ErrorDetails
 
-from penstock.contracts.errors import ErrorDetail, RejectedError
+from penstock.contracts.errors import ErrorDetail, RejectedError, finding
 from penstock.contracts.json import JsonObject
 from penstock.contracts.rpc import DocumentKind
 from penstock_registry.core.documents import (
@@ -33,7 +33,7 @@ def load_yaml(text: str, *, path: str = "") -> list[JsonValue]:
     try:
         return [document for document in yaml.load_all(text, _Loader) if document is not None]
     except RecursionError as error:
-        detail = ErrorDetail(path=path, message="nested too deeply")
+        detail = finding(path, "nested too deeply")
         raise invalid_document([detail]) from error
     except yaml.YAMLError as error:
         node_record = getattr(error, "problem_mark", None)
@@ -43,7 +43,7 @@ def load_yaml(text: str, *, path: str = "") -> list[JsonValue]:
             else ""
         )
         problem = getattr(error, "problem", None) or "cannot be read"
-        detail = ErrorDetail(path=path, message=f"not YAML: {problem}{where}")
+        detail = finding(path, f"not YAML: {problem}{where}")
         raise invalid_document([detail]) from error
 
 
@@ -87,13 +87,13 @@ def parse_document(
         RejectedError: ``invalid_document`` with every fault of its form.
     """
     if not isinstance(raw, dict):
-        raise invalid_document([ErrorDetail(path=path, message="a document must be an object")])
+        raise invalid_document([finding(path, "a document must be an object")])
     written = raw.get("kind")
     kind = BY_WRITTEN.get(written) if isinstance(written, str) else None
     if kind is None or (expected is not None and kind is not expected):
         allowed = sorted(BY_WRITTEN) if expected is None else [expected.value.capitalize()]
         message = f"got {written!r}" if "kind" in raw else "is missing"
-        detail = ErrorDetail(path=at(path, "kind"), message=message, allowed=", ".join(allowed))
+        detail = finding(at(path, "kind"), message, ", ".join(allowed))
         raise invalid_document([detail])
     model = MODELS[kind]
     try:
@@ -146,7 +146,7 @@ def parse_documents(raw: Iterable[JsonValue]) -> Parsed:
         key = (one.document.kind, one.document.metadata.name)
         if key in seen:
             place = at(one.path, "metadata.name")
-            faults.append(ErrorDetail(path=place, message=f"{key[1]!r} is defined twice"))
+            faults.append(finding(place, f"{key[1]!r} is defined twice"))
         seen.add(key)
     return Parsed(placed, faults, frozenset(unreadable))
 
@@ -179,9 +179,7 @@ def parse_endpoint(url: str, *, path: str) -> str:
         return show_endpoint(ENDPOINT.validate_python(url))
     except ValidationError as error:
         message = error.errors(include_url=False)[0]["msg"]
-        raise invalid_document(
-            [ErrorDetail(path=path, message=message, allowed="http:// or https:// URL")]
-        ) from error
+        raise invalid_document([finding(path, message, "http:// or https:// URL")]) from error
 
 
 def merge_patch(document: JsonValue, patch: JsonValue) -> JsonValue:
@@ -239,7 +237,7 @@ def _detail(found: ErrorDetails, schema: GeneratedSchema, prefix: str) -> ErrorD
             allowed = context.get("allowed") or ", ".join(limits) or None
     # The last part of a key's own error is pydantic's marker, not a place.
     parts = [part for part in location if part != "[key]"]
-    return ErrorDetail(path=at(prefix, show_location(parts)), message=message, allowed=allowed)
+    return finding(at(prefix, show_location(parts)), message, allowed)
 
 
 def _shown(value: object) -> str:

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from pydantic import JsonValue
 
-from penstock.contracts.errors import ErrorDetail
+from penstock.contracts.errors import ErrorDetail, finding
 from penstock.contracts.json import JsonObject
 from penstock.contracts.plan import CompiledTool
 from penstock.expressions.templates import split
@@ -50,14 +50,12 @@ def request_faults(
     """
     if request.body is not None and request.json_body is not None:
         message = "has body and json"
-        yield ErrorDetail(path=path, message=message, allowed="one of body, json")
+        yield finding(path, message, "one of body, json")
     for field, names in (("headers", request.headers), ("query", request.query)):
         for name in names:
             if not _NAME.fullmatch(name):
-                yield ErrorDetail(
-                    path=at(path, field),
-                    message=f"got {name!r}"[:200],
-                    allowed="letters, digits, '_' and '-'",
+                yield finding(
+                    at(path, field), f"got {name!r}"[:200], "letters, digits, '_' and '-'"
                 )
     headers = {name: text for name, text in request.headers.items() if isinstance(text, str)}
     templates: JsonObject = {

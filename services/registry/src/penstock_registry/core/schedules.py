@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AwareDatetime, Field, JsonValue, StringConstraints
 
-from penstock.contracts.errors import ErrorDetail
+from penstock.contracts.errors import ErrorDetail, finding
 from penstock.contracts.schedules import (
     CRON_FORMS,
     MAX_CRON_LENGTH,
@@ -85,26 +85,26 @@ def schedule_faults(spec: ScheduleSpec, targets: Iterable[str], path: str) -> It
     given = [name for name in ("cron", "every") if getattr(spec, name) is not None]
     yield from one_of(("cron", "every"), given, path)
     if spec.cron is not None and (wrong := cron_fault(spec.cron)) is not None:
-        yield ErrorDetail(path=at(path, "cron"), message=wrong, allowed=CRON_FORMS)
+        yield finding(at(path, "cron"), wrong, CRON_FORMS)
     if (meant := timezone_fault(spec.timezone)) is not None:
         message = f"there is no time zone {spec.timezone[:80]!r}"
-        yield ErrorDetail(path=at(path, "timezone"), message=message, allowed=meant)
+        yield finding(at(path, "timezone"), message, meant)
     if spec.every is not None and spec.every < MIN_EVERY_SECONDS:
         message = f"every {spec.every:g} s is too often"
-        yield ErrorDetail(path=at(path, "every"), message=message, allowed=">= 1s")
+        yield finding(at(path, "every"), message, ">= 1s")
     if spec.jitter is not None:
         longest = min(MAX_JITTER_SECONDS, spec.every or MAX_JITTER_SECONDS)
         if spec.jitter > longest:
             message, allowed = f"got {spec.jitter:g} s", f"<= {longest:g} s"
-            yield ErrorDetail(path=at(path, "jitter"), message=message, allowed=allowed)
+            yield finding(at(path, "jitter"), message, allowed)
     for field in ("starts_at", "ends_at"):
         instant = getattr(spec, field)
         if instant is not None and instant.year not in YEARS:
             message, allowed = f"got the year {instant.year}", f"{YEARS[0]} to {YEARS[-1]}"
-            yield ErrorDetail(path=at(path, field), message=message, allowed=allowed)
+            yield finding(at(path, field), message, allowed)
     if spec.starts_at is not None and spec.ends_at is not None and spec.ends_at <= spec.starts_at:
         message = "it ends before it starts"
-        yield ErrorDetail(path=at(path, "ends_at"), message=message, allowed="after starts_at")
+        yield finding(at(path, "ends_at"), message, "after starts_at")
     yield from template_faults(spec.input, at(path, "input"), _INPUT)
 
 

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple, TypeGuard
 
 from pydantic import JsonValue
 
-from penstock.contracts.errors import ErrorDetail, RejectedError
+from penstock.contracts.errors import ErrorDetail, RejectedError, finding
 from penstock.expressions import evaluator
 from penstock.expressions.samples import sample_of
 from penstock.expressions.templates import whole_expression
@@ -100,15 +100,13 @@ class _Walk:
             for where, name in found:
                 if (twin := seen.get(name.lower())) is not None:
                     message = f"{name!r} repeats {twin!r}; ids are compared ignoring case"
-                    yield ErrorDetail(path=where, message=message)
+                    yield finding(where, message)
                 seen.setdefault(name.lower(), name)
 
     def _block(self, steps: Iterable[StepSpec], path: str, spot: _Spot) -> Iterator[ErrorDetail]:
         steps = tuple(steps)
         if spot.blocks > MAX_BLOCKS:
-            yield ErrorDetail(
-                path=path, message="too many blocks within blocks", allowed=f"<= {MAX_BLOCKS}"
-            )
+            yield finding(path, "too many blocks within blocks", f"<= {MAX_BLOCKS}")
             return
         ids = [step.id for step in steps]
         needs = needs_of(steps)
@@ -121,7 +119,7 @@ class _Walk:
             if step.id in above[step.id]:
                 circle = sorted(one for one in above[step.id] if step.id in above.get(one, ()))
                 by_way = f", by way of {', '.join(circle)}" if circle != [step.id] else ""
-                yield ErrorDetail(path=f"{place}.depends_on", message=f"waits for itself{by_way}")
+                yield finding(f"{place}.depends_on", f"waits for itself{by_way}")
             scope = spot.scope.seeing(above[step.id] - {step.id}, ids)
             yield from self._step(step, place, spot._replace(scope=scope.inside(step.id)))
 
@@ -129,7 +127,7 @@ class _Walk:
         message = f"there is no step {name!r}"
         if name in spot.scope.within or name in spot.scope.done:
             message = f"step {name!r} is in another block; only steps of the same one can be named"
-        return ErrorDetail(path=path, message=message, allowed=", ".join(ids))
+        return finding(path, message, ", ".join(ids))
 
     def _step(self, step: StepSpec, path: str, spot: _Spot) -> Iterator[ErrorDetail]:
         yield from self._form(step, path, spot)
@@ -158,30 +156,30 @@ class _Walk:
             ("compensate", tuple(sorted(UNDOABLE))),
         ):
             if work and name in given and work not in kinds:
-                yield ErrorDetail(
-                    path=f"{path}.{name}",
-                    message=f"a step of kind {work!r} has none",
-                    allowed=f"steps of kind {', '.join(kinds)}",
+                yield finding(
+                    f"{path}.{name}",
+                    f"a step of kind {work!r} has none",
+                    f"steps of kind {', '.join(kinds)}",
                 )
         if "fallback" in given and step.on_error != "continue":
-            yield ErrorDetail(
-                path=f"{path}.fallback",
-                message="is never used, as the run fails with the step",
-                allowed="on_error: continue",
+            yield finding(
+                f"{path}.fallback",
+                "is never used, as the run fails with the step",
+                "on_error: continue",
             )
         if work == "end" and step.on_error == "continue":
-            yield ErrorDetail(path=f"{path}.on_error", message="an end is the end", allowed="fail")
+            yield finding(f"{path}.on_error", "an end is the end", "fail")
         if spot.handler and work == "end":
             message = "the run's end is settled before its handlers run"
-            yield ErrorDetail(path=f"{path}.end", message=message, allowed="only in steps")
+            yield finding(f"{path}.end", message, "only in steps")
         if spot.handler and step.compensate is not None:
             message = "what handlers do is not undone"
-            yield ErrorDetail(path=f"{path}.compensate", message=message, allowed="only in steps")
+            yield finding(f"{path}.compensate", message, "only in steps")
         try:
             evaluator.references(f"steps.{step.id}.output")
         except RejectedError:
             message = f"{step.id!r} is a word of the expression language"
-            yield ErrorDetail(path=f"{path}.id", message=message)
+            yield finding(f"{path}.id", message)
 
     def _called(
         self, step: StepSpec | UndoSpec, path: str, scope: ExpressionScope
@@ -206,9 +204,7 @@ class _Walk:
         given = tuple(name for name in kinds if getattr(undo, name) is not None)
         yield from one_of(kinds, given, path)
         if undo.http is not None and undo.input is not None:
-            yield ErrorDetail(
-                path=f"{path}.input", message="a request has none", allowed="agent or tool"
-            )
+            yield finding(f"{path}.input", "a request has none", "agent or tool")
         seen = scope.with_secrets if undo.tool is not None else scope
         yield from template_faults(undo.input, f"{path}.input", seen)
         yield from self._called(undo, path, scope)
@@ -227,13 +223,13 @@ class _Walk:
         loops = spot.loops + (step.map is not None or step.loop is not None)
         if loops > MAX_LOOPS:
             message = "too many maps and loops within others"
-            yield ErrorDetail(path=path, message=message, allowed=f"<= {MAX_LOOPS}")
+            yield finding(path, message, f"<= {MAX_LOOPS}")
         inside = spot._replace(scope=_within(step, scope), blocks=spot.blocks + 1, loops=loops)
         names: dict[str, str] = {}
         for inner in blocks_of(step, path):
             if (twin := names.get(inner.name.lower())) is not None:
                 message = f"{inner.name!r} repeats {twin!r}; names are compared ignoring case"
-                yield ErrorDetail(path=inner.place, message=message)
+                yield finding(inner.place, message)
             names.setdefault(inner.name.lower(), inner.name)
             yield from self._block(inner.steps, inner.path, inside)
             after = inside.scope.seeing(one.id for one in inner.steps)
@@ -248,14 +244,14 @@ class _Walk:
             if case.when is not None:
                 yield from condition_faults(case.when, f"{place}.if", scope)
                 if case.steps is None:
-                    yield ErrorDetail(path=f"{place}.steps", message="is missing")
+                    yield finding(f"{place}.steps", "is missing")
             if case.otherwise is not None:
                 if case.steps is not None:
                     message = "else has its steps behind it"
-                    yield ErrorDetail(path=f"{place}.steps", message=message)
+                    yield finding(f"{place}.steps", message)
                 if step.branch is not None and index + 1 != len(step.branch):
                     message = "no case after it would ever be taken"
-                    yield ErrorDetail(path=f"{place}.else", message=message, allowed="last")
+                    yield finding(f"{place}.else", message, "last")
 
     def _variable(self, name: str, path: str, scope: ExpressionScope) -> Iterator[ErrorDetail]:
         try:
@@ -263,10 +259,10 @@ class _Walk:
         except RejectedError:
             usable = False
         if not usable or name in RESERVED:
-            yield ErrorDetail(path=path, message=f"{name!r} has another meaning in expressions")
+            yield finding(path, f"{name!r} has another meaning in expressions")
         elif name in scope.roots:
             message = f"{name!r} is the item of a map around it already"
-            yield ErrorDetail(path=path, message=message)
+            yield finding(path, message)
 
     def _loop_conditions(
         self, step: StepSpec, path: str, scope: ExpressionScope
@@ -277,7 +273,7 @@ class _Walk:
         inside = _within(step, scope)
         if loop.while_ is None and loop.until is None:
             message = "has neither while nor until"
-            yield ErrorDetail(path=f"{path}.loop", message=message, allowed="while, until or both")
+            yield finding(f"{path}.loop", message, "while, until or both")
         if loop.while_ is not None:
             yield from condition_faults(loop.while_, f"{path}.loop.while", inside)
         if loop.until is not None:
@@ -290,17 +286,17 @@ class _Walk:
         count = len(step.parallel.branches)
         wait = step.parallel.wait
         if isinstance(wait, int) and wait > count:
-            yield ErrorDetail(
-                path=f"{path}.parallel.wait",
-                message=f"got {wait}, and there are {count} branches",
-                allowed=f"all, any, 1 to {count}",
+            yield finding(
+                f"{path}.parallel.wait",
+                f"got {wait}, and there are {count} branches",
+                f"all, any, 1 to {count}",
             )
         bound = self._spec.limits.max_fan_out
         if bound is not None and count > bound:
-            yield ErrorDetail(
-                path=f"{path}.parallel.branches",
-                message=f"are {count}, more than limits.max_fan_out",
-                allowed=f"<= {bound}",
+            yield finding(
+                f"{path}.parallel.branches",
+                f"are {count}, more than limits.max_fan_out",
+                f"<= {bound}",
             )
 
     def _waiting(self, step: StepSpec, path: str, scope: ExpressionScope) -> Iterator[ErrorDetail]:
@@ -336,10 +332,10 @@ class _Walk:
         if wait.until is not None:
             yield from template_faults(wait.until, f"{path}.until", scope)
             if "{{" not in wait.until and not _is_moment(wait.until):
-                yield ErrorDetail(
-                    path=f"{path}.until",
-                    message=f"got {wait.until!r}"[:200],
-                    allowed="RFC 3339 with a time zone, such as 2026-12-24T18:00:00Z",
+                yield finding(
+                    f"{path}.until",
+                    f"got {wait.until!r}"[:200],
+                    "RFC 3339 with a time zone, such as 2026-12-24T18:00:00Z",
                 )
         if wait.signal is not None:
             place = f"{path}.signal"
@@ -352,14 +348,14 @@ class _Walk:
         for name in ("timeout", "on_timeout"):
             if wait.signal is None and name in wait.model_fields_set:
                 message = "only a signal can fail to come"
-                yield ErrorDetail(path=f"{path}.{name}", message=message, allowed="with signal")
+                yield finding(f"{path}.{name}", message, "with signal")
 
     def _too_long(self, seconds: float, path: str) -> Iterator[ErrorDetail]:
         if seconds >= self._longest:
-            yield ErrorDetail(
-                path=path,
-                message=f"{seconds:g} s are longer than the whole run may take",
-                allowed=f"< {self._longest:g} s, or a larger timeout_seconds of the workflow",
+            yield finding(
+                path,
+                f"{seconds:g} s are longer than the whole run may take",
+                f"< {self._longest:g} s, or a larger timeout_seconds of the workflow",
             )
 
     def _child(self, step: StepSpec, path: str, scope: ExpressionScope) -> Iterator[ErrorDetail]:
@@ -377,10 +373,10 @@ class _Walk:
             way = self._catalog.calls_back(self._name, child.name)
             if way is not None:
                 by_way = f", by way of {', '.join(way)}" if way else ""
-                yield ErrorDetail(
-                    path=f"{path}.name",
-                    message=f"runs itself again{by_way}",
-                    allowed="a definition that does not, or a version that is published",
+                yield finding(
+                    f"{path}.name",
+                    f"runs itself again{by_way}",
+                    "a definition that does not, or a version that is published",
                 )
 
 
@@ -423,7 +419,7 @@ def _given_faults(
     if schema.get("type") != "object" or (isinstance(given, str) and "{{" in given):
         return
     if given is not None and not isinstance(given, dict):
-        yield ErrorDetail(path=path, message=f"got {given!r}"[:200], allowed="an object")
+        yield finding(path, f"got {given!r}"[:200], "an object")
         return
     properties = schema.get("properties")
     known = list(properties) if isinstance(properties, dict) else []
@@ -434,4 +430,4 @@ def _given_faults(
     required = schema.get("required")
     for needed in required if isinstance(required, list) else []:
         if needed not in names and needed not in provided:
-            yield ErrorDetail(path=at(path, str(needed)), message="is missing")
+            yield finding(at(path, str(needed)), "is missing")

@@ -11,7 +11,7 @@ from jsonschema.exceptions import SchemaError
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
-from penstock.contracts.errors import ErrorDetail, RejectedError
+from penstock.contracts.errors import RejectedError, finding
 from penstock.contracts.json import Json
 
 MAX_DETAILS: Final = 20
@@ -34,7 +34,7 @@ def check_arguments(schema: Json, arguments: Json) -> None:
         ) from error
     if found:
         details = tuple(
-            ErrorDetail(path=error.json_path.removeprefix("$").lstrip("."), message=error.message)
+            finding(error.json_path.removeprefix("$").lstrip("."), error.message)
             for error in found[:MAX_DETAILS]
         )
         first = details[0]
@@ -51,7 +51,7 @@ def _compiled(schema: str) -> Draft202012Validator:
         raise RejectedError(
             "invalid_schema",
             f"the tool's schema is invalid: {error.message}",
-            details=(ErrorDetail(path=error.json_path, message=error.message),),
+            details=(finding(error.json_path, error.message),),
         ) from error
     # An empty registry: a reference to elsewhere is refused, never fetched.
     return Draft202012Validator(parsed, registry=Registry())

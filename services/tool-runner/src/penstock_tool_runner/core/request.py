@@ -15,7 +15,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from penstock.contracts.errors import ErrorDetail, RejectedError
+from penstock.contracts.errors import RejectedError, finding
 from penstock.contracts.json import Json, JsonObject
 from penstock.expressions.templates import render
 
@@ -82,7 +82,7 @@ def read_tool(config: Json) -> tuple[HttpTool, Json]:
         tool = HttpTool.model_validate(config["http"])
     except ValidationError as error:
         details = tuple(
-            ErrorDetail(path=".".join(("http", *map(str, found["loc"]))), message=found["msg"])
+            finding(".".join(("http", *map(str, found["loc"]))), found["msg"])
             for found in error.errors(include_url=False, include_context=False, include_input=False)
         )
         raise RejectedError(
