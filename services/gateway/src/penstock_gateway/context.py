@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, cast
 
-from fastapi import Depends, Request
+from fastapi import Depends, Header, Path, Request
 
+from penstock.contracts.ids import TOKEN_PATTERN
 from penstock_gateway.core.access import Caller
+from penstock_gateway.core.preferences import idempotency_key
 from penstock_gateway.gateway import Gateway
 
 
@@ -48,3 +50,21 @@ Viewer = Annotated[Caller, Depends(_viewer)]
 Operator = Annotated[Caller, Depends(_operator)]
 Admin = Annotated[Caller, Depends(_admin)]
 RunnerCaller = Annotated[Caller, Depends(_runner)]
+
+
+async def _key(
+    key: Annotated[
+        str | None,
+        Header(
+            alias="Idempotency-Key",
+            description="A repetition with the same key has no further effect; "
+            "with another body 422.",
+        ),
+    ] = None,
+) -> str | None:
+    return idempotency_key(None if key is None else key.encode("latin-1", "replace"))
+
+
+IdempotencyKey = Annotated[str | None, Depends(_key)]
+PathToken = Annotated[str, Path(pattern=TOKEN_PATTERN)]
+"""A name or an id in a path."""

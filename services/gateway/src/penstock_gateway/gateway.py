@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Final
-
-from pydantic import TypeAdapter
-
 from penstock.bus import topology
 from penstock.bus.capacity import LogCapacity
 from penstock.bus.claims import Claims
@@ -19,7 +15,7 @@ from penstock.contracts.plan import PublishedVersion
 from penstock.contracts.runners import KeyRecord, WebhookRecord
 from penstock_gateway.archive.requests import Archive
 from penstock_gateway.core.access import Caller, caller_of
-from penstock_gateway.definitions.mirrors import Mirror, reader_of
+from penstock_gateway.definitions.mirrors import Mirror
 from penstock_gateway.definitions.registry import Registry
 from penstock_gateway.middleware.entry import Authenticator
 from penstock_gateway.runs.answer import Answering
@@ -34,13 +30,9 @@ from penstock_gateway.runs.wait import RunWaiter
 from penstock_gateway.schedules.store import Schedules
 from penstock_gateway.settings import GatewaySettings
 
-_VERSION: Final[TypeAdapter[PublishedVersion]] = TypeAdapter(PublishedVersion)
-_KEY: Final[TypeAdapter[KeyRecord]] = TypeAdapter(KeyRecord)
-_WEBHOOK: Final[TypeAdapter[WebhookRecord]] = TypeAdapter(WebhookRecord)
 
-
-def _caller(value: bytes, /) -> Caller:
-    return caller_of(_KEY.validate_json(value))
+def _caller(value: bytes) -> Caller:
+    return caller_of(KeyRecord.model_validate_json(value))
 
 
 class Gateway:
@@ -86,9 +78,9 @@ class Gateway:
         claims = Claims(bus, settings.claim_threshold_bytes)
         self.reader = LogReader(bus, claims)
         self.writer = await LogWriter(bus, settings, claims).start()
-        self.published = Mirror(bus, subjects.PUBLISHED, reader_of(_VERSION))
+        self.published = Mirror(bus, subjects.PUBLISHED, PublishedVersion.model_validate_json)
         self.keys = Mirror(bus, subjects.KEYS, _caller)
-        self.webhooks = Mirror(bus, subjects.WEBHOOKS, reader_of(_WEBHOOK))
+        self.webhooks = Mirror(bus, subjects.WEBHOOKS, WebhookRecord.model_validate_json)
         for mirror in (self.published, self.keys, self.webhooks):
             await mirror.start()
         self.archive = Archive(bus)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Query
 
 from penstock.bus.kv import Bucket
 from penstock.contracts import subjects
@@ -18,8 +18,8 @@ from penstock.contracts.archive_maintenance import (
     RestoreRun,
 )
 from penstock.contracts.errors import RejectedError, finding
-from penstock.contracts.ids import TOKEN_PATTERN, is_run_id
-from penstock_gateway.context import Admin, GatewayParts, Operator
+from penstock.contracts.ids import is_run_id
+from penstock_gateway.context import Admin, GatewayParts, Operator, PathToken
 from penstock_gateway.runs.read import not_found
 
 ERASE_SECONDS: Final = 300.0
@@ -27,12 +27,9 @@ ERASE_SECONDS: Final = 300.0
 
 deletions: Final = APIRouter()
 
-RunId = Annotated[str, Path(pattern=TOKEN_PATTERN)]
-SessionId = Annotated[str, Path(pattern=TOKEN_PATTERN)]
-
 
 @deletions.post("/v1/runs/{run_id}/restore", tags=["runs"])
-async def restore_run(gateway: GatewayParts, caller: Operator, run_id: RunId) -> Restored:
+async def restore_run(gateway: GatewayParts, caller: Operator, run_id: PathToken) -> Restored:
     """Put the facts of an ended run back into the log that has lost them."""
     if not is_run_id(run_id):
         raise not_found(run_id)
@@ -43,7 +40,7 @@ async def restore_run(gateway: GatewayParts, caller: Operator, run_id: RunId) ->
 
 
 @deletions.delete("/v1/runs/{run_id}", tags=["runs"])
-async def delete_run(gateway: GatewayParts, caller: Admin, run_id: RunId) -> Erased:
+async def delete_run(gateway: GatewayParts, caller: Admin, run_id: PathToken) -> Erased:
     """Delete an ended run and its child runs for good; 409 while one of them is open."""
     if not is_run_id(run_id):
         raise not_found(run_id)
@@ -56,7 +53,7 @@ async def delete_run(gateway: GatewayParts, caller: Admin, run_id: RunId) -> Era
 async def delete_session(
     gateway: GatewayParts,
     caller: Operator,
-    session_id: SessionId,
+    session_id: PathToken,
     keep_runs: Annotated[bool, Query(description="Forget the conversation alone")] = False,
 ) -> Erased:
     """Delete a session and all its runs for good; 409 while one of them is open."""
@@ -74,9 +71,7 @@ async def delete_session(
 
 
 @deletions.delete("/v1/tenants/{tenant}/data", tags=["tenants"])
-async def delete_tenant_data(
-    gateway: GatewayParts, caller: Admin, tenant: Annotated[str, Path(pattern=TOKEN_PATTERN)]
-) -> Erased:
+async def delete_tenant_data(gateway: GatewayParts, caller: Admin, tenant: PathToken) -> Erased:
     """Delete all runs and sessions of the caller's own tenant; 409 while a run is open."""
     if tenant != caller.tenant:
         raise RejectedError(

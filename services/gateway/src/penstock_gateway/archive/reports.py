@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Query
 
 from penstock.contracts.archive import ArchiveStatus, GetStatus
 from penstock.contracts.archive_reports import (
@@ -15,11 +15,10 @@ from penstock.contracts.archive_reports import (
     ProfileReport,
     ProfileReportView,
 )
-from penstock.contracts.ids import TOKEN_PATTERN
 from penstock.runs.profiles import profile_of_entries
 from penstock.runs.state import fold, new_state
 from penstock_gateway.archive.queries import ProfileQuery, SpanQuery, known_only
-from penstock_gateway.context import GatewayParts, Viewer
+from penstock_gateway.context import GatewayParts, PathToken, Viewer
 from penstock_gateway.runs.read import aside, not_found
 
 REPORT_SECONDS: Final = 30.0
@@ -53,7 +52,7 @@ async def profile_report(
 async def run_profile(
     gateway: GatewayParts,
     caller: Viewer,
-    run_id: Annotated[str, Path(pattern=TOKEN_PATTERN)],
+    run_id: PathToken,
     threshold: Annotated[float, Query(ge=0, le=1)] = 0.5,
 ) -> ProfileOfRun:
     """Return the duration and the cost of each part of a run, from its log; also while it runs."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Query
 from pydantic import AwareDatetime
 
 from penstock.contracts.archive import (
@@ -36,10 +36,7 @@ from penstock_gateway.archive.queries import (
     read_tag,
 )
 from penstock_gateway.archive.reports import reports
-from penstock_gateway.context import GatewayParts, Viewer
-
-SessionId = Annotated[str, Path(pattern=TOKEN_PATTERN)]
-RunId = Annotated[str, Path(pattern=TOKEN_PATTERN)]
+from penstock_gateway.context import GatewayParts, PathToken, Viewer
 
 archives: Final = APIRouter()
 archives.include_router(reports)
@@ -84,7 +81,7 @@ async def list_steps(
 async def list_steps_of_run(
     gateway: GatewayParts,
     caller: Viewer,
-    run_id: RunId,
+    run_id: PathToken,
     query: Annotated[StepQuery, Query()],
 ) -> StepPage:
     """List the step executions of one run, the latest first."""
@@ -133,7 +130,7 @@ async def list_sessions(
 
 @archives.get("/v1/sessions/{session_id}", tags=["sessions"])
 @archives.get("/v1/conversations/{session_id}", tags=["older paths"])
-async def get_session(gateway: GatewayParts, caller: Viewer, session_id: SessionId) -> SessionView:
+async def get_session(gateway: GatewayParts, caller: Viewer, session_id: PathToken) -> SessionView:
     """Return one session."""
     request = GetSession(tenant=caller.tenant, session_id=session_id)
     return await gateway.archive.ask("get_session", request, SessionView)
@@ -143,7 +140,7 @@ async def get_session(gateway: GatewayParts, caller: Viewer, session_id: Session
 async def list_messages(
     gateway: GatewayParts,
     caller: Viewer,
-    session_id: SessionId,
+    session_id: PathToken,
     limit: Limit = 200,
     cursor: Annotated[int, Query(ge=0)] = 0,
 ) -> MessageItems:

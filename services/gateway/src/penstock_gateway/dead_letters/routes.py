@@ -7,12 +7,11 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Path, Query
 from pydantic import Field
 
-from penstock.contracts.ids import TOKEN_PATTERN, Token
+from penstock.contracts.ids import TOKEN_PATTERN
 from penstock.runs.replies import (
     DeadLetterPage,
     DeadLettersDone,
     DeadLetterView,
-    RefusedLetter,
 )
 from penstock_gateway.context import GatewayParts, Operator, Viewer
 from penstock_gateway.core.dead_letters import remedy_of
@@ -25,19 +24,10 @@ Seq = Annotated[int, Path(ge=1, description="Sequence of the letter")]
 dead_letters: Final = APIRouter(tags=["dead letters"])
 
 
-class DeadLetterFilter(Input):
-    """Which letters; all that is given must fit."""
-
-    consumer: Token | None = None
-    run_id: Token | None = None
-    code: Annotated[str, Field(max_length=100)] | None = None
-    """Of the error."""
-
-
 class ManyDeadLetters(Input):
     """Which letters to requeue or discard."""
 
-    filter: DeadLetterFilter = DeadLetterFilter()
+    filter: Filter = Filter()
     limit: int = Field(default=1000, ge=1, le=10_000)
     dry_run: bool = False
     """Say only which ones it would be."""
@@ -72,7 +62,9 @@ async def list_dead_letters(
 ) -> DeadLetterPage:
     """List dead letters, the oldest first."""
     items: list[DeadLetterView] = []
-    found = DeadLetters(gateway).all(caller.tenant, Filter(consumer, run_id, code), after=cursor)
+    found = DeadLetters(gateway).all(
+        caller.tenant, Filter(consumer=consumer, run_id=run_id, code=code), after=cursor
+    )
     async for letter in found:
         if len(items) == limit:
             return DeadLetterPage(items=tuple(items), next_cursor=str(items[-1].seq))
@@ -124,16 +116,6 @@ async def _one(gateway: Gateway, tenant: str, verb: Verb, seq: int) -> DeadLette
 async def _many(
     gateway: Gateway, tenant: str, verb: Verb, body: ManyDeadLetters
 ) -> DeadLettersDone:
-    done, refused, more = await DeadLetters(gateway).apply_all(
-        tenant,
-        verb,
-        Filter(**body.filter.model_dump()),
-        limit=body.limit,
-        dry_run=body.dry_run,
-    )
-    return DeadLettersDone(
-        dry_run=body.dry_run,
-        done=tuple(letter.seq for letter in done),
-        refused=tuple(RefusedLetter(seq=letter.seq, error=error) for letter, error in refused),
-        more=more,
+    return await DeadLetters(gateway).apply_all(
+        tenant, verb, body.filter, limit=body.limit, dry_run=body.dry_run
     )

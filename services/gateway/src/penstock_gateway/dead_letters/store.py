@@ -9,7 +9,9 @@ from __future__ import annotations
 import base64
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from typing import Final, Literal, NamedTuple
+from typing import Annotated, Final, Literal, NamedTuple
+
+from pydantic import Field
 
 from penstock.bus.connection import JetStreamError
 from penstock.contracts import subjects
@@ -23,11 +25,14 @@ from penstock.contracts.errors import (
     finding,
 )
 from penstock.contracts.facts import StepResult, fact_bytes
+from penstock.contracts.ids import Token
 from penstock.contracts.messages import DeadLetter, TimerDue
 from penstock.contracts.structs import decode, encode
+from penstock.runs.replies import DeadLettersDone, RefusedLetter
 from penstock.runs.state import StepState
 from penstock.telemetry.logs import EventLog
 from penstock_gateway.core.dead_letters import Address, address_of, remedy_of, step_of
+from penstock_gateway.core.requests import Input
 from penstock_gateway.gateway import Gateway
 from penstock_gateway.runs.read import available
 
@@ -52,12 +57,13 @@ class Letter(NamedTuple):
     letter: DeadLetter
 
 
-class Filter(NamedTuple):
-    """Which letters; all that is given must fit."""
+class Filter(Input):
+    """Filters of dead letters; all given filters must match."""
 
-    consumer: str | None = None
-    run_id: str | None = None
-    code: str | None = None
+    consumer: Token | None = None
+    run_id: Token | None = None
+    code: Annotated[str, Field(max_length=100)] | None = None
+    """Of the error."""
 
     def fits(self, letter: Letter) -> bool:
         """Whether a letter is meant."""
@@ -154,15 +160,15 @@ class DeadLetters:
         if earlier is not None:
             # Requeued by a process that died before it removed the letter: only remove it.
             if not isinstance(earlier.fact, StepResult) or not _ours(earlier.fact):
-                raise _settled(step_id, attempt)
+                raise _has_outcome(step_id, attempt)
             return
         step = state.steps.get(step_id)
         if step is None or step.attempt != attempt or not step.open:
-            raise _settled(step_id, attempt)
+            raise _has_outcome(step_id, attempt)
         try:
             await self._writer.append(subject, fact_bytes(_given_up(step, letter)))
         except ConflictError as conflict:
-            raise _settled(step_id, attempt) from conflict
+            raise _has_outcome(step_id, attempt) from conflict
 
     async def _reload(self, address: Address) -> None:
         """Make the engine reload a run and decide."""
@@ -179,28 +185,23 @@ class DeadLetters:
 
     async def apply_all(
         self, tenant: str, verb: Verb, criteria: Filter, *, limit: int, dry_run: bool
-    ) -> tuple[list[Letter], list[tuple[Letter, ErrorInfo]], bool]:
-        """Requeue or discard all letters that fit.
-
-        Returns:
-            Those that are gone (in a dry run: that would be), those that stay and why, and
-            whether the limit left some out.
-        """
-        done: list[Letter] = []
-        refused: list[tuple[Letter, ErrorInfo]] = []
+    ) -> DeadLettersDone:
+        """Requeue or discard all letters that match; the result says which ones stay, and why."""
+        done: list[int] = []
+        refused: list[RefusedLetter] = []
+        more = False
         async for letter in self.all(tenant, criteria):
             if len(done) + len(refused) >= limit:
-                return done, refused, True
-            if dry_run:
-                done.append(letter)
-                continue
+                more = True
+                break
             try:
-                await self.apply(verb, letter)
+                if not dry_run:
+                    await self.apply(verb, letter)
             except (RejectedError, ConflictError) as error:
-                refused.append((letter, error.info()))
+                refused.append(RefusedLetter(seq=letter.seq, error=error.info()))
             else:
-                done.append(letter)
-        return done, refused, False
+                done.append(letter.seq)
+        return DeadLettersDone(dry_run=dry_run, done=tuple(done), refused=tuple(refused), more=more)
 
 
 def _read(seq: int, body: bytes) -> Letter | None:
@@ -240,7 +241,7 @@ def _not_found(seq: int) -> PenstockError:
     return RejectedError("dead_letter_not_found", f"there is no dead letter {seq}")
 
 
-def _settled(step_id: str, attempt: int) -> PenstockError:
+def _has_outcome(step_id: str, attempt: int) -> PenstockError:
     return ConflictError(
         "already_settled",
         f"attempt {attempt} at step {step_id} has its outcome by now: discard the letter",

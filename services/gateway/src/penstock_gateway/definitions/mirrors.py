@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from penstock.bus.connection import Bus
 from penstock.bus.kv import Bucket, KvChange, Watch
 from penstock.telemetry.logs import EventLog
 
 ValueT = TypeVar("ValueT")
-ReadT_co = TypeVar("ReadT_co", covariant=True)
 
 log = EventLog(__name__)
-
-
-class Convert(Protocol[ReadT_co]):
-    """Converts a stored value to the kept one; raises ``ValidationError`` if it is malformed."""
-
-    def __call__(self, value: bytes, /) -> ReadT_co:
-        """Convert one value."""
-        ...
 
 
 class Mirror(Generic[ValueT]):
     """One bucket as a dict that follows it."""
 
-    def __init__(self, bus: Bus, bucket: str, convert: Convert[ValueT]) -> None:
+    def __init__(self, bus: Bus, bucket: str, convert: Callable[[bytes], ValueT]) -> None:
         """Name the bucket; ``start`` fills the dict.
 
         Args:
             bus: The connection.
             bucket: Name of the bucket.
-            convert: Makes a value of the dict out of a stored one.
+            convert: Reads a stored value; raises ``ValidationError`` if it is malformed.
         """
         self._bucket = Bucket(bus, bucket)
         self._convert = convert
@@ -73,12 +65,3 @@ class Mirror(Generic[ValueT]):
             self.values[change.key] = self._convert(change.value)
         except ValidationError:
             log.exception("mirror.unreadable_value", bucket=self._bucket.name, key=change.key)
-
-
-def reader_of(adapter: TypeAdapter[ValueT]) -> Convert[ValueT]:
-    """Return what reads stored JSON by a type adapter."""
-
-    def convert(value: bytes, /) -> ValueT:
-        return adapter.validate_json(value)
-
-    return convert

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Query
 from pydantic import JsonValue
 
 from penstock.contracts.errors import RejectedError, finding
@@ -19,12 +19,10 @@ from penstock.contracts.rpc import (
     ListDefinitions,
     PutDefinition,
 )
-from penstock_gateway.context import Admin, GatewayParts, Viewer
+from penstock_gateway.context import Admin, GatewayParts, PathToken, Viewer
 from penstock_gateway.core.access import Caller
 from penstock_gateway.core.requests import Input
 from penstock_gateway.gateway import Gateway
-
-Name = Annotated[str, Path(pattern=TOKEN_PATTERN)]
 
 network_routes: Final = APIRouter(prefix="/config/routes", tags=["older paths"])
 
@@ -87,7 +85,7 @@ async def add_agent_route(gateway: GatewayParts, caller: Admin, body: NewRoute) 
 
 @network_routes.delete("/{network}/{source}/{target}", status_code=204)
 async def remove_agent_route(
-    gateway: GatewayParts, caller: Admin, network: Name, source: Name, target: Name
+    gateway: GatewayParts, caller: Admin, network: PathToken, source: PathToken, target: PathToken
 ) -> None:
     """Remove a route from a network."""
     definition = await _network(gateway, caller, network)

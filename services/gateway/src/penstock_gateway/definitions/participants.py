@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Query
 from pydantic import AwareDatetime, Field
 
 from penstock.contracts.ids import TOKEN_PATTERN, Token
@@ -24,11 +24,9 @@ from penstock.contracts.rpc import (
     Runners,
     RunnerState,
 )
-from penstock_gateway.context import Admin, GatewayParts, RunnerCaller, Viewer
+from penstock_gateway.context import Admin, GatewayParts, PathToken, RunnerCaller, Viewer
 from penstock_gateway.core.access import key_digest
 from penstock_gateway.core.requests import Input
-
-Id = Annotated[str, Path(pattern=TOKEN_PATTERN)]
 
 participants: Final = APIRouter()
 
@@ -88,7 +86,7 @@ async def register_agent(
 @participants.post("/v1/agents/{agent_id}/heartbeat", tags=["agents"])
 @participants.post("/agents/{agent_id}/heartbeat", tags=["older paths"])
 async def beat_agent(
-    gateway: GatewayParts, caller: RunnerCaller, agent_id: Id, body: Beat | None = None
+    gateway: GatewayParts, caller: RunnerCaller, agent_id: PathToken, body: Beat | None = None
 ) -> AgentRegistration:
     """Say that a registered agent lives; 404 means that it has to register again."""
     beat = body or Beat()

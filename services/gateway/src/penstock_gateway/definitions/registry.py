@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TypeVar
 
 from pydantic import BaseModel
@@ -18,21 +19,14 @@ from penstock_gateway.definitions.mirrors import Mirror
 ReplyT = TypeVar("ReplyT", bound=BaseModel)
 
 
+@dataclass(frozen=True, slots=True)
 class Registry:
     """The registry's verbs over the bus."""
 
-    def __init__(
-        self,
-        bus: Bus,
-        published: Mirror[PublishedVersion],
-        webhooks: Mirror[WebhookRecord],
-        keys: Mirror[Caller],
-    ) -> None:
-        """Use the process's connection and what it keeps in memory."""
-        self._bus = bus
-        self._published = published
-        self._webhooks = webhooks
-        self._keys = keys
+    _bus: Bus
+    _published: Mirror[PublishedVersion]
+    _webhooks: Mirror[WebhookRecord]
+    _keys: Mirror[Caller]
 
     async def ask(self, verb: str, request: BaseModel, reply: type[ReplyT]) -> ReplyT:
         """Send a request to the registry and return its reply.

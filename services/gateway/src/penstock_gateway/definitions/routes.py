@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Body, Path, Query, Request, Response
+from fastapi import APIRouter, Body, Query, Request, Response
 from pydantic import Field, JsonValue, ValidationError
 from pydantic_core import from_json
 
 from penstock.contracts.errors import RejectedError, finding
-from penstock.contracts.ids import TOKEN_PATTERN
 from penstock.contracts.json import JsonObject
 from penstock.contracts.rpc import (
     Alias,
@@ -37,7 +36,7 @@ from penstock.contracts.rpc import (
     VersionPage,
 )
 from penstock.runs.definition_views import DefinitionItems, VersionItems
-from penstock_gateway.context import Admin, AnyCaller, GatewayParts, Viewer
+from penstock_gateway.context import Admin, AnyCaller, GatewayParts, PathToken, Viewer
 from penstock_gateway.core.requests import Input
 from penstock_gateway.openapi import OpenApi
 from penstock_gateway.raw import refused
@@ -45,7 +44,6 @@ from penstock_gateway.raw import refused
 RUNNABLE: Final = (DocumentKind.AGENT, DocumentKind.WORKFLOW, DocumentKind.NETWORK)
 """Kinds that are started by name, and may have aliases."""
 
-Name = Annotated[str, Path(pattern=TOKEN_PATTERN)]
 Limit = Annotated[int, Query(ge=1, le=1000)]
 Cursor = Annotated[str | None, Query(description="The `next_cursor` of the page before.")]
 Document = Annotated[JsonObject, Body(description="A document, as `apply` takes it.")]
@@ -119,7 +117,7 @@ def definition_routes(kind: DocumentKind, prefix: str | None = None) -> APIRoute
         return stored
 
     @router.get("/{name}", name=f"get_{kind.value}")
-    async def get(gateway: GatewayParts, caller: Viewer, name: Name) -> Definition:
+    async def get(gateway: GatewayParts, caller: Viewer, name: PathToken) -> Definition:
         """Return a definition as it is stored."""
         request = GetDefinition(tenant=caller.tenant, kind=kind, name=name)
         return await gateway.registry.ask("get_definition", request, Definition)
@@ -128,7 +126,7 @@ def definition_routes(kind: DocumentKind, prefix: str | None = None) -> APIRoute
     async def replace(
         gateway: GatewayParts,
         caller: Admin,
-        name: Name,
+        name: PathToken,
         document: Document,
         publish: Publish = False,
         expected_revision: ExpectedRevision = None,
@@ -150,7 +148,7 @@ def definition_routes(kind: DocumentKind, prefix: str | None = None) -> APIRoute
     async def patch(
         gateway: GatewayParts,
         caller: Admin,
-        name: Name,
+        name: PathToken,
         changes: Document,
         publish: Publish = False,
         expected_revision: ExpectedRevision = None,
@@ -171,7 +169,7 @@ def definition_routes(kind: DocumentKind, prefix: str | None = None) -> APIRoute
     if kind is not DocumentKind.AGENT:
 
         @router.delete("/{name}", status_code=204, name=f"delete_{kind.value}")
-        async def delete(gateway: GatewayParts, caller: Admin, name: Name) -> None:
+        async def delete(gateway: GatewayParts, caller: Admin, name: PathToken) -> None:
             """Take a definition out of force and delete it."""
             request = DeleteDefinition(tenant=caller.tenant, kind=kind, name=name)
             await gateway.registry.ask("delete_definition", request, Deleted)
@@ -179,7 +177,7 @@ def definition_routes(kind: DocumentKind, prefix: str | None = None) -> APIRoute
 
     @router.post("/{name}/publish", name=f"publish_{kind.value}")
     async def publish_version(
-        gateway: GatewayParts, caller: Admin, name: Name, body: PublishVersion | None = None
+        gateway: GatewayParts, caller: Admin, name: PathToken, body: PublishVersion | None = None
     ) -> AppliedDefinition:
         """Bring a definition into force as it is stored, or an older version again."""
         version = body.version if body is not None else None
@@ -192,7 +190,7 @@ def definition_routes(kind: DocumentKind, prefix: str | None = None) -> APIRoute
     async def versions(
         gateway: GatewayParts,
         caller: Viewer,
-        name: Name,
+        name: PathToken,
         limit: Limit = 100,
         cursor: Annotated[int | None, Query()] = None,
     ) -> VersionItems:
@@ -205,7 +203,7 @@ def definition_routes(kind: DocumentKind, prefix: str | None = None) -> APIRoute
         return VersionItems(items=page.items, next_cursor=following)
 
     @router.post("/{name}/archive", name=f"archive_{kind.value}")
-    async def archive(gateway: GatewayParts, caller: Admin, name: Name) -> Definition:
+    async def archive(gateway: GatewayParts, caller: Admin, name: PathToken) -> Definition:
         """Take a definition and its versions out of force; publishing brings it back."""
         request = ArchiveDefinition(tenant=caller.tenant, kind=kind, name=name)
         archived = await gateway.registry.ask("archive_definition", request, Definition)
@@ -221,14 +219,14 @@ def _add_aliases(router: APIRouter, kind: DocumentKind) -> None:
     """Add the routes of aliases of definitions that are started by name."""
 
     @router.get("/{name}/aliases", name=f"list_{kind.value}_aliases")
-    async def aliases(gateway: GatewayParts, caller: Viewer, name: Name) -> Aliases:
+    async def aliases(gateway: GatewayParts, caller: Viewer, name: PathToken) -> Aliases:
         """List the aliases of a definition."""
         request = ListAliases(tenant=caller.tenant, kind=kind, name=name)
         return await gateway.registry.ask("list_aliases", request, Aliases)
 
     @router.put("/{name}/aliases/{alias}", name=f"set_{kind.value}_alias")
     async def set_alias(
-        gateway: GatewayParts, caller: Admin, name: Name, alias: Name, body: AliasBody
+        gateway: GatewayParts, caller: Admin, name: PathToken, alias: PathToken, body: AliasBody
     ) -> Alias:
         """Point an alias at a version; runs are started by `name@alias`."""
         canary = Canary(**body.canary.model_dump()) if body.canary is not None else None
@@ -245,7 +243,9 @@ def _add_aliases(router: APIRouter, kind: DocumentKind) -> None:
         return stored
 
     @router.delete("/{name}/aliases/{alias}", status_code=204, name=f"delete_{kind.value}_alias")
-    async def delete_alias(gateway: GatewayParts, caller: Admin, name: Name, alias: Name) -> None:
+    async def delete_alias(
+        gateway: GatewayParts, caller: Admin, name: PathToken, alias: PathToken
+    ) -> None:
         """Remove an alias."""
         request = DeleteAlias(tenant=caller.tenant, kind=kind, name=name, alias=alias)
         await gateway.registry.ask("delete_alias", request, Deleted)
@@ -258,7 +258,7 @@ agent_deletion: Final = APIRouter(tags=["agents"])
 @agent_deletion.delete("/v1/agents/{name}", status_code=204)
 @agent_deletion.delete("/agents/{name}", status_code=204, tags=["older paths"])
 @agent_deletion.delete("/config/agents/{name}", status_code=204, tags=["older paths"])
-async def delete_agent(gateway: GatewayParts, caller: AnyCaller, name: Name) -> None:
+async def delete_agent(gateway: GatewayParts, caller: AnyCaller, name: PathToken) -> None:
     """Delete an agent; one that registered itself may also do so with the role `runner`."""
     registry, tenant = gateway.registry, caller.tenant
     registered = True

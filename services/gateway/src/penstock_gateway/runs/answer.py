@@ -62,18 +62,12 @@ class _Checked:
     recorded: Recorded | None = None
 
 
+@dataclass(frozen=True, slots=True)
 class Answering:
-    """Answers questions of any run."""
+    """Answers pending requests of any run."""
 
-    def __init__(self, runs: Runs, signals: Signals) -> None:
-        """Use the process's parts.
-
-        Args:
-            runs: Reads the pending requests.
-            signals: Publishes the answers.
-        """
-        self._runs = runs
-        self._signals = signals
+    _runs: Runs
+    _signals: Signals
 
     async def answer(
         self, caller: Caller, run_id: str, question: Question, answers: tuple[Answer, ...]
@@ -97,7 +91,9 @@ class Answering:
             # The replica may lag behind the one that showed the request.
             state = await self._runs.fresh_state(caller.tenant, run_id)
         checked = [self._check(caller, state, question, answer) for answer in answers]
-        return [one.recorded or await self._state(caller, run_id, question, one) for one in checked]
+        return [
+            one.recorded or await self._publish(caller, run_id, question, one) for one in checked
+        ]
 
     def _check(
         self, caller: Caller, state: RunState, question: Question, answer: Answer
@@ -120,7 +116,7 @@ class Answering:
         _require_open(node_record, answer)
         return _Checked(answer, request)
 
-    async def _state(
+    async def _publish(
         self, caller: Caller, run_id: str, question: Question, one: _Checked
     ) -> Recorded:
         kind = ANSWER_KINDS[question]
@@ -137,7 +133,7 @@ class Answering:
             },
         )
         signal_id = answer_signal_id(kind, record_id, one.request.digest)
-        sent = await self._signals.state(caller.tenant, run_id, signal_id, fact)
+        sent = await self._signals.publish(caller.tenant, run_id, signal_id, fact)
         recorded = Recorded(record_id, sent.fact, sent.seq, sent.repeated)
         return require_same(recorded, one.answer) if sent.repeated else recorded
 

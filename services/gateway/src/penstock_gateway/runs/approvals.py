@@ -5,21 +5,18 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Final, Literal
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Query, Response
 
 from penstock.contracts.answers import ApprovalAnswer
 from penstock.contracts.errors import RejectedError, finding
-from penstock.contracts.ids import TOKEN_PATTERN
 from penstock.runs.replies import ApprovalPage, ApprovalStatus, ApprovalView
 from penstock.runs.state import NodeRecordState, RunState
-from penstock_gateway.context import AnyCaller, GatewayParts, Viewer
+from penstock_gateway.context import AnyCaller, GatewayParts, PathToken, Viewer
 from penstock_gateway.core.access import Caller
 from penstock_gateway.core.node_records import approval_view
 from penstock_gateway.core.preferences import cursor as revision_of
 from penstock_gateway.core.requests import Verdict
 from penstock_gateway.runs.answer import Answer, answer_to, find_record
-
-RecordId = Annotated[str, Path(pattern=TOKEN_PATTERN)]
 
 approvals: Final = APIRouter(tags=["approvals"])
 
@@ -93,7 +90,7 @@ def _view(state: RunState, node_record: NodeRecordState) -> ApprovalView:
 
 @approvals.get("/v1/approvals/{run_id}/{record_id}")
 async def get_approval(
-    gateway: GatewayParts, caller: Viewer, run_id: str, record_id: RecordId
+    gateway: GatewayParts, caller: Viewer, run_id: str, record_id: PathToken
 ) -> ApprovalView:
     """Return one approval, from its run's log."""
     state = await gateway.runs.state(caller.tenant, run_id)
@@ -105,7 +102,7 @@ async def approve(
     gateway: GatewayParts,
     caller: AnyCaller,
     run_id: str,
-    record_id: RecordId,
+    record_id: PathToken,
     response: Response,
     body: Verdict | None = None,
 ) -> ApprovalView:
@@ -118,7 +115,7 @@ async def reject(
     gateway: GatewayParts,
     caller: AnyCaller,
     run_id: str,
-    record_id: RecordId,
+    record_id: PathToken,
     response: Response,
     body: Verdict | None = None,
 ) -> ApprovalView:

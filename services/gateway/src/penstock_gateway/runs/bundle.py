@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from msgspec import structs
 from starlette.responses import StreamingResponse
 
@@ -27,22 +26,11 @@ from penstock.runs.bundles import MEDIA_TYPE, Bundle, BundleHeader, BundleReader
 from penstock.runs.forks import seed_of
 from penstock.runs.replies import RunImported
 from penstock.runs.state import Entry
-from penstock_gateway.context import GatewayParts, Operator, Viewer
-from penstock_gateway.core.preferences import idempotency_key
+from penstock_gateway.context import GatewayParts, IdempotencyKey, Operator, Viewer
 from penstock_gateway.gateway import Gateway
 from penstock_gateway.runs.read import NOT_FOUND
 
 _PARTS: Final = 64 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Imported:
-    """What an import has done."""
-
-    run_id: str
-    facts: int
-    stored: int
-    """Facts that were not there before."""
 
 
 class Bundles:
@@ -80,7 +68,7 @@ class Bundles:
 
     async def load(
         self, tenant: str, bundle: Bundle, *, as_new: bool, run_id: str | None = None
-    ) -> Imported:
+    ) -> RunImported:
         """Put a bundle's run into the log; may be repeated.
 
         An ended run is stored with equal facts. A run that is still open elsewhere can only
@@ -122,7 +110,7 @@ class Bundles:
             ],
             there=there,
         )
-        return Imported(target, len(copies), stored)
+        return _imported(target, bundle, stored)
 
     def _copies(
         self, tenant: str, bundle: Bundle, target: str, *, as_new: bool
@@ -169,13 +157,13 @@ class Bundles:
                 )
         return there
 
-    async def _go_on(self, tenant: str, bundle: Bundle, target: str) -> Imported:
+    async def _go_on(self, tenant: str, bundle: Bundle, target: str) -> RunImported:
         """Start a run that takes over what an open one had recorded."""
         source = bundle.invoked
         prefix = self._runs.prefix(tenant, target)
         subject = subjects.invoke(prefix)
         if await self._reader.read_fact(subject) is not None:
-            return Imported(target, len(bundle.entries), 0)
+            return _imported(target, bundle, 0)
         if bundle.plan is None:
             raise RejectedError("plan_missing", f"no plan has the digest {source.plan_digest}")
         plan: Plan = PLAN.validate_json(bundle.plan)
@@ -195,8 +183,13 @@ class Bundles:
         try:
             await self._writer.append(subject, fact_bytes(structs.replace(source, **changes)))
         except ConflictError:
-            return Imported(target, len(bundle.entries), 0)
-        return Imported(target, len(bundle.entries), 1)
+            return _imported(target, bundle, 0)
+        return _imported(target, bundle, 1)
+
+
+def _imported(run_id: str, bundle: Bundle, stored: int) -> RunImported:
+    facts = len(bundle.entries)
+    return RunImported(run_id=run_id, facts=facts, stored=stored, hash=bundle.hash)
 
 
 def _subject(prefix: str, entry: Entry) -> str:
@@ -267,8 +260,8 @@ async def import_run(
     gateway: GatewayParts,
     caller: Operator,
     response: Response,
+    key: IdempotencyKey,
     as_new: Annotated[bool, Query(description="Store the run under a new id")] = False,
-    idempotency_key_: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
 ) -> RunImported:
     """Put the run of a bundle into the log. 201, or 200 if all of it was there.
 
@@ -276,13 +269,12 @@ async def import_run(
     run that had not ended needs `as_new` and continues from its recorded facts.
     """
     bundle = await _read(request)
-    key = idempotency_key(None if idempotency_key_ is None else idempotency_key_.encode("latin-1"))
     run_id = None if key is None else run_id_from_key(caller.tenant, key)
     done = await Bundles(gateway).load(caller.tenant, bundle, as_new=as_new, run_id=run_id)
     response.headers["location"] = f"/v1/runs/{done.run_id}"
     if not done.stored:
         response.status_code = 200
-    return RunImported(run_id=done.run_id, facts=done.facts, stored=done.stored, hash=bundle.hash)
+    return done
 
 
 async def _read(request: Request) -> Bundle:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 
 from penstock.bus.reader import LogReader
 from penstock.bus.writer import LogWriter
@@ -21,6 +22,7 @@ from penstock.contracts.facts import (
     fact_bytes,
 )
 from penstock.contracts.ids import child_run_id
+from penstock.runs.replies import RunsCancelled
 from penstock.runs.state import RunState, StepState
 from penstock.runs.views import CHILD_QUEUE
 from penstock_gateway.archive.requests import Archive
@@ -36,44 +38,16 @@ _AT_ONCE: Final = 64
 Asked = Literal["asked", "asked_before", "ended"]
 
 
-class Bulk(NamedTuple):
-    """Result of a request to cancel many runs."""
-
-    matched: int
-    asked: tuple[str, ...]
-    """Runs that were asked to stop (in a dry run: that would be)."""
-    asked_before: tuple[str, ...]
-    ended: tuple[str, ...]
-    """Runs that had ended while the archive did not know it yet."""
-    more: bool
-    """Whether there may be more runs than the limit."""
-
-
+@dataclass(frozen=True, slots=True)
 class Controls:
     """Control of runs of any tenant."""
 
-    def __init__(
-        self,
-        writer: LogWriter,
-        reader: LogReader,
-        archive: Archive,
-        runs: Runs,
-        signals: Signals,
-    ) -> None:
-        """Use the process's parts.
-
-        Args:
-            writer: Appends facts.
-            reader: Reads single facts.
-            archive: Finds runs by what they are.
-            runs: Reads runs.
-            signals: Sends signals.
-        """
-        self._writer = writer
-        self._reader = reader
-        self._archive = archive
-        self._runs = runs
-        self._signals = signals
+    _writer: LogWriter
+    _reader: LogReader
+    _archive: Archive
+    """Finds runs by their properties."""
+    _runs: Runs
+    _signals: Signals
 
     # -- pausing -------------------------------------------------------------------------------
 
@@ -96,7 +70,7 @@ class Controls:
             payload={"reason": reason} if reason else None,
             sent_by=caller.key_id,
         )
-        sent = await self._signals.state(caller.tenant, run_id, control_signal_id(kind), fact)
+        sent = await self._signals.publish(caller.tenant, run_id, control_signal_id(kind), fact)
         return await self._runs.state(caller.tenant, run_id, at_least_seq=sent.seq), True
 
     async def _open(self, tenant: str, run_id: str) -> RunState:
@@ -156,15 +130,15 @@ class Controls:
         return await self._runs.state(tenant, run_id)
 
     async def _fail(self, caller: Caller, state: RunState, step: StepState, reason: str) -> int:
-        """State that a step was cancelled, in its runner's stead: one of the two counts."""
+        """Record a step as cancelled, in its runner's stead: the first result counts."""
         now = datetime.now(UTC)
-        said = f"{caller.key_id} stopped the step" + (f": {reason}" if reason else "")
+        message = f"{caller.key_id} stopped the step" + (f": {reason}" if reason else "")
         fact = StepResult(
             occurred_at=now,
             kind=step.kind,
             name=step.name,
             status="failed",
-            error=ErrorInfo(code="cancelled", message=said),
+            error=ErrorInfo(code="cancelled", message=message),
             runner_id="gateway",
             started_at=now,
         )
@@ -174,7 +148,7 @@ class Controls:
         except ConflictError as error:
             raise _not_cancellable(step, "the step has its outcome") from error
 
-    async def cancel_many(self, caller: Caller, wanted: CancelRuns) -> Bulk:
+    async def cancel_many(self, caller: Caller, wanted: CancelRuns) -> RunsCancelled:
         """Ask all open runs that match to stop, the latest first.
 
         Raises:
@@ -200,12 +174,13 @@ class Controls:
             )
             for run_id, outcome in zip(some, outcomes, strict=True):
                 found[outcome].append(run_id)
-        return Bulk(
-            len(run_ids),
-            tuple(found["asked"]),
-            tuple(found["asked_before"]),
-            tuple(found["ended"]),
-            more,
+        return RunsCancelled(
+            dry_run=wanted.dry_run,
+            matched=len(run_ids),
+            asked=tuple(found["asked"]),
+            asked_before=tuple(found["asked_before"]),
+            ended=tuple(found["ended"]),
+            more=more,
         )
 
     async def _find(self, caller: Caller, wanted: CancelRuns) -> tuple[list[str], bool]:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Final, Literal
 
-from fastapi import APIRouter, Path, Response
+from fastapi import APIRouter, Response
 
-from penstock.contracts.ids import TOKEN_PATTERN
 from penstock.runs.replies import RunsCancelled
 from penstock.runs.views import RunView
-from penstock_gateway.context import GatewayParts, Operator
+from penstock_gateway.context import GatewayParts, Operator, PathToken
 from penstock_gateway.core.requests import CancelRuns, Control
-
-StepId = Annotated[str, Path(pattern=TOKEN_PATTERN)]
 
 controlling: Final = APIRouter(tags=["runs"])
 
@@ -20,8 +17,7 @@ controlling: Final = APIRouter(tags=["runs"])
 @controlling.post("/v1/runs/cancel")
 async def cancel_runs(gateway: GatewayParts, caller: Operator, body: CancelRuns) -> RunsCancelled:
     """Ask all open runs that match to stop. They are found in the archive, a moment late."""
-    done = await gateway.controls.cancel_many(caller, body)
-    return RunsCancelled(dry_run=body.dry_run, **done._asdict())
+    return await gateway.controls.cancel_many(caller, body)
 
 
 @controlling.post("/v1/runs/{run_id}/pause", status_code=202)
@@ -69,7 +65,7 @@ async def cancel_step(
     gateway: GatewayParts,
     caller: Operator,
     run_id: str,
-    step_id: StepId,
+    step_id: PathToken,
     body: Control | None = None,
 ) -> RunView:
     """Stop one step: a child run with all below it, or an attempt of an agent or a tool."""

@@ -5,23 +5,18 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Header, Path, Response
+from fastapi import APIRouter, Path, Response
 from pydantic import ConfigDict, Field, JsonValue
 
 from penstock.contracts.ids import Token, run_id_from_key
 from penstock.runs.views import RunView
-from penstock_gateway.context import GatewayParts, Operator
+from penstock_gateway.context import GatewayParts, IdempotencyKey, Operator
 from penstock_gateway.core.access import Caller
-from penstock_gateway.core.preferences import idempotency_key
 from penstock_gateway.core.requests import Input, Limits, Tag
 from penstock_gateway.gateway import Gateway
 from penstock_gateway.runs.fork import ForkParams, Forks, Mode
 
 RunId = Annotated[str, Path(description="The source run")]
-IdempotencyKey = Annotated[
-    str | None,
-    Header(description="The same key starts the same run only once; with another body 422."),
-]
 Sequence = Annotated[int, Field(ge=1)]
 Overrides = Annotated[dict[Token, JsonValue], Field(max_length=1000)]
 """Outputs by step or node instance, instead of the recorded ones."""
@@ -68,7 +63,6 @@ def _params(
     body: ForkRun | RetryRun | ReplayRun,
     key: str | None,
 ) -> ForkParams:
-    given = idempotency_key(None if key is None else key.encode("latin-1"))
     said = body.model_dump_json(exclude_unset=True)
     fork = body if isinstance(body, ForkRun) else ForkRun()
     at_seq = body.from_ if isinstance(body, ReplayRun) else fork.at_seq
@@ -81,9 +75,9 @@ def _params(
         selector=None if fork.version is None else str(fork.version),
         limits=limits,
         tags=body.tags,
-        run_id=None if given is None else run_id_from_key(caller.tenant, given),
+        run_id=None if key is None else run_id_from_key(caller.tenant, key),
         request_digest=(
-            None if given is None else sha256(f"{mode} {run_id} {said}".encode()).hexdigest()
+            None if key is None else sha256(f"{mode} {run_id} {said}".encode()).hexdigest()
         ),
     )
 
@@ -107,15 +101,15 @@ async def fork_run(
     caller: Operator,
     run_id: RunId,
     response: Response,
+    key: IdempotencyKey,
     body: ForkRun | None = None,
-    idempotency_key: IdempotencyKey = None,
 ) -> RunView:
     """Start a run that continues from any sequence of another one.
 
     Recorded outcomes up to there are reused and cost nothing; steps that depend on an override,
     on a changed part of the input or on a changed definition are executed again.
     """
-    params = _params(caller, run_id, "fork", body or ForkRun(), idempotency_key)
+    params = _params(caller, run_id, "fork", body or ForkRun(), key)
     return await _answer(gateway, caller, run_id, params, response)
 
 
@@ -125,14 +119,14 @@ async def retry_run(
     caller: Operator,
     run_id: RunId,
     response: Response,
+    key: IdempotencyKey,
     body: RetryRun | None = None,
-    idempotency_key: IdempotencyKey = None,
 ) -> RunView:
     """Start a run that continues a failed or cancelled one at its failed steps.
 
     All that succeeded is taken over; what failed, was stopped or was undone is done again.
     """
-    params = _params(caller, run_id, "retry", body or RetryRun(), idempotency_key)
+    params = _params(caller, run_id, "retry", body or RetryRun(), key)
     return await _answer(gateway, caller, run_id, params, response)
 
 
@@ -142,12 +136,12 @@ async def replay_run(
     caller: Operator,
     run_id: RunId,
     response: Response,
+    key: IdempotencyKey,
     body: ReplayRun | None = None,
-    idempotency_key: IdempotencyKey = None,
 ) -> RunView:
     """Start a run that repeats an ended one with its recorded outcomes, failures included.
 
     Nothing is spent, except on what depends on an override or was decided after `from`.
     """
-    params = _params(caller, run_id, "replay", body or ReplayRun(), idempotency_key)
+    params = _params(caller, run_id, "replay", body or ReplayRun(), key)
     return await _answer(gateway, caller, run_id, params, response)

@@ -6,25 +6,18 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Header, Path, Response
+from fastapi import APIRouter, Path, Response
 
 from penstock.contracts.errors import RejectedError, finding
 from penstock.contracts.facts import SignalReceived
-from penstock.contracts.ids import TOKEN_PATTERN
 from penstock.runs.replies import SentSignal, SentSignals
-from penstock_gateway.context import GatewayParts, Operator
+from penstock_gateway.context import GatewayParts, IdempotencyKey, Operator, PathToken
 from penstock_gateway.core.access import Caller
-from penstock_gateway.core.preferences import idempotency_key
 from penstock_gateway.core.requests import CorrelatedSignal, RunMessage, Signal
 from penstock_gateway.runs.read import NOT_FOUND
 from penstock_gateway.runs.signals import Sent, signal_id_of
 
 RunId = Annotated[str, Path(description="The run")]
-SessionId = Annotated[str, Path(pattern=TOKEN_PATTERN)]
-IdempotencyKey = Annotated[
-    str | None,
-    Header(description="The same key sends the same signal only once; with another body 422."),
-]
 
 signalling: Final = APIRouter(tags=["signals"])
 
@@ -39,10 +32,6 @@ def signal_view(sent: Sent) -> SentSignal:
         at=sent.fact.occurred_at,
         repeated=sent.repeated,
     )
-
-
-def _id(key: str | None) -> str:
-    return signal_id_of(idempotency_key(None if key is None else key.encode("latin-1")))
 
 
 def _fact(caller: Caller, signal: Signal) -> SignalReceived:
@@ -70,12 +59,10 @@ async def signal_run(
     run_id: RunId,
     body: Signal,
     response: Response,
-    idempotency_key: IdempotencyKey = None,
+    key: IdempotencyKey,
 ) -> SentSignal:
     """Send an event to a run. Answers 202 once it is in the log, 200 if it was there already."""
-    sent = await gateway.signals.send(
-        caller.tenant, run_id, _id(idempotency_key), _fact(caller, body)
-    )
+    sent = await gateway.signals.send(caller.tenant, run_id, signal_id_of(key), _fact(caller, body))
     _status(response, [sent])
     return signal_view(sent)
 
@@ -86,11 +73,11 @@ async def signal_waiting(
     caller: Operator,
     body: CorrelatedSignal,
     response: Response,
-    idempotency_key: IdempotencyKey = None,
+    key: IdempotencyKey,
 ) -> SentSignals:
     """Send an event to every run that waits for its correlation key; 404 if none does."""
     sent = await gateway.signals.send_to_waiting(
-        caller.tenant, body.correlation, _id(idempotency_key), _fact(caller, body)
+        caller.tenant, body.correlation, signal_id_of(key), _fact(caller, body)
     )
     _status(response, sent)
     return SentSignals(items=tuple(signal_view(one) for one in sent))
@@ -103,13 +90,11 @@ async def message_run(
     run_id: RunId,
     body: RunMessage,
     response: Response,
-    idempotency_key: IdempotencyKey = None,
+    key: IdempotencyKey,
 ) -> SentSignal:
     """Send a message to a run, from another one or from outside."""
     await _require_sender(gateway, caller, body)
-    sent = await gateway.signals.send(
-        caller.tenant, run_id, _id(idempotency_key), _fact(caller, body)
-    )
+    sent = await gateway.signals.send(caller.tenant, run_id, signal_id_of(key), _fact(caller, body))
     _status(response, [sent])
     return signal_view(sent)
 
@@ -118,15 +103,15 @@ async def message_run(
 async def message_session(
     gateway: GatewayParts,
     caller: Operator,
-    session_id: SessionId,
+    session_id: PathToken,
     body: RunMessage,
     response: Response,
-    idempotency_key: IdempotencyKey = None,
+    key: IdempotencyKey,
 ) -> SentSignal:
     """Send a message to the latest run of a session; 409 if that has ended."""
     await _require_sender(gateway, caller, body)
     sent = await gateway.signals.send_to_session(
-        caller.tenant, session_id, _id(idempotency_key), _fact(caller, body)
+        caller.tenant, session_id, signal_id_of(key), _fact(caller, body)
     )
     _status(response, [sent])
     return signal_view(sent)

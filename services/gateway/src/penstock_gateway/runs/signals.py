@@ -65,34 +65,21 @@ class Sent:
     repeated: bool = False
 
 
+@dataclass(frozen=True, slots=True)
 class Signals:
     """Sends signals to runs of any tenant."""
 
-    def __init__(
-        self,
-        writer: LogWriter,
-        reader: LogReader,
-        runs: Runs,
-        pending: PendingIndex,
-        sessions: Bucket,
-    ) -> None:
-        """Use the process's parts.
-
-        Args:
-            writer: Appends the fact.
-            reader: Reads whether the run is open, and earlier signals.
-            runs: Finds runs that have left the log.
-            pending: Finds runs by correlation key.
-            sessions: Bucket of each session's latest run.
-        """
-        self._writer = writer
-        self._reader = reader
-        self._runs = runs
-        self._pending = pending
-        self._sessions = sessions
+    _writer: LogWriter
+    _reader: LogReader
+    _runs: Runs
+    """Finds runs that have left the log."""
+    _pending: PendingIndex
+    """Finds runs by correlation key."""
+    _sessions: Bucket
+    """Each session's latest run."""
 
     async def send(self, tenant: str, run_id: str, signal_id: str, fact: SignalReceived) -> Sent:
-        """State a signal; return once that is acknowledged.
+        """Store a signal in the log of a run.
 
         Raises:
             RejectedError: ``run_not_found``, ``run_ended``, or ``idempotency_key_reused`` where
@@ -101,7 +88,7 @@ class Signals:
         """
         earlier = await self._look(tenant, run_id, signal_id)
         if earlier is None:
-            sent = await self.state(tenant, run_id, signal_id, fact)
+            sent = await self.publish(tenant, run_id, signal_id, fact)
         else:
             sent = _sent(run_id, signal_id, earlier, repeated=True)
         if sent.repeated and not same_signal(sent.fact, fact):
@@ -140,7 +127,7 @@ class Signals:
             raise run_ended(run_id)
         return None
 
-    async def state(self, tenant: str, run_id: str, signal_id: str, fact: SignalReceived) -> Sent:
+    async def publish(self, tenant: str, run_id: str, signal_id: str, fact: SignalReceived) -> Sent:
         """Publish a signal to a run that is known to be open, or return the one with its id.
 
         Raises:
@@ -163,7 +150,7 @@ class Signals:
     async def send_to_waiting(
         self, tenant: str, correlation: str, signal_id: str, fact: SignalReceived
     ) -> Sequence[Sent]:
-        """State a signal for every open run that waits for a correlation key.
+        """Send a signal to every open run that waits for a correlation key.
 
         Raises:
             RejectedError: ``nobody_waits``; otherwise as for ``send``.
@@ -205,7 +192,7 @@ class Signals:
     async def send_to_session(
         self, tenant: str, session_id: str, signal_id: str, fact: SignalReceived
     ) -> Sent:
-        """State a signal for a session's latest run.
+        """Send a signal to a session's latest run.
 
         Raises:
             RejectedError: ``session_not_found``, ``session_idle``; otherwise as for ``send``.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from nats.aio.subscription import Subscription
@@ -58,37 +58,20 @@ class LiveDelta:
     body: bytes
 
 
+@dataclass(slots=True)
 class Streams:
     """Makes event streams, and ends them all when the process stops."""
 
-    def __init__(
-        self,
-        bus: Bus,
-        reader: LogReader,
-        runs: Runs,
-        *,
-        shards: int,
-        buffer_bytes: int,
-        keepalive_seconds: float,
-    ) -> None:
-        """Use the process's parts.
-
-        Args:
-            bus: The connection.
-            reader: Reads the log and the deltas.
-            runs: Reads whole runs, the archive's included.
-            shards: Number of shards of the installation.
-            buffer_bytes: Kept for each slow client.
-            keepalive_seconds: Silence after which a comment is sent.
-        """
-        self.bus = bus
-        self.reader = reader
-        self.runs = runs
-        self.shards = shards
-        self.buffer_bytes = buffer_bytes
-        self.keepalive_seconds = keepalive_seconds
-        self.draining = False
-        self.open_streams: set[RunStream] = set()
+    bus: Bus
+    reader: LogReader
+    runs: Runs
+    shards: int
+    buffer_bytes: int
+    """Kept for each slow client."""
+    keepalive_seconds: float
+    """Silence after which a comment is sent."""
+    draining: bool = False
+    open_streams: set[RunStream] = field(default_factory=set)
 
     async def open(
         self,

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Header, Path, Response
+from fastapi import APIRouter, Header, Response
 
 from penstock.contracts.answers import ResolutionAnswer, ToolAnswer, ToolError
 from penstock.contracts.errors import RejectedError, finding
-from penstock.contracts.ids import TOKEN_PATTERN, resolution_record_id
+from penstock.contracts.ids import resolution_record_id
 from penstock.runs.replies import Calls, Unknowns
 from penstock.runs.state import RunState
 from penstock.runs.views import RunView, awaited
-from penstock_gateway.context import AnyCaller, GatewayParts, Viewer
+from penstock_gateway.context import AnyCaller, GatewayParts, PathToken, Viewer
 from penstock_gateway.core.node_records import call_view, unknown_view
 from penstock_gateway.core.preferences import wait_seconds
 from penstock_gateway.core.requests import Resolution, ToolFailure, ToolResult, ToolResults
 from penstock_gateway.runs.answer import Answer
 from penstock_gateway.runs.wait import open_calls
-
-StepId = Annotated[str, Path(pattern=TOKEN_PATTERN)]
 
 tool_calls: Final = APIRouter(tags=["tool calls"])
 
@@ -117,7 +115,7 @@ async def resolve(
     gateway: GatewayParts,
     caller: AnyCaller,
     run_id: str,
-    step_id: StepId,
+    step_id: PathToken,
     body: Resolution,
     response: Response,
 ) -> RunView:

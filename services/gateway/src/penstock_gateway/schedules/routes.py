@@ -9,24 +9,22 @@ from itertools import islice
 from typing import Annotated, Final
 from zoneinfo import ZoneInfo
 
-from fastapi import APIRouter, Header, Path, Query, Response
+from fastapi import APIRouter, Query, Response
 from pydantic import AwareDatetime, Field
 
 from penstock.contracts.archive import ListRuns, RunPage
 from penstock.contracts.errors import RejectedError, finding
 from penstock.contracts.facts import Trigger
-from penstock.contracts.ids import TOKEN_PATTERN, run_id_from_key
+from penstock.contracts.ids import run_id_from_key
 from penstock.contracts.schedules import SCHEDULE_TAG, due_at, ticks_after
 from penstock.runids import new_run_id
 from penstock.runs.definition_views import ScheduleState, Tick, Ticks
 from penstock.runs.start import scheduled_run
 from penstock.runs.views import RunView, summary_view
 from penstock_gateway.archive.queries import Cursor, Limit
-from penstock_gateway.context import GatewayParts, Operator, Viewer
-from penstock_gateway.core.preferences import idempotency_key
+from penstock_gateway.context import GatewayParts, IdempotencyKey, Operator, PathToken, Viewer
 from penstock_gateway.core.requests import Input
 
-Name = Annotated[str, Path(pattern=TOKEN_PATTERN)]
 schedules: Final = APIRouter(prefix="/v1/schedules/{name}", tags=["schedules"])
 
 _FIRST_YEAR: Final = 1970
@@ -40,14 +38,16 @@ class Pause(Input):
 
 
 @schedules.get("/state")
-async def get_schedule_state(gateway: GatewayParts, caller: Viewer, name: Name) -> ScheduleState:
+async def get_schedule_state(
+    gateway: GatewayParts, caller: Viewer, name: PathToken
+) -> ScheduleState:
     """Return the state of a schedule in force: paused or not, its next tick, latest outcomes."""
     return await gateway.schedules.state(caller.tenant, name)
 
 
 @schedules.post("/pause")
 async def pause_schedule(
-    gateway: GatewayParts, caller: Operator, name: Name, body: Pause | None = None
+    gateway: GatewayParts, caller: Operator, name: PathToken, body: Pause | None = None
 ) -> ScheduleState:
     """Let ticks pass by unused until it is resumed; applying its document again does not."""
     reason = body.reason if body is not None else ""
@@ -55,7 +55,9 @@ async def pause_schedule(
 
 
 @schedules.post("/resume")
-async def resume_schedule(gateway: GatewayParts, caller: Operator, name: Name) -> ScheduleState:
+async def resume_schedule(
+    gateway: GatewayParts, caller: Operator, name: PathToken
+) -> ScheduleState:
     """Resume a schedule; ticks during the pause stay skipped. 409 if its document pauses it."""
     return await gateway.schedules.resume(caller.tenant, name, by=caller.key_id)
 
@@ -65,18 +67,12 @@ async def trigger_schedule(
     gateway: GatewayParts,
     caller: Operator,
     response: Response,
-    name: Name,
-    idempotency_key_: Annotated[
-        str | None,
-        Header(alias="Idempotency-Key", description="The same key starts the same run only once."),
-    ] = None,
+    name: PathToken,
+    key: IdempotencyKey,
 ) -> RunView:
     """Start what the schedule starts, now, also while it is paused; its ticks stay as they are."""
     tenant = caller.tenant
     record = await gateway.schedules.record(tenant, name)
-    key = idempotency_key(
-        None if idempotency_key_ is None else idempotency_key_.encode("latin-1", "replace")
-    )
     if key is None:
         run_id, digest = new_run_id(), None
     else:
@@ -96,7 +92,7 @@ async def trigger_schedule(
 async def list_ticks(
     gateway: GatewayParts,
     caller: Viewer,
-    name: Name,
+    name: PathToken,
     next_: Annotated[int, Query(alias="next", ge=1, le=100, description="How many")] = 5,
     after: Annotated[AwareDatetime | None, Query(description="Not from now, from then on")] = None,
 ) -> Ticks:
@@ -121,7 +117,7 @@ async def list_ticks(
 
 @schedules.get("/runs")
 async def list_schedule_runs(
-    gateway: GatewayParts, caller: Viewer, name: Name, limit: Limit = 50, cursor: Cursor = None
+    gateway: GatewayParts, caller: Viewer, name: PathToken, limit: Limit = 50, cursor: Cursor = None
 ) -> RunPage:
     """List the runs that the schedule has started, the latest first, also if it is gone."""
     request = ListRuns(
