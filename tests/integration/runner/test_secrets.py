@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class Leaky:
     async def done(self, name: str, **fields: Any) -> tuple[str, StepResult]:
         given = {"secrets": SECRETS, "config": CONFIG, **fields}
         prefix = await self.bench.schedule(self.asked, name, {"key": "[secret]"}, **given)
-        return prefix, await self.bench.result(prefix, within=15)
+        return prefix, await self.bench.result(prefix)
 
 
 @pytest.fixture
@@ -61,19 +61,26 @@ async def leaky(bench: Bench, queue: str, tmp_path: Path) -> AsyncIterator[Leaky
             stderr=stderr,
             stdout=stderr,
         )
+    ends = await last_sequences(bench)
     yield Leaky(bench, queue, log)
     process.terminate()
     process.wait()
     assert CANARY not in log.read_text(encoding="utf-8")
-    assert [found async for found in leaks(bench, CANARY)] == []
+    assert [found async for found in leaks(bench, CANARY, after=ends)] == []
 
 
-async def leaks(bench: Bench, text: str) -> AsyncIterator[str]:
-    """Yield what holds the text, of all messages of all streams and buckets."""
+async def last_sequences(bench: Bench) -> dict[str, int]:
+    """Return the last sequence of every stream and bucket."""
+    streams = (await bench.bus.api("STREAM.NAMES"))["streams"]
+    infos = [await bench.bus.api(f"STREAM.INFO.{stream}") for stream in streams]
+    return {info["config"]["name"]: info["state"]["last_seq"] for info in infos}
+
+
+async def leaks(bench: Bench, text: str, *, after: Mapping[str, int]) -> AsyncIterator[str]:
+    """Yield what holds the text, of the later messages of all streams and buckets."""
     forms = {text.encode(), base64.b64encode(text.encode()), text[:20].encode()}
-    for stream in (await bench.bus.api("STREAM.NAMES"))["streams"]:
-        info = await bench.bus.api(f"STREAM.INFO.{stream}")
-        for seq in range(info["state"]["first_seq"], info["state"]["last_seq"] + 1):
+    for stream, last in (await last_sequences(bench)).items():
+        for seq in range(after.get(stream, 0) + 1, last + 1):
             reply = await bench.bus.request(
                 f"$JS.API.STREAM.MSG.GET.{stream}", json.dumps({"seq": seq}).encode()
             )
@@ -88,6 +95,7 @@ async def test_search_for_leaks_finds_what_is_in_a_result_and_in_a_bucket(
 ) -> None:
     runner = Runner(kind="tool", queue=queue)
     known = f"known{queue}"
+    ends = await last_sequences(bench)
 
     @runner.tool("tell")
     async def tell() -> str:
@@ -97,7 +105,7 @@ async def test_search_for_leaks_finds_what_is_in_a_result_and_in_a_bucket(
     await bench.done(runner, "tell")
     await Bucket(bench.bus, subjects.LIMITS).put("test.leak", known.encode(), ttl_seconds=60)
 
-    found = {leak.split()[0] async for leak in leaks(bench, known)}
+    found = {leak.split()[0] async for leak in leaks(bench, known, after=ends)}
     assert found == {subjects.RUNS, f"KV_{subjects.LIMITS}"}
 
 
