@@ -69,7 +69,7 @@ class Ask:
 
     async def caught_up(self) -> None:
         """Wait until the archive has all that the log has."""
-        await eventually(lambda: self("GET", "/v1/archive").json()["lag_messages"] == 0, within=20)
+        await eventually(lambda: self("GET", "/v1/archive").json()["lag_messages"] == 0)
 
     async def ran(self, name: str, value: Any = None, **options: Any) -> str:
         """Let a run come to its end; return its id."""

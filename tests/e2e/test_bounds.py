@@ -49,7 +49,7 @@ async def indexed(installation: Installation, run_id: str, status: str) -> dict[
         assert found
         return found[0]
 
-    return await eventually(listed, within=20)
+    return await eventually(listed)
 
 
 def test_run_that_has_used_up_its_steps_fails_and_says_what_was_spent(
@@ -121,11 +121,11 @@ async def test_one_run_too_many_for_a_key(
         concurrency={"key": "input", "max": 1, "policy": policy},
     )
     one = installation.start(name, "key")["run_id"]
-    await eventually(lambda: installation.get(one)["waiting_for"], within=20)
+    await eventually(lambda: installation.get(one)["waiting_for"])
 
     two = installation.start(name, "key")["run_id"]
     other = installation.start(name, "another key")["run_id"]
-    await eventually(lambda: installation.get(other)["waiting_for"], within=20)
+    await eventually(lambda: installation.get(other)["waiting_for"])
     if policy == "queue":
         assert installation.get(two)["waiting_for"] == []
     for run_id in (one, two, other):
@@ -151,7 +151,7 @@ async def test_run_of_a_higher_priority_gets_the_place_first(
         {"id": "go", "wait": {"signal": {"name": "go"}}}, concurrency={"key": "'one'"}
     )
     holder = installation.start(name)["run_id"]
-    await eventually(lambda: installation.get(holder)["waiting_for"], within=20)
+    await eventually(lambda: installation.get(holder)["waiting_for"])
     low = installation.start(name, priority=-5)["run_id"]
     high = installation.start(name, priority=5)["run_id"]
     bus = await connect(CoreSettings(nats_url=installation.stack.nats_url), name="who-waits")
@@ -163,7 +163,7 @@ async def test_run_of_a_higher_priority_gets_the_place_first(
             records = [TURN_RECORD.validate_json(entry.value) for entry in entries if entry]
             return any(record.position(low) == 1 for record in records)
 
-        await eventually(queued, within=20)
+        await eventually(queued)
     finally:
         await bus.close()
     for run_id in (low, high, holder):
@@ -267,7 +267,7 @@ async def test_children_that_nobody_waits_for_are_cancelled_also_by_the_end(
     going_on = installation.start(first)["run_id"]
 
     assert ended["status"] == "done"
-    await eventually(lambda: "more" in str(installation.get(going_on)["waiting_for"]), within=20)
+    await eventually(lambda: "more" in str(installation.get(going_on)["waiting_for"]))
     for run in (installation.get(ended["run_id"]), installation.get(going_on)):
         stopped = run["children"][0]["run_id"]
         assert (await installation.until(stopped))["status"] == "cancelled"
@@ -329,7 +329,7 @@ async def test_deleted_run_leaves_nothing_behind(
     def left() -> list[str]:
         return [one for one in family if installation.client.get(f"/v1/runs/{one}").is_success]
 
-    await eventually(lambda: not left(), within=20)
+    await eventually(lambda: not left())
     items = installation.client.get("/v1/runs", params={"limit": 200}).json()["items"]
     assert not {one["run_id"] for one in items} & set(family)
 

@@ -63,7 +63,7 @@ async def waiting(installation: Installation, run_id: str) -> dict[str, Any]:
         run = installation.get(run_id)
         return run if run["status"] == "waiting" else None
 
-    found = await eventually(look, within=20)
+    found = await eventually(look)
     assert found is not None
     return found
 
@@ -73,7 +73,7 @@ async def ended(installation: Installation, run_id: str) -> dict[str, Any]:
         run = installation.get(run_id)
         return run if run["status"] in ("done", "failed", "cancelled") else None
 
-    found = await eventually(look, within=20)
+    found = await eventually(look)
     assert found is not None
     return found
 
@@ -113,7 +113,7 @@ async def test_event_finds_its_run_by_a_correlation_key(
     def send() -> bool:
         return installation.client.post("/v1/signals", json=body).status_code == 202
 
-    assert await eventually(send, within=30)
+    assert await eventually(send)
     assert (await ended(installation, run_id))["status"] == "done"
     late = installation.client.post("/v1/signals", json={**body, "payload": 2})
     assert (late.status_code, late.json()["code"]) == (404, "nobody_waits")
@@ -139,12 +139,12 @@ async def test_waits_for_the_same_key_are_each_found_by_it(
     def waits() -> set[str]:
         return {node_record["record_id"] for node_record in installation.get(run_id)["waiting_for"]}
 
-    await eventually(lambda: tell("paid"), within=30)
-    await eventually(lambda: waits() == {"sent", "got"}, within=30)
-    await eventually(lambda: tell("sent"), within=30)
-    await eventually(lambda: waits() == {"got"}, within=30)
+    await eventually(lambda: tell("paid"))
+    await eventually(lambda: waits() == {"sent", "got"})
+    await eventually(lambda: tell("sent"))
+    await eventually(lambda: waits() == {"got"})
     # What the engine writes into the index comes a moment after the log has it.
-    await eventually(lambda: tell("got"), within=30)
+    await eventually(lambda: tell("got"))
     assert (await ended(installation, run_id))["status"] == "done"
     assert not tell("more")
 
@@ -169,7 +169,7 @@ async def test_call_is_made_only_when_somebody_agrees_to_exactly_it(
         items = installation.client.get("/v1/approvals").json()["items"]
         return [item for item in items if item["run_id"] == run_id]
 
-    (item,) = await eventually(listed, within=30)
+    (item,) = await eventually(listed)
     assert (item["tool"], item["arguments"]) == ("echo", {"amount": 250})
     path = f"/v1/approvals/{run_id}/{item['record_id']}"
     wrong = installation.client.post(f"{path}/approve", json={"digest": "0" * 64})
@@ -184,7 +184,7 @@ async def test_call_is_made_only_when_somebody_agrees_to_exactly_it(
         assert (run["status"], run["error"]["code"]) == ("failed", "approval_rejected")
         opposite = installation.client.post(f"{path}/approve")
     assert (opposite.status_code, opposite.json()["code"]) == (409, "already_decided")
-    await eventually(lambda: not listed(), within=30)
+    await eventually(lambda: not listed())
 
 
 def test_client_tools_are_a_loop_over_plain_http(
@@ -234,12 +234,12 @@ async def test_workflow_of_the_page_is_led_to_its_end_by_commands(
         body = {"name": "paid", "correlation": f"order {order}"}
         return installation.client.post("/v1/signals", json=body).is_success
 
-    await eventually(pay, within=30)
-    call = await eventually(lambda: asked("client_tool"), within=30)
+    await eventually(pay)
+    call = await eventually(lambda: asked("client_tool"))
     assert call is not None
     assert "inspect-goods" in penstock(installation, "runs", "tool-calls", run_id)
     penstock(installation, "runs", "tool-result", run_id, "look", "-o", '{"state": "new"}')
-    question = await eventually(lambda: asked("approval"), within=30)
+    question = await eventually(lambda: asked("approval"))
     assert question is not None
     assert question["request"]["message"] == "Send a lamp, which is new?"
     assert "Send a lamp" in penstock(installation, "approvals", "show", run_id, "release")
@@ -303,7 +303,7 @@ async def test_many_runs_are_cancelled_by_a_tag_and_no_other(
         dry = json.loads(penstock(installation, *chosen, "--dry-run"))
         return sorted(dry["asked"]) == sorted(runs)
 
-    await eventually(found, within=20)
+    await eventually(found)
     assert sorted(json.loads(penstock(installation, *chosen))["asked"]) == sorted(runs)
     for run_id in runs:
         assert (await ended(installation, run_id))["status"] == "cancelled"

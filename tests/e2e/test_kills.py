@@ -205,7 +205,7 @@ async def kill(installation: Installation, service: str) -> None:
         process = installation.stack.state.processes[service]
         return process.ready is not False and process.pid not in (None, before)
 
-    await eventually(back, within=30)
+    await eventually(back)
 
 
 @pytest.mark.timeout(180)
@@ -237,7 +237,7 @@ async def test_runs_that_wait_for_everything_end_right_although_every_process_is
             assert found >= {"paid", "consent", "look", "guarded-a", "slept"}, run
             return found
 
-        await eventually(asks, within=20)
+        await eventually(asks)
         answers: dict[str, tuple[str, dict[str, Any]]] = {
             "gateway": (
                 "/v1/signals",
@@ -263,7 +263,7 @@ async def test_runs_that_wait_for_everything_end_right_although_every_process_is
                     json={"name": "due"},
                     headers={"Idempotency-Key": "due"},
                 )
-                await eventually(lambda: asked["/pay"], within=20)
+                await eventually(lambda: asked["/pay"])
             await kill(installation, service)
             there, body = answers[service]
             headers = {"Idempotency-Key": service} if there in KEYED else {}

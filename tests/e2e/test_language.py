@@ -136,7 +136,7 @@ async def test_approval_example_says_what_was_decided(
         assert answer["items"], answer
         return str(answer["items"][0]["record_id"])
 
-    record_id = await eventually(asked, within=20)
+    record_id = await eventually(asked)
     answer = pages.client.post(f"/v1/approvals/{run['run_id']}/{record_id}/{decision}", json={})
     assert answer.status_code == 202, answer.text
 
@@ -156,7 +156,7 @@ async def test_send_example_reaches_the_run_that_waits(pages: Installation) -> N
         assert view["status"] in OVER, view
         return view
 
-    ended = await eventually(sent, within=30)
+    ended = await eventually(sent)
     assert (ended["status"], ended["output"]) == (
         "done",
         {"name": "word", "payload": {"text": "hello"}},
@@ -239,7 +239,7 @@ async def over(installation: Installation, run_id: str) -> dict[str, Any]:
         assert view["status"] in OVER, view
         return view
 
-    return await eventually(probe, within=20)
+    return await eventually(probe)
 
 
 def test_routes_of_a_network_are_changed_one_by_one(installation: Installation) -> None:

@@ -138,7 +138,7 @@ async def test_dead_letters_are_listed_shown_requeued_and_discarded(
         found[:] = await listed()
         return bool(found)
 
-    await eventually(there, within=20)
+    await eventually(there)
     seq = str(found[0]["seq"])
     assert run_id in penstock("dead", "list").stdout
     assert "no fact" in json.loads(penstock("dead", "show", seq).stdout)["body"]

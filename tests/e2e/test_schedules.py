@@ -75,11 +75,11 @@ async def test_example_of_the_page_is_applied_shown_and_started_by_hand(
     assert "morning-growth" in command("list")
     run_id = command("trigger", "morning-growth").split()[0]
 
-    await eventually(lambda: installation.get(run_id)["status"] == "done", within=20)
+    await eventually(lambda: installation.get(run_id)["status"] == "done")
     run = installation.get(run_id)
     assert (run["trigger"], run["tags"]["schedule"]) == ("schedule", "morning-growth")
     assert run["tags"]["team"] == "finance"
-    await eventually(lambda: run_id in command("show", "morning-growth"), within=20)
+    await eventually(lambda: run_id in command("show", "morning-growth"))
 
     command("pause", "morning-growth", "--reason", "no one reads it")
     assert "no one reads it" in command("list")
@@ -89,7 +89,7 @@ async def test_example_of_the_page_is_applied_shown_and_started_by_hand(
 async def test_killed_engine_leaves_no_gap_and_no_double_run(
     installation: Installation, every_second: str
 ) -> None:
-    await eventually(lambda: state_of(installation, every_second)["fired"] >= 2, within=20)
+    await eventually(lambda: state_of(installation, every_second)["fired"] >= 2)
     os.kill(installation.stack.pid("engine"), signal.SIGKILL)
     before = state_of(installation, every_second)["fired"]
     await eventually(

@@ -301,7 +301,7 @@ async def test_children_are_cancelled_with_their_parent(
         return str(children[0]["run_id"])
 
     while len(family) < 3:
-        family.append(await eventually(child, within=20))
+        family.append(await eventually(child))
     await installation.until(family[-1], "waiting")
     installation.penstock("runs", "cancel", run_id)
 

@@ -111,7 +111,7 @@ async def test_purchase_above_the_limit_waits_for_a_decision(
         approval: dict[str, Any] = found[0]
         return approval
 
-    approval = await eventually(asked, within=20)
+    approval = await eventually(asked)
     assert f"crane-{decision}" in str(approval)
     answer = templates.client.post(
         f"/v1/approvals/{run['run_id']}/{approval['record_id']}/{decision}", json={}
@@ -123,7 +123,7 @@ async def test_purchase_above_the_limit_waits_for_a_decision(
         assert view["status"] in ("done", "failed"), view
         return view
 
-    view = await eventually(over, within=20)
+    view = await eventually(over)
     if decision == "approve":
         assert view["output"] == {"order": "Ordered: crane-approve", "asked": True}
     else:

@@ -102,7 +102,7 @@ class Installation:
         """Run a command with ``--json``; return what it says."""
         return json.loads(self.penstock(*arguments, "--json"))
 
-    async def until(self, run_id: str, *statuses: str, within: float = 20) -> dict[str, Any]:
+    async def until(self, run_id: str, *statuses: str, within: float = 30) -> dict[str, Any]:
         """Wait until a run has one of the statuses, else one of an end; return it."""
         wanted = statuses or ("done", "failed", "cancelled")
 

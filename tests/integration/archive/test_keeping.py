@@ -249,9 +249,9 @@ async def test_rebuild_killed_half_way_goes_on_and_keeps_what_the_log_has_lost(
             rows = await rows_of(engine, tables.projection)
             return 0 < rows[0]["last_seq"] < len(log) or not (await status(bus)).rebuilding
 
-        await eventually(half_way, within=20, every=0)
+        await eventually(half_way, within=30, every=0)
     async with projecting(settings):
-        await eventually(lambda: settled(bus), within=30)
+        await eventually(lambda: settled(bus))
         assert await contents(engine) == before
 
 
@@ -414,7 +414,7 @@ async def test_deleted_run_stays_deleted_whatever_is_said_of_it_later(
         async def nothing() -> bool:
             return await places_with(bus, engine, CANARY) == set()
 
-        await eventually(nothing, within=30)
+        await eventually(nothing)
         assert await rows_of(engine, tables.runs) == []
         # The same id asked for again, as the same idempotency key does, is another run.
         await publish(bus, create_run("A", said="anew"))
@@ -423,7 +423,7 @@ async def test_deleted_run_stays_deleted_whatever_is_said_of_it_later(
         async def there() -> bool:
             return [row["run_id"] for row in await rows_of(engine, tables.runs)] == [run_id]
 
-        await eventually(there, within=30)
+        await eventually(there)
         assert await rows_of(engine, tables.tombstones) == []
         assert len(await log_of(bus, "A")) == 4
 
@@ -521,7 +521,7 @@ async def test_deletion_cut_short_is_finished_after_the_next_start(
         async def nothing() -> bool:
             return await places_with(bus, engine, CANARY) == set()
 
-        await eventually(nothing, within=20)
+        await eventually(nothing)
 
 
 async def test_retention_deletes_old_runs_and_no_others(
@@ -538,6 +538,6 @@ async def test_retention_deletes_old_runs_and_no_others(
         async def nothing() -> bool:
             return await places_with(bus, engine, CANARY) == set()
 
-        await eventually(nothing, within=20)
+        await eventually(nothing)
         left = {row["run_id"] for row in await rows_of(engine, tables.runs)}
         assert left == {run_of("NEW")[0], run_of("OPEN")[0]}

@@ -84,7 +84,7 @@ async def test_old_open_run_survives_and_completes_while_ended_ones_leave_the_lo
         await world.start_engine()
         waiting = await begin(world, steps_around(WaitNode(id="w", needs=("a",), signal="go")))
         ended = await finished(world)
-        await eventually(lambda: settled(world.bus), within=20)
+        await eventually(lambda: settled(world.bus))
         before = await in_log(world, waiting)
 
         assert await create_retention(world).trim(datetime.now(UTC)) == 0
@@ -115,7 +115,7 @@ async def test_full_log_loses_ended_runs_and_refuses_new_ones_when_only_open_one
         await world.start_engine()
         waiting = await begin(world, steps_around(WaitNode(id="w", needs=("a",), signal="go")))
         ended = [await finished(world) for _ in range(3)]
-        await eventually(lambda: settled(world.bus), within=20)
+        await eventually(lambda: settled(world.bus))
         with pytest.raises(TransientError, match="log_full"):
             await LogCapacity(world.bus, 1).require()
 
@@ -160,7 +160,7 @@ async def test_interrupted_deletion_is_completed_by_the_next_pass(
     async with archive(world.bus, settings):
         await world.start_engine()
         run_id = await finished(world)
-        await eventually(lambda: settled(world.bus), within=20)
+        await eventually(lambda: settled(world.bus))
         first = await world.bus.api(
             f"STREAM.MSG.GET.{subjects.RUNS}",
             {"last_by_subj": subjects.invoke(world.prefix(run_id))},
@@ -204,7 +204,7 @@ async def test_child_stays_until_its_open_parent_has_its_result(
         await world.writer.append(subjects.invoke(parent), fact_bytes(invoked))
         await world.writer.append(subjects.invoke(child), fact_bytes(below))
         await world.writer.append(subjects.out(child, 1, subjects.END_SUFFIX), fact_bytes(end))
-        await eventually(lambda: settled(world.bus), within=20)
+        await eventually(lambda: settled(world.bus))
 
         assert await create_retention(world).trim(datetime.now(UTC) + LATER) == 0
         assert await in_log(world, child_id) == ["invoke", "end"]
@@ -220,7 +220,7 @@ async def test_run_id_of_a_trimmed_run_can_be_used_again(
     async with archive(world.bus, settings):
         await world.start_engine()
         run_id = await finished(world)
-        await eventually(lambda: settled(world.bus), within=20)
+        await eventually(lambda: settled(world.bus))
         assert await create_retention(world).trim(datetime.now(UTC) + LATER) == 1
 
         plan = chain("a")

@@ -189,7 +189,7 @@ async def test_sink_writes_each_run_once_over_restarts_outages_and_half_written_
             info = await bus.api(f"CONSUMER.INFO.{subjects.RUNS}.{name}")
             return bool(info["num_ack_pending"] == 1)
 
-        await eventually(delivered, within=20)
+        await eventually(delivered)
         mlflow.start()
 
         async def third() -> dict[str, dict[str, Any]]:

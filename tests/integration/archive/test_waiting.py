@@ -70,7 +70,7 @@ async def begin(world: World, plan: Plan, *, limits: RunLimits | None = None) ->
 async def grow_old(world: World, run_id: str) -> None:
     """Stop the engines, and let the log lose all that it has of the run."""
     await world.stop_engines()
-    await eventually(lambda: settled(world.bus), within=20)
+    await eventually(lambda: settled(world.bus))
     wanted = subjects.run_filter(TENANT, shard_of(run_id, world.settings.shards), run_id)
     await world.bus.api(f"STREAM.PURGE.{subjects.RUNS}", {"filter": wanted})
     in_log = LogReader(world.bus, Claims(world.bus, world.settings.claim_threshold_bytes))
@@ -84,7 +84,7 @@ async def assert_done_once(world: World, run_id: str) -> None:
     await world.report(run_id, "b", output="last")
     ended = await world.ended(run_id)
     assert (ended.status, ended.output) == (RunStatus.DONE, "last")
-    await eventually(lambda: settled(world.bus), within=20)
+    await eventually(lambda: settled(world.bus))
     entries = await world.log(run_id)
     happened = Counter(
         (entry.subject.event, entry.subject.step_id)
@@ -139,6 +139,6 @@ async def test_run_older_than_the_log_ends_at_its_deadline_after_a_restart(
         )
         await grow_old(world, run_id)
         await world.start_engine("engine-2")
-        ended = await world.ended(run_id, within=20)
+        ended = await world.ended(run_id)
         assert ended.error is not None
         assert ended.error.code == "run_timeout"

@@ -113,7 +113,7 @@ async def test_consumer_acknowledges_only_after_its_handler_has_returned(bench: 
 
     await bench.consume(durable, handle)
     await publish(bench, queue, 1)
-    await asyncio.wait_for(begun.wait(), 5)
+    await asyncio.wait_for(begun.wait(), 30)
     await bench.writer.canary()
 
     assert (await bench.consumer_info(durable))["num_ack_pending"] == 1
@@ -138,7 +138,7 @@ async def test_consumer_handles_so_many_at_a_time_and_no_more(
 
     await publish(bench, queue, 200)
     await bench.consume(durable, handle, concurrency=concurrency)
-    await all_done(bench, durable, within=20)
+    await all_done(bench, durable)
 
     assert most == concurrency
     assert total == 200
@@ -174,21 +174,24 @@ async def test_handler_that_fails_for_now_is_asked_again_after_its_delay(
     bench: Bench, error: type[PenstockError]
 ) -> None:
     queue, durable = await bench.runner_queue()
-    loop = asyncio.get_running_loop()
-    times: list[tuple[int, float]] = []
+    deliveries: list[int] = []
+    words: list[bytes] = []
+
+    async def hear(message: Msg) -> None:
+        words.append(message.data)
 
     async def handle(delivery: Delivery) -> None:
-        times.append((delivery.deliveries, loop.time()))
+        deliveries.append(delivery.deliveries)
         if delivery.deliveries < 3:
             raise error("busy", "later", retry_after_seconds=0.3)
 
+    await bench.bus.subscribe(f"$JS.ACK.{subjects.RUNS}.{durable}.>", hear)
     await publish(bench, queue, 1)
     await bench.consume(durable, handle)
-    await all_done(bench, durable)
+    await eventually(more_than(words, 2))
 
-    assert [deliveries for deliveries, _ in times] == [1, 2, 3]
-    assert times[1][1] - times[0][1] >= 0.28
-    assert times[2][1] - times[1][1] >= 0.28
+    assert deliveries == [1, 2, 3]
+    assert words == [b'-NAK {"delay": 300000000}'] * 2 + [b"+ACK"]
     assert await dead_letters(bench, durable) == []
 
 
@@ -287,7 +290,7 @@ async def test_handler_longer_than_ack_wait_keeps_its_message(
 
     await publish(bench, queue, 3)
     await bench.consume(durable, handle, ack_wait_seconds=1.0, concurrency=2)
-    await all_done(bench, durable, within=15)
+    await all_done(bench, durable)
 
     assert calls == 3
 
@@ -306,7 +309,7 @@ async def test_working_handler_sends_in_progress_until_it_is_done(bench: Bench) 
     await bench.bus.subscribe(f"$JS.ACK.{subjects.RUNS}.{durable}.>", hear)
     await bench.consume(durable, handle, ack_wait_seconds=1.0)
     await publish(bench, queue, 1)
-    await eventually(more_than(signs, 3), within=30)
+    await eventually(more_than(signs, 3))
     done.set()
     await all_done(bench, durable)
 
@@ -340,12 +343,12 @@ async def test_message_of_a_consumer_that_died_goes_to_another(
 
     await dying.consume(durable, hang, ack_wait_seconds=1.0)
     await publish(bench, queue, 1)
-    await asyncio.wait_for(begun.wait(), 5)
+    await asyncio.wait_for(begun.wait(), 30)
     dying.bus.nc.closing_on_purpose = True
     await dying.bus.nc.close()
     await bench.consume(durable, handle, ack_wait_seconds=1.0)
 
-    await all_done(bench, durable, within=10)
+    await all_done(bench, durable)
     assert counts == [2]
 
 
@@ -370,7 +373,7 @@ async def test_consumer_whose_durable_vanished_makes_it_again(bench: Bench) -> N
     later = bench.step(queue, "later", 2)
     await bench.writer.append(later, fact())
 
-    await eventually(lambda: later in seen, within=20)
+    await eventually(lambda: later in seen)
 
 
 async def test_consumer_whose_durable_cannot_be_made_at_once_tries_again(bench: Bench) -> None:
@@ -411,14 +414,14 @@ async def test_consumer_goes_on_after_the_server_was_killed(
     for round_ in range(1, 4):
         name = bench.step(queue, "a", round_)
         await bench.writer.append(name, fact())
-        await eventually(holds(seen, name), within=20)
+        await eventually(holds(seen, name))
         await asyncio.to_thread(server.kill)
         await asyncio.to_thread(server.start)
     name = bench.step(queue, "a", 9)
     await bench.writer.append(name, fact())
 
-    await eventually(lambda: name in seen, within=20)
-    await all_done(bench, durable, within=20)
+    await eventually(lambda: name in seen)
+    await all_done(bench, durable)
 
 
 async def test_consumer_working_while_the_server_restarts_loses_nothing(
@@ -439,17 +442,23 @@ async def test_consumer_working_while_the_server_restarts_loses_nothing(
     await asyncio.to_thread(server.kill)
     await asyncio.to_thread(server.start)
 
-    await all_done(bench, durable, within=30)
+    await all_done(bench, durable)
     assert set(seen) == set(names)
 
 
 # -- drain ---------------------------------------------------------------------------------------
 
 
+async def patient_queue(bench: Bench) -> tuple[str, str]:
+    """Create a queue whose messages are handed on by silence only after any wait of a test."""
+    bench.settings = bench.settings.model_copy(update={"ack_wait_seconds": 300.0})
+    return await bench.runner_queue()
+
+
 async def test_drain_waits_for_what_has_begun_and_hands_back_the_rest_at_once(
     bench: Bench,
 ) -> None:
-    queue, durable = await bench.runner_queue()
+    queue, durable = await patient_queue(bench)
     finished: list[str] = []
     begun = asyncio.Event()
 
@@ -465,18 +474,17 @@ async def test_drain_waits_for_what_has_begun_and_hands_back_the_rest_at_once(
 
     names = await publish(bench, queue, 30)
     first = await bench.consume(durable, slow, concurrency=3)
-    await asyncio.wait_for(begun.wait(), 5)
+    await asyncio.wait_for(begun.wait(), 30)
     await first.drain()
     await bench.consume(durable, quick)
 
-    # Well below the ten seconds after which silence hands messages on.
-    await all_done(bench, durable, within=8)
+    await all_done(bench, durable)
     assert len(finished) >= 3
     assert Counter(finished + others) == Counter(names)
 
 
 async def test_drain_under_load_leaves_nothing_to_wait_for(bench: Bench) -> None:
-    queue, durable = await bench.runner_queue()
+    queue, durable = await patient_queue(bench)
     seen: Counter[str] = Counter()
 
     async def handle(delivery: Delivery) -> None:
@@ -492,13 +500,13 @@ async def test_drain_under_load_leaves_nothing_to_wait_for(bench: Bench) -> None
         await consumer.drain()
     await bench.consume(durable, handle, concurrency=32)
 
-    await all_done(bench, durable, within=8)
+    await all_done(bench, durable)
     assert len(seen) == total
     assert set(seen.values()) == {1}
 
 
 async def test_drain_cancels_what_outlasts_its_grace_and_hands_it_back(bench: Bench) -> None:
-    queue, durable = await bench.runner_queue()
+    queue, durable = await patient_queue(bench)
     begun, cancelled = asyncio.Event(), asyncio.Event()
 
     async def hang(_delivery: Delivery) -> None:
@@ -516,7 +524,7 @@ async def test_drain_cancels_what_outlasts_its_grace_and_hands_it_back(bench: Be
 
     await publish(bench, queue, 1)
     consumer = await bench.consume(durable, hang)
-    await asyncio.wait_for(begun.wait(), 5)
+    await asyncio.wait_for(begun.wait(), 30)
     await consumer.drain(grace_seconds=0.1)
     await bench.consume(durable, handle)
 

@@ -274,7 +274,7 @@ async def running(settings: GatewaySettings, token: str | None = None) -> AsyncI
     port = server.servers[0].sockets[0].getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=20) as client:
+    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=90) as client:
         try:
             yield Running(url, app.state.gateway, client)
         finally:

@@ -76,7 +76,7 @@ async def test_followed_run_shows_each_event_once_across_cut_connections(
             await eventually(partial(cut, streams, seen, index + 1))
         await engine.result(run_id, "a-1", "x", deltas=cuts)
         await engine.end(run_id, 2, "x")
-        await asyncio.wait_for(following, 20)
+        await asyncio.wait_for(following, 30)
     assert of_log(seen) == await expected(engine, run_id)
     assert texts(seen) == [f"{n} " for n in range(cuts)]
 

@@ -62,7 +62,7 @@ async def test_bus_that_is_away_answers_503_and_serves_again_when_it_is_back(
     async def starts() -> bool:
         return (await client.post("/v1/runs", json={"name": "echo"})).status_code == 202
 
-    assert await eventually(starts, within=30)
+    assert await eventually(starts)
 
 
 async def test_stream_across_a_restart_of_the_bus_shows_everything(
@@ -79,11 +79,11 @@ async def test_stream_across_a_restart_of_the_bus_shows_everything(
         await engine.schedule(run_id, 1, "a-1")
         seen.append(await anext(stream))
         await asyncio.to_thread(own_server.restart)
-        await eventually(lambda: engine.bus.nc.is_connected, within=30)
+        await eventually(lambda: engine.bus.nc.is_connected)
         # The gateway may still be away: these facts reach it by the log alone.
         await engine.result(run_id, "a-1", "x")
         await engine.end(run_id, 2, "x")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             seen += [event async for event in stream]
     assert without_deltas(seen) == of_log(await engine.log(run_id))
 
@@ -92,15 +92,15 @@ async def test_wait_across_a_restart_of_the_bus_gets_its_run(
     own_server: NatsServer, own_gateway: Running, own_engine: Engine
 ) -> None:
     task = asyncio.create_task(
-        own_gateway.client.post("/v1/runs", json={"name": "echo"}, headers={"Prefer": "wait=20"})
+        own_gateway.client.post("/v1/runs", json={"name": "echo"}, headers={"Prefer": "wait=60"})
     )
     waiting = own_gateway.gateway.waiter._waits
     run_id = await eventually(lambda: next(iter(waiting), ""))
     await eventually(lambda: own_engine.log(run_id))
     await asyncio.to_thread(own_server.restart)
-    await eventually(lambda: own_engine.bus.nc.is_connected, within=30)
+    await eventually(lambda: own_engine.bus.nc.is_connected)
     await own_engine.end(run_id, 1, "x")
-    response = await asyncio.wait_for(task, 25)
+    response = await task
     assert (response.status_code, response.json()["output"]) == (200, "x")
 
 
@@ -137,13 +137,13 @@ async def test_stopping_gateway_tells_those_who_wait_how_far_their_runs_are(
     gateway: Running,
 ) -> None:
     task = asyncio.create_task(
-        gateway.client.post("/v1/runs", json={"name": "echo"}, headers={"Prefer": "wait=20"})
+        gateway.client.post("/v1/runs", json={"name": "echo"}, headers={"Prefer": "wait=60"})
     )
     waits = gateway.gateway.waiter._waits
     run_id = await eventually(lambda: next(iter(waits), ""))
     await eventually(lambda: gateway.gateway.reader.read_fact(started_subject(gateway, run_id)))
     gateway.gateway.drain()
-    response = await asyncio.wait_for(task, 5)
+    response = await asyncio.wait_for(task, 30)
     assert (response.status_code, response.json()["run_id"]) == (202, run_id)
 
 

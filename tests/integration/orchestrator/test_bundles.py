@@ -118,7 +118,7 @@ async def test_imported_run_can_be_forked_where_it_was_never_published(
 
     copy = await there.client.post(f"/v1/runs/{run_id}/replay", json={"overrides": {"b": 5}})
 
-    assert copy.status_code == 202, copy.text
+    assert copy.is_success, copy.text  # 200 if it has already ended
     assert (await there.world.ended(copy.json()["run_id"])).output == 5
 
 

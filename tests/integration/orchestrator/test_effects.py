@@ -115,7 +115,7 @@ async def test_child_is_started_by_the_next_engine_where_the_first_died(
     assert subject not in {str(entry.subject) for entry in await world.log(run_id)}
     await world.start_engine("engine-2")
 
-    state = await world.until(run_id, lambda s: s.invoked is not None, within=20)
+    state = await world.until(run_id, lambda s: s.invoked is not None)
     assert state.request.parent is not None
 
 
@@ -126,7 +126,7 @@ async def test_message_reaches_the_run_that_waits_for_its_key(create_world: Crea
     waiting_id = await world.invoke(plan_of(wait))
     await world.until(waiting_id, lambda s: s.status is RunStatus.WAITING)
     key = subjects.correlation_key(TENANT, correlation_hash("order-7"), waiting_id)
-    await eventually(lambda: _contains(world, key), within=30)
+    await eventually(lambda: _contains(world, key))
 
     message = SendNode(id="s", name="paid", correlation="order-7", payload={"eur": 5})
     sender_id = await world.invoke(plan_of(message))
@@ -134,7 +134,7 @@ async def test_message_reaches_the_run_that_waits_for_its_key(create_world: Crea
     assert (await world.ended(sender_id)).output == {"run_ids": [waiting_id]}
     ended = await world.ended(waiting_id)
     assert ended.output == {"name": "paid", "payload": {"eur": 5}}
-    await eventually(lambda: _empty(world), within=30)
+    await eventually(lambda: _empty(world))
 
 
 @pytest.mark.parametrize("wake", ["signal", "time"])
@@ -187,7 +187,7 @@ async def test_approval_is_listed_until_it_is_answered(create_world: CreateWorld
     run_id = await world.invoke(plan_of(node, tools={"noop": tool}))
     await world.until(run_id, lambda s: s.status is RunStatus.WAITING)
     key = subjects.pending_key(TENANT, run_id, "pay-a")
-    await eventually(lambda: _contains(world, key), within=30)
+    await eventually(lambda: _contains(world, key))
     entry = await Bucket(world.bus, subjects.PENDING).get(key)
     assert entry is not None
     node_record = PendingRecord.model_validate_json(entry.value).node_record
@@ -198,7 +198,7 @@ async def test_approval_is_listed_until_it_is_answered(create_world: CreateWorld
     await send(world, run_id, signal_id, "approval", "approval", target="pay-a", payload=payload)
 
     await world.scheduled(run_id, "pay")
-    await eventually(lambda: _empty(world), within=30)
+    await eventually(lambda: _empty(world))
 
 
 async def test_many_waits_of_a_map_come_due_together(create_world: CreateWorld) -> None:
@@ -209,7 +209,7 @@ async def test_many_waits_of_a_map_come_due_together(create_world: CreateWorld) 
     items = "[" + ",".join(map(str, range(400))) + "]"
     run_id = await world.invoke(plan_of(MapNode(id="m", over=items, body=body)))
 
-    ended = await world.ended(run_id, within=20)
+    ended = await world.ended(run_id)
 
     assert ended.output == [None] * 400
     state = await world.state(run_id)
@@ -231,4 +231,4 @@ async def test_wait_survives_the_engine(create_world: CreateWorld) -> None:
     await asyncio.sleep(0)
     await world.start_engine("engine-2")
 
-    assert (await world.ended(run_id, within=15)).status is RunStatus.DONE
+    assert (await world.ended(run_id)).status is RunStatus.DONE

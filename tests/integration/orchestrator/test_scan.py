@@ -30,4 +30,4 @@ async def test_scan_of_a_won_shard_is_repeated_until_it_succeeds(
     monkeypatch.setattr(Reconciler, "scan", scan_at_the_second_time)
     engine = await (await create_world()).start_engine()
 
-    await eventually(lambda: engine.leases.held and set(done) == set(engine.leases.held), within=20)
+    await eventually(lambda: engine.leases.held and set(done) == set(engine.leases.held))

@@ -43,11 +43,11 @@ async def running(bus: Bus, settings: RegistrySettings) -> AsyncIterator[None]:
             raise AssertionError(error.code) from error
 
     try:
-        await eventually(answers, within=30)
+        await eventually(answers)
         yield
     finally:
         ending.set()
-        await asyncio.wait_for(task, 15)
+        await asyncio.wait_for(task, 30)
 
 
 @pytest.fixture

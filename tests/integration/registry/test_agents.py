@@ -122,7 +122,7 @@ async def test_agent_that_ceases_to_beat_is_lost_and_returns(ask: Ask, tenant: s
     async def lives() -> bool:
         return await state() is RunnerState.LIVE
 
-    await eventually(lives, within=30)
+    await eventually(lives)
 
 
 @pytest.mark.usefixtures("registry")
@@ -167,7 +167,7 @@ async def test_deregistered_agent_is_gone_and_may_come_back(
     async def nobody() -> bool:
         return not await runners(ask, tenant)
 
-    await eventually(nobody, within=30)
+    await eventually(nobody)
     with pytest.raises(RejectedError):
         await ask("deregister_agent", DeregisterAgent(tenant=tenant, agent_id="web"), Deleted)
     again = await ask("register_agent", register(tenant), AgentRegistration)
@@ -262,7 +262,7 @@ async def test_runner_is_live_then_suspect_then_lost_then_forgotten(
             seen.append(view.state)
         return bool(seen) and view is None
 
-    await eventually(forgotten, within=30)
+    await eventually(forgotten)
     assert seen == [RunnerState.LIVE, RunnerState.SUSPECT, RunnerState.LOST]
 
 
@@ -305,7 +305,7 @@ async def test_loss_of_a_runner_is_logged_and_counted(
 
     await beat(bus, record(tenant, ttl_seconds=1))
 
-    await eventually(lambda: "runner.lost" in caplog.text, within=20)
+    await eventually(lambda: "runner.lost" in caplog.text)
     assert lost() == before + 1
 
 

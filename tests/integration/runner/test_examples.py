@@ -52,14 +52,14 @@ async def test_example_runner_counts_words(bench: Bench, command: list[str]) -> 
         await bench.harness.writer.append(subjects.result(stem, "a", 1), b"{}")
         await bench.schedule(asked, "word-count", {"text": "too late"}, run_id=taken)
         prefix = await bench.schedule(asked, "word-count", {"text": "four words in all"})
-        result = await bench.result(prefix, within=15)
+        result = await bench.result(prefix)
         assert isinstance(result.output, dict)
         assert result.output["words"] == 4
         if "plain_runner.py" not in command:
             bucket = Bucket(bench.bus, subjects.RUNNERS)
             await eventually(lambda: bucket.keys("tool.text.*"))
             process.send_signal(signal.SIGTERM)
-            _, said = await asyncio.to_thread(process.communicate, timeout=10)
+            _, said = await asyncio.to_thread(process.communicate, timeout=30)
             assert process.returncode == 0, said
             assert await bucket.keys("tool.text.*") == []
     finally:

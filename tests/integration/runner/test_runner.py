@@ -175,10 +175,10 @@ async def test_step_of_a_stopped_run_is_cancelled_and_leaves_no_result(
 
     await bench.start(runner)
     prefix = await bench.schedule(runner, "slow")
-    await asyncio.wait_for(started.wait(), 5)
+    await asyncio.wait_for(started.wait(), 30)
     tenant, shard, run_id = prefix.split(".")[1:]
     await bench.bus.publish(subjects.stop(tenant, int(shard), run_id), b"")
-    await asyncio.wait_for(cancelled.wait(), 5)
+    await asyncio.wait_for(cancelled.wait(), 30)
     await eventually(lambda: _is_empty(bench, runner))
     assert await bench.harness.reader.read_fact(subjects.result(prefix, "a", 1)) is None
 

@@ -94,7 +94,7 @@ async def project(
     async def done() -> bool:
         return running.done() or (feed.exhausted and await reached(store, log.last_seq))
 
-    await eventually(done, within=20, every=0)
+    await eventually(done, within=30, every=0)
     await projector.stop()
     await running
     return feed

@@ -49,8 +49,9 @@ _TAKEN_TEXT: Final = "maximum messages per subject exceeded"
 _UNAVAILABLE_SECONDS: Final = 0.25
 _LOG: Final = subjects.RUN_SPACE.removesuffix(">")
 
-_ACK_TIMEOUT_SECONDS: Final = 5.0
-_GIVE_UP_SECONDS: float = 30.0  # not Final: a test lowers it
+# Not Final: tests change them.
+_ACK_TIMEOUT_SECONDS: float = 5.0
+_GIVE_UP_SECONDS: float = 30.0
 _SWEEP_SECONDS: Final = 1.0
 _MAX_BATCH: Final = 500
 _MAX_BATCH_BYTES: Final = 4 * 2**20
