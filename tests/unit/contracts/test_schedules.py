@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from penstock.contracts.ids import is_run_id
 from penstock.contracts.schedules import (
     ScheduleRecord,
-    cron_fault,
     due_at,
     latest_ticks,
     next_tick,
@@ -137,30 +136,6 @@ def test_ticks_counted_backwards_are_those_counted_forwards(
     forwards = list(takewhile(lambda tick: tick <= until, ticks_after(record, after)))
     assert latest_ticks(record, after, until, 10_000) == forwards
     assert forwards == sorted(set(forwards))
-
-
-@pytest.mark.parametrize(
-    "cron", ["* * * * *", "0 0 1,15 * FRI", "@hourly", "@Daily", "0 0 L * *", "30 0 9 * * 1#2"]
-)
-def test_cron_that_has_ticks_has_no_fault(cron: str) -> None:
-    assert cron_fault(cron) is None
-
-
-@pytest.mark.parametrize(
-    ("cron", "reason"),
-    [
-        ("", "Wrong number of fields"),
-        ("* * * *", "Wrong number of fields"),
-        ("60 * * * *", "Bad minute"),
-        ("* * * * MOND", "Bad day-of-week"),
-        ("0 0 30 2 *", "Bad day-of-month"),
-        ("@fortnightly", "there is no '@fortnightly'"),
-        ("9" * 5000, "longer than 200 characters"),
-        ("0 0 0/0 * *", "Bad day-of-month"),
-    ],
-)
-def test_cron_that_cannot_be_read_is_told_why(cron: str, reason: str) -> None:
-    assert cron_fault(cron) == reason
 
 
 def test_unknown_zone_is_answered_by_what_may_be_meant() -> None:

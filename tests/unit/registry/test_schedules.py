@@ -54,8 +54,8 @@ def test_schedule_with_an_interval_needs_no_more_than_its_target() -> None:
     [
         ({}, "spec", "exactly one of cron, every"),
         ({"cron": "@daily", "every": "1h"}, "spec", "exactly one of cron, every"),
-        ({"cron": "61 * * * *"}, "spec.cron", "minute hour day month weekday"),
-        ({"cron": "0 0 30 2 *"}, "spec.cron", "@hourly"),
+        ({"cron": "61 * * * *"}, "spec.cron", "0 to 59"),
+        ({"cron": "0 0 30 2 *"}, "spec.cron", "a day that its months have"),
         ({"cron": "@daily", "timezone": "Berlin"}, "spec.timezone", "Europe/Berlin"),
         ({"every": "500ms"}, "spec.every", ">= 1s"),
         ({"every": "10s", "jitter": "11s"}, "spec.jitter", "<= 10 s"),

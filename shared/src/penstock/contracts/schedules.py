@@ -15,38 +15,19 @@ from itertools import islice
 from typing import Final, Literal
 from zoneinfo import ZoneInfo, available_timezones
 
-from cronsim import CronSim, CronSimError
 from pydantic import AwareDatetime, Field, TypeAdapter
 from pydantic_core import to_json
 
+from penstock.contracts import cron
 from penstock.contracts.errors import ErrorInfo
 from penstock.contracts.facts import Record, RunLimits
 from penstock.contracts.ids import Token, run_id_from_key
 from penstock.contracts.json import Json
 
-MAX_CRON_LENGTH: Final = 200
-"""Characters of a cron expression."""
-CRON_FORMS: Final = (
-    "minute hour day month weekday, with seconds before them if need be; or @hourly, @daily, "
-    "@midnight, @weekly, @monthly, @yearly, @annually"
-)
 SCHEDULE_TAG: Final = "schedule"
 """The tag by which the runs of a schedule are found."""
 
-_NICKNAMES: Final = {
-    "@yearly": "0 0 1 1 *",
-    "@annually": "0 0 1 1 *",
-    "@monthly": "0 0 1 * *",
-    "@weekly": "0 0 * * 0",
-    "@daily": "0 0 * * *",
-    "@midnight": "0 0 * * *",
-    "@hourly": "0 * * * *",
-}
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_SOMETIME: Final = datetime(2000, 1, 1, tzinfo=UTC)
-_DAY: Final = timedelta(days=1)
-_LARGEST_SHIFT: Final = timedelta(hours=26)
-_MINUTE: Final = timedelta(minutes=1)
 
 MissedPolicy = Literal["skip", "once", "all"]
 
@@ -147,30 +128,11 @@ def timezone_fault(name: str) -> str | None:
     return meant or "an IANA name such as Europe/Berlin"
 
 
-def cron_fault(expression: str) -> str | None:
-    """Return the error of a cron expression, ``None`` if it has ticks."""
-    if len(expression) > MAX_CRON_LENGTH:
-        return f"longer than {MAX_CRON_LENGTH} characters"
-    if expression.strip().startswith("@") and _fields(expression) == expression:
-        return f"there is no {expression!r}"
-    try:
-        CronSim(_fields(expression), _naive(_SOMETIME, UTC))
-    except CronSimError as error:
-        return str(error)
-    if next(_cron_forwards(expression, UTC, _SOMETIME), None) is None:
-        return "it never comes"
-    return None
-
-
 # -- times ----------------------------------------------------------------------------------------
 
 
 def ticks_after(record: ScheduleRecord, after: datetime) -> Iterator[datetime]:
-    """Yield the ticks later than an instant, in order, without end where the record has none.
-
-    Where a clock is put forward, a time of day that is left out comes at the first instant after
-    the gap. Where it is put back, a time of day that comes twice counts the first time. Only
-    expressions whose minute or hour begins with ``*`` follow the elapsed time instead.
+    """Yield the ticks later than an instant, in order; those of cron end after a hundred years.
 
     Args:
         record: The schedule; its cron expression and its zone have been checked.
@@ -178,7 +140,11 @@ def ticks_after(record: ScheduleRecord, after: datetime) -> Iterator[datetime]:
     """
     if record.starts_at is not None:
         after = max(after, record.starts_at - timedelta(microseconds=1))
-    for tick in _forwards(record, after):
+    if record.cron is not None:
+        found = cron.ticks(record.cron, _zone(record.timezone), after)
+    else:
+        found = _every(record, after, 1)
+    for tick in found:
         if record.ends_at is not None and tick >= record.ends_at:
             return
         yield tick
@@ -194,7 +160,7 @@ def latest_ticks(
 ) -> list[datetime]:
     """Return the latest ticks of a span of time, oldest first.
 
-    It takes time for those that it returns, not for the whole span.
+    The time that this takes grows with the number of ticks returned, not with the span.
 
     Args:
         record: The schedule.
@@ -206,8 +172,11 @@ def latest_ticks(
         after = max(after, record.starts_at - timedelta(microseconds=1))
     if record.ends_at is not None:
         until = min(until, record.ends_at - timedelta(microseconds=1))
+    if record.cron is not None:
+        zone = _zone(record.timezone)
+        return cron.latest_ticks(record.cron, zone, after, until, limit) if after < until else []
     found: list[datetime] = []
-    for tick in islice(_backwards(record, until), limit):
+    for tick in islice(_every(record, until, -1), limit):
         if tick <= after:
             break
         found.append(tick)
@@ -261,18 +230,6 @@ def schedule_scope(record: ScheduleRecord, tick: datetime) -> dict[str, Json]:
 # -- calendars ------------------------------------------------------------------------------------
 
 
-def _forwards(record: ScheduleRecord, after: datetime) -> Iterator[datetime]:
-    if record.cron is not None:
-        return _cron_forwards(record.cron, _zone(record.timezone), after)
-    return _every(record, after, 1)
-
-
-def _backwards(record: ScheduleRecord, until: datetime) -> Iterator[datetime]:
-    if record.cron is not None:
-        return _cron_backwards(record.cron, _zone(record.timezone), until)
-    return _every(record, until, -1)
-
-
 def _every(record: ScheduleRecord, start: datetime, direction: int) -> Iterator[datetime]:
     """Yield instants a fixed time apart: later than ``start``, or up to it and back."""
     anchor = record.starts_at or _EPOCH
@@ -283,64 +240,5 @@ def _every(record: ScheduleRecord, start: datetime, direction: int) -> Iterator[
         number += direction
 
 
-def _cron_forwards(expression: str, zone: tzinfo, after: datetime) -> Iterator[datetime]:
-    fields = _fields(expression)
-    if not _at_times_of_day(fields):
-        for tick in CronSim(fields, after.astimezone(zone)):
-            yield tick.astimezone(UTC)
-        return
-    last = after
-    for wall in CronSim(fields, _naive(after, zone) - _margin(zone, after)):
-        tick = _instant(wall, zone)
-        if tick > last:
-            yield tick
-            last = tick
-
-
-def _cron_backwards(expression: str, zone: tzinfo, until: datetime) -> Iterator[datetime]:
-    fields = _fields(expression)
-    beyond = until + timedelta(seconds=1)
-    if not _at_times_of_day(fields):
-        for tick in CronSim(fields, beyond.astimezone(zone), reverse=True):
-            if tick <= until:
-                yield tick.astimezone(UTC)
-        return
-    last = beyond
-    for wall in CronSim(fields, _naive(beyond, zone) + _margin(zone, until), reverse=True):
-        tick = _instant(wall, zone)
-        if tick <= until and tick < last:
-            yield tick
-            last = tick
-
-
-def _fields(expression: str) -> str:
-    return _NICKNAMES.get(expression.strip().lower(), expression)
-
-
-def _at_times_of_day(fields: str) -> bool:
-    """Return whether an expression names times of day, rather than a pace."""
-    minute, hour = fields.split()[-5:-3]
-    return not minute.startswith("*") and not hour.startswith("*")
-
-
 def _zone(name: str) -> tzinfo:
     return UTC if name == "UTC" else ZoneInfo(name)
-
-
-def _naive(instant: datetime, zone: tzinfo) -> datetime:
-    return instant.astimezone(zone).replace(tzinfo=None)
-
-
-def _margin(zone: tzinfo, instant: datetime) -> timedelta:
-    """Return how far a clock may have been put forward or back around an instant."""
-    before, after = ((instant + shift).astimezone(zone).utcoffset() for shift in (-_DAY, _DAY))
-    return timedelta() if before == after else _LARGEST_SHIFT
-
-
-def _instant(wall: datetime, zone: tzinfo) -> datetime:
-    """Return when a clock shows a time (first), or the end of the gap that the time falls into."""
-    while True:
-        instant = wall.replace(tzinfo=zone, fold=0).astimezone(UTC)
-        if _naive(instant, zone) == wall:
-            return instant
-        wall = wall.replace(second=0) + _MINUTE

@@ -128,11 +128,6 @@ def encode(struct: WireStruct) -> bytes:
     return body
 
 
-def decoder(cls: type[StructT]) -> msgspec.json.Decoder[StructT]:
-    """Return a decoder of one struct."""
-    return msgspec.json.Decoder(cls)
-
-
 def decode(cls: type[StructT], body: bytes | str) -> StructT:
     """Read a struct from JSON.
 

@@ -7,14 +7,9 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AwareDatetime, Field, JsonValue, StringConstraints
 
+from penstock.contracts.cron import MAX_LENGTH, cron_fault
 from penstock.contracts.errors import ErrorDetail, finding
-from penstock.contracts.schedules import (
-    CRON_FORMS,
-    MAX_CRON_LENGTH,
-    ScheduleRecord,
-    cron_fault,
-    timezone_fault,
-)
+from penstock.contracts.schedules import ScheduleRecord, timezone_fault
 from penstock_registry.core.expression_scope import ExpressionScope, template_faults
 from penstock_registry.core.faults import known_faults, one_of
 from penstock_registry.core.parts import ChildLimitsSpec, Duration, Part
@@ -35,7 +30,7 @@ class ScheduleSpec(Part):
 
     target: Target
     """The agent, network or workflow; with ``@version`` or ``@alias`` just that one."""
-    cron: Annotated[str, StringConstraints(min_length=1, max_length=MAX_CRON_LENGTH)] | None = None
+    cron: Annotated[str, StringConstraints(min_length=1, max_length=MAX_LENGTH)] | None = None
     """Five fields (minute, hour, day of month, month, day of week), six with seconds before them,
     or ``@hourly``, ``@daily``, ``@weekly``, ``@monthly``, ``@yearly``."""
     every: Duration | None = None
@@ -85,7 +80,7 @@ def schedule_faults(spec: ScheduleSpec, targets: Iterable[str], path: str) -> It
     given = [name for name in ("cron", "every") if getattr(spec, name) is not None]
     yield from one_of(("cron", "every"), given, path)
     if spec.cron is not None and (wrong := cron_fault(spec.cron)) is not None:
-        yield finding(at(path, "cron"), wrong, CRON_FORMS)
+        yield finding(at(path, "cron"), *wrong)
     if (meant := timezone_fault(spec.timezone)) is not None:
         message = f"there is no time zone {spec.timezone[:80]!r}"
         yield finding(at(path, "timezone"), message, meant)
