@@ -18,8 +18,8 @@ from penstock.bus.connection import Bus
 from penstock.bus.reader import LogReader
 from penstock.contracts import subjects
 from penstock.contracts.ids import shard_of
-from penstock.runids import new_run_id
 from penstock.settings import CoreSettings
+from penstock_gateway.runs.start import new_run_id
 
 NOBODYS_QUEUE: Final = "filled"
 TENANT: Final = "default"

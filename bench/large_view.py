@@ -43,7 +43,7 @@ from penstock.contracts.facts import (
 )
 from penstock.contracts.ids import shard_of
 from penstock.embedded import NatsServer
-from penstock.runids import new_run_id
+from penstock_gateway.runs.start import new_run_id
 from penstock_gateway.settings import GatewaySettings
 
 REPEAT: Final = 15

@@ -31,8 +31,8 @@ from penstock.bus.connection import connect
 from penstock.child import die_with_parent
 from penstock.contracts import subjects
 from penstock.embedded import NatsServer
-from penstock.runids import new_run_id
 from penstock.settings import CoreSettings
+from penstock_gateway.runs.start import new_run_id
 
 Publishes = Literal["single", "batch"]
 PUBLISHES: Final[tuple[Publishes, ...]] = ("single", "batch")

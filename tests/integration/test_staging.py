@@ -8,9 +8,8 @@ from pathlib import Path
 from penstock.bus.claims import Claims
 from penstock.bus.connection import connect
 from penstock.bus.reader import LogReader
-from penstock.bus.records import Record
 from penstock.bus.topology import ensure
-from penstock.bus.writer import LogWriter
+from penstock.bus.writer import LogWriter, Record
 from penstock.embedded import NatsServer
 from penstock.settings import CoreSettings
 from penstock.staging import memory_folder

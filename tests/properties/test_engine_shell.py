@@ -20,12 +20,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from penstock.bus.consumer import Delivery
-from penstock.bus.records import Record
+from penstock.bus.reader import decode_entry
+from penstock.bus.writer import Record
 from penstock.contracts import subjects
 from penstock.contracts.facts import CancelRequested, StepKind, StepScheduled
 from penstock.contracts.messages import TimerDue
 from penstock.contracts.plan import Plan
 from penstock.contracts.structs import decode, encode
+from penstock.contracts.subjects import FactSubject
 from penstock.runs.state import Entry
 from penstock_orchestrator.engine import engine as engine_module
 from penstock_orchestrator.engine.engine import Engine
@@ -161,6 +163,17 @@ class Reader:
         entries = self.world.log.entries
         await self.world.effect("after")
         return entries
+
+    async def decode(
+        self,
+        subject: str,
+        seq: int,
+        body: bytes,
+        headers: dict[str, str] | None,
+        *,
+        parsed: FactSubject,
+    ) -> Entry:
+        return decode_entry(subject, seq, body, headers, parsed)
 
 
 @dataclass

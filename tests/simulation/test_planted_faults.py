@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from penstock.bus import writer as writer_module
 from penstock.bus.consumer import Delivery
-from penstock.bus.records import Record
 from penstock_orchestrator.engine.engine import Engine
 from penstock_orchestrator.engine.reconciler import Reconciler
 from penstock_orchestrator.engine.runs import RunTable, Slot
@@ -47,12 +45,12 @@ def test_simulation_of_an_engine_that_acknowledges_first_fails(
 
 
 def test_simulation_of_decisions_without_a_fence_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    real: Callable[..., bytes | None] = vars(writer_module)["header_bytes"]
+    real: Callable[..., bytes | None] = vars(writer_module)["append_headers"]
 
-    def unfenced(record: Record, extra: dict[str, str] | None = None) -> bytes | None:
-        return real(replace(record, fence=None), extra)
+    def unfenced(_fence: str | None, *headers: dict[str, str] | None) -> bytes | None:
+        return real(None, *headers)
 
-    monkeypatch.setattr(writer_module, "header_bytes", unfenced)
+    monkeypatch.setattr(writer_module, "append_headers", unfenced)
     assert_found("first message of decision")
 
 

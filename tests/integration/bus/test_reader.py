@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from penstock.bus.records import Record
 from penstock.bus.topology import ensure
+from penstock.bus.writer import Record
 from penstock.contracts import subjects
 from penstock.contracts.errors import InvariantError, TransientError
 from penstock.contracts.facts import SignalReceived

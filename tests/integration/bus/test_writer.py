@@ -12,8 +12,8 @@ from contextlib import contextmanager
 import pytest
 
 from penstock.bus.reader import Stored
-from penstock.bus.records import Record
 from penstock.bus.topology import ensure
+from penstock.bus.writer import Record
 from penstock.contracts import subjects
 from penstock.contracts.errors import ConflictError, TransientError
 from penstock.contracts.messages import Claim

@@ -40,8 +40,8 @@ from penstock.contracts.plan import (
     ToolNode,
 )
 from penstock.embedded import NatsServer
-from penstock.runids import new_run_id
 from penstock.runs.state import Entry, RunState, fold, new_state
+from penstock_gateway.runs.start import new_run_id
 from penstock_orchestrator.main import EngineProcess
 from penstock_orchestrator.settings import OrchestratorSettings
 

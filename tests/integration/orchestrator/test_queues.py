@@ -24,7 +24,7 @@ from penstock.contracts.plan import (
     Plan,
     ToolNode,
 )
-from penstock.runids import new_run_id
+from penstock_gateway.runs.start import new_run_id
 from penstock_orchestrator.engine.engine import Engine
 from penstock_orchestrator.engine.plans import Plans
 from penstock_orchestrator.engine.runs import Slot

@@ -9,12 +9,13 @@ import pytest
 from penstock.bus.consumer import Delivery
 
 NANOS = 1_767_225_600_500_000_000
+REPLY = f"$JS.ACK.RUNS.engine_3.4.1234.99.{NANOS}.7"
 
 
 @pytest.mark.parametrize(
     "reply",
     [
-        f"$JS.ACK.RUNS.engine_3.4.1234.99.{NANOS}.7",
+        REPLY,
         f"$JS.ACK.hub.ACCHASH.RUNS.engine_3.4.1234.99.{NANOS}.7",
         f"$JS.ACK._.ACCHASH.RUNS.engine_3.4.1234.99.{NANOS}.7.random",
     ],
@@ -28,5 +29,5 @@ def test_delivery_reads_either_form_of_reply_subject(reply: str) -> None:
 
 
 def test_delivery_without_headers_has_none() -> None:
-    assert Delivery("run.x", b"", "", None, 0.0).headers == {}
-    assert Delivery("run.x", b"", "", b"NATS/1.0\r\na: b\r\n\r\n", 0.0).headers == {"a": "b"}
+    assert Delivery("run.x", b"", REPLY, None, 0.0).headers == {}
+    assert Delivery("run.x", b"", REPLY, b"NATS/1.0\r\na: b\r\n\r\n", 0.0).headers == {"a": "b"}

@@ -26,7 +26,7 @@ from penstock.contracts.ids import (
     shard_of,
     turn_step_id,
 )
-from penstock.runids import new_run_id
+from penstock_gateway.runs.start import new_run_id
 
 node_ids = st.from_regex(NODE_ID_PATTERN, fullmatch=True)
 BAD_TOKENS = ["", "a.b", "a b", "a*", ">", "ä", "a" * 65, "a\n", "$JS", "a/b"]

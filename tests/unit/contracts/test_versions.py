@@ -6,7 +6,7 @@ from penstock.contracts.errors import RejectedError
 from penstock.contracts.facts import DefinitionKind
 from penstock.contracts.plan import CanaryVersion, PublishedVersion
 from penstock.contracts.versions import check_input, routed
-from penstock.runids import new_run_id
+from penstock_gateway.runs.start import new_run_id
 
 SCHEMA: dict[str, Any] = {
     "type": "object",

@@ -15,7 +15,7 @@ from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from penstock.bus.claims import Claims, is_claim
+from penstock.bus.claims import CLAIM_MARK, Claims
 from penstock.bus.connection import Bus, JetStreamError
 from penstock.bus.reader import LogReader
 from penstock.contracts import subjects
@@ -276,7 +276,7 @@ class Projector:
         for message in await self._without_copies(messages):
             body = message.body
             try:
-                claim = decode(Claim, body) if is_claim(body) else None
+                claim = decode(Claim, body) if body.startswith(CLAIM_MARK) else None
                 if claim is not None:
                     body = await self._fetch(body)
                 item = address(message.seq, message.subject, body)

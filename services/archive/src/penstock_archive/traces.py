@@ -12,7 +12,7 @@ from typing import Final
 from nats.errors import Error as NatsError
 from nats.js.errors import NotFoundError, ObjectNotFoundError
 
-from penstock.bus.claims import is_claim
+from penstock.bus.claims import CLAIM_MARK
 from penstock.bus.connection import Bus, JetStreamError
 from penstock.bus.kv import Bucket
 from penstock.bus.reader import LogReader
@@ -41,7 +41,9 @@ class Traces:
         found: set[str] = set()
         async for page in self._reader.pages(subjects.RUNS, subject_filter):
             found.update(
-                decode(Claim, message.body).sha256 for message in page if is_claim(message.body)
+                decode(Claim, message.body).sha256
+                for message in page
+                if message.body.startswith(CLAIM_MARK)
             )
         return found
 

@@ -95,13 +95,14 @@ class Gateway:
         self.answering = Answering(self.runs, self.signals)
         self.controls = Controls(self.writer, self.reader, self.archive, self.runs, self.signals)
         self.schedules = Schedules(bus)
+        max_bytes = settings.log_max_bytes
         self.starter = Starter(
             bus,
             self.writer,
             self.reader,
             self.published,
             self.runs,
-            LogCapacity(bus, settings.log_max_bytes),
+            None if max_bytes is None else LogCapacity(bus, max_bytes),
             shards=settings.shards,
             history_messages=settings.history_messages,
         )

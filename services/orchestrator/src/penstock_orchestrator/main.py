@@ -74,10 +74,11 @@ class EngineProcess:
             on_won=self._won,
             on_lost=self._lost,
         )
+        max_bytes = settings.log_max_bytes
         self._scheduler = Scheduler(
             bus,
             writer,
-            LogCapacity(bus, settings.log_max_bytes),
+            None if max_bytes is None else LogCapacity(bus, max_bytes),
             shards=settings.shards,
             held=lambda: self.leases.held,
         )

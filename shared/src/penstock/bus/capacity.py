@@ -29,8 +29,8 @@ async def log_bytes(bus: Bus) -> int:
 class LogCapacity:
     """Checks whether the log has room for new runs; one per process."""
 
-    def __init__(self, bus: Bus, max_bytes: int | None) -> None:
-        """Compare the log's size with ``max_bytes``; ``None``: no limit."""
+    def __init__(self, bus: Bus, max_bytes: int) -> None:
+        """Compare the log's size with ``max_bytes``."""
         self._bus = bus
         self._max_bytes = max_bytes
         self._checked_at = float("-inf")
@@ -42,8 +42,6 @@ class LogCapacity:
         Raises:
             TransientError: The bus does not answer.
         """
-        if self._max_bytes is None:
-            return False
         now = time.monotonic()
         if now - self._checked_at >= _CHECK_SECONDS:
             self._checked_at = now

@@ -20,12 +20,8 @@ from penstock.contracts.errors import InvariantError, TransientError
 from penstock.contracts.messages import Claim
 from penstock.contracts.structs import decode, encode
 
-_CLAIM_MARK: Final = b'{"type":"claim"'
-
-
-def is_claim(body: bytes) -> bool:
-    """Return whether a message's body is a claim instead of a fact."""
-    return body.startswith(_CLAIM_MARK)
+CLAIM_MARK: Final = b'{"type":"claim"'
+"""Start of a body that is a claim instead of a fact."""
 
 
 class Claims:
@@ -95,7 +91,7 @@ class Claims:
 
     async def unpack(self, body: bytes) -> bytes:
         """Return what ``body`` stands for: itself, or the object that it claims."""
-        if not is_claim(body):
+        if not body.startswith(CLAIM_MARK):
             return body
         return await self.get(decode(Claim, body))
 

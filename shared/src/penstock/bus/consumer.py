@@ -67,34 +67,31 @@ class Delivery:
     raw_headers: bytes | None
     received_at: float
     """By the event loop's clock."""
-    _tokens: list[str] = field(default_factory=list)
+    deliveries: int = field(init=False)
+    """How often it has been delivered, this time included."""
+    stream_seq: int = field(init=False)
+    """Its sequence in the stream."""
+    stored_ns: int = field(init=False)
+    """When the server stored it, in nanoseconds since 1970."""
+
+    def __post_init__(self) -> None:
+        """Read the reply subject of JetStream, in either form."""
+        # $JS.ACK.[domain.account.]stream.consumer.deliveries.seq.consumer_seq.time.pending[.random]
+        tokens = self.reply.split(".")
+        first = 4 if len(tokens) == 9 else 6
+        self.deliveries = int(tokens[first])
+        self.stream_seq = int(tokens[first + 1])
+        self.stored_ns = int(tokens[first + 3])
 
     @property
     def headers(self) -> dict[str, str]:
         """The message's headers."""
         return parse_headers(self.raw_headers)
 
-    def _token(self, index_from_consumer: int) -> str:
-        # $JS.ACK.[domain.account.]stream.consumer.deliveries.seq.consumer_seq.time.pending[.random]
-        if not self._tokens:
-            self._tokens = self.reply.split(".")
-        base = 3 if len(self._tokens) == 9 else 5
-        return self._tokens[base + index_from_consumer]
-
-    @property
-    def deliveries(self) -> int:
-        """How often it has been delivered, this time included."""
-        return int(self._token(1))
-
-    @property
-    def stream_seq(self) -> int:
-        """Its sequence in the stream."""
-        return int(self._token(2))
-
     @property
     def stored_at(self) -> datetime:
         """When the server stored it."""
-        return datetime.fromtimestamp(int(self._token(4)) / _NANO, tz=UTC)
+        return datetime.fromtimestamp(self.stored_ns / _NANO, tz=UTC)
 
 
 Handler = Callable[[Delivery], Awaitable[None]]

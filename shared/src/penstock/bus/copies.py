@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from penstock.bus.claims import Claims
 from penstock.bus.connection import Bus
-from penstock.bus.records import SUBJECT_TAKEN
+from penstock.bus.writer import SUBJECT_TAKEN
 from penstock.contracts.archive import RESTORED_HEADER
 from penstock.contracts.errors import TransientError
 

@@ -15,12 +15,13 @@ from typing import Any, Final
 
 from nats.aio.subscription import Subscription
 
-from penstock.bus.claims import Claims, is_claim
+from penstock.bus.claims import CLAIM_MARK, Claims
 from penstock.bus.client import parse_headers
 from penstock.bus.connection import Bus, JetStreamError
 from penstock.contracts import subjects
 from penstock.contracts.errors import InvariantError, TransientError
 from penstock.contracts.facts import read_fact
+from penstock.contracts.subjects import FactSubject
 from penstock.runs.state import Entry
 from penstock.telemetry.logs import EventLog
 
@@ -185,7 +186,7 @@ class LogReader:
         """
         found: list[Stored] = []
         for message in stored:
-            if not is_claim(message.body):
+            if not message.body.startswith(CLAIM_MARK):
                 found.append(message)
                 continue
             try:
@@ -201,17 +202,23 @@ class LogReader:
         return await self.decode(message.subject, message.seq, message.body, message.headers)
 
     async def decode(
-        self, subject: str, seq: int, body: bytes, headers: dict[str, str] | None = None
+        self,
+        subject: str,
+        seq: int,
+        body: bytes,
+        headers: dict[str, str] | None = None,
+        *,
+        parsed: FactSubject | None = None,
     ) -> Entry:
-        """Read a message as a fact.
+        """Read a message as a fact; ``parsed`` is its subject, where the caller has parsed it.
 
         Raises:
             InvariantError: ``unreadable_fact``.
             TransientError: The object behind a claim is not there.
         """
-        if is_claim(body):
+        if body.startswith(CLAIM_MARK):
             body = await self._claims.unpack(body)
-        return decode_entry(subject, seq, body, headers)
+        return decode_entry(subject, seq, body, headers, parsed)
 
     async def read_fact(self, subject: str) -> Entry | None:
         """Return the fact on a subject, asked of the stream's leader (never stale)."""
@@ -272,16 +279,21 @@ def _leave_out(message: Stored, error: InvariantError) -> None:
 
 
 def decode_entry(
-    subject: str, seq: int, body: bytes, headers: dict[str, str] | None = None
+    subject: str,
+    seq: int,
+    body: bytes,
+    headers: dict[str, str] | None = None,
+    parsed: FactSubject | None = None,
 ) -> Entry:
-    """Read a message that is no claim as a fact.
+    """Read a message that is no claim as a fact; ``parsed`` is its subject, where it is known.
 
     Raises:
         InvariantError: ``unreadable_fact``.
     """
     try:
         fact = read_fact(body)
-        parsed = subjects.parse_fact(subject)
+        if parsed is None:
+            parsed = subjects.parse_fact(subject)
     except ValueError as error:
         raise InvariantError(
             "unreadable_fact", f"{subject} (sequence {seq}) cannot be read: {error}"

@@ -13,29 +13,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
 from collections import deque
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from nats.errors import TimeoutError as NatsTimeoutError
 
 from penstock.bus.batching import CommitCost
 from penstock.bus.claims import Claims
+from penstock.bus.client import append_headers
 from penstock.bus.connection import Bus, JetStreamError
 from penstock.bus.reader import leader_read
-from penstock.bus.records import (
-    FENCED,
-    SUBJECT_TAKEN,
-    UNAVAILABLE,
-    Record,
-    header_bytes,
-    read_answer,
-    refusal,
-)
 from penstock.contracts import subjects
-from penstock.contracts.errors import ConflictError, TransientError
+from penstock.contracts.errors import ConflictError, InvariantError, TransientError
 from penstock.settings import CoreSettings
 from penstock.telemetry.logs import EventLog
 from penstock.telemetry.metrics import BUS_COMMIT_MESSAGES, BUS_COMMIT_SECONDS
@@ -43,7 +36,10 @@ from penstock.telemetry.tallies import WRITER
 
 log = EventLog(__name__)
 
-
+SUBJECT_TAKEN: Final = 10077
+_FENCED: Final = frozenset({10071, 10164})
+_UNAVAILABLE: Final = 503
+_PLAIN_ACK: Final = b'{"stream":'
 _TAKEN_TEXT: Final = "maximum messages per subject exceeded"
 """The server gives a full stream or disk the same code as a taken subject."""
 _UNAVAILABLE_SECONDS: Final = 0.25
@@ -56,6 +52,20 @@ _SWEEP_SECONDS: Final = 1.0
 _MAX_BATCH: Final = 500
 _MAX_BATCH_BYTES: Final = 4 * 2**20
 _MAX_IN_FLIGHT: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One message to append.
+
+    ``fence`` is a filter that must match no stored message yet; ``headers`` are kept with the
+    message.
+    """
+
+    subject: str
+    body: bytes
+    fence: str | None = None
+    headers: dict[str, str] | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -183,13 +193,9 @@ class LogWriter:
         """
         if len(body) > self._claims.threshold_bytes:
             body = await self._claims.pack(body)
-        return await self.submit(Record(subject, body, fence, headers))
-
-    def submit(self, record: Record) -> asyncio.Future[int]:
-        """Queue one message whose body is within the claim threshold; see ``append``."""
-        item = self._item(record)
+        item = self._item(Record(subject, body, fence, headers))
         self._enqueue(item)
-        return item.done
+        return await item.done
 
     async def append_all(self, records: Sequence[Record]) -> list[int]:
         """Append the messages of one decision: the first, then the others in parallel.
@@ -200,15 +206,11 @@ class LogWriter:
             ConflictError: The first was refused, or one of the others exists with other bytes.
             TransientError: As for ``append``.
         """
+        limit = self._claims.threshold_bytes
         packed = [
             record
-            if len(record.body) <= self._claims.threshold_bytes
-            else Record(
-                record.subject,
-                await self._claims.pack(record.body),
-                record.fence,
-                record.headers,
-            )
+            if len(record.body) <= limit
+            else replace(record, body=await self._claims.pack(record.body))
             for record in records
         ]
         first, *others = [self._item(record) for record in packed]
@@ -272,7 +274,10 @@ class LogWriter:
         self._flights[token] = _Flight([item], group)
         record = item.record
         self._bus.nc.publish_now(
-            record.subject, self._prefix + token, record.body, header_bytes(record)
+            record.subject,
+            self._prefix + token,
+            record.body,
+            append_headers(record.fence, record.headers),
         )
 
     def _send_batch(self, items: list[_Item]) -> None:
@@ -293,7 +298,7 @@ class LogWriter:
                 record.subject,
                 self._prefix + token if number == last else "",
                 record.body,
-                header_bytes(record, extra),
+                append_headers(record.fence, record.headers, extra),
             )
 
     def _token(self) -> str:
@@ -307,7 +312,7 @@ class LogWriter:
         if flight is None:
             return  # answered before, from the stored message
         items, group = flight.items, flight.group
-        sequence, error = read_answer(body, headers)
+        sequence, error = _read_answer(body, headers)
         if group is not None:
             self._landed(group, refused=error is not None)
         if error is None:
@@ -317,7 +322,7 @@ class LogWriter:
             self._release_followers(items)
             for item in items:
                 if item.sent_at >= 0:
-                    self._enqueue_single(item)
+                    self._send_single(item, None)
         else:
             self._refused(items[0], error)
         if self._queue and not self._flush_due:
@@ -348,29 +353,26 @@ class LogWriter:
                     self._enqueue(follower)
 
     def _release_followers(self, items: list[_Item]) -> None:
-        """Node record what must wait for its leader again, now that the batch is off."""
+        """Note what must wait for its leader again, now that the batch is off."""
         for item in items:
             for follower in item.followers:
                 follower.sent_at = -1.0
-
-    def _enqueue_single(self, item: _Item) -> None:
-        self._send_single(item, None)
 
     def _refused(self, item: _Item, error: object) -> None:
         details = error if isinstance(error, dict) else {}
         code = int(details.get("err_code", 0))
         text = str(details.get("description", error))
-        if code == SUBJECT_TAKEN or code in FENCED:
+        if code == SUBJECT_TAKEN or code in _FENCED:
             if item.sends > 1 or (code == SUBJECT_TAKEN and text != _TAKEN_TEXT):
                 self._background(self._compare(item, code, text))
                 return
-        elif details.get("code") == UNAVAILABLE:
+        elif details.get("code") == _UNAVAILABLE:
             if self._loop.time() < item.give_up_at:
                 self._background(self._send_later(item))
             else:
                 self._fail(item, TransientError("append_unavailable", text))
             return
-        self._fail(item, refusal(item.record, code, text))
+        self._fail(item, _refusal(item.record, code, text))
 
     def _fail(self, item: _Item, error: Exception) -> None:
         _count(error)
@@ -403,7 +405,7 @@ class LogWriter:
         elif stored is None and code == SUBJECT_TAKEN:
             self._fail(item, TransientError("log_full", f"{record.subject}: {text}"))
         else:
-            self._fail(item, refusal(record, code, text))
+            self._fail(item, _refusal(record, code, text))
 
     # -- lost acknowledgements ---------------------------------------------------------------
 
@@ -464,3 +466,24 @@ def _count(error: Exception) -> None:
         WRITER.fenced += 1
     else:
         WRITER.failed += 1
+
+
+def _read_answer(body: bytes, headers: bytes | None) -> tuple[int, object]:
+    """Read an acknowledgement: the sequence, or the error."""
+    if body.startswith(_PLAIN_ACK) and body.endswith(b"}"):
+        digits = body[body.rfind(b":") + 1 : -1].strip()
+        if digits.isdigit() and body.count(b",") == 1:
+            return int(digits), None  # {"stream":"RUNS","seq":7} without a detour
+    if headers is not None and not body:
+        return 0, {"code": _UNAVAILABLE, "description": "no stream takes this subject"}
+    answer = json.loads(body)
+    return int(answer.get("seq", 0)), answer.get("error")
+
+
+def _refusal(record: Record, code: int, text: str) -> Exception:
+    """Return the error that a server's refusal means."""
+    if code == SUBJECT_TAKEN:
+        return ConflictError("duplicate_fact", f"{record.subject} is already published")
+    if code in _FENCED:
+        return ConflictError("fenced", f"a decision under {record.fence} exists already")
+    return InvariantError("append_refused", f"{record.subject}: {text} ({code})")

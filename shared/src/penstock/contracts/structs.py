@@ -154,12 +154,17 @@ def convert(cls: type[StructT], value: object) -> StructT:
     return found
 
 
+_SCALARS: Final = frozenset({bool, float, int, str, type(None)})
+
+
 def in_full(value: object) -> object:
     """Return a struct as plain dictionaries and lists, with all its fields."""
     if isinstance(value, WireStruct):
-        cls = type(value)
-        fields = {name: in_full(getattr(value, name)) for name in cls.__struct_fields__}
-        tag = tag_of(cls)
+        fields = {
+            name: item if type(item) in _SCALARS else in_full(item)
+            for name, item in msgspec.structs.asdict(value).items()
+        }
+        tag = value.__struct_config__.tag
         return fields if tag is None else {TAG_FIELD: tag, **fields}
     if isinstance(value, dict):
         return {key: in_full(item) for key, item in value.items()}

@@ -11,7 +11,7 @@ from concurrent.futures import Executor
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from penstock.bus.claims import is_claim
+from penstock.bus.claims import CLAIM_MARK
 from penstock.bus.consumer import Delivery
 from penstock.bus.kv import Bucket
 from penstock.contracts import subjects
@@ -163,7 +163,7 @@ class StepWorker:
 
     async def _read(self, delivery: Delivery) -> StepScheduled:
         body = delivery.body
-        if is_claim(body):
+        if body.startswith(CLAIM_MARK):
             body = await self._harness.claims.unpack(body)
         try:
             return decode(StepScheduled, body)

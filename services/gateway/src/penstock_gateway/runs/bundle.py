@@ -20,7 +20,6 @@ from penstock.contracts.facts import ForkedFrom, RunFact, RunInvoked, Trigger, f
 from penstock.contracts.ids import content_digest, is_run_id, run_id_from_key, shard_of
 from penstock.contracts.messages import LogEntry
 from penstock.contracts.plan import PLAN, Plan
-from penstock.runids import new_run_id
 from penstock.runs import bundles
 from penstock.runs.bundles import MEDIA_TYPE, Bundle, BundleHeader, BundleReader
 from penstock.runs.forks import seed_of
@@ -29,6 +28,7 @@ from penstock.runs.state import Entry
 from penstock_gateway.context import GatewayParts, IdempotencyKey, Operator, Viewer
 from penstock_gateway.gateway import Gateway
 from penstock_gateway.runs.read import NOT_FOUND
+from penstock_gateway.runs.start import new_run_id
 
 _PARTS: Final = 64 * 1024
 

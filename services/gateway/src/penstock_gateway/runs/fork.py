@@ -24,14 +24,13 @@ from penstock.contracts.facts import (
 )
 from penstock.contracts.plan import PLAN, Plan, PublishedVersion
 from penstock.contracts.versions import check_input
-from penstock.runids import new_run_id
 from penstock.runs.forks import FROM_OUTSIDE, seed_of
 from penstock.runs.lineage import Lineage, changed_nodes
 from penstock.runs.start import StartParams
 from penstock.runs.state import Entry
 from penstock_gateway.core.access import Caller
 from penstock_gateway.gateway import Gateway
-from penstock_gateway.runs.start import Started
+from penstock_gateway.runs.start import Started, new_run_id
 
 Mode = Literal["fork", "retry", "replay"]
 

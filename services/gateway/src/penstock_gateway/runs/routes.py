@@ -13,7 +13,6 @@ from starlette.responses import Response
 from penstock.contracts import subjects
 from penstock.contracts.facts import DefinitionKind, RunLimits
 from penstock.contracts.ids import run_id_from_key
-from penstock.runids import new_run_id
 from penstock.runs.events import CLIENT_EVENT, EventType, events_of
 from penstock.runs.start import StartParams
 from penstock.runs.state import Entry
@@ -43,7 +42,7 @@ from penstock_gateway.core.requests import (
 from penstock_gateway.gateway import Gateway
 from penstock_gateway.middleware.entry import Headers, read_body
 from penstock_gateway.raw import Answer, RawHeaders, read
-from penstock_gateway.runs.start import Started
+from penstock_gateway.runs.start import Started, new_run_id
 from penstock_gateway.runs.stream import EventStreamAnswer
 
 _REPLAYED: Final = (b"idempotent-replayed", b"true")

@@ -19,11 +19,10 @@ from penstock.contracts.errors import ConflictError, RejectedError, TransientErr
 from penstock.contracts.facts import RunEnded, RunInvoked, SignalKind, SignalReceived, fact_bytes
 from penstock.contracts.ids import TOKEN_PATTERN, is_run_id
 from penstock.failpoints import reach
-from penstock.runids import new_run_id
 from penstock.runs.state import Entry
 from penstock_gateway.runs.pending import PendingIndex
 from penstock_gateway.runs.read import NOT_FOUND, Runs, available, not_found
-from penstock_gateway.runs.start import SESSION_POINTER
+from penstock_gateway.runs.start import SESSION_POINTER, new_run_id
 
 _AT_ONCE: Final = 64
 """Runs that one event is sent to side by side."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,7 +20,7 @@ from penstock.bus.writer import LogWriter
 from penstock.contracts import subjects
 from penstock.contracts.errors import ConflictError, ErrorDetail, RejectedError, TransientError
 from penstock.contracts.facts import ChatMessage, Record, RunInvoked, fact_bytes
-from penstock.contracts.ids import shard_of
+from penstock.contracts.ids import run_id_from, shard_of
 from penstock.contracts.plan import PublishedVersion
 from penstock.contracts.versions import check_input, routed
 from penstock.failpoints import reach
@@ -62,7 +64,7 @@ class Starter:
         reader: LogReader,
         published: Mirror[PublishedVersion],
         runs: Runs,
-        capacity: LogCapacity,
+        capacity: LogCapacity | None,
         *,
         shards: int,
         history_messages: int,
@@ -75,7 +77,7 @@ class Starter:
             reader: Reads the fact of an earlier request with the same key.
             published: The published versions.
             runs: Reads the run before in a session.
-            capacity: Refuses runs while the log is full.
+            capacity: Refuses runs while the log is full; ``None``: the log has no limit.
             shards: Number of shards of the installation.
             history_messages: Messages of a session that its next run is given.
         """
@@ -168,7 +170,7 @@ class Starter:
         )
         if not self._bus.nc.is_connected:
             await self._reconnected()
-        if await self._capacity.full():
+        if self._capacity is not None and await self._capacity.full():
             stored = await self.earlier(tenant, run_id, invoked.request_digest)
             if stored is not None:
                 return stored
@@ -242,6 +244,11 @@ class Starter:
                 raise
             return ()
         return continued(state, self._history_messages)
+
+
+def new_run_id() -> str:
+    """Return a new, time-ordered run id; those of requests with a key are derived from it."""
+    return run_id_from(time.time_ns() // 1_000_000, os.urandom(10))
 
 
 def _unknown_name(params: StartParams) -> RejectedError:

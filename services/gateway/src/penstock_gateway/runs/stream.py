@@ -16,9 +16,8 @@ from nats.aio.subscription import Subscription
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from penstock.bus.claims import is_claim
 from penstock.bus.connection import Bus
-from penstock.bus.reader import LogReader, decode_entry
+from penstock.bus.reader import LogReader
 from penstock.contracts import subjects
 from penstock.contracts.errors import InvariantError, TransientError
 from penstock.contracts.ids import shard_of
@@ -238,12 +237,9 @@ class RunStream:
             if isinstance(item, LiveDelta):
                 if (delta := _read_delta(item)) is not None:
                     transcript.delta(delta.attempt, delta.batch)
-            elif is_claim(item.body):
-                transcript.fact(
-                    await self._streams.reader.decode(item.subject, item.seq, item.body)
-                )
             else:
-                transcript.fact(decode_entry(item.subject, item.seq, item.body))
+                entry = await self._streams.reader.decode(item.subject, item.seq, item.body)
+                transcript.fact(entry)
         self._buffered_bytes = 0
 
     async def _patiently(self, read: _Read) -> None:

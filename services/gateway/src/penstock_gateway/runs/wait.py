@@ -11,9 +11,9 @@ from typing import Final, NamedTuple
 
 from nats.aio.subscription import Subscription
 
-from penstock.bus.claims import is_claim
+from penstock.bus.claims import CLAIM_MARK
 from penstock.bus.connection import Bus
-from penstock.bus.reader import LogReader, decode_entry
+from penstock.bus.reader import LogReader
 from penstock.contracts import subjects
 from penstock.contracts.errors import PenstockError
 from penstock.contracts.facts import RunEnded
@@ -95,7 +95,7 @@ class RunWait:
         return self._calls is not None
 
     def _on_decision(self, subject: str, _reply: str, body: bytes, headers: bytes | None) -> None:
-        if _CLIENT_TOOL in body or is_claim(body):
+        if _CLIENT_TOOL in body or body.startswith(CLAIM_MARK):
             self.seen_seq = max(self.seen_seq, live_fact(subject, body, headers).seq)
             self.wake()
 
@@ -192,10 +192,7 @@ class RunWaiter:
         live = await wait.news()
         if live is None:
             return None
-        if is_claim(live.body):
-            entry = await self._reader.decode(*live)
-        else:
-            entry = decode_entry(*live)
+        entry = await self._reader.decode(*live)
         return (entry.seq, entry.fact) if isinstance(entry.fact, RunEnded) else None
 
     async def outcome(self, wait: RunWait) -> RunState:

@@ -17,13 +17,13 @@ from penstock.contracts.errors import RejectedError, finding
 from penstock.contracts.facts import Trigger
 from penstock.contracts.ids import run_id_from_key
 from penstock.contracts.schedules import SCHEDULE_TAG, due_at, ticks_after
-from penstock.runids import new_run_id
 from penstock.runs.definition_views import ScheduleState, Tick, Ticks
 from penstock.runs.start import scheduled_run
 from penstock.runs.views import RunView, summary_view
 from penstock_gateway.archive.queries import Cursor, Limit
 from penstock_gateway.context import GatewayParts, IdempotencyKey, Operator, PathToken, Viewer
 from penstock_gateway.core.requests import Input
+from penstock_gateway.runs.start import new_run_id
 
 schedules: Final = APIRouter(prefix="/v1/schedules/{name}", tags=["schedules"])
 

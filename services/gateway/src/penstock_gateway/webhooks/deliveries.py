@@ -19,13 +19,13 @@ from penstock.contracts.ids import run_id_from_key
 from penstock.contracts.json import JsonObject
 from penstock.contracts.runners import WebhookRecord
 from penstock.expressions.templates import render
-from penstock.runids import new_run_id
 from penstock.runs.start import StartParams
 from penstock_gateway.core.requests import GENERIC_WEBHOOK
 from penstock_gateway.core.signatures import Delivery, check, secret_bytes
 from penstock_gateway.gateway import Gateway
 from penstock_gateway.middleware.entry import read_body
 from penstock_gateway.raw import Answer, RawHeaders, read
+from penstock_gateway.runs.start import new_run_id
 
 SECRET_PREFIX: Final = "PENSTOCK_SECRET_"
 GENERIC_SECRETS: Final = ("WEBHOOK_SECRET_GENERIC", "WEBHOOK_SECRET_DEFAULT", "WEBHOOK_SECRET")

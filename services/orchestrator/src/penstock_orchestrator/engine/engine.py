@@ -13,10 +13,9 @@ from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Final
 
-from penstock.bus.claims import is_claim
 from penstock.bus.connection import Bus
 from penstock.bus.consumer import Delivery
-from penstock.bus.reader import LogReader, decode_entry
+from penstock.bus.reader import LogReader
 from penstock.bus.writer import LogWriter
 from penstock.contracts import subjects
 from penstock.contracts.errors import (
@@ -104,7 +103,7 @@ class Engine:
                 return  # late: it is in the log, and changes nothing
             # Its log was trimmed, and its id, derived from a key, is used again.
             self.runs.forget_end(subject.run_id)
-        entry = await self._entry(delivery)
+        entry = await self._entry(delivery, subject)
         slot = self.runs.slot(subject.tenant, subject.shard, subject.run_id)
         async with slot.lock:
             self.runs.touch(slot, time.time())
@@ -197,13 +196,11 @@ class Engine:
 
     # -- state -------------------------------------------------------------------------------
 
-    async def _entry(self, delivery: Delivery) -> Entry:
+    async def _entry(self, delivery: Delivery, subject: FactSubject) -> Entry:
         headers = delivery.headers if delivery.raw_headers else None
-        if is_claim(delivery.body):
-            return await self._reader.decode(
-                delivery.subject, delivery.stream_seq, delivery.body, headers
-            )
-        return decode_entry(delivery.subject, delivery.stream_seq, delivery.body, headers)
+        return await self._reader.decode(
+            delivery.subject, delivery.stream_seq, delivery.body, headers, parsed=subject
+        )
 
     async def _fold_input(self, slot: Slot, entry: Entry, *, first: bool) -> bool:
         """Fold an input into the state; return whether the run was reloaded for it."""

@@ -13,8 +13,7 @@ from typing import Final
 
 from penstock.bus.connection import Bus
 from penstock.bus.reader import TRACE_HEADER
-from penstock.bus.records import Record
-from penstock.bus.writer import LogWriter
+from penstock.bus.writer import LogWriter, Record
 from penstock.contracts import subjects
 from penstock.contracts.facts import StepKind, StepScheduled, fact_bytes
 from penstock.contracts.messages import TimerDue

@@ -41,13 +41,15 @@ _VERSION: Final[TypeAdapter[PublishedVersion]] = TypeAdapter(PublishedVersion)
 class Firing:
     """Starts runs; the same tick fired twice, also by two engines, is one run."""
 
-    def __init__(self, bus: Bus, writer: LogWriter, capacity: LogCapacity, *, shards: int) -> None:
+    def __init__(
+        self, bus: Bus, writer: LogWriter, capacity: LogCapacity | None, *, shards: int
+    ) -> None:
         """Use a connection and a writer.
 
         Args:
             bus: The connection.
             writer: Appends the fact.
-            capacity: Refuses runs while the log is full.
+            capacity: Refuses runs while the log is full; ``None``: the log has no limit.
             shards: Number of shards of the installation.
         """
         self._published = Bucket(bus, subjects.PUBLISHED)
@@ -70,7 +72,8 @@ class Firing:
             SCHEDULES_FAILED.labels(error.code).inc()
             log.warning("schedule.failed", tenant=tenant, schedule=record.name, code=error.code)
             return ScheduleFailure(tick=tick, error=error.info())
-        await self._capacity.require()
+        if self._capacity is not None:
+            await self._capacity.require()
         prefix = subjects.run_prefix(tenant, shard_of(run_id, self._shards), run_id)
         try:
             await self._writer.append(subjects.invoke(prefix), fact_bytes(invoked))

@@ -70,7 +70,7 @@ class Scheduler:
         self,
         bus: Bus,
         writer: LogWriter,
-        capacity: LogCapacity,
+        capacity: LogCapacity | None,
         *,
         shards: int,
         held: Callable[[], Collection[int]],
@@ -80,7 +80,7 @@ class Scheduler:
         Args:
             bus: An open connection.
             writer: Appends the first facts of runs.
-            capacity: Refuses runs while the log is full.
+            capacity: Refuses runs while the log is full; ``None``: the log has no limit.
             shards: Number of shards of the installation.
             held: Returns the shards that this engine leads now.
         """
