@@ -41,7 +41,7 @@ from penstock.contracts.plan import (
     ToolNode,
 )
 from penstock.runs.state import Entry, RunState, evolve, fold, new_state
-from penstock_orchestrator.core.deadlines import run_deadline
+from penstock_orchestrator.core.budget import run_deadline
 from penstock_orchestrator.core.decide import decide, expired, repair
 from penstock_orchestrator.core.decisions import Decided, Output, Timer
 from penstock_orchestrator.core.progress import Progress
@@ -299,7 +299,7 @@ class Engine:
             if self.progress is not None and entry.subject.event == "result":
                 if self.progress.absorb(self.plan, state, entry.subject.step_id):
                     now = entry.fact.occurred_at
-                    alone = state.cancel is None and now < run_deadline(self.plan, state)
+                    alone = state.cancel is None and now < run_deadline(self.plan, state.request)
                     if alone:
                         assert decide(self.plan, state, now, entry.seq) is None
                 else:
@@ -501,4 +501,4 @@ class Driver:
         return [e.fact for e in self.log.entries if isinstance(e.fact, StateChanged)]
 
     def deadline(self) -> datetime:
-        return run_deadline(self.plan, self.state)
+        return run_deadline(self.plan, self.state.request)

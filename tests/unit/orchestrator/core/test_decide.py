@@ -16,7 +16,7 @@ from penstock.contracts.facts import (
     Usage,
 )
 from penstock.contracts.plan import Node
-from penstock_orchestrator.core.deadlines import run_deadline
+from penstock_orchestrator.core.budget import run_deadline
 from penstock_orchestrator.core.decide import decide, expired, repair, wake_at
 from tests.support.simulation import (
     NEVER,
@@ -362,7 +362,7 @@ def test_run_deadline_is_the_shorter_of_plan_and_request(
     plan = make_plan(tool_node("a"), timeout_seconds=60)
     driver = Driver(plan, limits=RunLimits(timeout_seconds=asked)).start()
 
-    assert run_deadline(plan, driver.state) == at(expected)
+    assert run_deadline(plan, driver.state.request) == at(expected)
 
 
 def test_expired_attempt_is_stated_as_failed_and_tried_again() -> None:

@@ -11,7 +11,7 @@ from penstock.contracts.errors import ErrorFamily, ErrorInfo
 from penstock.contracts.facts import RunStatus, StepKind
 from penstock.contracts.plan import RetryPolicy
 from penstock.runs.state import StepState, new_state
-from penstock_orchestrator.core.retries import next_attempt
+from penstock_orchestrator.core.attempts import next_attempt
 from tests.support.simulation import (
     PREFIX,
     RUN_ID,

@@ -21,10 +21,9 @@ from penstock_orchestrator.core import (
     budget,
     conversation,
     dispatch,
-    outcomes,
     waiting_nodes,
 )
-from penstock_orchestrator.core.progress import Instance, Outcome
+from penstock_orchestrator.core.progress import Instance, Outcome, action_of, answer_of, latest_turn
 from penstock_orchestrator.core.walk import Walk
 
 
@@ -40,7 +39,7 @@ def agent(walk: Walk, instance: Instance[AgentNode]) -> Outcome | None:
     """Advance an agent node."""
     node = instance.node
     turns = walk.progress.turns
-    number = outcomes.latest_turn(instance.id, walk.state, turns.get(instance.id, 0))
+    number = latest_turn(instance.id, walk.state, turns.get(instance.id, 0))
     turns[instance.id] = number
     if number == 0:
         return _speak(walk, instance, Speech(1, 1, node.ref))
@@ -49,7 +48,7 @@ def agent(walk: Walk, instance: Instance[AgentNode]) -> Outcome | None:
     if turn.status != "succeeded":
         return _unfinished(walk, instance, turn, speaker)
     try:
-        action = outcomes.action_of(turn)
+        action = action_of(turn)
     except ValueError as error:
         message = f"the turn {turn.step_id} ended with no valid action: {error}"[:500]
         return walk.fail(instance, ErrorInfo(code="invalid_action", message=message))
@@ -60,7 +59,7 @@ def agent(walk: Walk, instance: Instance[AgentNode]) -> Outcome | None:
         _note_refusal(walk, turn, speaker, action)
     following = conversation.following(walk.view, instance.id, number, node.ref, speaker, action)
     if following is None and isinstance(action, Respond):
-        return Outcome("succeeded", outcomes.answer_of(action))
+        return Outcome("succeeded", answer_of(action))
     return _next_turn(walk, instance, number, following or speaker.name, speaker, action)
 
 
@@ -81,7 +80,7 @@ def _unfinished(
     walk: Walk, instance: Instance[AgentNode], turn: StepState, speaker: CompiledAgent
 ) -> Outcome | None:
     if turn.status in ("failed", "waiting"):
-        verdict = walk.again(instance, turn, instance.node.retry or speaker.retry)
+        verdict = attempts.again(walk, instance, turn, instance.node.retry or speaker.retry)
         if verdict == "failed":
             error = dispatch.step_error(turn.step_id, turn.attempt, turn.error)
             return walk.fail(instance, error)
@@ -211,7 +210,7 @@ def _call(
         attempts.order(walk, instance, planned)
         return True
     if step.status in ("failed", "waiting"):
-        verdict = walk.again(instance, step, tool.retry)
+        verdict = attempts.again(walk, instance, step, tool.retry)
         if verdict == "now" and step.wait is not None:
             attempts.retry(walk, instance, step, step.wait.next_attempt)
         return verdict != "failed"

@@ -1,24 +1,31 @@
 """Attempts at steps: the first, the next, and the repeat of one that was decided before.
 
-Every kind of node schedules its steps here, so that budget and room are checked in one place.
+Every kind of node schedules its steps here, so that budget and room are checked in one place. No
+other module of Penstock decides that a failed attempt is tried again.
 """
 
 from __future__ import annotations
 
-from datetime import datetime
+import zlib
+from datetime import datetime, timedelta
+from typing import Final, Literal
 
 from penstock.contracts.actions import Respond, RouteToAgent
-from penstock.contracts.errors import InvariantError
+from penstock.contracts.errors import THROTTLED, InvariantError
+from penstock.contracts.facts import Wait
 from penstock.contracts.ids import parse_step_id, turn_step_id
-from penstock.contracts.plan import AgentNode, Node, SendNode, ToolNode, WorkflowNode
+from penstock.contracts.plan import AgentNode, Node, RetryPolicy, SendNode, ToolNode, WorkflowNode
 from penstock.expressions.templates import render
-from penstock.runs.state import StepState
-from penstock_orchestrator.core import budget, conversation, dispatch, outcomes
-from penstock_orchestrator.core.deadlines import step_deadline
-from penstock_orchestrator.core.decisions import Planned
-from penstock_orchestrator.core.progress import Instance
+from penstock.runs.state import RunState, StepState
+from penstock_orchestrator.core import budget, conversation, dispatch
+from penstock_orchestrator.core.budget import step_deadline
+from penstock_orchestrator.core.decisions import Planned, Timer
+from penstock_orchestrator.core.progress import Instance, action_of
 from penstock_orchestrator.core.view import View
 from penstock_orchestrator.core.walk import Walk
+
+_LONGEST_SECONDS: Final = 366 * 86_400.0
+"""No run lives so long; beyond it a foreign ``Retry-After`` would leave the calendar."""
 
 
 def order(walk: Walk, instance: Instance[Node], planned: Planned) -> bool:
@@ -37,6 +44,64 @@ def order(walk: Walk, instance: Instance[Node], planned: Planned) -> bool:
     walk.ordered.add(instance.id)
     walk.plan_step(planned)
     return True
+
+
+def again(
+    walk: Walk, instance: Instance[Node], step: StepState, policy: RetryPolicy
+) -> Literal["wait", "now", "failed"]:
+    """Decide whether a failed or waiting step retries now, keeps waiting, or has failed."""
+    if step.status == "failed":
+        wait = next_attempt(policy, walk.state, step, walk.now)
+        if wait is None:
+            return "failed"
+        walk.waits.append(wait)
+        walk.timers.append(Timer(wait.timer_id, wait.due_at))
+        walk.progress.later(wait.due_at, instance)
+        return "wait"
+    if step.status == "waiting" and step.wait is not None:
+        if walk.now >= step.wait.due_at:
+            return "now"
+        walk.progress.later(step.wait.due_at, instance)
+    return "wait"
+
+
+def next_attempt(
+    policy: RetryPolicy, state: RunState, step: StepState, now: datetime
+) -> Wait | None:
+    """Return when a failed step is tried again, or ``None`` if it has failed for good.
+
+    The delay grows by ``factor`` from ``initial_seconds`` up to ``max_seconds``, spread by a
+    jitter that is derived from run, step and attempt; a longer ``retry_after_seconds`` of the
+    error is honoured. An attempt that a rate limit turned away is no try.
+    """
+    error = step.error
+    if error is None:
+        return None
+    throttled = error.code == THROTTLED
+    tries = step.attempt - step.throttled
+    if not throttled and (error.family not in policy.retry_on or tries >= policy.max_attempts):
+        return None
+    delay = _back_off(policy, max(tries, 1))
+    seed = zlib.crc32(f"{state.run_id}:{step.step_id}:{step.attempt}".encode()) / 0xFFFFFFFF
+    delay *= 1 + policy.jitter * (2 * seed - 1)
+    if error.retry_after_seconds is not None:
+        delay = max(delay, error.retry_after_seconds)
+    delay = min(delay, _LONGEST_SECONDS)
+    attempt = step.attempt + 1
+    return Wait(
+        timer_id=f"{step.step_id}-{attempt}"[-64:],
+        step_id=step.step_id,
+        next_attempt=attempt,
+        due_at=now + timedelta(seconds=delay),
+    )
+
+
+def _back_off(policy: RetryPolicy, attempt: int) -> float:
+    try:
+        delay = policy.initial_seconds * policy.factor ** (attempt - 1)
+    except OverflowError:
+        return policy.max_seconds
+    return min(delay, policy.max_seconds)
 
 
 def retry(walk: Walk, instance: Instance[Node], step: StepState, attempt: int) -> None:
@@ -86,7 +151,7 @@ def _agent_step(
     if index is None:
         return _turn(view, instance, step, turn, now)
     asked_by = view.state.steps[turn_step_id(instance.id, turn)]
-    action = outcomes.action_of(asked_by)
+    action = action_of(asked_by)
     if isinstance(action, Respond | RouteToAgent):
         raise InvariantError("no_such_call", f"step {step.step_id} belongs to no tool call")
     requested = action.calls[index]

@@ -7,10 +7,16 @@ from pydantic import JsonValue
 from penstock.contracts.errors import ErrorDetail, ErrorInfo, RejectedError
 from penstock.contracts.facts import NodeRecord
 from penstock.contracts.json import Json
-from penstock.contracts.plan import Block, BranchNode, LoopNode, MapNode, Node, ParallelNode
+from penstock.contracts.plan import BranchNode, LoopNode, MapNode, Node, ParallelNode
 from penstock.expressions.conditions import holds
-from penstock_orchestrator.core import outcomes
-from penstock_orchestrator.core.progress import Instance, MapRun, Outcome, Path, Scope
+from penstock_orchestrator.core.progress import (
+    Instance,
+    MapRun,
+    Outcome,
+    Scope,
+    has_begun,
+    instance_of,
+)
 from penstock_orchestrator.core.walk import Walk
 
 
@@ -116,7 +122,7 @@ def _begin_items(walk: Walk, instance: Instance[MapNode], run: MapRun) -> None:
     while run.begun < len(run.items) and run.running < most:
         if walk.full:
             # The next item begins when this decision is stored.
-            walk.progress.queue.add(instance)
+            walk.progress.enqueue(instance)
             return
         if walk.full_pools:
             walk.hold(instance)
@@ -124,14 +130,11 @@ def _begin_items(walk: Walk, instance: Instance[MapNode], run: MapRun) -> None:
         inner = (*instance.path, run.begun)
         run.begun += 1
         run.running += 1
-        if any(outcomes.begun(each, iid, walk.state) for each, iid in _first(node.body, inner)):
+        first = [instance_of(each, inner) for each in node.body.nodes]
+        if any(has_begun(each.node, each.id, walk.state) for each in first):
             walk.enter(node.body, inner)
         else:
             walk.enter_now(node.body, inner)
-
-
-def _first(block: Block, path: Path) -> list[tuple[Node, str]]:
-    return outcomes.instances(block, path)
 
 
 def loop(walk: Walk, instance: Instance[LoopNode]) -> Outcome | None:

@@ -1,4 +1,4 @@
-"""The budget: limits of a run, its spending, and reservations for work under way.
+"""The limits of a run: its deadline, its budget, and reservations for work under way.
 
 Before a step that costs is scheduled, its maximum cost is reserved; its outcome replaces the
 reservation. A child run gets a share of the rest and reserves it in its parent, so that a
@@ -8,13 +8,14 @@ tree of runs never spends more than its root may.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Final, Literal
 
 from msgspec import structs
 
 from penstock.contracts.errors import ErrorDetail, ErrorInfo
-from penstock.contracts.facts import Reservation, RunLimits, Usage
-from penstock.contracts.plan import CompiledAgent, Plan
+from penstock.contracts.facts import Reservation, RunInvoked, RunLimits, Usage
+from penstock.contracts.plan import CalledNode, CompiledAgent, Plan
 from penstock.runs.state import RunState
 
 DEFAULT_OUTPUT_TOKENS: Final = 4096
@@ -30,6 +31,20 @@ NOTHING: Final = Reservation()
 _NO_LIMITS: Final = RunLimits()
 
 Verdict = Literal["granted", "later", "exhausted"]
+
+
+def run_deadline(plan: Plan, invoked: RunInvoked) -> datetime:
+    """Return when a run ends at the latest."""
+    limit = invoked.limits.timeout_seconds or plan.timeout_seconds
+    return invoked.occurred_at + timedelta(seconds=min(limit, plan.timeout_seconds))
+
+
+def step_deadline(node: CalledNode, plan: Plan, state: RunState, now: datetime) -> datetime:
+    """Return when a step that the engine does itself ends at the latest."""
+    deadline = run_deadline(plan, state.request)
+    if node.timeout_seconds is None:
+        return deadline
+    return min(deadline, now + timedelta(seconds=node.timeout_seconds))
 
 
 def limits_of(plan: Plan, state: RunState) -> RunLimits:

@@ -15,7 +15,7 @@ from penstock.contracts.plan import CompiledAgent
 from penstock.contracts.structs import plain
 from penstock.runs.messages import user_text
 from penstock.runs.state import RunState, StepState
-from penstock_orchestrator.core.outcomes import action_of
+from penstock_orchestrator.core.progress import action_of
 from penstock_orchestrator.core.view import View
 
 ROUTE: Final = "route_to_agent"

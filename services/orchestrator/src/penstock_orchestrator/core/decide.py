@@ -26,7 +26,7 @@ from penstock.contracts.subjects import END_SUFFIX, STATE_SUFFIX
 from penstock.contracts.versions import check_against
 from penstock.runs.state import RunState, StepState
 from penstock_orchestrator.core import attempts, phases
-from penstock_orchestrator.core.deadlines import run_deadline
+from penstock_orchestrator.core.budget import run_deadline
 from penstock_orchestrator.core.decisions import (
     Decided,
     Expired,
@@ -72,7 +72,7 @@ def decide(
         reason = state.cancel.reason or "cancelled on request"
         error = ErrorInfo(code="cancelled", message=reason)
         return _end(state, now, cause_seq, RunStatus.CANCELLED, error=error)
-    if now >= run_deadline(plan, state):
+    if now >= run_deadline(plan, state.invoked):
         error = ErrorInfo(code="run_timeout", message="the run took longer than it may")
         return _end(state, now, cause_seq, RunStatus.FAILED, error=error)
     if state.paused or (plan.concurrency is not None and not state.admitted):
@@ -209,7 +209,7 @@ def wake_at(plan: Plan, state: RunState) -> datetime | None:
     """Return when time alone will next change the result of ``decide`` or ``expired``."""
     if state.ended is not None or state.invoked is None:
         return None
-    soonest = run_deadline(plan, state)
+    soonest = run_deadline(plan, state.invoked)
     if state.open_steps or state.reserved.tokens or state.reserved.steps:
         for step in state.steps.values():
             if _awaited(step) and step.expires_at is not None:

@@ -1,4 +1,4 @@
-"""The progress of a run, cached between decisions.
+"""The progress of a run: outcomes of its nodes, and what is cached of them between decisions.
 
 A run's log only grows, so outcomes are final: a node that has its outcome keeps it.
 ``Progress`` caches outcomes and the instances to visit, so that the next decision costs as much as
@@ -9,17 +9,26 @@ decisions.
 from __future__ import annotations
 
 import heapq
-from collections import deque
+from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Generic, Literal, NamedTuple, TypeVar
 
+from pydantic import JsonValue
+
+from penstock.contracts.actions import ACTION, Action, Respond
 from penstock.contracts.errors import ErrorInfo
-from penstock.contracts.facts import RunLimits
-from penstock.contracts.ids import RecordId, instance_id, parse_step_id
+from penstock.contracts.facts import NodeRecord, RunLimits
+from penstock.contracts.ids import (
+    RecordId,
+    approval_record_id,
+    instance_id,
+    parse_step_id,
+    turn_step_id,
+)
 from penstock.contracts.json import Json
 from penstock.contracts.plan import BaseNode, Block, Node, Plan
-from penstock.runs.state import RunState
+from penstock.runs.state import RunState, StepState
 
 Path = tuple[int, ...]
 
@@ -87,42 +96,6 @@ def instance_of(node: OtherT, path: Path) -> Instance[OtherT]:
     return Instance(node, path, instance_id(node.id, path) if path else node.id)
 
 
-class Queue:
-    """Instances to visit, each once, in the order in which they were added."""
-
-    __slots__ = ("_order", "_waiting")
-
-    def __init__(self) -> None:
-        """Begin with nothing."""
-        self._order: deque[Instance[Node]] = deque()
-        self._waiting: set[str] = set()
-
-    def __bool__(self) -> bool:
-        """Whether there is any instance to visit."""
-        return bool(self._order)
-
-    def __len__(self) -> int:
-        """Count the instances to visit."""
-        return len(self._order)
-
-    def add(self, instance: Instance[Node]) -> None:
-        """Add an instance at the end, unless it is there."""
-        if instance.id not in self._waiting:
-            self._waiting.add(instance.id)
-            self._order.append(instance)
-
-    def take(self) -> Instance[Node]:
-        """Remove and return the first."""
-        instance = self._order.popleft()
-        self._waiting.discard(instance.id)
-        return instance
-
-    def clear(self) -> None:
-        """Remove everything."""
-        self._order.clear()
-        self._waiting.clear()
-
-
 class Progress:
     """Cache of a run beside its state; replaced when the state is reloaded."""
 
@@ -147,7 +120,8 @@ class Progress:
     def __init__(self) -> None:
         """Start empty: the first walk visits everything."""
         self.phase = ""
-        self.queue = Queue()
+        self.queue: OrderedDict[str, Instance[Node]] = OrderedDict()
+        """Instances to visit by their ids, each once, in the order in which they were added."""
         self.limits: RunLimits | None = None
         self.outcomes: dict[str, Outcome] = {}
         self.begun: set[str] = set()
@@ -163,6 +137,10 @@ class Progress:
         self.held: deque[Instance[Node]] = deque()
         """Nodes that wait for room at a runner pool."""
         self.compensations: deque[Instance[Node]] | None = None
+
+    def enqueue(self, instance: Instance[Node]) -> None:
+        """Visit an instance after those that are queued, unless it is one of them."""
+        self.queue.setdefault(instance.id, instance)
 
     def touch_step(self, plan: Plan, step_id: str) -> None:
         """Visit again the node that a step belongs to."""
@@ -211,7 +189,7 @@ class Progress:
             self.touch_record(plan, signal.fact.target)
         else:
             for instance in self.waits.get(signal.fact.name, {}).values():
-                self.queue.add(instance)
+                self.enqueue(instance)
 
     def touch_record(self, plan: Plan, record_id: str) -> None:
         """Visit again the node that a node record belongs to."""
@@ -220,7 +198,7 @@ class Progress:
     def _touch(self, plan: Plan, node_id: str, path: Path) -> None:
         position = plan.positions.get(node_id)
         if position is not None and len(path) == position.depth:
-            self.queue.add(instance_of(position.node, path))
+            self.enqueue(instance_of(position.node, path))
 
     def later(self, due_at: datetime, instance: Instance[Node]) -> None:
         """Visit an instance again when it is due."""
@@ -231,3 +209,55 @@ class Progress:
         while self.due and self.due[0][0] <= now:
             _, node_id, path = heapq.heappop(self.due)
             self._touch(plan, node_id, path)
+
+
+def action_of(step: StepState) -> Action:
+    """Read what a turn ended with.
+
+    Raises:
+        ValueError: The runner's output is no action.
+    """
+    return ACTION.validate_python(step.output)
+
+
+def latest_turn(iid: str, state: RunState, known: int = 0) -> int:
+    """Return the number of an agent node's latest turn; 0 if it has not begun.
+
+    Args:
+        iid: The node's instance.
+        state: All that is known of the run.
+        known: A turn that is known to have begun.
+    """
+    turn = known
+    while turn_step_id(iid, turn + 1) in state.steps:
+        turn += 1
+    return turn
+
+
+def answer_of(action: Respond) -> Json:
+    """Return the output of an agent node that has responded."""
+    output: dict[str, JsonValue] = {"text": action.text}
+    if action.output is not None:
+        output["output"] = action.output
+    return output
+
+
+def recorded_outcome(node: Node, node_record: NodeRecord) -> Outcome | None:
+    """Return the outcome in a node record; ``None`` while it is open."""
+    if node_record.status == "open":
+        return None
+    handled = node_record.status == "failed" and node.on_error == "continue"
+    return Outcome(node_record.status, node_record.output, node_record.error, handled)
+
+
+def has_begun(node: Node, iid: str, state: RunState) -> bool:
+    """Return whether a decision exists for a node's instance."""
+    steps = state.steps
+    if node.kind == "agent":
+        return turn_step_id(iid, 1) in steps or iid in state.node_records
+    if iid in steps:
+        return True
+    node_records = state.node_records
+    return len(node_records) > 0 and (
+        iid in node_records or approval_record_id(iid) in node_records
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Final, Literal
+from typing import Final
 
 from msgspec import structs
 
@@ -13,11 +13,10 @@ from penstock.contracts.errors import ErrorInfo, RejectedError
 from penstock.contracts.facts import BlockedCall, NodeRecord, Wait
 from penstock.contracts.ids import RecordId, instance_id, parse_step_id
 from penstock.contracts.json import Json
-from penstock.contracts.plan import Block, MapNode, Node, Plan, RetryPolicy
+from penstock.contracts.plan import Block, MapNode, Node, Plan
 from penstock.expressions.conditions import holds
 from penstock.expressions.templates import render
-from penstock.runs.state import RunState, StepState
-from penstock_orchestrator.core import outcomes
+from penstock.runs.state import RunState
 from penstock_orchestrator.core.budget import Budget, limits_of
 from penstock_orchestrator.core.decisions import Planned, Timer
 from penstock_orchestrator.core.progress import (
@@ -26,9 +25,10 @@ from penstock_orchestrator.core.progress import (
     Path,
     Progress,
     Scope,
+    has_begun,
     instance_of,
+    recorded_outcome,
 )
-from penstock_orchestrator.core.retries import next_attempt
 from penstock_orchestrator.core.view import View
 
 MOST_STEPS: Final = 250
@@ -114,7 +114,7 @@ class Walk:
         if scope is None:
             scope = progress.scopes[key] = Scope(block, path, len(block.nodes))
             for node in self._failed_first(block, path):
-                progress.queue.add(instance_of(node, path))
+                progress.enqueue(instance_of(node, path))
         return scope
 
     def _failed_first(self, block: Block, path: Path) -> Sequence[Node]:
@@ -133,17 +133,18 @@ class Walk:
     def run(self) -> None:
         """Visit the queued instances until the decision is full or the phase is over."""
         progress = self.progress
-        queue = progress.queue
         if progress.due:
             progress.take_due(self.plan, self.now)
         if progress.starved:
             for _ in range(min(len(progress.starved), _STARVED_AT_ONCE)):
-                queue.add(progress.starved.popleft())
+                progress.enqueue(progress.starved.popleft())
         if progress.held:
             for _ in range(min(len(progress.held), _HELD_AT_ONCE)):
-                queue.add(progress.held.popleft())
+                progress.enqueue(progress.held.popleft())
+        queue = progress.queue
         while queue and not self.full and not self.over:
-            self._visit(queue.take())
+            _, instance = queue.popitem(last=False)
+            self._visit(instance)
 
     def enter_now(self, block: Block, path: Path) -> None:
         """Begin a block and visit its nodes at once, so that their steps are counted."""
@@ -168,11 +169,11 @@ class Walk:
         if position.owner is not None and self._abandoned(node, path):
             return
         if iid not in progress.begun:
-            if not outcomes.begun(node, iid, self.state) and not self._begin(instance):
+            if not has_begun(node, iid, self.state) and not self._begin(instance):
                 return
             progress.begun.add(iid)
         node_record = self.view.node_record(iid)
-        outcome = outcomes.of_record(node, node_record) if node_record is not None else None
+        outcome = recorded_outcome(node, node_record) if node_record is not None else None
         if outcome is None:
             try:
                 outcome = self._handler(self, instance)
@@ -231,7 +232,7 @@ class Walk:
                 self.abandon((position.block,), path)
         if scope.failed is None:
             for successor in position.block.successors.get(node.id, ()):
-                progress.queue.add(instance_of(successor, path))
+                progress.enqueue(instance_of(successor, path))
         if position.owner is None:
             self.broken = scope.failed
         elif scope.finished:
@@ -243,7 +244,7 @@ class Walk:
                 run = progress.maps.get(owner.id)
                 if run is not None:
                     run.finished.append(scope)
-            progress.queue.add(owner)
+            progress.enqueue(owner)
 
     # -- what handlers use -------------------------------------------------------------------
 
@@ -315,24 +316,6 @@ class Walk:
                 self.view.note(closed)
         self.waits = [wait for wait in self.waits if not inside(wait.step_id)]
         self.steps = [planned for planned in self.steps if not inside(planned.step_id)]
-
-    def again(
-        self, instance: Instance[Node], step: StepState, policy: RetryPolicy
-    ) -> Literal["wait", "now", "failed"]:
-        """Decide whether a failed or waiting step retries now, keeps waiting, or has failed."""
-        if step.status == "failed":
-            wait = next_attempt(policy, self.state, step, self.now)
-            if wait is None:
-                return "failed"
-            self.waits.append(wait)
-            self.timers.append(Timer(wait.timer_id, wait.due_at))
-            self.progress.later(wait.due_at, instance)
-            return "wait"
-        if step.status == "waiting" and step.wait is not None:
-            if self.now >= step.wait.due_at:
-                return "now"
-            self.progress.later(step.wait.due_at, instance)
-        return "wait"
 
     def plan_step(self, planned: Planned) -> None:
         """Add a step to the decision."""

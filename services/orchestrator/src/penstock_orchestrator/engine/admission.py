@@ -37,7 +37,7 @@ from penstock.contracts.turns import TURN_RECORD, Answer, Turn, TurnRecord, aske
 from penstock.expressions.evaluator import evaluate
 from penstock.runs.state import RunState
 from penstock.telemetry.logs import EventLog
-from penstock_orchestrator.core.deadlines import run_deadline
+from penstock_orchestrator.core.budget import run_deadline
 from penstock_orchestrator.core.view import View
 from penstock_orchestrator.engine.runs import Slot
 
@@ -125,7 +125,7 @@ class Admission:
         if verdict.outcome == "rejected" and verdict.error is not None:
             return verdict.error
         # Its deadline holds while it waits; what admits or cancels it comes as an input.
-        return now >= run_deadline(plan, state)
+        return now >= run_deadline(plan, state.request)
 
     async def release_run(self, slot: Slot, plan: Plan, state: RunState) -> None:
         """Release the concurrency slot of a run that has ended.
