@@ -23,6 +23,7 @@ class SseReader:
 
     def __init__(self) -> None:
         self._line = bytearray()
+        self._begun = False
         self._cr = False
         self._fields = {"event": "message", "id": ""}
         self._data: list[str] = []
@@ -36,8 +37,11 @@ class SseReader:
             line = piece.rstrip(b"\r\n")
             self._line += line
             if len(line) < len(piece):
-                text = self._line.decode("utf-8", "replace").removeprefix("\ufeff")
+                text = self._line.decode("utf-8", "replace")
                 self._line.clear()
+                if not self._begun:
+                    text = text.removeprefix("\ufeff")
+                    self._begun = True
                 yield from self._read(text)
 
     def _read(self, line: str) -> Iterator[SseEvent]:

@@ -1,4 +1,6 @@
 import io
+import json
+import re
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -7,11 +9,13 @@ from typing import Any
 import httpx
 import pytest
 from rich.console import Console
+from rich.text import Text
 from typer.testing import Result
 
 from penstock.cli.app import main
-from penstock.cli.display import compact, seconds_between
+from penstock.cli.display import compact, console, print_json, seconds_between, table
 from penstock.cli.events import EventPrinter, describe
+from penstock.cli.failure import CommandError, Finding, print_error
 from penstock.runs.events import ClientEvent, EventType
 from tests.unit.cli.conftest import AT, RUN
 
@@ -27,6 +31,27 @@ from tests.unit.cli.conftest import AT, RUN
 )
 def test_compact_value_is_one_line(value: Any, text: str) -> None:
     assert compact(value) == text
+
+
+HOSTILE = "a\x1b[2J\x9b1m\x07\r\x7f\u202eb\u2028c\ud800\ufeff"
+SHOWN = r"a\u001b[2J\u009b1m\u0007\u000d\u007f\u202eb\u2028c\ud800\ufeff"
+
+
+def test_control_characters_of_foreign_text_are_shown_as_escapes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    console().print(HOSTILE)
+    console().print(Text(HOSTILE, style="bold"))
+    console().print(table(("id", "text"), [["1", HOSTILE]]))
+    print_json({"text": HOSTILE})
+    print_error(CommandError(HOSTILE, findings=(Finding(HOSTILE, "wrong", HOSTILE),)))
+    printed = capsys.readouterr()
+
+    assert printed.out.count(SHOWN) == 2
+    assert Text(HOSTILE).plain not in printed.out
+    assert json.loads(printed.out[printed.out.index("{") :]) == {"text": HOSTILE}
+    assert printed.err == f"error: {SHOWN}\n  {SHOWN}: wrong (allowed: {SHOWN})\n"
+    assert re.search("[^\\n -~]", printed.out + printed.err) is None
 
 
 def test_seconds_between_two_times() -> None:

@@ -10,7 +10,9 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from shutil import get_terminal_size
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from penstock.cli.printable import printable
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -41,13 +43,18 @@ _LEAST_WIDTH: Final = 100
 def console() -> Console:
     """Return a console on standard output; colours only for a terminal or with FORCE_COLOR.
 
-    Text of runs is printed as it is: ``[red]`` in an output is no markup.
+    Text of runs is printed as it is: ``[red]`` in an output is no markup, and control characters
+    are shown as escapes.
     """
     from rich.console import Console
 
+    class SafeConsole(Console):
+        def print(self, *objects: Any, **options: Any) -> None:
+            super().print(*map(_safe, objects), **options)
+
     # A pipe has no columns: lines are not cut at 80 there.
     wide = max(get_terminal_size((_PIPE_WIDTH, 24)).columns, _LEAST_WIDTH)
-    return Console(markup=False, emoji=False, highlight=False, soft_wrap=True, width=wide)
+    return SafeConsole(markup=False, emoji=False, highlight=False, soft_wrap=True, width=wide)
 
 
 def print_json(value: object, *, pretty: bool = True) -> None:
@@ -56,7 +63,7 @@ def print_json(value: object, *, pretty: bool = True) -> None:
     text = json.dumps(
         value, ensure_ascii=not unicode, indent=2 if pretty else None, default=_as_json
     )
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(printable(text) + "\n")
     sys.stdout.flush()
 
 
@@ -123,5 +130,16 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[str | Text]]) -> Table
         shown.add_column(column, no_wrap=True)
     shown.add_column(last, overflow="fold")
     for row in rows:
-        shown.add_row(*row)
+        shown.add_row(*map(_safe, row))
     return shown
+
+
+def _safe(item: Any) -> Any:
+    """Return a text without control characters; other renderables were built of such texts."""
+    from rich.text import Text
+
+    if isinstance(item, str):
+        return printable(item)
+    if isinstance(item, Text) and (text := printable(item.plain)) != item.plain:
+        return Text(text, style=item.style, end=item.end)
+    return item

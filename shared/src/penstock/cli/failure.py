@@ -6,6 +6,8 @@ import os
 import sys
 from typing import Final, NamedTuple, TextIO
 
+from penstock.cli.printable import printable
+
 FAILED: Final = 1
 MISUSED: Final = 2
 
@@ -36,9 +38,9 @@ def print_error(error: CommandError, output: TextIO | None = None) -> None:
     output = sys.stderr if output is None else output
     coloured = output.isatty() and not os.environ.get("NO_COLOR")
     head = "\x1b[1;31merror:\x1b[0m" if coloured else "error:"
-    output.write(f"{head} {error.message}\n")
+    output.write(f"{head} {printable(error.message)}\n")
     for path, message, allowed in error.findings:
         place = f"{path}: " if path else ""
         hint = f" (allowed: {allowed})" if allowed else ""
-        output.write(f"  {place}{message}{hint}\n")
+        output.write(printable(f"  {place}{message}{hint}") + "\n")
     output.flush()
