@@ -7,6 +7,7 @@ after it is committed; a registry that dies in between finds the difference when
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -32,14 +33,13 @@ from penstock_registry.tables import AliasRow, DefinitionRow
 log = EventLog(__name__)
 
 
+@dataclass(frozen=True, slots=True)
 class VersionAliases:
     """The registry's verbs on aliases."""
 
-    def __init__(self, database: Store, publisher: Publisher, now: Callable[[], datetime]) -> None:
-        """Use a database, a publisher and a clock."""
-        self._store = database
-        self._publisher = publisher
-        self._now = now
+    _store: Store
+    _publisher: Publisher
+    _now: Callable[[], datetime]
 
     async def set(self, request: SetAlias) -> Alias:
         """Let an alias stand for a version; the same once more changes nothing.
@@ -50,15 +50,18 @@ class VersionAliases:
         """
         _require_alias(request.kind, request.alias)
         async with self._store.changing(request.tenant) as session:
-            row = await _definition(session, request.tenant, request.kind, request.name)
+            row, _ = await store.require_definition(
+                session, request.tenant, request.kind, request.name
+            )
             await _require_version(session, row, request.version, "version")
             if request.canary is not None:
                 await _require_version(session, row, request.canary.version, "canary.version")
             alias = await store.find_alias(session, row, request.alias)
+            canary = request.canary
             wanted = (
                 request.version,
-                request.canary.version if request.canary is not None else None,
-                request.canary.weight if request.canary is not None else None,
+                canary.version if canary is not None else None,
+                canary.weight if canary is not None else None,
             )
             now = self._now()
             if alias is None:
@@ -76,7 +79,7 @@ class VersionAliases:
             alias.deleted_at = None
             alias.version, alias.canary_version, alias.canary_weight = wanted
             shown = _shown(row, alias)
-        await self._announce(request.tenant, request.kind, request.name)
+        await self._publisher.assert_selectors(request.tenant, request.kind, request.name)
         log.info(
             "alias.set",
             tenant=request.tenant,
@@ -95,14 +98,16 @@ class VersionAliases:
             TransientError: Database or bus did not answer.
         """
         async with self._store.changing(request.tenant) as session:
-            row = await _definition(session, request.tenant, request.kind, request.name)
+            row, _ = await store.require_definition(
+                session, request.tenant, request.kind, request.name
+            )
             alias = await store.find_alias(session, row, request.alias)
             if alias is None or alias.deleted_at is not None:
                 raise RejectedError(
                     "unknown_version", f"{request.name} has no alias {request.alias!r}"
                 )
             alias.deleted_at = alias.updated_at = self._now()
-        await self._announce(request.tenant, request.kind, request.name)
+        await self._publisher.assert_selectors(request.tenant, request.kind, request.name)
         return Deleted(kind=request.kind, name=request.name)
 
     async def all(self, request: ListAliases) -> Aliases:
@@ -113,12 +118,11 @@ class VersionAliases:
             TransientError: The database did not answer.
         """
         async with self._store.reading() as session:
-            row = await _definition(session, request.tenant, request.kind, request.name)
+            row, _ = await store.require_definition(
+                session, request.tenant, request.kind, request.name
+            )
             aliases = await store.list_aliases(session, row)
         return Aliases(items=tuple(_shown(row, alias) for alias in aliases))
-
-    async def _announce(self, tenant: str, kind: DocumentKind, name: str) -> None:
-        await self._publisher.assert_selectors(tenant, kind, name)
 
 
 def _require_alias(kind: DocumentKind, alias: str) -> None:
@@ -132,15 +136,6 @@ def _require_alias(kind: DocumentKind, alias: str) -> None:
         message = f"{alias!r} is the number of a version"
         detail = finding("alias", message, "a name, such as stable")
         raise RejectedError("invalid_alias", message, details=(detail,))
-
-
-async def _definition(
-    session: AsyncSession, tenant: str, kind: DocumentKind, name: str
-) -> DefinitionRow:
-    found = await store.find_definition(session, tenant, kind, name)
-    if found is None:
-        raise RejectedError("unknown_definition", f"there is no {kind} {name!r}")
-    return found[0]
 
 
 async def _require_version(

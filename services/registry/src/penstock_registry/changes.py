@@ -42,42 +42,33 @@ Origin = Literal["document", "registration"]
 Change = Literal["created", "updated", "unchanged"]
 
 
-@dataclass(slots=True)
-class Known:
-    """A tenant's definitions, as rows and as documents."""
-
-    rows: dict[Key, Stored]
-    drafts: Catalog
-    in_force: Catalog
-
-    def namesake(self, kind: DocumentKind, name: str) -> Stored | None:
-        """Return the row that takes a name: of the same kind, or of one that shares the names."""
-        for (other, taken), stored in self.rows.items():
-            if taken == name and namespace_of(other) == namespace_of(kind):
-                return stored
-        return None
-
-    def runnable(self, name: str) -> Stored | None:
-        """Return the row of the definition that a name starts."""
-        return next((self.rows[kind, name] for kind in RUNNABLE if (kind, name) in self.rows), None)
-
-
+@dataclass(frozen=True, slots=True)
 class Changes:
-    """Stores and publishes inside a unit of work of the caller's.
+    """A tenant's definitions within a unit of work, and what changes them.
 
     Plans are put on the bus before the version that names them is committed.
     """
 
-    def __init__(self, publisher: Publisher, now: Callable[[], datetime]) -> None:
-        """Use a publisher and a clock."""
-        self._publisher = publisher
-        self._now = now
+    session: AsyncSession
+    tenant: str
+    rows: dict[Key, Stored]
+    drafts: Catalog
+    in_force: Catalog
+    _publisher: Publisher
+    _now: Callable[[], datetime]
+
+    def require(self, kind: DocumentKind, name: str) -> Stored:
+        """Return the row of a definition.
+
+        Raises:
+            RejectedError: ``unknown_definition``.
+        """
+        if (stored := self.rows.get((kind, name))) is None:
+            raise store.unknown_definition(kind, name)
+        return stored
 
     async def change(
         self,
-        session: AsyncSession,
-        tenant: str,
-        known: Known,
         placed: Iterable[Placed],
         *,
         publish: bool,
@@ -86,13 +77,13 @@ class Changes:
         """Store documents and, to publish them, what they and their dependants compile to."""
         given = {key_of(one.document): one for one in placed}
         documents = [one.document for one in given.values()]
-        _refuse_taken_names(known, given.values())
-        catalog = (known.in_force if publish else known.drafts).plus(documents)
+        self._refuse_taken_names(given.values())
+        catalog = (self.in_force if publish else self.drafts).plus(documents)
         also = dependants(catalog, given) if publish else []
         places = {key: one.path for key, one in given.items()}
         ordered = publishing_order([*documents, *also])
         if publish:
-            artifacts = await self._compile(session, tenant, known, ordered, catalog, places)
+            artifacts = await self._compile(ordered, catalog, places)
         else:
             artifacts = _check(ordered, catalog, places)
         results: list[AppliedDefinition] = []
@@ -101,19 +92,15 @@ class Changes:
             if key not in given:
                 continue
             one = given[key]
-            stored, change = await self._save(session, tenant, known, one, origin)
+            stored, change = await self._save(one, origin)
             if publish:
-                results.append(
-                    await self._publish(session, stored, one.raw, artifacts[key], change)
-                )
+                results.append(await self._publish(stored, one.raw, artifacts[key], change))
             else:
                 results.append(_result(*stored, change))
-        return results + await self._republish(session, known, also, artifacts)
+        return results + await self._republish(also, artifacts)
 
     async def _republish(
         self,
-        session: AsyncSession,
-        known: Known,
         documents: Iterable[Document],
         artifacts: Mapping[Key, Artifact],
     ) -> list[AppliedDefinition]:
@@ -121,21 +108,16 @@ class Changes:
         results: list[AppliedDefinition] = []
         for document in documents:
             key = key_of(document)
-            row, version = stored = known.rows[key]
+            row, version = stored = self.rows[key]
             if version is None or _same_plan(version, artifacts[key]):
                 continue
-            result = await self._publish(
-                session, stored, version.document, artifacts[key], "unchanged"
-            )
+            result = await self._publish(stored, version.document, artifacts[key], "unchanged")
             results.append(result.model_copy(update={"dependant": True}))
             log.info("definition.republished", tenant=row.tenant_id, kind=row.kind, name=row.name)
         return results
 
     async def _compile(
         self,
-        session: AsyncSession,
-        tenant: str,
-        known: Known,
         documents: Iterable[Document],
         catalog: Catalog,
         places: Mapping[Key, str],
@@ -154,7 +136,7 @@ class Changes:
             key = key_of(document)
             pins: dict[Selected, PublishedVersion] = {}
             if isinstance(document, WorkflowDocument):
-                pins = await self._pins(session, known, document, coming)
+                pins = await self._pins(document, coming)
             path = places.get(key, "/".join(key))
             try:
                 artifact = compile_document(document, catalog, path=path, pins=pins)
@@ -163,22 +145,20 @@ class Changes:
                 artifact = _UNKNOWN
             artifacts[key] = artifact
             if key[0] in RUNNABLE:
-                coming[key[1]] = await self._coming(session, tenant, known, key, artifact)
+                coming[key[1]] = await self._coming(key, artifact)
         if faults:
             raise invalid_document(faults)
         return artifacts
 
-    async def _coming(
-        self, session: AsyncSession, tenant: str, known: Known, key: Key, artifact: Artifact
-    ) -> PublishedVersion:
+    async def _coming(self, key: Key, artifact: Artifact) -> PublishedVersion:
         """Return the version that a definition will have once an artifact of it is published."""
-        stored = known.rows.get(key) or await store.find_named(session, tenant, *key)
+        stored = self.rows.get(key) or await store.find_named(self.session, self.tenant, *key)
         version = stored[1] if stored is not None else None
         if stored is not None and stored[0].archived_at is not None:
-            version = await self._latest(session, stored[0])
+            version = await self._latest(stored[0])
         if version is not None and _same_plan(version, artifact):
             return published_version(version, key[1])
-        last = await store.last_version(session, stored[0]) if stored is not None else 0
+        last = await store.last_version(self.session, stored[0]) if stored is not None else 0
         return PublishedVersion(
             name=key[1],
             kind=DefinitionKind(key[0].value),
@@ -188,15 +168,13 @@ class Changes:
 
     async def _pins(
         self,
-        session: AsyncSession,
-        known: Known,
         document: WorkflowDocument,
         coming: Mapping[str, PublishedVersion],
     ) -> dict[Selected, PublishedVersion]:
         """Return the exact versions of what a workflow runs as children, as far as they exist."""
         found: dict[Selected, PublishedVersion] = {}
         for child in children_of(document.spec):
-            stored = known.runnable(child.name)
+            stored = self._runnable(child.name)
             if child.version is None and child.name in coming:
                 found[child.name, None] = coming[child.name]
                 continue
@@ -204,16 +182,14 @@ class Changes:
                 continue
             version = stored[1]
             if child.version is not None:
-                version = await select_version(session, stored[0], child.version)
+                version = await select_version(self.session, stored[0], child.version)
             if version is not None:
                 found[child.name, child.version] = published_version(version, child.name)
         return found
 
-    async def _save(
-        self, session: AsyncSession, tenant: str, known: Known, one: Placed, origin: Origin
-    ) -> tuple[Stored, Change]:
+    async def _save(self, one: Placed, origin: Origin) -> tuple[Stored, Change]:
         kind, name = key_of(one.document)
-        stored = known.rows.get((kind, name))
+        stored = self.rows.get((kind, name))
         if stored is not None:
             row, version = stored
             if _same(row.document, one.raw) and row.origin == origin:
@@ -221,22 +197,22 @@ class Changes:
             self._write(row, one, origin)
             return (row, version), "updated"
         # A deleted namesake returns: its version numbers continue.
-        old = await store.find_named(session, tenant, kind, name)
+        old = await store.find_named(self.session, self.tenant, kind, name)
         if old is not None:
             row = old[0]
             row.deleted_at = row.published_version = row.archived_at = None
             self._write(row, one, origin)
         else:
             row = DefinitionRow(
-                tenant_id=tenant,
+                tenant_id=self.tenant,
                 namespace=namespace_of(kind),
                 name=name,
                 revision=0,
             )
             self._write(row, one, origin)
             row.created_at = row.updated_at
-            session.add(row)
-            await session.flush()
+            self.session.add(row)
+            await self.session.flush()
         return (row, None), "created"
 
     def _write(self, row: DefinitionRow, one: Placed, origin: Origin) -> None:
@@ -250,7 +226,6 @@ class Changes:
 
     async def _publish(
         self,
-        session: AsyncSession,
         stored: Stored,
         document: JsonObject,
         artifact: Artifact,
@@ -260,7 +235,7 @@ class Changes:
         row, version = stored
         if row.archived_at is not None:
             row.archived_at = None
-            version = await self._latest(session, row)
+            version = await self._latest(row)
             if version is not None and _same_plan(version, artifact):
                 row.published_version = version.version
                 row.updated_at = self._now()
@@ -274,7 +249,7 @@ class Changes:
             tenant_id=row.tenant_id,
             definition_id=row.id,
             kind=row.kind,
-            version=await store.last_version(session, row) + 1,
+            version=await store.last_version(self.session, row) + 1,
             digest=artifact.digest,
             compiled=artifact.body,
             document=document,
@@ -282,35 +257,54 @@ class Changes:
             updated_at=now,
             deleted_at=None,
         )
-        session.add(fresh)
+        self.session.add(fresh)
         row.published_version = fresh.version
         row.updated_at = now
         return _result(row, fresh, "updated" if change == "unchanged" else change)
 
-    async def _latest(self, session: AsyncSession, row: DefinitionRow) -> VersionRow | None:
-        last = await store.last_version(session, row)
-        version = await store.find_version(session, row, last)
+    async def _latest(self, row: DefinitionRow) -> VersionRow | None:
+        last = await store.last_version(self.session, row)
+        version = await store.find_version(self.session, row, last)
         return version if version is not None and version.kind == row.kind else None
 
-    async def return_to(
-        self, session: AsyncSession, known: Known, stored: Stored, number: int
-    ) -> list[AppliedDefinition]:
+    async def return_to(self, stored: Stored, number: int) -> list[AppliedDefinition]:
         """Put an older version into force; dependants are compiled against it."""
         row, current = stored
-        version = await store.find_version(session, row, number)
+        version = await store.find_version(self.session, row, number)
         if version is None or version.kind != row.kind:
             raise RejectedError("unknown_version", f"{row.name} has no version {number}")
         document = parse_document(version.document, expected=DocumentKind(row.kind))
-        catalog = known.in_force.plus([document])
+        catalog = self.in_force.plus([document])
         also = dependants(catalog, [key_of(document)])
         same = current is not None and current.version == version.version
         row.published_version = version.version
         row.archived_at = None
         row.updated_at = self._now()
-        known.rows[key_of(document)] = (row, version)
-        artifacts = await self._compile(session, row.tenant_id, known, also, catalog, {})
+        self.rows[key_of(document)] = (row, version)
+        artifacts = await self._compile(also, catalog, {})
         results = [_result(row, version, "unchanged" if same else "updated")]
-        return results + await self._republish(session, known, also, artifacts)
+        return results + await self._republish(also, artifacts)
+
+    def _refuse_taken_names(self, placed: Iterable[Placed]) -> None:
+        """Refuse the name of a stored definition of another kind that shares the names.
+
+        Raises:
+            RejectedError: ``invalid_document``.
+        """
+        taken = {(namespace_of(kind), name): kind for kind, name in self.rows}
+        faults = []
+        for one in placed:
+            kind, name = key_of(one.document)
+            other = taken.get((namespace_of(kind), name), kind)
+            if other is not kind:
+                message = f"{name!r} is the name of {other.value} already; both are started by name"
+                faults.append(finding(at(one.path, "metadata.name"), message))
+        if faults:
+            raise invalid_document(faults)
+
+    def _runnable(self, name: str) -> Stored | None:
+        """Return the row of the definition that a name starts."""
+        return next((self.rows[kind, name] for kind in RUNNABLE if (kind, name) in self.rows), None)
 
 
 def _check(
@@ -365,8 +359,10 @@ def origin_of(row: DefinitionRow) -> Origin:
     return "registration" if row.origin == "registration" else "document"
 
 
-async def load(session: AsyncSession, tenant: str) -> Known:
-    """Return a tenant's definitions."""
+async def load(
+    session: AsyncSession, tenant: str, publisher: Publisher, now: Callable[[], datetime]
+) -> Changes:
+    """Return a tenant's definitions in a unit of work."""
     rows: dict[Key, Stored] = {}
     drafts: list[Document] = []
     in_force: list[Document] = []
@@ -375,7 +371,7 @@ async def load(session: AsyncSession, tenant: str) -> Known:
         drafts += _read(row, row.document)
         if version is not None:
             in_force += _read(row, version.document)
-    return Known(rows, Catalog.of(drafts), Catalog.of(in_force))
+    return Changes(session, tenant, rows, Catalog.of(drafts), Catalog.of(in_force), publisher, now)
 
 
 def _read(row: DefinitionRow, raw: JsonValue) -> list[Document]:
@@ -391,23 +387,6 @@ def _read(row: DefinitionRow, raw: JsonValue) -> list[Document]:
             reason=error.message,
         )
         return []
-
-
-def _refuse_taken_names(known: Known, placed: Iterable[Placed]) -> None:
-    """Refuse the name of a stored definition of another kind that shares the names.
-
-    Raises:
-        RejectedError: ``invalid_document``.
-    """
-    faults = []
-    for one in placed:
-        kind, name = key_of(one.document)
-        stored = known.namesake(kind, name)
-        if stored is not None and stored[0].kind != kind.value:
-            message = f"{name!r} is the name of {stored[0].kind} already; both are started by name"
-            faults.append(finding(at(one.path, "metadata.name"), message))
-    if faults:
-        raise invalid_document(faults)
 
 
 def _same(one: JsonValue, other: JsonValue) -> bool:

@@ -7,11 +7,13 @@ bus before a version names them; aliases move after the versions are committed.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal
 
-from penstock.contracts.errors import ConflictError, RejectedError, finding
+from penstock.contracts.errors import ConflictError, finding
 from penstock.contracts.json import JsonObject
 from penstock.contracts.rpc import (
     Applied,
@@ -35,7 +37,7 @@ from penstock.contracts.rpc import (
 from penstock.telemetry.logs import EventLog
 from penstock_registry import store
 from penstock_registry.changes import Changes, Origin, load, origin_of
-from penstock_registry.core.catalog import Catalog, Key, key_of, uses
+from penstock_registry.core.catalog import Catalog, key_of, uses
 from penstock_registry.core.checks import all_faults
 from penstock_registry.core.places import invalid_document
 from penstock_registry.core.reading import merge_patch, parse_documents, place_document
@@ -48,17 +50,20 @@ log = EventLog(__name__)
 _PAGE_BYTES: Final = 500_000
 
 
+@dataclass(frozen=True, slots=True)
 class Definitions:
     """The registry's verbs on agents, tools, workflows and webhooks."""
 
-    def __init__(self, database: Store, publisher: Publisher, now: Callable[[], datetime]) -> None:
-        """Use a database, a publisher and a clock."""
-        self._store = database
-        self._publisher = publisher
-        self._changes = Changes(publisher, now)
-        self._now = now
+    _store: Store
+    _publisher: Publisher
+    _now: Callable[[], datetime]
 
     # Changing
+
+    @asynccontextmanager
+    async def _changing(self, tenant: str) -> AsyncIterator[Changes]:
+        async with self._store.changing(tenant) as session:
+            yield await load(session, tenant, self._publisher, self._now)
 
     async def apply(self, request: ApplyDocuments) -> Applied:
         """Store documents, and publish them if asked to; all or none.
@@ -68,14 +73,11 @@ class Definitions:
             TransientError: Database or bus did not answer; apply again.
         """
         parsed = parse_documents(request.documents)
-        async with self._store.changing(request.tenant) as session:
-            known = await load(session, request.tenant)
+        async with self._changing(request.tenant) as changes:
             if parsed.faults:
-                catalog = known.in_force if request.publish else known.drafts
+                catalog = changes.in_force if request.publish else changes.drafts
                 raise invalid_document(all_faults(parsed, catalog))
-            results = await self._changes.change(
-                session, request.tenant, known, parsed.placed, publish=request.publish
-            )
+            results = await changes.change(parsed.placed, publish=request.publish)
         await self._announce(request.tenant, results)
         return Applied(results=tuple(results))
 
@@ -91,19 +93,16 @@ class Definitions:
         name = placed.document.metadata.name
         if request.name is not None and name != request.name:
             raise invalid_document([finding("metadata.name", f"got {name!r}", request.name)])
-        async with self._store.changing(request.tenant) as session:
-            known = await load(session, request.tenant)
-            stored = known.rows.get((request.kind, name))
+        async with self._changing(request.tenant) as changes:
+            stored = changes.rows.get((request.kind, name))
             if stored is not None and request.mode == "create":
                 raise ConflictError("name_taken", f"there is {request.kind} {name!r} already")
             if stored is None and request.mode == "replace":
-                raise _unknown(request.kind, name)
+                raise store.unknown_definition(request.kind, name)
             if stored is not None and origin == "registration" != stored[0].origin:
                 raise ConflictError("name_taken", f"{name!r} is an agent that has a document")
             _require_revision(stored, request.expected_revision)
-            results = await self._changes.change(
-                session, request.tenant, known, [placed], publish=request.publish, origin=origin
-            )
+            results = await changes.change([placed], publish=request.publish, origin=origin)
         await self._announce(request.tenant, results)
         return await self.get(GetDefinition(tenant=request.tenant, kind=request.kind, name=name))
 
@@ -115,11 +114,8 @@ class Definitions:
             RejectedError: ``unknown_definition``, ``invalid_document``.
             TransientError: Database or bus did not answer.
         """
-        async with self._store.changing(request.tenant) as session:
-            known = await load(session, request.tenant)
-            stored = known.rows.get((request.kind, request.name))
-            if stored is None:
-                raise _unknown(request.kind, request.name)
+        async with self._changing(request.tenant) as changes:
+            stored = changes.require(request.kind, request.name)
             _require_revision(stored, request.expected_revision)
             merged = merge_patch(stored[0].document, request.patch)
             placed = place_document(merged, expected=request.kind)
@@ -127,13 +123,8 @@ class Definitions:
                 raise invalid_document(
                     [finding("metadata.name", f"got {name!r}; a name never changes", request.name)]
                 )
-            results = await self._changes.change(
-                session,
-                request.tenant,
-                known,
-                [placed],
-                publish=request.publish,
-                origin=origin_of(stored[0]),
+            results = await changes.change(
+                [placed], publish=request.publish, origin=origin_of(stored[0])
             )
         await self._announce(request.tenant, results)
         return await self.get(
@@ -147,18 +138,13 @@ class Definitions:
             RejectedError: ``unknown_definition``, ``unknown_version``, ``invalid_document``.
             TransientError: Database or bus did not answer.
         """
-        async with self._store.changing(request.tenant) as session:
-            known = await load(session, request.tenant)
-            stored = known.rows.get((request.kind, request.name))
-            if stored is None:
-                raise _unknown(request.kind, request.name)
+        async with self._changing(request.tenant) as changes:
+            stored = changes.require(request.kind, request.name)
             if request.version is None:
                 placed = place_document(stored[0].document, expected=request.kind)
-                results = await self._changes.change(
-                    session, request.tenant, known, [placed], publish=True
-                )
+                results = await changes.change([placed], publish=True)
             else:
-                results = await self._changes.return_to(session, known, stored, request.version)
+                results = await changes.return_to(stored, request.version)
         await self._announce(request.tenant, results)
         return next(
             result
@@ -171,21 +157,18 @@ class Definitions:
 
         Args:
             request: Which one.
-            origin: Only if it has this origin; any other counts as unknown.
+            origin: Only if it has this origin; any other counts as unchanges.
 
         Raises:
             ConflictError: ``in_use`` with those that name it.
             RejectedError: ``unknown_definition``.
             TransientError: Database or bus did not answer.
         """
-        async with self._store.changing(request.tenant) as session:
-            known = await load(session, request.tenant)
-            stored = known.rows.get((request.kind, request.name))
-            if stored is None or origin not in (None, stored[0].origin):
-                raise _unknown(request.kind, request.name)
-            users = _users((known.drafts, known.in_force), (request.kind, request.name))
-            _require_unused(request.kind, request.name, users)
-            row = stored[0]
+        async with self._changing(request.tenant) as changes:
+            row, _ = changes.require(request.kind, request.name)
+            if origin not in (None, row.origin):
+                raise store.unknown_definition(request.kind, request.name)
+            _require_unused(request.kind, request.name, changes.drafts, changes.in_force)
             row.deleted_at = row.updated_at = self._now()
             row.revision += 1
             row.published_version = None
@@ -201,14 +184,9 @@ class Definitions:
             RejectedError: ``unknown_definition``.
             TransientError: Database or bus did not answer.
         """
-        async with self._store.changing(request.tenant) as session:
-            known = await load(session, request.tenant)
-            key = (request.kind, request.name)
-            stored = known.rows.get(key)
-            if stored is None:
-                raise _unknown(request.kind, request.name)
-            _require_unused(request.kind, request.name, _users((known.in_force,), key))
-            row = stored[0]
+        async with self._changing(request.tenant) as changes:
+            row, _ = changes.require(request.kind, request.name)
+            _require_unused(request.kind, request.name, changes.in_force)
             if row.archived_at is None:
                 row.archived_at = row.updated_at = self._now()
                 row.published_version = None
@@ -233,9 +211,9 @@ class Definitions:
             TransientError: The database did not answer.
         """
         async with self._store.reading() as session:
-            found = await store.find_definition(session, request.tenant, request.kind, request.name)
-        if found is None:
-            raise _unknown(request.kind, request.name)
+            found = await store.require_definition(
+                session, request.tenant, request.kind, request.name
+            )
         return _shown(*found)
 
     async def page(self, request: ListDefinitions) -> DefinitionPage:
@@ -261,18 +239,18 @@ class Definitions:
             TransientError: The database did not answer.
         """
         async with self._store.reading() as session:
-            found = await store.find_definition(session, request.tenant, request.kind, request.name)
-            if found is None:
-                raise _unknown(request.kind, request.name)
+            definition, _ = await store.require_definition(
+                session, request.tenant, request.kind, request.name
+            )
             rows = await store.list_versions(
-                session, found[0], before=request.before, limit=request.limit + 1
+                session, definition, before=request.before, limit=request.limit + 1
             )
         count = _fitting([row.document for row in rows], request.limit)
         items = tuple(
             Version(
                 version=row.version,
                 plan_digest=row.digest,
-                in_force=row.version == found[0].published_version,
+                in_force=row.version == definition.published_version,
                 document=row.document,
                 published_at=row.created_at,
             )
@@ -301,24 +279,24 @@ class Definitions:
                 )
 
 
-def _require_unused(kind: DocumentKind, name: str, users: list[str]) -> None:
-    if users:
-        raise ConflictError(
-            "in_use",
-            f"{kind} {name!r} is used by {', '.join(users)}",
-            details=tuple(finding(user, f"names {name!r}") for user in users),
-        )
+def _require_unused(kind: DocumentKind, name: str, *catalogs: Catalog) -> None:
+    """Check that no definition of some catalogs names another one.
 
-
-def _users(catalogs: Iterable[Catalog], key: Key) -> list[str]:
-    """Return those that name a definition in some catalogs."""
-    found = {
+    Raises:
+        ConflictError: ``in_use``.
+    """
+    users = {
         "/".join(key_of(document))
         for catalog in catalogs
         for document in catalog.documents()
-        if key in uses(document)
+        if (kind, name) in uses(document)
     }
-    return sorted(found)
+    if users:
+        raise ConflictError(
+            "in_use",
+            f"{kind} {name!r} is used by {', '.join(sorted(users))}",
+            details=tuple(finding(user, f"names {name!r}") for user in sorted(users)),
+        )
 
 
 def _fitting(documents: list[JsonObject], limit: int) -> int:
@@ -337,10 +315,6 @@ def _require_revision(stored: Stored | None, expected: int | None) -> None:
     revision = stored[0].revision if stored is not None else 0
     if revision != expected:
         raise ConflictError("wrong_revision", f"revision {expected} was expected, it is {revision}")
-
-
-def _unknown(kind: DocumentKind, name: str) -> RejectedError:
-    return RejectedError("unknown_definition", f"there is no {kind} {name!r}")
 
 
 def _shown(row: DefinitionRow, version: VersionRow | None) -> Definition:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
@@ -23,14 +24,13 @@ _ID_BYTES: Final = 8
 _SECRET_BYTES: Final = 32
 
 
+@dataclass(frozen=True, slots=True)
 class ApiKeys:
     """The registry's verbs on API keys."""
 
-    def __init__(self, database: Store, publisher: Publisher, now: Callable[[], datetime]) -> None:
-        """Use a database, a publisher and a clock."""
-        self._store = database
-        self._publisher = publisher
-        self._now = now
+    _store: Store
+    _publisher: Publisher
+    _now: Callable[[], datetime]
 
     async def create(self, request: CreateKey) -> CreatedKey:
         """Make a key; its secret is in this answer and nowhere else.

@@ -7,7 +7,7 @@ publish at the same time need no lock, and a bus that lost its buckets is repair
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime
 from typing import Final, Literal
 
@@ -199,32 +199,24 @@ class Publisher:
             TransientError: Bus or database did not answer.
         """
         corrected = 0
-        after = 0
-        while True:
-            async with self._store.reading() as session:
-                rows = await store.every_definition(session, after_id=after, limit=_PAGE)
-            for definition, _ in rows:
-                after = definition.id
-                kind = DocumentKind(definition.kind)
-                corrected += await self.assert_definition(
-                    definition.tenant_id, kind, definition.name
-                )
-                corrected += await self.assert_selectors(
-                    definition.tenant_id, kind, definition.name
-                )
-            if len(rows) < _PAGE:
-                break
-        after = 0
-        while True:
-            async with self._store.reading() as session:
-                keys = await store.every_key(session, after_id=after, limit=_PAGE)
-            for row in keys:
-                after = row.id
-                corrected += await self.assert_key(row.tenant_id, row.key_id)
-            if len(keys) < _PAGE:
-                break
+        async for definition in self._every(DefinitionRow):
+            place = (definition.tenant_id, DocumentKind(definition.kind), definition.name)
+            corrected += await self.assert_definition(*place)
+            corrected += await self.assert_selectors(*place)
+        async for key in self._every(KeyRow):
+            corrected += await self.assert_key(key.tenant_id, key.key_id)
         log.info("registry.buckets_compared", corrected=corrected)
         return corrected
+
+    async def _every(self, table: type[store.RowT]) -> AsyncIterator[store.RowT]:
+        """Yield all rows of a table, page by page."""
+        after: int | None = 0
+        while after is not None:
+            async with self._store.reading() as session:
+                rows = await store.every(session, table, after_id=after, limit=_PAGE)
+            for row in rows:
+                yield row
+            after = rows[-1].id if len(rows) == _PAGE else None
 
     async def _value_of(
         self, definition: DefinitionRow, version: VersionRow | None

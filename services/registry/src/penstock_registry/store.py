@@ -5,16 +5,38 @@ from __future__ import annotations
 import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Final, TypeVar
 
-from sqlalchemy import Row, Select, String, and_, column, func, inspect, select, table, text
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    String,
+    and_,
+    column,
+    func,
+    inspect,
+    select,
+    table,
+    text,
+)
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session, defer
 
 from penstock import db
+from penstock.contracts.errors import RejectedError
 from penstock.contracts.rpc import DocumentKind
 from penstock_registry.core.catalog import RUNNABLE
-from penstock_registry.tables import PACKAGE, AgentRow, AliasRow, DefinitionRow, KeyRow, VersionRow
+from penstock_registry.tables import (
+    PACKAGE,
+    AgentRow,
+    AliasRow,
+    DefinitionRow,
+    KeyRow,
+    Table,
+    VersionRow,
+)
+
+RowT = TypeVar("RowT", bound=Table)
 
 _RUNNABLE: Final = "runnable"
 _VERSION_TABLE: Final = f"alembic_version_{PACKAGE}"
@@ -88,9 +110,10 @@ def _with_version() -> Select[DefinitionRow, VersionRow]:
     return select(DefinitionRow, VersionRow).outerjoin(VersionRow, in_force)
 
 
-def _stored(row: Row[DefinitionRow, VersionRow]) -> Stored:
-    definition, version = row
-    return definition, version
+async def _all_stored(
+    session: AsyncSession, query: Select[DefinitionRow, VersionRow]
+) -> list[Stored]:
+    return [(definition, version) for definition, version in await session.execute(query)]
 
 
 async def all_definitions(session: AsyncSession, tenant: str) -> list[Stored]:
@@ -98,7 +121,7 @@ async def all_definitions(session: AsyncSession, tenant: str) -> list[Stored]:
     query = _with_version().where(
         DefinitionRow.tenant_id == tenant, DefinitionRow.deleted_at.is_(None)
     )
-    return [_stored(row) for row in await session.execute(query)]
+    return await _all_stored(session, query)
 
 
 async def list_definitions(
@@ -112,8 +135,7 @@ async def list_definitions(
     )
     if after is not None:
         query = query.where(DefinitionRow.name > after)
-    rows = await session.execute(query.order_by(DefinitionRow.name).limit(limit))
-    return [_stored(row) for row in rows]
+    return await _all_stored(session, query.order_by(DefinitionRow.name).limit(limit))
 
 
 async def find_named(
@@ -125,8 +147,7 @@ async def find_named(
         DefinitionRow.namespace == namespace_of(kind),
         DefinitionRow.name == name,
     )
-    row = (await session.execute(query)).one_or_none()
-    return _stored(row) if row is not None else None
+    return next(iter(await _all_stored(session, query)), None)
 
 
 async def find_definition(
@@ -139,25 +160,44 @@ async def find_definition(
     return found
 
 
-async def every_definition(
-    session: AsyncSession, *, after_id: int, limit: int
-) -> list[tuple[DefinitionRow, VersionRow | None]]:
-    """Return definitions of all tenants, deleted ones too, in the order of their ids."""
-    query = _with_version().where(DefinitionRow.id > after_id)
-    rows = await session.execute(query.order_by(DefinitionRow.id).limit(limit))
-    return [_stored(row) for row in rows]
+async def require_definition(
+    session: AsyncSession, tenant: str, kind: DocumentKind, name: str
+) -> Stored:
+    """Return a definition that is not deleted.
+
+    Raises:
+        RejectedError: ``unknown_definition``.
+    """
+    found = await find_definition(session, tenant, kind, name)
+    if found is None:
+        raise unknown_definition(kind, name)
+    return found
+
+
+def unknown_definition(kind: DocumentKind, name: str) -> RejectedError:
+    """Return the error of a name without a definition."""
+    return RejectedError("unknown_definition", f"there is no {kind} {name!r}")
+
+
+async def every(
+    session: AsyncSession, table: type[RowT], *, after_id: int, limit: int
+) -> list[RowT]:
+    """Return rows of all tenants, deleted ones too, in the order of their ids."""
+    query = select(table).where(table.id > after_id).order_by(table.id).limit(limit)
+    return list(await session.scalars(query))
+
+
+def _of(rows: type[VersionRow | AliasRow], definition: DefinitionRow) -> ColumnElement[bool]:
+    """Return the condition that rows belong to a definition."""
+    return and_(rows.tenant_id == definition.tenant_id, rows.definition_id == definition.id)
 
 
 async def find_version(
     session: AsyncSession, definition: DefinitionRow, version: int
 ) -> VersionRow | None:
     """Return one version of a definition."""
-    query = select(VersionRow).where(
-        VersionRow.tenant_id == definition.tenant_id,
-        VersionRow.definition_id == definition.id,
-        VersionRow.version == version,
-    )
-    return (await session.execute(query)).scalar_one_or_none()
+    query = select(VersionRow).where(_of(VersionRow, definition), VersionRow.version == version)
+    return await session.scalar(query)
 
 
 async def all_versions(session: AsyncSession, definition: DefinitionRow) -> list[VersionRow]:
@@ -165,74 +205,57 @@ async def all_versions(session: AsyncSession, definition: DefinitionRow) -> list
     query = (
         select(VersionRow)
         .options(defer(VersionRow.compiled))
-        .where(
-            VersionRow.tenant_id == definition.tenant_id,
-            VersionRow.definition_id == definition.id,
-            VersionRow.kind == definition.kind,
-        )
+        .where(_of(VersionRow, definition), VersionRow.kind == definition.kind)
     )
-    return list((await session.execute(query.order_by(VersionRow.version))).scalars())
+    return list(await session.scalars(query.order_by(VersionRow.version)))
 
 
 async def list_versions(
     session: AsyncSession, definition: DefinitionRow, *, before: int | None, limit: int
 ) -> list[VersionRow]:
     """Return versions of a definition, newest first."""
-    query = select(VersionRow).where(
-        VersionRow.tenant_id == definition.tenant_id, VersionRow.definition_id == definition.id
-    )
+    query = select(VersionRow).where(_of(VersionRow, definition))
     if before is not None:
         query = query.where(VersionRow.version < before)
-    rows = await session.execute(query.order_by(VersionRow.version.desc()).limit(limit))
-    return list(rows.scalars())
+    return list(await session.scalars(query.order_by(VersionRow.version.desc()).limit(limit)))
 
 
 async def last_version(session: AsyncSession, definition: DefinitionRow) -> int:
     """Return the highest version number of a definition, 0 where it has none."""
-    query = select(func.max(VersionRow.version)).where(
-        VersionRow.tenant_id == definition.tenant_id, VersionRow.definition_id == definition.id
-    )
-    return (await session.execute(query)).scalar_one_or_none() or 0
+    query = select(func.max(VersionRow.version)).where(_of(VersionRow, definition))
+    return await session.scalar(query) or 0
 
 
 async def find_alias(
     session: AsyncSession, definition: DefinitionRow, alias: str
 ) -> AliasRow | None:
     """Return the row of an alias, removed or not."""
-    query = select(AliasRow).where(
-        AliasRow.tenant_id == definition.tenant_id,
-        AliasRow.definition_id == definition.id,
-        AliasRow.alias == alias,
-    )
-    return (await session.execute(query)).scalar_one_or_none()
+    query = select(AliasRow).where(_of(AliasRow, definition), AliasRow.alias == alias)
+    return await session.scalar(query)
 
 
 async def list_aliases(session: AsyncSession, definition: DefinitionRow) -> list[AliasRow]:
     """Return the aliases of a definition by name."""
-    query = select(AliasRow).where(
-        AliasRow.tenant_id == definition.tenant_id,
-        AliasRow.definition_id == definition.id,
-        AliasRow.deleted_at.is_(None),
-    )
-    return list((await session.execute(query.order_by(AliasRow.alias))).scalars())
+    query = select(AliasRow).where(_of(AliasRow, definition), AliasRow.deleted_at.is_(None))
+    return list(await session.scalars(query.order_by(AliasRow.alias)))
 
 
 async def find_agent(session: AsyncSession, tenant: str, agent_id: str) -> AgentRow | None:
     """Return the row of an HTTP agent, deregistered or not."""
     query = select(AgentRow).where(AgentRow.tenant_id == tenant, AgentRow.agent_id == agent_id)
-    return (await session.execute(query)).scalar_one_or_none()
+    return await session.scalar(query)
 
 
 async def list_agents(session: AsyncSession, tenant: str) -> list[AgentRow]:
     """Return the HTTP agents that are registered, alive or not."""
     query = select(AgentRow).where(AgentRow.tenant_id == tenant, AgentRow.deleted_at.is_(None))
-    return list((await session.execute(query.order_by(AgentRow.agent_id))).scalars())
+    return list(await session.scalars(query.order_by(AgentRow.agent_id)))
 
 
 async def find_key(session: AsyncSession, tenant: str, key_id: str) -> KeyRow | None:
     """Return an API key, revoked or not."""
     query = select(KeyRow).where(KeyRow.tenant_id == tenant, KeyRow.key_id == key_id)
-    return (await session.execute(query)).scalar_one_or_none()
+    return await session.scalar(query)
 
 
 async def list_keys(session: AsyncSession, tenant: str, *, revoked: bool) -> list[KeyRow]:
@@ -240,10 +263,4 @@ async def list_keys(session: AsyncSession, tenant: str, *, revoked: bool) -> lis
     query = select(KeyRow).where(KeyRow.tenant_id == tenant)
     if not revoked:
         query = query.where(KeyRow.deleted_at.is_(None))
-    return list((await session.execute(query.order_by(KeyRow.id.desc()))).scalars())
-
-
-async def every_key(session: AsyncSession, *, after_id: int, limit: int) -> list[KeyRow]:
-    """Return API keys of all tenants, revoked ones too, in the order of their ids."""
-    query = select(KeyRow).where(KeyRow.id > after_id).order_by(KeyRow.id).limit(limit)
-    return list((await session.execute(query)).scalars())
+    return list(await session.scalars(query.order_by(KeyRow.id.desc())))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Final
-
-from pydantic import JsonValue
 
 from penstock.contracts.errors import ErrorDetail, finding
 from penstock_registry.core.catalog import Catalog
@@ -14,7 +12,6 @@ from penstock_registry.core.documents import (
     AgentDocument,
     AgentSpec,
     Document,
-    HttpSpec,
     NetworkDocument,
     ScheduleDocument,
     ToolDocument,
@@ -26,6 +23,7 @@ from penstock_registry.core.faults import known_faults, one_of, repeated_faults,
 from penstock_registry.core.networks import network_faults
 from penstock_registry.core.places import at
 from penstock_registry.core.reading import Parsed
+from penstock_registry.core.requests import form_faults
 from penstock_registry.core.schedules import schedule_faults
 from penstock_registry.core.workflows import workflow_faults
 
@@ -108,7 +106,9 @@ def _tool_faults(document: ToolDocument, path: str) -> Iterator[ErrorDetail]:
             yield finding(at(source_path, "value"), "is missing")
         yield from template_faults(source.value, at(source_path, "value"), _SOURCE)
     if spec.http is not None:
-        yield from _http_faults(spec.http, known, at(path, "http"))
+        request = ExpressionScope.of("arguments", arguments=known)
+        answer = request.plus("body", "headers", "status")
+        yield from form_faults(spec.http, at(path, "http"), request, answer)
     if spec.approval is not None and spec.policy != "require_approval":
         yield finding(
             at(path, "approval"),
@@ -120,25 +120,6 @@ def _tool_faults(document: ToolDocument, path: str) -> Iterator[ErrorDetail]:
             if field in spec.model_fields_set:
                 message = "no runner executes a client's tool"
                 yield finding(at(path, field), message)
-
-
-def _http_faults(spec: HttpSpec, parameters: Iterable[str], path: str) -> Iterator[ErrorDetail]:
-    if spec.body is not None and spec.json_body is not None:
-        message = "has body and json"
-        yield finding(path, message, "one of body, json")
-    headers = {name: text for name, text in spec.headers.items() if isinstance(text, str)}
-    request = ExpressionScope.of("arguments", arguments=parameters)
-    answer = request.plus("body", "headers", "status")
-    places: list[tuple[str, JsonValue, ExpressionScope]] = [
-        ("url", spec.url, request),
-        ("headers", dict(headers), request),
-        ("query", spec.query, request),
-        ("json", spec.json_body, request),
-        ("body", spec.body, request),
-        ("response", spec.response, answer),
-    ]
-    for name, template, scope in places:
-        yield from template_faults(template, at(path, name), scope)
 
 
 def _agent_faults(spec: AgentSpec, catalog: Catalog, path: str) -> Iterator[ErrorDetail]:

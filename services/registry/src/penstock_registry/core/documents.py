@@ -20,12 +20,11 @@ from penstock_registry.core.parts import (
     LimitsSpec,
     Part,
     RetrySpec,
-    SecretHeader,
     SecretName,
     WrittenObject,
 )
 from penstock_registry.core.schedules import ScheduleSpec
-from penstock_registry.core.steps import Expression, Steps, StepSpec
+from penstock_registry.core.steps import Expression, HttpForm, Steps, StepSpec
 
 API_VERSION: Final = "penstock/v1"
 
@@ -128,20 +127,9 @@ class BuiltinSpec(Part):
     queue: Token = "builtin"
 
 
-class HttpSpec(Part):
+class HttpSpec(HttpForm):
     """A tool that is an HTTP request. Its strings are templates over ``arguments``."""
 
-    method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"] = "GET"
-    url: str = Field(min_length=1, max_length=4000)
-    headers: dict[str, str | SecretHeader] = {}
-    query: WrittenObject = {}
-    json_body: JsonValue = Field(default=None, alias="json")
-    body: str | None = None
-    """A body of text, instead of ``json``."""
-    response: JsonValue = "{{ body }}"
-    """Template of the output over ``status``, ``headers``, ``body`` and ``arguments``."""
-    timeout_seconds: float = Field(default=30.0, gt=0, le=3600)
-    max_response_bytes: int = Field(default=1024 * 1024, ge=1, le=64 * 1024 * 1024)
     queue: Token = "http"
 
 

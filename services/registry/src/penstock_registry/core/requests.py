@@ -21,7 +21,7 @@ from penstock_registry.core.documents import HttpSpec
 from penstock_registry.core.expression_scope import ExpressionScope, template_faults
 from penstock_registry.core.parts import SecretHeader
 from penstock_registry.core.places import at
-from penstock_registry.core.steps import HttpRequest
+from penstock_registry.core.steps import HttpForm, HttpRequest
 
 QUEUE_SECONDS: Final = 30.0
 """What a request may wait for its runner, beside the time for its answer."""
@@ -48,26 +48,38 @@ def request_faults(
         path: Where it stands.
         scope: What its templates see.
     """
-    if request.body is not None and request.json_body is not None:
-        message = "has body and json"
-        yield finding(path, message, "one of body, json")
     for field, names in (("headers", request.headers), ("query", request.query)):
         for name in names:
             if not _NAME.fullmatch(name):
-                yield finding(
-                    at(path, field), f"got {name!r}"[:200], "letters, digits, '_' and '-'"
-                )
-    headers = {name: text for name, text in request.headers.items() if isinstance(text, str)}
+                allowed = "letters, digits, '_' and '-'"
+                yield finding(at(path, field), f"got {name!r}"[:200], allowed)
+    yield from form_faults(request, path, scope, _ANSWER)
+
+
+def form_faults(
+    form: HttpForm, path: str, scope: ExpressionScope, answer: ExpressionScope
+) -> Iterator[ErrorDetail]:
+    """Yield the errors of a request's form.
+
+    Args:
+        form: The form.
+        path: Where it stands.
+        scope: What its templates see.
+        answer: What the template of its output sees.
+    """
+    if form.body is not None and form.json_body is not None:
+        yield finding(path, "has body and json", "one of body, json")
+    headers = {name: text for name, text in form.headers.items() if isinstance(text, str)}
     templates: JsonObject = {
-        "url": request.url,
+        "url": form.url,
         "headers": dict(headers),
-        "query": request.query,
-        "json": request.json_body,
-        "body": request.body,
+        "query": form.query,
+        "json": form.json_body,
+        "body": form.body,
     }
     for name, template in templates.items():
         yield from template_faults(template, at(path, name), scope)
-    yield from template_faults(request.response, at(path, "response"), _ANSWER)
+    yield from template_faults(form.response, at(path, "response"), answer)
 
 
 def call_of(name: str, description: str, request: HttpRequest) -> Call:
@@ -81,15 +93,12 @@ def call_of(name: str, description: str, request: HttpRequest) -> Call:
     moved = _Arguments({})
     http = HttpSpec.model_validate(
         {
-            "method": request.method,
+            **request.model_dump(by_alias=True, exclude={"queue", "at_most_once"}),
             "url": moved.url(request.url),
             "headers": moved.headers(request.headers),
             "query": moved.members("query", request.query),
             "json": moved.whole("json", request.json_body),
             "body": moved.whole("body", request.body),
-            "response": request.response,
-            "timeout_seconds": request.timeout_seconds,
-            "max_response_bytes": request.max_response_bytes,
         }
     )
     schema: JsonObject = {"type": "object", "properties": {key: {} for key in moved.templates}}

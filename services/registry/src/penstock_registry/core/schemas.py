@@ -66,17 +66,19 @@ def _texts() -> dict[str, dict[str, str]]:
     """Read the texts below the fields of every model from its source, by model and field."""
     package = __name__.rpartition(".")[0]
     own = [name for name in sys.modules if name.startswith(f"{package}.")]
-    found: dict[str, dict[str, str]] = {}
+    classes: dict[str, ast.ClassDef] = {}
     for module in ("penstock.contracts.plan", *sorted(own)):
         tree = ast.parse(inspect.getsource(sys.modules[module]))
-        for node in tree.body:
-            if isinstance(node, ast.ClassDef):
-                inherited: dict[str, str] = {}
-                for base in node.bases:
-                    if isinstance(base, ast.Name):
-                        inherited |= found.get(base.id, {})
-                found[node.name] = {**inherited, **dict(_field_texts(node))}
-    return found
+        classes |= {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+
+    def texts(name: str) -> dict[str, str]:
+        if (node := classes.get(name)) is None:
+            return {}
+        bases = [texts(base.id) for base in node.bases if isinstance(base, ast.Name)]
+        inherited = {field: text for base in bases for field, text in base.items()}
+        return {**inherited, **dict(_field_texts(node))}
+
+    return {name: texts(name) for name in classes}
 
 
 def _field_texts(node: ast.ClassDef) -> Iterator[tuple[str, str]]:

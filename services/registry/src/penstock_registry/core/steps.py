@@ -33,8 +33,8 @@ Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 OnError = Literal["fail", "continue"]
 
 
-class HttpRequest(Part):
-    """A request over HTTP. Its strings are templates over the run's scope, ``secrets`` too."""
+class HttpForm(Part):
+    """The form of an HTTP request, of a tool or of a step."""
 
     method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"] = "GET"
     url: str = Field(min_length=1, max_length=4000)
@@ -46,10 +46,16 @@ class HttpRequest(Part):
     body: str | None = None
     """A body of text, instead of ``json``."""
     response: JsonValue = "{{ body }}"
-    """Template of the output over ``status``, ``headers``, ``body`` and the run's scope."""
+    """Template of the output over ``status``, ``headers`` and ``body``; a tool's also over
+    ``arguments``."""
     timeout_seconds: float = Field(default=30.0, gt=0, le=3600)
     """For the answer to one attempt."""
     max_response_bytes: int = Field(default=1024 * 1024, ge=1, le=64 * 1024 * 1024)
+
+
+class HttpRequest(HttpForm):
+    """A request over HTTP. Its strings are templates over the run's scope, ``secrets`` too."""
+
     at_most_once: bool = False
     """A lost attempt becomes ``unknown`` and needs a decision; it is never made again silently."""
     queue: Token = "http"
