@@ -119,10 +119,10 @@ class ProviderModel:
 
     def _options(self, request: Request) -> Options:
         config = request.config
-        taken = sorted(_OURS & config.parameters.keys())
-        if taken:
+        refused = sorted(_OURS & config.parameters.keys())
+        if refused:
             raise RejectedError(
-                "invalid_agent", f"parameters that an agent cannot set: {', '.join(taken)}"
+                "invalid_agent", f"parameters that an agent cannot set: {', '.join(refused)}"
             )
         options: Options = dict(config.parameters)
         key = options.get("api_key")
@@ -187,9 +187,9 @@ class _Conversation:
         response = await self._litellm.acompletion(**options)
         if self._request.config.stream:
             async for chunk in response:
-                await self._take(chunk, streamed=True)
+                await self._add(chunk, streamed=True)
         else:
-            await self._take(response, streamed=False)
+            await self._add(response, streamed=False)
         if self._finish == "content_filter":
             raise RejectedError("content_refused", "the provider's filter withheld the answer")
         text = "".join(self._text)
@@ -200,7 +200,7 @@ class _Conversation:
         calls, route = split_route(self._request.config, calls, text)
         return Turn(text=text, calls=calls, usage=usage, model=self._model, route=route)
 
-    async def _take(self, part: Any, *, streamed: bool) -> None:
+    async def _add(self, part: Any, *, streamed: bool) -> None:
         self._model = getattr(part, "model", None) or self._model
         usage = getattr(part, "usage", None)
         if usage is not None:
@@ -280,8 +280,8 @@ def _mapped(litellm: Any, error: Exception, text: str) -> PenstockError:
                 return RejectedError(code, text)
             after = _retry_after(error)
             # Where the provider says for how long, all runners leave it alone, and it is no try.
-            told = code == "model_rate_limited" and after is not None
-            return TransientError(THROTTLED if told else code, text, retry_after_seconds=after)
+            throttled = code == "model_rate_limited" and after is not None
+            return TransientError(THROTTLED if throttled else code, text, retry_after_seconds=after)
     return TransientError("model_error", text)
 
 

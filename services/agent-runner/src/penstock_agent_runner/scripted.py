@@ -1,4 +1,4 @@
-"""Performs scripts: the only thing about them that takes time."""
+"""Performs scripts: waits, emits the pieces and answers or fails."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ class HttpAgents:
         return self._registration(row, change)
 
     async def beat(self, request: BeatAgent) -> AgentRegistration:
-        """Take a heartbeat.
+        """Record a heartbeat.
 
         Raises:
             RejectedError: ``unknown_agent``; it has to register again.
@@ -123,7 +123,7 @@ class HttpAgents:
         return self._registration(row, "unchanged")
 
     async def deregister(self, request: DeregisterAgent) -> Deleted:
-        """Take an agent away; a definition that others name stays.
+        """Remove an agent; a definition that others name stays.
 
         Raises:
             RejectedError: ``unknown_agent``.

@@ -153,7 +153,7 @@ class Definitions:
         )
 
     async def delete(self, request: DeleteDefinition, *, origin: Origin | None = None) -> Deleted:
-        """Take a definition out of force and delete it.
+        """Delete a definition; runs cannot start it any more.
 
         Args:
             request: Which one.
@@ -177,7 +177,7 @@ class Definitions:
         return Deleted(kind=request.kind, name=request.name)
 
     async def archive(self, request: ArchiveDefinition) -> Definition:
-        """Take a definition and all of its versions out of force, and keep it.
+        """Archive a definition with all its versions.
 
         Raises:
             ConflictError: ``in_use`` with those in force that name it.

@@ -1,4 +1,4 @@
-"""The registry's verbs: what each takes, and who does it."""
+"""The registry's verbs: the request model and the handler of each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from penstock_registry.runner_registry import RunnerRegistry
 
 
 class Parts(NamedTuple):
-    """Who does the work."""
+    """The handlers' owners."""
 
     definitions: Definitions
     aliases: VersionAliases

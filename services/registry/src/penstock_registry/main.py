@@ -138,7 +138,7 @@ async def _serve(
 
 
 async def _keep_repaired(bus: Bus, settings: RegistrySettings, publisher: Publisher) -> None:
-    """Compare the bus with what it should hold after each reconnection, and from time to time.
+    """Repair streams and buckets after each reconnection, and at intervals.
 
     Streams too: a single server that restarts forgets those that are kept in memory.
     """

@@ -1,6 +1,6 @@
-"""The publisher: makes the buckets say what the database says.
+"""The publisher: makes the buckets equal to the database.
 
-The database is what counts. A bucket's key is compared with it, corrected by compare-and-set, and
+The database is authoritative. A bucket's key is compared with it, corrected by compare-and-set, and
 compared once more: the last process to read a row leaves the bucket right, so replicas that
 publish at the same time need no lock, and a bus that lost its buckets is repaired by looking.
 """
@@ -26,7 +26,7 @@ from penstock_registry.versions import aliased, published_version
 
 log = EventLog(__name__)
 
-Wanted = Callable[[], Awaitable[bytes | None]]
+Expected = Callable[[], Awaitable[bytes | None]]
 
 _ATTEMPTS: Final = 20
 _PAGE: Final = 200
@@ -58,7 +58,7 @@ class Publisher:
             log.debug("registry.plan_known", digest=digest)
 
     async def assert_definition(self, tenant: str, kind: DocumentKind, name: str) -> bool:
-        """Make the bucket say of a name what the database says; return whether it had to change.
+        """Make the bucket's entry of a name equal to the database; return whether it changed.
 
         Raises:
             TransientError: Bus or database did not answer, or others change the key all the time.
@@ -72,12 +72,12 @@ class Publisher:
         else:
             bucket, key = self._published, subjects.published_key(tenant, name)
 
-        async def wanted() -> bytes | None:
+        async def expected() -> bytes | None:
             async with self._store.reading() as session:
                 found = await store.find_named(session, tenant, kind, name)
             return await self._value_of(*found) if found is not None else None
 
-        changed = await self._assert(bucket, key, wanted)
+        changed = await self._assert(bucket, key, expected)
         if changed and kind is DocumentKind.SCHEDULE:
             await self._forget_progress(tenant, name)
         return changed
@@ -94,7 +94,7 @@ class Publisher:
     async def assert_selectors(
         self, tenant: str, kind: DocumentKind, name: str, *, version: int | None = None
     ) -> int:
-        """Make the bucket say what versions and aliases of a name stand for.
+        """Make the bucket's entries of a name's versions and aliases equal to the database.
 
         Args:
             tenant: Whose name.
@@ -103,14 +103,14 @@ class Publisher:
             version: Only this version and the aliases; all versions where not given.
 
         Returns:
-            How many keys had to change.
+            Number of keys that changed.
 
         Raises:
             TransientError: Bus or database did not answer, or others change a key all the time.
         """
         if kind not in RUNNABLE:
             return 0
-        wanted: dict[str, bytes | None] = {
+        expected: dict[str, bytes | None] = {
             selector: value
             for selector, value in (await self._selectors(tenant, kind, name)).items()
             if version is None or selector == str(version) or not selector.isdigit()
@@ -118,9 +118,9 @@ class Publisher:
         if version is None:
             there = await self._published.keys(subjects.published_version_key(tenant, name, "*"))
             for key in there:
-                wanted.setdefault(key.rsplit(".", 1)[1], None)
+                expected.setdefault(key.rsplit(".", 1)[1], None)
         changed = 0
-        for selector, value in wanted.items():
+        for selector, value in expected.items():
             key = subjects.published_version_key(tenant, name, selector)
             entry = await self._published.get(key)
             if (entry.value if entry is not None else None) != value:
@@ -130,17 +130,17 @@ class Publisher:
     async def _assert_selector(
         self, tenant: str, kind: DocumentKind, name: str, selector: str
     ) -> bool:
-        async def wanted() -> bytes | None:
+        async def expected() -> bytes | None:
             value = (await self._selectors(tenant, kind, name)).get(selector)
             if value is not None:
                 await self._put_plans(tenant, kind, name, selector)
             return value
 
         key = subjects.published_version_key(tenant, name, selector)
-        return await self._assert(self._published, key, wanted)
+        return await self._assert(self._published, key, expected)
 
     async def _selectors(self, tenant: str, kind: DocumentKind, name: str) -> dict[str, bytes]:
-        """Return what the database says of every version and alias of a name."""
+        """Return the entries of every version and alias of a name, from the database."""
         async with self._store.reading() as session:
             found = await store.find_named(session, tenant, kind, name)
             if found is None or found[0].deleted_at or found[0].archived_at:
@@ -170,7 +170,7 @@ class Publisher:
             await self.put_plan(version.digest, version.compiled)
 
     async def assert_key(self, tenant: str, key_id: str) -> bool:
-        """Make the bucket say of an API key what the database says.
+        """Make the bucket's entry of an API key equal to the database.
 
         Raises:
             TransientError: Bus or database did not answer, or others change the key all the time.
@@ -181,19 +181,19 @@ class Publisher:
             return False
         expires_at = row.expires_at
 
-        async def wanted() -> bytes | None:
+        async def expected() -> bytes | None:
             async with self._store.reading() as session:
                 found = await store.find_key(session, tenant, key_id)
             return self._record_of(found) if found is not None else None
 
         ttl = (expires_at - self._now()).total_seconds() if expires_at is not None else None
-        return await self._assert(self._keys, row.sha256, wanted, ttl_seconds=ttl)
+        return await self._assert(self._keys, row.sha256, expected, ttl_seconds=ttl)
 
     async def repair(self) -> int:
         """Compare all buckets with the database and return how many keys had to be corrected.
 
-        Keys that the database has never heard of are left alone: a registry with a new database
-        must not take an installation's plans away.
+        Keys that the database does not know stay: a registry with a new database must not remove
+        the plans of an installation.
 
         Raises:
             TransientError: Bus or database did not answer.
@@ -221,7 +221,7 @@ class Publisher:
     async def _value_of(
         self, definition: DefinitionRow, version: VersionRow | None
     ) -> bytes | None:
-        """Return what a bucket must hold for a definition; its plan is there before."""
+        """Return the entry of a definition, after its plan was stored."""
         if definition.deleted_at is not None or version is None:
             return None
         if definition.kind in (DocumentKind.WEBHOOK, DocumentKind.SCHEDULE):
@@ -248,7 +248,7 @@ class Publisher:
         self,
         bucket: Bucket,
         key: str,
-        wanted: Wanted,
+        expected: Expected,
         *,
         ttl_seconds: float | None = None,
     ) -> bool:
@@ -257,7 +257,7 @@ class Publisher:
             # The bucket is read before the database, so that the written value is never older than
             # the compared value.
             entry = await bucket.get(key)
-            value = await wanted()
+            value = await expected()
             if (entry.value if entry is not None else None) == value:
                 return changed
             try:

@@ -72,7 +72,7 @@ class Store:
 
     @asynccontextmanager
     async def changing(self, tenant: str) -> AsyncIterator[AsyncSession]:
-        """One unit of work that changes a tenant's rows; those of one tenant take turns.
+        """One unit of work that changes a tenant's rows; those of one tenant run in sequence.
 
         Raises:
             TransientError: ``database_unavailable``.

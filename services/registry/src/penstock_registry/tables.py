@@ -1,6 +1,7 @@
 """Tables of the registry's database.
 
-Every row belongs to one tenant; nothing is removed, only marked as deleted. Versions never change.
+Every row belongs to one tenant. Nothing is removed: a deleted row keeps the time of its deletion.
+Versions never change.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from penstock.db import NAMING_CONVENTION
 PACKAGE: Final = "penstock_registry"
 """Whose ``migrations`` make the tables."""
 REVISION: Final = "0002"
-"""The migration that these tables are; a test holds it to the latest."""
+"""The migration that these tables are; a test compares it with the latest."""
 ROW_ID: Final = BigInteger().with_variant(Integer, "sqlite")
 
 
@@ -91,7 +92,7 @@ class DefinitionRow(Table):
     revision: Mapped[int]
     published_version: Mapped[int | None]
     archived_at: Mapped[datetime | None]
-    """When it was taken out of force for good; ``None`` once it is published again."""
+    """When the definition was archived; ``None`` once it is published again."""
 
 
 class VersionRow(Table):

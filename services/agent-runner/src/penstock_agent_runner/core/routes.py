@@ -48,11 +48,11 @@ def instructions_of(config: AgentConfig) -> str:
     if config.can_respond:
         return config.instructions
     names = ", ".join(route_tool_name(route.agent) for route in config.routes)
-    told = (
+    advice = (
         "You cannot answer the user yourself: every turn must end with a call of a tool. "
         f"To hand the conversation over, call one of: {names}."
     )
-    return f"{config.instructions}\n\n{told}" if config.instructions else told
+    return f"{config.instructions}\n\n{advice}" if config.instructions else advice
 
 
 def split_route(

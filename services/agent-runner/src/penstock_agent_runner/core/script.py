@@ -136,9 +136,9 @@ def perform(
     if number >= len(turns) and (turns[-1].tool_calls or turns[-1].route is not None):
         raise RejectedError("script_ended", f"the script has {len(turns)} turns, this is another")
     turn = turns[min(number, len(turns) - 1)]
-    told = messages[start].content if start >= 0 else ""
+    message = messages[start].content if start >= 0 else ""
     scope: JsonObject = {
-        "input": _value(told),
+        "input": _value(message),
         "tools": [_value(message.content) for message in since if message.role == "tool"],
     }
     if turn.deltas is None:

@@ -109,13 +109,11 @@ def read_tag(text: str) -> tuple[str, str]:
     Raises:
         RejectedError: ``invalid_request``.
     """
-    node_record = min(
-        (text.find(node_record) for node_record in "=:" if node_record in text), default=-1
-    )
-    if node_record <= 0:
+    at = min((text.find(sign) for sign in "=:" if sign in text), default=-1)
+    if at <= 0:
         raise RejectedError(
             "invalid_request",
             "a tag is given as name=value",
             details=(finding("query.tag", f"got {text[:80]!r}", "name=value"),),
         )
-    return text[:node_record], text[node_record + 1 :]
+    return text[:at], text[at + 1 :]

@@ -31,11 +31,11 @@ def expired(node_record: NodeRecord, now: datetime) -> bool:
 
 def decision_view(fact: SignalReceived) -> DecisionView | None:
     """Return what an answer to an approval says; ``None`` if it is none."""
-    said = fact.payload if isinstance(fact.payload, dict) else {}
-    decision = said.get("decision")
+    answer = fact.payload if isinstance(fact.payload, dict) else {}
+    decision = answer.get("decision")
     if decision != "approve" and decision != "reject":
         return None
-    by, reason = said.get("by"), said.get("reason")
+    by, reason = answer.get("by"), answer.get("reason")
     return DecisionView(
         decision="approve" if decision == "approve" else "reject",
         by=by if isinstance(by, str) else fact.sent_by,

@@ -118,10 +118,10 @@ def _check_standard(
     for secret in secrets:
         expected = standard_signature(secret, delivery_id, timestamp, body).encode()
         for signature in given:
-            # No early end: how long it takes says nothing of which one fits.
+            # No early exit: the duration must not reveal which signature matches.
             valid |= hmac.compare_digest(expected, signature)
     if not valid:
-        raise RejectedError("signature_invalid", "no signature fits")
+        raise RejectedError("signature_invalid", "no signature matches")
     if len(timestamp) > 12 or abs(now - int(timestamp)) > tolerance_seconds:
         raise RejectedError(
             "signature_expired",
@@ -135,7 +135,7 @@ def _check_github(header: str, body: bytes, secrets: Sequence[bytes]) -> None:
     for secret in secrets:
         valid |= hmac.compare_digest(github_signature(secret, body).encode(), given)
     if not valid:
-        raise RejectedError("signature_invalid", "the signature does not fit")
+        raise RejectedError("signature_invalid", "signature mismatch")
 
 
 def _sender_id(headers: Mapping[str, str]) -> str | None:

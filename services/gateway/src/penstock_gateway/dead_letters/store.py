@@ -1,7 +1,7 @@
-"""Dead letters: messages that were given up, looked at, sent to work again, thrown away.
+"""Dead letters: messages that could not be processed, to inspect, requeue or discard.
 
-The fact that a message was stays in the log whatever happens here; to do its work again is to let
-the engine look at the run, or to let a step be attempted again.
+The log keeps the fact in any case. To requeue a letter makes the engine reload the run, or makes
+the next attempt at a step.
 """
 
 from __future__ import annotations

@@ -175,7 +175,7 @@ def definition_routes(kind: DocumentKind, prefix: str | None = None) -> APIRoute
 
         @router.delete("/{name}", status_code=204, name=f"delete_{kind.value}")
         async def delete(gateway: GatewayParts, caller: Admin, name: PathToken) -> None:
-            """Take a definition out of force and delete it."""
+            """Delete a definition; runs cannot start it any more."""
             request = DeleteDefinition(tenant=caller.tenant, kind=kind, name=name)
             await gateway.registry.ask("delete_definition", request, Deleted)
             await gateway.registry.refresh(caller.tenant, kind, name)
@@ -209,7 +209,7 @@ def definition_routes(kind: DocumentKind, prefix: str | None = None) -> APIRoute
 
     @router.post("/{name}/archive", name=f"archive_{kind.value}")
     async def archive(gateway: GatewayParts, caller: Admin, name: PathToken) -> Definition:
-        """Take a definition and its versions out of force; publishing brings it back."""
+        """Archive a definition with its versions; publishing brings it back."""
         request = ArchiveDefinition(tenant=caller.tenant, kind=kind, name=name)
         archived = await gateway.registry.ask("archive_definition", request, Definition)
         await gateway.registry.refresh(caller.tenant, kind, name)

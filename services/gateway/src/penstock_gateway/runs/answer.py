@@ -1,7 +1,7 @@
 """Answers to pending requests: approvals, results of client tools, resolutions.
 
-The log decides. The id of an answer derives from its request, so the stream takes one only; the
-reply to a second one holds the first.
+The log decides. The id of an answer derives from its request, so the stream stores only one; the
+reply to a second one contains the first.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Answer(NamedTuple):
     digest: str | None = None
     """Digest of the request that the client means; ``None``: any."""
     path: str = ""
-    """Where in the request it stood, for errors."""
+    """Path in the request, for errors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,13 +147,13 @@ def find_record(
         state: The run that asks.
         question: What kind of question it is.
         record_id: Id of the node record.
-        path: Where in the request it stood, for the error.
+        path: Path in the request, for the error.
 
     Raises:
         RejectedError: ``approval_not_found``, ``tool_call_not_found``, ``resolution_not_found``.
     """
     node_record = state.node_records.get(record_id)
-    # A call that failed is marked as its node is; that it was asked for is in its answer.
+    # The record of a failed call has the kind of its node; only its answer shows the request.
     if node_record is None or (
         node_record.node_record.kind != question and not _was_asked(state, question, node_record)
     ):

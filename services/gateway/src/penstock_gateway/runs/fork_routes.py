@@ -63,7 +63,7 @@ def _params(
     body: ForkRun | RetryRun | ReplayRun,
     key: str | None,
 ) -> ForkParams:
-    said = body.model_dump_json(exclude_unset=True)
+    form = body.model_dump_json(exclude_unset=True)
     fork = body if isinstance(body, ForkRun) else ForkRun()
     at_seq = body.from_ if isinstance(body, ReplayRun) else fork.at_seq
     limits = {} if isinstance(body, ReplayRun) else body.limits.model_dump(exclude_unset=True)
@@ -77,7 +77,7 @@ def _params(
         tags=body.tags,
         run_id=None if key is None else run_id_from_key(caller.tenant, key),
         request_digest=(
-            None if key is None else sha256(f"{mode} {run_id} {said}".encode()).hexdigest()
+            None if key is None else sha256(f"{mode} {run_id} {form}".encode()).hexdigest()
         ),
     )
 

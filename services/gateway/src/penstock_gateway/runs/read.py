@@ -37,7 +37,7 @@ def not_found(run_id: str) -> RejectedError:
 
 @contextmanager
 def available() -> Iterator[None]:
-    """Take a refused read for one that may work later.
+    """Treat a refused read as transient.
 
     A server that was just started answers so for streams that it has not loaded yet.
 

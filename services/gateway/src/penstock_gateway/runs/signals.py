@@ -141,7 +141,7 @@ class Signals:
             if entry is None:
                 raise TransientError(
                     "signal_unclear",
-                    f"signal {signal_id} was refused as a duplicate and cannot be read",
+                    f"could not confirm that signal {signal_id} was stored; repeat the request",
                 ) from None
             return _sent(run_id, signal_id, entry, repeated=True)
         return Sent(run_id, signal_id, seq, fact)

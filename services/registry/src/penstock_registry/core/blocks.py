@@ -15,7 +15,7 @@ MAX_BLOCKS: Final = 8
 MAX_LOOPS: Final = 3
 """How many maps and loops may enclose a step, itself included."""
 TIMEOUT_SECONDS: Final = 3600.0
-"""How long a run may take that says nothing of it."""
+"""Timeout of a run whose document has none."""
 WAITING_SECONDS: Final = 30 * 86_400.0
 """The same where a step may wait for a person."""
 

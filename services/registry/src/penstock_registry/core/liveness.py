@@ -1,4 +1,4 @@
-"""Liveness: what the silence of a runner says of it."""
+"""Liveness: the state of a runner by the time since its last heartbeat."""
 
 from __future__ import annotations
 

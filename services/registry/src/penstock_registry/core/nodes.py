@@ -53,15 +53,15 @@ RUN_INPUT: Final = "{{ input }}"
 class Builder:
     """Makes nodes of steps, and the tools that only they call."""
 
-    def __init__(self, taken: Iterable[str], pin: Pin) -> None:
+    def __init__(self, used: Iterable[str], pin: Pin) -> None:
         """Start with no nodes.
 
         Args:
-            taken: Names that tools of the plan have already.
+            used: Names of the plan's other tools.
             pin: Gives the exact plan of a child run.
         """
         self.tools: dict[str, CompiledTool] = {}
-        self._taken = {name.lower() for name in taken}
+        self._used = {name.lower() for name in used}
         self._pin = pin
 
     def nodes(self, steps: Sequence[StepSpec]) -> tuple[Node, ...]:
@@ -122,10 +122,10 @@ class Builder:
     def _request(self, step_id: str, request: HttpRequest) -> tuple[str, JsonValue]:
         name = stem = f"http-{step_id}"
         number = 1
-        while name.lower() in self._taken:
+        while name.lower() in self._used:
             number += 1
             name = f"{stem}-{number}"
-        self._taken.add(name.lower())
+        self._used.add(name.lower())
         description = f"{request.method} {request.url}"[:200]
         self.tools[name], arguments = call_of(name, description, request)
         return name, arguments

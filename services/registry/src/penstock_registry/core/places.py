@@ -8,7 +8,7 @@ from penstock.contracts.errors import ErrorDetail, RejectedError
 
 
 def invalid_document(details: Iterable[ErrorDetail]) -> RejectedError:
-    """Return the error that says everything that is wrong with some documents."""
+    """Return the error with all findings about some documents."""
     found = tuple(details)
     first = found[0]
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""

@@ -36,12 +36,8 @@ def load_yaml(text: str, *, path: str = "") -> list[JsonValue]:
         detail = finding(path, "nested too deeply")
         raise invalid_document([detail]) from error
     except yaml.YAMLError as error:
-        node_record = getattr(error, "problem_mark", None)
-        where = (
-            f" (line {node_record.line + 1}, column {node_record.column + 1})"
-            if node_record is not None
-            else ""
-        )
+        mark = getattr(error, "problem_mark", None)
+        where = "" if mark is None else f" (line {mark.line + 1}, column {mark.column + 1})"
         problem = getattr(error, "problem", None) or "cannot be read"
         detail = finding(path, f"not YAML: {problem}{where}")
         raise invalid_document([detail]) from error

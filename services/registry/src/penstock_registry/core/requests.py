@@ -24,7 +24,7 @@ from penstock_registry.core.places import at
 from penstock_registry.core.steps import HttpForm, HttpRequest
 
 QUEUE_SECONDS: Final = 30.0
-"""What a request may wait for its runner, beside the time for its answer."""
+"""Time that a request may wait for a runner, beside the time for its answer."""
 
 _ANSWER: Final = ExpressionScope.of("status", "headers", "body")
 _SECRET: Final = re.compile(r"([^{}]*)\{\{\s*secrets\.([A-Za-z][A-Za-z0-9_]*)\s*\}\}")
@@ -167,9 +167,9 @@ class _Arguments:
         return f"{{{{ arguments.{field} }}}}"
 
 
-def _argument_name(expression: str, taken: Iterable[str]) -> str:
+def _argument_name(expression: str, others: Iterable[str]) -> str:
     """Return a readable name for an argument, such as ``input_city``."""
-    used = {*taken, *_FIELDS}
+    used = {*others, *_FIELDS}
     stem = "_".join(re.findall(r"[A-Za-z0-9]+", expression))[:40] or "part"
     stem = stem if stem[0].isalpha() else f"part_{stem}"
     name, number = stem, 1

@@ -177,7 +177,7 @@ class ChildStep(Part):
     name: Token
     """Workflow, network or agent."""
     version: Selector | None = None
-    """Version or alias; the published version where not given. Settled when this is published."""
+    """Version or alias; the published version where not given. Resolved when this is published."""
     input: JsonValue = None
     """Template of its input."""
     limits: ChildLimitsSpec = ChildLimitsSpec()
@@ -312,7 +312,7 @@ WORK: Final = (
 BARE: Final = frozenset({"transform", "end"})
 """Kinds of work that need nothing behind their name."""
 CALLED: Final = frozenset({"agent", "tool", "http", "workflow"})
-"""Kinds that a runner or client executes, which may be tried again and take too long."""
+"""Kinds that a runner or client executes, which may be retried and may time out."""
 
 for _model in (BlockSpec, CaseSpec, ParallelStep, MapStep, LoopStep, StepSpec):
     _model.model_rebuild()

@@ -168,12 +168,12 @@ class _Walk:
                 "on_error: continue",
             )
         if work == "end" and step.on_error == "continue":
-            yield finding(f"{path}.on_error", "an end is the end", "fail")
+            yield finding(f"{path}.on_error", "on_error: continue has no effect on end", "fail")
         if spot.handler and work == "end":
-            message = "the run's end is settled before its handlers run"
+            message = "the outcome of the run is decided before its handlers run"
             yield finding(f"{path}.end", message, "only in steps")
         if spot.handler and step.compensate is not None:
-            message = "what handlers do is not undone"
+            message = "steps of handlers are not compensated"
             yield finding(f"{path}.compensate", message, "only in steps")
         try:
             evaluator.references(f"steps.{step.id}.output")
@@ -250,7 +250,7 @@ class _Walk:
                     message = "else has its steps behind it"
                     yield finding(f"{place}.steps", message)
                 if step.branch is not None and index + 1 != len(step.branch):
-                    message = "no case after it would ever be taken"
+                    message = "no case after it could be chosen"
                     yield finding(f"{place}.else", message, "last")
 
     def _variable(self, name: str, path: str, scope: ExpressionScope) -> Iterator[ErrorDetail]:
