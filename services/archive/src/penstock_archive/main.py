@@ -23,9 +23,9 @@ from penstock.contracts import subjects
 from penstock.contracts.errors import PenstockError, TransientError
 from penstock.endpoint import Endpoint
 from penstock.memory import settle
-from penstock.telemetry import logs, tracing
 from penstock.telemetry.health import HealthServer
 from penstock.telemetry.logs import EventLog
+from penstock.telemetry.process import observed
 from penstock_archive.drivers import open_store
 from penstock_archive.feed import Feed
 from penstock_archive.parts import LazyParts, verbs
@@ -47,24 +47,12 @@ def run(settings: ArchiveSettings) -> None:
     Raises:
         SystemExit: With 1 if the archive cannot start or must not continue.
     """
-    logs.configure(
-        service=SERVICE,
-        instance_id=settings.instance_id,
-        level=settings.log_level,
-        style=settings.log_format,
-    )
-    tracing.configure(
-        service=f"penstock-{SERVICE}",
-        instance_id=settings.instance_id,
-        otlp_endpoint=settings.otlp_endpoint,
-    )
     try:
-        uvloop.run(serve(settings))
+        with observed(settings, SERVICE):
+            uvloop.run(serve(settings))
     except PenstockError as error:
         log.exception("archive.failed", code=error.code)
         sys.exit(1)
-    finally:
-        tracing.shutdown()
 
 
 async def serve(settings: ArchiveSettings, *, until: asyncio.Event | None = None) -> None:

@@ -7,7 +7,7 @@ import sys
 import uvloop
 from pydantic import ValidationError
 
-from penstock.telemetry import logs, tracing
+from penstock.telemetry.process import observed
 from penstock_gateway.settings import GatewaySettings
 
 
@@ -17,23 +17,10 @@ def main() -> None:
         settings = GatewaySettings()
     except ValidationError as error:
         sys.exit(f"penstock-gateway: {error}")
-    logs.configure(
-        service="gateway",
-        instance_id=settings.instance_id,
-        level=settings.log_level,
-        style=settings.log_format,
-    )
-    tracing.configure(
-        service="penstock-gateway",
-        instance_id=settings.instance_id,
-        otlp_endpoint=settings.otlp_endpoint,
-    )
-    from penstock_gateway.main import run  # noqa: PLC0415 - after a refusal nothing was imported
+    with observed(settings, "gateway"):
+        from penstock_gateway.main import run  # noqa: PLC0415 - not imported after a refusal
 
-    try:
         uvloop.run(run(settings))
-    finally:
-        tracing.shutdown()
 
 
 if __name__ == "__main__":

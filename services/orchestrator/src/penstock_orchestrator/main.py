@@ -21,9 +21,9 @@ from penstock.bus.writer import LogWriter
 from penstock.contracts import subjects
 from penstock.contracts.errors import PenstockError
 from penstock.memory import settle
-from penstock.telemetry import logs, tracing
 from penstock.telemetry.health import HealthServer
 from penstock.telemetry.logs import EventLog
+from penstock.telemetry.process import observed
 from penstock_orchestrator.engine.engine import Engine
 from penstock_orchestrator.engine.leases import ShardLeases
 from penstock_orchestrator.engine.metrics import ENGINE_SHARDS
@@ -202,21 +202,9 @@ async def run_engine(settings: OrchestratorSettings) -> None:
 
 def run(settings: OrchestratorSettings) -> None:
     """Run the engine until SIGTERM or SIGINT."""
-    logs.configure(
-        service="orchestrator",
-        instance_id=settings.instance_id,
-        level=settings.log_level,
-        style=settings.log_format,
-    )
-    tracing.configure(
-        service="penstock-orchestrator",
-        instance_id=settings.instance_id,
-        otlp_endpoint=settings.otlp_endpoint,
-    )
     try:
-        uvloop.run(run_engine(settings))
+        with observed(settings, "orchestrator"):
+            uvloop.run(run_engine(settings))
     except PenstockError as error:
         log.exception("orchestrator.failed", code=error.code, reason=error.message)
         sys.exit(1)
-    finally:
-        tracing.shutdown()

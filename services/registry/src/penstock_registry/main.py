@@ -17,9 +17,9 @@ from penstock.contracts import subjects
 from penstock.contracts.errors import PenstockError, TransientError
 from penstock.endpoint import Endpoint
 from penstock.memory import settle
-from penstock.telemetry import logs, tracing
 from penstock.telemetry.health import HealthServer
 from penstock.telemetry.logs import EventLog
+from penstock.telemetry.process import observed
 from penstock_registry.agents import HttpAgents
 from penstock_registry.aliases import VersionAliases
 from penstock_registry.definitions import Definitions
@@ -45,24 +45,12 @@ def run(settings: RegistrySettings) -> None:
     """
     import uvloop  # noqa: PLC0415 - only where a process is run
 
-    logs.configure(
-        service=SERVICE,
-        instance_id=settings.instance_id,
-        level=settings.log_level,
-        style=settings.log_format,
-    )
-    tracing.configure(
-        service=SERVICE,
-        instance_id=settings.instance_id,
-        otlp_endpoint=settings.otlp_endpoint,
-    )
     try:
-        uvloop.run(serve(settings))
+        with observed(settings, SERVICE):
+            uvloop.run(serve(settings))
     except PenstockError as error:
         log.exception("registry.failed", code=error.code)
         sys.exit(EXIT_FAILED)
-    finally:
-        tracing.shutdown()
     sys.exit(0)
 
 

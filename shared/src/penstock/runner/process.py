@@ -19,9 +19,9 @@ from penstock.memory import settle
 from penstock.runner.harness import Harness
 from penstock.runner.heartbeat import Heartbeat
 from penstock.runner.settings import RunnerSettings, find_settings
-from penstock.telemetry import logs, tracing
 from penstock.telemetry.health import HealthServer
 from penstock.telemetry.logs import EventLog
+from penstock.telemetry.process import observed
 
 EXIT_FAILED: Final = 1
 
@@ -60,27 +60,15 @@ def run(
         SystemExit: With 0 after a drain, 1 if it could not start.
     """
     settings = settings if settings is not None else find_settings()
-    logs.configure(
-        service=service,
-        instance_id=settings.instance_id,
-        level=settings.log_level,
-        style=settings.log_format,
-    )
-    tracing.configure(
-        service=service,
-        instance_id=settings.instance_id,
-        otlp_endpoint=settings.otlp_endpoint,
-    )
     status = 0
     try:
-        _run_loop(serve(runners, settings, name=service))
+        with observed(settings, service):
+            _run_loop(serve(runners, settings, name=service))
     except PenstockError as error:
         # A server that is away needs no traceback; anything else may be a fault.
         fault = None if isinstance(error, TransientError) else error
         log.error("runner.failed", error=fault, code=error.code, reason=str(error))  # noqa: TRY400 - see above
         status = EXIT_FAILED
-    finally:
-        tracing.shutdown()
     _leave(status)
 
 

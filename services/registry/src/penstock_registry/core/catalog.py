@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final
 
 from penstock.contracts.rpc import DocumentKind
 from penstock_registry.core.blocks import every_step
@@ -35,7 +35,6 @@ RUNNABLE: Final = (DocumentKind.AGENT, DocumentKind.NETWORK, DocumentKind.WORKFL
 """Kinds that are started by name."""
 
 Key = tuple[DocumentKind, str]
-NameKind = Literal["agents", "tools", "workflows", "networks"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,23 +75,13 @@ class Catalog:
                     schedules[document.metadata.name] = document
         return cls(agents, tools, workflows, networks, webhooks, schedules)
 
-    def names(self, kind: NameKind) -> set[str]:
-        """Return the names that a document may use for a kind."""
-        known: Mapping[str, Document]
-        match kind:
-            case "agents":
-                known = self.agents
-            case "tools":
-                known = self.tools
-            case "workflows":
-                known = self.workflows
-            case "networks":
-                known = self.networks
-        return {*known, *self.unreadable}
+    def names(self, *named: Mapping[str, Document]) -> frozenset[str]:
+        """Return the names of documents, those included that cannot be read."""
+        return self.unreadable.union(*named)
 
-    def runnables(self) -> set[str]:
+    def runnables(self) -> frozenset[str]:
         """Return the names of everything that can be started."""
-        return self.names("agents") | self.names("workflows") | self.names("networks")
+        return self.names(self.agents, self.workflows, self.networks)
 
     def runnable(self, name: str) -> Runnable | None:
         """Return the definition that a name starts."""

@@ -138,7 +138,9 @@ def _agent_faults(spec: AgentSpec, catalog: Catalog, path: str) -> Iterator[Erro
     tools_path = at(path, "tools")
     yield from repeated_faults(spec.tools, tools_path)
     for index, name in enumerate(spec.tools):
-        yield from known_faults(name, catalog.names("tools"), "tool", f"{tools_path}[{index}]")
+        yield from known_faults(
+            name, catalog.names(catalog.tools), "tool", f"{tools_path}[{index}]"
+        )
 
 
 def _webhook_faults(

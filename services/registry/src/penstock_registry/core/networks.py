@@ -43,7 +43,7 @@ def _member_faults(
         yield finding(path, "has agent and spec", "one of agent, spec")
     elif member.spec is None:
         field = "name" if member.agent is None else "agent"
-        known = catalog.names("agents")
+        known = catalog.names(catalog.agents)
         yield from known_faults(member.agent or member.name, known, "agent", f"{path}.{field}")
     yield from repeated_faults(member.routes, f"{path}.routes")
     for index, target in enumerate(member.routes):
@@ -68,7 +68,7 @@ def _tool_faults(member: MemberSpec, catalog: Catalog, path: str) -> Iterator[Er
         place = f"{path}.tools[{index}]"
         name = one.tool or one.name
         field = "name" if one.tool is None else "tool"
-        yield from known_faults(name, catalog.names("tools"), "tool", f"{place}.{field}")
+        yield from known_faults(name, catalog.names(catalog.tools), "tool", f"{place}.{field}")
         tool = catalog.tools.get(name)
         properties = tool.spec.parameters.get("properties") if tool is not None else None
         for parameter, source in one.sources.items():

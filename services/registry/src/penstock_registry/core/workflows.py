@@ -187,9 +187,11 @@ class _Walk:
         """Check what a step calls: an agent, a tool, a request."""
         catalog = self._catalog
         if step.agent is not None:
-            yield from known_faults(step.agent, catalog.names("agents"), "agent", f"{path}.agent")
+            yield from known_faults(
+                step.agent, catalog.names(catalog.agents), "agent", f"{path}.agent"
+            )
         if step.tool is not None:
-            yield from known_faults(step.tool, catalog.names("tools"), "tool", f"{path}.tool")
+            yield from known_faults(step.tool, catalog.names(catalog.tools), "tool", f"{path}.tool")
             tool = catalog.tools.get(step.tool)
             if tool is not None:
                 sources = tool.spec.sources.items()
