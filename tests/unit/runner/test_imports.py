@@ -15,6 +15,7 @@ EXTRAS = (
     "httpx",
     "jsonpath_rfc9535",
     "jsonschema",
+    "jsonschema_rs",
     "opentelemetry",
     "redis",
     "rich",

@@ -54,7 +54,7 @@ def test_sdk_imports_nothing_heavy() -> None:
     script = (
         "import sys, penstock.runner, penstock.runner.process\n"
         "heavy = {'fastapi', 'faststream', 'sqlalchemy', 'alembic', 'litellm', 'rich', 'httpx',"
-        " 'jsonschema', 'typer', 'yaml', 'opentelemetry'}\n"
+        " 'jsonschema', 'jsonschema_rs', 'typer', 'yaml', 'opentelemetry'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
     )
     found = subprocess.run(

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import zlib
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Mapping
 
-from pydantic import JsonValue
-
-from penstock.contracts.errors import ErrorDetail, RejectedError
+from penstock.contracts.errors import RejectedError
+from penstock.contracts.json import Json
+from penstock.contracts.json_schema import UnusableSchemaError, value_faults
 from penstock.contracts.plan import PublishedVersion
-
-if TYPE_CHECKING:
-    from jsonschema import Draft202012Validator
-
-MAX_FINDINGS: Final = 20
 
 
 def routed(version: PublishedVersion, run_id: str) -> PublishedVersion:
@@ -36,7 +29,7 @@ def routed(version: PublishedVersion, run_id: str) -> PublishedVersion:
     )
 
 
-def check_input(version: PublishedVersion, given: JsonValue) -> None:
+def check_input(version: PublishedVersion, given: Json) -> None:
     """Check a run's input against what its definition says of it.
 
     The first call imports what it needs, which takes a moment.
@@ -48,7 +41,7 @@ def check_input(version: PublishedVersion, given: JsonValue) -> None:
         check_against(version.name, version.input_schema, given)
 
 
-def check_against(name: str, schema: dict[str, JsonValue], given: JsonValue) -> None:
+def check_against(name: str, schema: Mapping[str, Json], given: Json) -> None:
     """Check an input against a JSON Schema.
 
     Args:
@@ -59,40 +52,10 @@ def check_against(name: str, schema: dict[str, JsonValue], given: JsonValue) -> 
     Raises:
         RejectedError: ``invalid_input`` with the place of each fault, ``invalid_schema``.
     """
-    from referencing.exceptions import Unresolvable  # noqa: PLC0415 - heavy, and not all need it
-
-    validator = _validator(json.dumps(schema, sort_keys=True))
     try:
-        found = sorted(validator.iter_errors(given), key=lambda error: error.json_path)
-    except Unresolvable as error:
-        raise RejectedError(
-            "invalid_schema",
-            f"the input schema of {name} refers to {error.ref!r}, which is not in it",
-        ) from error
+        found = value_faults(dict(schema), given, "input")
+    except UnusableSchemaError as error:
+        raise RejectedError("invalid_schema", f"the input schema of {name}: {error}") from error
     if found:
-        details = tuple(_detail(error) for error in found[:MAX_FINDINGS])
-        first = details[0]
-        raise RejectedError("invalid_input", f"{first.path}: {first.message}", details=details)
-
-
-@lru_cache(maxsize=256)
-def _validator(schema: str) -> Draft202012Validator:
-    from jsonschema import Draft202012Validator  # noqa: PLC0415 - see `check_input`
-    from referencing import Registry  # noqa: PLC0415 - see `check_input`
-
-    # An empty registry: a reference to elsewhere is refused, never fetched.
-    return Draft202012Validator(json.loads(schema), registry=Registry())
-
-
-def _detail(error: Any) -> ErrorDetail:
-    allowed = None
-    if error.validator in ("enum", "type"):
-        wanted = error.validator_value
-        allowed = ", ".join(map(str, wanted)) if isinstance(wanted, list) else str(wanted)
-    elif error.validator in ("minimum", "maximum", "pattern", "const", "format"):
-        allowed = f"{error.validator}: {error.validator_value}"
-    return ErrorDetail(
-        path="input" + error.json_path.removeprefix("$"),
-        message=error.message[:300],
-        allowed=allowed,
-    )
+        first = found[0]
+        raise RejectedError("invalid_input", f"{first.path}: {first.message}", details=tuple(found))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from penstock.contracts.errors import ErrorDetail, finding
+from penstock.contracts.json_schema import schema_faults
 from penstock_registry.core.catalog import Catalog
 from penstock_registry.core.documents import (
     AgentDocument,
@@ -19,7 +20,7 @@ from penstock_registry.core.documents import (
     WorkflowDocument,
 )
 from penstock_registry.core.expression_scope import RUN_ROOTS, ExpressionScope, template_faults
-from penstock_registry.core.faults import known_faults, one_of, repeated_faults, schema_faults
+from penstock_registry.core.faults import known_faults, one_of, repeated_faults
 from penstock_registry.core.networks import network_faults
 from penstock_registry.core.places import at
 from penstock_registry.core.reading import Parsed
