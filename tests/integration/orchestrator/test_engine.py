@@ -21,7 +21,7 @@ from penstock.contracts.ids import shard_of
 from penstock.contracts.plan import Plan, WaitNode
 from penstock_orchestrator.core.decide import decide
 from penstock_orchestrator.engine.engine import Engine
-from penstock_orchestrator.engine.plans import Plans
+from penstock_orchestrator.engine.runs import Plans
 from tests.integration.orchestrator.conftest import TENANT, CreateWorld, World, chain, fan
 from tests.support.waiting import eventually
 

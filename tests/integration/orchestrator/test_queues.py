@@ -26,8 +26,7 @@ from penstock.contracts.plan import (
 )
 from penstock_gateway.runs.start import new_run_id
 from penstock_orchestrator.engine.engine import Engine
-from penstock_orchestrator.engine.plans import Plans
-from penstock_orchestrator.engine.runs import Slot
+from penstock_orchestrator.engine.runs import Plans, Slot
 from penstock_orchestrator.engine.windows import Windows
 from penstock_orchestrator.main import EngineProcess
 from tests.integration.orchestrator.conftest import NOOP, CreateWorld, World, engine_process, fan

@@ -126,7 +126,7 @@ def test_outcomes_of_steps_that_were_never_counted_free_nothing() -> None:
 
 def test_steps_that_are_out_already_count() -> None:
     pool = windows(4)
-    pool.count_published(QUEUE, "a/1", 3)
+    pool.recount("a/1", [QUEUE] * 3)
     assert pool.take("b", QUEUE, 0, "b/1", 4) == 1
     pool.drop("a/1")
     assert pool.pop_granted() == ["b/1"]
@@ -247,7 +247,7 @@ def test_window_is_kept_and_free_places_are_never_left_whatever_happens(
             pool.resize(QUEUE, count)
             held_over = max(held_over, pool.out(QUEUE) - size)
         elif move == "hold":
-            pool.count_published(QUEUE, slot, count)
+            pool.recount(slot, [QUEUE] * count)
             held_over += count
         else:
             assert len(set(named := pool.pop_granted())) == len(named)

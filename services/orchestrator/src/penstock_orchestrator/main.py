@@ -27,11 +27,10 @@ from penstock.telemetry.process import observed
 from penstock_orchestrator.engine.engine import Engine
 from penstock_orchestrator.engine.leases import ShardLeases
 from penstock_orchestrator.engine.metrics import ENGINE_SHARDS
-from penstock_orchestrator.engine.plans import Plans
-from penstock_orchestrator.engine.pools import PoolWatch, least_of
+from penstock_orchestrator.engine.pools import PoolWatch
 from penstock_orchestrator.engine.reconciler import Reconciler
 from penstock_orchestrator.engine.retention import LogRetention
-from penstock_orchestrator.engine.runs import Slot
+from penstock_orchestrator.engine.runs import Plans, Slot
 from penstock_orchestrator.engine.windows import Windows
 from penstock_orchestrator.schedules.scheduler import Scheduler
 from penstock_orchestrator.settings import OrchestratorSettings
@@ -51,7 +50,7 @@ class EngineProcess:
         self._bus = bus
         self._writer = writer
         reader = HistoryReader(bus, Claims(bus, settings.claim_threshold_bytes))
-        windows: Windows[Slot] = Windows(least=least_of, factor=settings.window_factor)
+        windows: Windows[Slot] = Windows(factor=settings.window_factor)
         self.engine = Engine(
             bus, writer, reader, Plans(bus), shards=settings.shards, windows=windows
         )
@@ -116,7 +115,7 @@ class EngineProcess:
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             try:
-                await self.engine.sweep(self.leases.held)
+                await self.engine.admission.sweep(self.leases.held)
             except (PenstockError, JetStreamError) as error:
                 log.warning("engine.sweep_failed", error=str(error))
 

@@ -79,6 +79,11 @@ class StepState(Struct, frozen=True):
     """Its outcome was taken over from another run."""
 
     @property
+    def pool(self) -> str:
+        """The runner pool that takes it: ``{kind}.{queue}``."""
+        return f"{self.kind.value}.{self.queue}"
+
+    @property
     def open(self) -> bool:
         """Whether an outcome is still to come."""
         return self.status in ("planned", "scheduled", "waiting")

@@ -150,6 +150,11 @@ class Progress:
             return
         self._touch(plan, node_id, path)
 
+    def touch_result(self, plan: Plan, state: RunState, step_id: str) -> None:
+        """Visit again the node of a step with a new result, unless nothing follows from it yet."""
+        if not self.absorb(plan, state, step_id):
+            self.touch_step(plan, step_id)
+
     def absorb(self, plan: Plan, state: RunState, step_id: str) -> bool:
         """Record a success that unblocks nothing yet. Returns False if ``decide`` must run.
 

@@ -97,9 +97,9 @@ class Admission:
         self._lines: dict[str, _Line] = {}
 
     async def admit(
-        self, slot: Slot, plan: Plan, state: RunState, now: datetime
+        self, slot: Slot, plan: Plan, spec: ConcurrencySpec, state: RunState, now: datetime
     ) -> bool | ErrorInfo:
-        """Request a concurrency slot for a run that needs one and has none.
+        """Request a concurrency slot for a run, unless it has one.
 
         Returns:
             ``True``: the run can be decided. ``False``: it waits for its slot. An error: the run
@@ -108,35 +108,31 @@ class Admission:
         Raises:
             PenstockError: The bus does not answer.
         """
-        if plan.concurrency is None or state.admitted or state.cancel is not None:
+        if state.admitted or state.cancel is not None:
             return True
         try:
-            key = slot_key(plan, state)
+            key = slot_key(plan, spec, state)
         except RejectedError as rejected:
             return rejected.info()
+        priority = state.request.priority
         verdict = await self.request(
-            slot.tenant,
-            slot.run_id,
-            slot.shard,
-            key,
-            plan.concurrency,
-            priority=state.request.priority,
+            slot.tenant, slot.run_id, slot.shard, key, spec, priority=priority
         )
         if verdict.outcome == "rejected" and verdict.error is not None:
             return verdict.error
         # Its deadline holds while it waits; what admits or cancels it comes as an input.
         return now >= run_deadline(plan, state.request)
 
-    async def release_run(self, slot: Slot, plan: Plan, state: RunState) -> None:
+    async def release_run(
+        self, slot: Slot, plan: Plan, spec: ConcurrencySpec, state: RunState
+    ) -> None:
         """Release the concurrency slot of a run that has ended.
 
         Raises:
             PenstockError: The bus does not answer.
         """
-        if plan.concurrency is None:
-            return
         try:
-            key = slot_key(plan, state)
+            key = slot_key(plan, spec, state)
         except RejectedError:
             return  # it never requested a slot
         await self.release(slot.tenant, slot.run_id, key)
@@ -386,13 +382,12 @@ class _Logged:
             self.cancelled.add(run_id)
 
 
-def slot_key(plan: Plan, state: RunState) -> str:
+def slot_key(plan: Plan, spec: ConcurrencySpec, state: RunState) -> str:
     """Return the concurrency key of a run: the definition's name and the evaluated expression.
 
     Raises:
         RejectedError: The expression cannot be evaluated; the run has to fail with it.
     """
-    spec = plan.concurrency or ConcurrencySpec()
     value = evaluate(spec.key, View(plan, state).run_scope())
     return f"{plan.name}/{value if isinstance(value, str) else to_json(value).decode()}"
 

@@ -206,9 +206,13 @@ class Effects:
         hashed = correlation_hash(correlation)
         await self._pending.delete(subjects.correlation_key(slot.tenant, hashed, slot.run_id))
 
-    async def index_run(self, slot: Slot, correlation: str) -> None:
-        """Index the run under its correlation key until it ends."""
-        await self._add_correlation(slot, correlation, None)
+    async def index_run(self, slot: Slot, plan: Plan, state: RunState) -> ErrorInfo | None:
+        """Index the run under its correlation key until it ends; return its template's error."""
+        key = correlation_of(plan, state)
+        if not isinstance(key, str):
+            return key
+        await self._add_correlation(slot, key, None)
+        return None
 
     # -- the end -----------------------------------------------------------------------------
 
@@ -246,7 +250,7 @@ class Effects:
         run_id = child_run_id(slot.tenant, slot.run_id, step.step_id, step.attempt)
         return self._prefix(slot.tenant, run_id)
 
-    async def finish_run(self, slot: Slot, state: RunState, correlation: str | None) -> None:
+    async def finish_run(self, slot: Slot, state: RunState, plan: Plan | None) -> None:
         """Report to the parent, cancel open child runs, clear the indexes.
 
         Raises:
@@ -254,7 +258,8 @@ class Effects:
         """
         if state.request.parent is not None:
             await self._report_to_parent(slot.tenant, state)
-        await self._cancel_children(slot, unneeded_children(state, ended=True))
+        if children := unneeded_children(state, ended=True):
+            await self._cancel_children(slot, children)
         if state.open_records:
             open_ones = [known.node_record for known in state.node_records.values() if known.open]
             open_records = [
@@ -266,8 +271,10 @@ class Effects:
                     for node_record in open_records
                 ]
             )
-        if correlation is not None:
-            await self._remove_correlation(slot, correlation)
+        if plan is not None and plan.correlation is not None:
+            key = correlation_of(plan, state)
+            if isinstance(key, str):
+                await self._remove_correlation(slot, key)
 
     async def _report_to_parent(self, tenant: str, state: RunState) -> None:
         ended, parent = state.ended, state.request.parent

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Final
 
@@ -18,13 +17,8 @@ from penstock.bus.consumer import Delivery
 from penstock.bus.reader import LogReader
 from penstock.bus.writer import LogWriter
 from penstock.contracts import subjects
-from penstock.contracts.errors import (
-    ConflictError,
-    ErrorInfo,
-    InvariantError,
-    PenstockError,
-)
-from penstock.contracts.facts import RunStatus, StepKind, StepResult, fact_bytes
+from penstock.contracts.errors import ConflictError, ErrorInfo, InvariantError, PenstockError
+from penstock.contracts.facts import StepKind, StepResult, fact_bytes
 from penstock.contracts.messages import TimerDue
 from penstock.contracts.plan import Plan
 from penstock.contracts.structs import decode
@@ -36,18 +30,15 @@ from penstock_orchestrator.core.decide import decide, expired, repair, timers_of
 from penstock_orchestrator.core.decisions import Decided
 from penstock_orchestrator.core.progress import Progress
 from penstock_orchestrator.engine.admission import Admission
-from penstock_orchestrator.engine.effects import Effects, correlation_of
+from penstock_orchestrator.engine.effects import Effects
 from penstock_orchestrator.engine.metrics import ENGINE_CONFLICTS, ENGINE_ENDED
-from penstock_orchestrator.engine.plans import Plans
-from penstock_orchestrator.engine.pools import least_of, pool_of
 from penstock_orchestrator.engine.publisher import Publisher, trace_headers
-from penstock_orchestrator.engine.runs import RunTable, Slot
+from penstock_orchestrator.engine.runs import Plans, RunTable, Slot
 from penstock_orchestrator.engine.windows import Windows
 
 log = EventLog(__name__)
 
 _MAX_CONFLICTS: Final = 20
-_ENGINE_STEP: Final = f"step.{StepKind.RUN.value}."
 RELOAD: Final = "reload"
 """Id of a timer that makes the engine reload the run."""
 
@@ -80,8 +71,8 @@ class Engine:
         self._plans = plans
         self._effects = Effects(bus, writer, reader, shards=shards)
         self._publisher = Publisher(bus, writer, self._effects)
-        self._admission = Admission(bus, writer, reader, shards=shards)
-        self._windows: Windows[Slot] = windows or Windows(least=least_of)
+        self.admission = Admission(bus, writer, reader, shards=shards)
+        self._windows: Windows[Slot] = windows or Windows()
         self._waking: set[asyncio.Task[None]] = set()
         self.runs = RunTable()
 
@@ -103,13 +94,19 @@ class Engine:
                 return  # late: it is in the log, and changes nothing
             # Its log was trimmed, and its id, derived from a key, is used again.
             self.runs.forget_end(subject.run_id)
-        entry = await self._entry(delivery, subject)
+        entry = await self._reader.decode(
+            delivery.subject,
+            delivery.stream_seq,
+            delivery.body,
+            delivery.headers if delivery.raw_headers else None,
+            parsed=subject,
+        )
         slot = self.runs.slot(subject.tenant, subject.shard, subject.run_id)
         async with slot.lock:
             self.runs.touch(slot, time.time())
             fresh = await self._fold_input(slot, entry, first=first)
             reach("engine.input_taken")
-            if isinstance(entry.fact, StepResult):
+            if isinstance(entry.fact, StepResult) and entry.fact.kind is StepKind.RUN:
                 await self._effects.cancel_expired_child(slot, subject, entry.fact)
             if not fresh and _absorbed(slot, subject):
                 self.runs.reschedule(slot)
@@ -191,16 +188,10 @@ class Engine:
                 fresh = True
             seq = slot.state.last_seq if fresh and slot.state is not None else 0
             await self._advance(slot, now, 0, fresh=fresh)
-            slot.checked_seq = _checked_seq(slot, seq)
+            slot.note_check(seq)
         self._wake_granted()
 
     # -- state -------------------------------------------------------------------------------
-
-    async def _entry(self, delivery: Delivery, subject: FactSubject) -> Entry:
-        headers = delivery.headers if delivery.raw_headers else None
-        return await self._reader.decode(
-            delivery.subject, delivery.stream_seq, delivery.body, headers, parsed=subject
-        )
 
     async def _fold_input(self, slot: Slot, entry: Entry, *, first: bool) -> bool:
         """Fold an input into the state; return whether the run was reloaded for it."""
@@ -226,14 +217,9 @@ class Engine:
                 # The result of an attempt that another engine scheduled: this state is stale.
                 await self._reload(slot, at_least_seq=entry.seq)
                 return True
-            self._windows.release(pool_of(step), slot)
-            progress, plan = slot.progress, slot.plan
-            if (
-                progress is not None
-                and plan is not None
-                and not progress.absorb(plan, slot.state, subject.step_id)
-            ):
-                progress.touch_step(plan, subject.step_id)
+            self._windows.release(step.pool, slot)
+            if slot.progress is not None and slot.plan is not None:
+                slot.progress.touch_result(slot.plan, slot.state, subject.step_id)
         elif subject.event == "signal" and slot.progress is not None and slot.plan is not None:
             slot.progress.touch_signal(slot.plan, slot.state, subject.step_id)
         return False
@@ -248,25 +234,30 @@ class Engine:
                 break
         slot.state = fold(new_state(slot.tenant, slot.shard, slot.run_id), entries)
         slot.progress = None
-        self._recount_window(slot)
-
-    def _recount_window(self, slot: Slot) -> None:
-        """Count a run's published steps again from its state."""
-        self._windows.drop(slot)
-        state = slot.state
-        if state is None or not state.open_steps:
-            return
-        for step in state.steps.values():
-            if step.status in ("planned", "scheduled"):
-                self._windows.count_published(pool_of(step), slot, 1)
+        steps = slot.state.steps.values() if slot.state.open_steps else ()
+        published = [step.pool for step in steps if step.status in ("planned", "scheduled")]
+        self._windows.recount(slot, published)
 
     # -- decisions ---------------------------------------------------------------------------
 
     async def _advance(self, slot: Slot, now: datetime, cause_seq: int, *, fresh: bool) -> None:
-        """Decide until there is nothing left to decide."""
+        """Decide until there is nothing left to decide; after a conflict, from the log again."""
         complete = False
         try:
-            await self._decide_with_retries(slot, now, cause_seq, fresh=fresh)
+            for _ in range(_MAX_CONFLICTS):
+                try:
+                    await self._decide_all(slot, now, cause_seq, fresh=fresh)
+                    break
+                except ConflictError as conflict:
+                    # Another engine has decided, or stored other bytes: read the log.
+                    ENGINE_CONFLICTS.inc()
+                    log.info("engine.conflict", run_id=slot.run_id, code=conflict.code)
+                    slot.state = slot.progress = None
+                    await self._reload(slot, at_least_seq=cause_seq)
+                    fresh = True
+            else:
+                text = f"run {slot.run_id}: {_MAX_CONFLICTS} conflicts in a row"
+                raise ConflictError("too_many_conflicts", text)
             await self._finish_or_keep(slot)
             complete = True
         finally:
@@ -274,30 +265,11 @@ class Engine:
                 # It is unknown which appends succeeded: the next input reads the log.
                 slot.state = slot.progress = None
 
-    async def _decide_with_retries(
-        self, slot: Slot, now: datetime, cause_seq: int, *, fresh: bool
-    ) -> None:
-        for _ in range(_MAX_CONFLICTS):
-            try:
-                await self._decide_all(slot, now, cause_seq, fresh=fresh)
-            except ConflictError as conflict:
-                # Another engine has decided, or stored other bytes: read the log.
-                ENGINE_CONFLICTS.inc()
-                log.info("engine.conflict", run_id=slot.run_id, code=conflict.code)
-                slot.state = slot.progress = None
-                await self._reload(slot, at_least_seq=cause_seq)
-                fresh = True
-            else:
-                return
-        raise ConflictError(
-            "too_many_conflicts", f"run {slot.run_id}: {_MAX_CONFLICTS} conflicts in a row"
-        )
-
     async def _decide_all(self, slot: Slot, now: datetime, cause_seq: int, *, fresh: bool) -> None:
         state = slot.state
         if state is None or state.invoked is None or state.ended is not None:
             return
-        plan = await self._load_plan(slot, state, now, cause_seq)
+        plan = slot.plan or await self._load_plan(slot, state, now, cause_seq)
         if plan is None:
             return
         if fresh:
@@ -328,11 +300,12 @@ class Engine:
     ) -> bool | ErrorInfo:
         """Index the correlation key; return whether the run may continue, or its final error."""
         if plan.correlation is not None and (fresh or not state.decisions):
-            key = correlation_of(plan, state)
-            if not isinstance(key, str):
-                return key
-            await self._effects.index_run(slot, key)
-        return await self._admission.admit(slot, plan, state, now)
+            error = await self._effects.index_run(slot, plan, state)
+            if error is not None:
+                return error
+        if plan.concurrency is None:
+            return True
+        return await self.admission.admit(slot, plan, plan.concurrency, state, now)
 
     def _use_window(self, slot: Slot, state: RunState, decided: Decided) -> None:
         """Count a decision's steps, and queue the run for the pools without room."""
@@ -369,32 +342,20 @@ class Engine:
         for slot in self.runs.forget_shard(shard):
             self._windows.drop(slot)
 
-    async def sweep(self, shards: Collection[int]) -> None:
-        """Release the concurrency slots of ended runs of these shards.
-
-        Raises:
-            PenstockError: The bus does not answer.
-        """
-        await self._admission.sweep(shards)
-
     async def _load_plan(
         self, slot: Slot, state: RunState, now: datetime, cause_seq: int
     ) -> Plan | None:
-        """Return a run's plan; if there is none, the run fails."""
+        """Read a run's plan; if there is none, the run fails."""
         digest = state.request.plan_digest
-        plan = slot.plan or self._plans.kept(digest)
-        if plan is None:
-            missing = ErrorInfo(code="plan_missing", message=f"no plan has the digest {digest}")
-            try:
-                plan = await self._plans.get(digest)
-            except InvariantError as error:
-                missing = error.info()
-            if plan is None:
-                failure = unplanned(state, now, cause_seq, missing)
-                await self._publisher.publish(slot, state, failure)
-                return None
-        slot.plan = plan
-        return plan
+        missing = ErrorInfo(code="plan_missing", message=f"no plan has the digest {digest}")
+        try:
+            slot.plan = await self._plans.get(digest)
+        except InvariantError as error:
+            missing = error.info()
+        if slot.plan is None:
+            failure = unplanned(state, now, cause_seq, missing)
+            await self._publisher.publish(slot, state, failure)
+        return slot.plan
 
     async def _repair(self, slot: Slot, plan: Plan, now: datetime) -> None:
         """Repeat messages and effects of earlier decisions that may be missing."""
@@ -410,7 +371,7 @@ class Engine:
             await self._publisher.set_timers(slot, timers_of(slot.state, now))
 
     async def _finish_or_keep(self, slot: Slot) -> None:
-        """Finish and evict a run that has ended; otherwise keep its slot."""
+        """Make the effects of a run's end (idempotent) and evict it; otherwise keep its slot."""
         state = slot.state
         if state is None or state.invoked is None:
             if state is not None and state.cancel is None and not state.signals:
@@ -418,24 +379,16 @@ class Engine:
             return
         if state.ended is not None:
             if not self.runs.has_ended(slot.run_id):
-                await self._finish(slot, state)
+                plan = slot.plan or await self._plans.get(state.invoked.plan_digest)
+                await self._effects.finish_run(slot, state, plan)
+                if plan is not None and plan.concurrency is not None:
+                    await self.admission.release_run(slot, plan, plan.concurrency, state)
+                reach("engine.run_finished")
             self._windows.drop(slot)
             if self.runs.end(slot):
                 ENGINE_ENDED.labels(state.ended.status.value).inc()
             return
         self.runs.reschedule(slot)
-
-    async def _finish(self, slot: Slot, state: RunState) -> None:
-        """Make the effects of a run's end; idempotent."""
-        plan = slot.plan or await self._plans.get(state.request.plan_digest)
-        key = None
-        if plan is not None and plan.correlation is not None:
-            key = correlation_of(plan, state)
-        correlation = key if isinstance(key, str) else None
-        await self._effects.finish_run(slot, state, correlation)
-        if plan is not None:
-            await self._admission.release_run(slot, plan, state)
-        reach("engine.run_finished")
 
 
 def _absorbed(slot: Slot, subject: FactSubject) -> bool:
@@ -444,17 +397,3 @@ def _absorbed(slot: Slot, subject: FactSubject) -> bool:
     if subject.event != "result" or progress is None or progress.queue:
         return False
     return state is not None and state.cancel is None and state.ended is None
-
-
-def _checked_seq(slot: Slot, reloaded_seq: int) -> int:
-    """Return the last sequence of a run that needs no check until the log has a later one, else 0.
-
-    That is a waiting run that was reloaded and repaired without a decision. A run with an open
-    child is checked each time: the child may have ended without a result in this log.
-    """
-    state = slot.state
-    if state is None or state.status is not RunStatus.WAITING or state.last_seq != reloaded_seq:
-        return 0
-    if any(step.kind is StepKind.RUN and step.open for step in state.steps.values()):
-        return 0
-    return reloaded_seq

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Final
 
 from pydantic import ValidationError
 
@@ -12,25 +11,9 @@ from penstock.bus.connection import Bus
 from penstock.bus.kv import Bucket, KvChange, Watch
 from penstock.contracts import subjects
 from penstock.contracts.runners import RunnerRecord
-from penstock.runs.state import StepState
 from penstock.telemetry.logs import EventLog
 
 log = EventLog(__name__)
-
-LEAST: Final = {"agent": 64, "run": 1_000_000}
-"""Minimum dispatch window by kind, in steps. Agent steps take long; steps of kind ``run`` are
-executed by the engine itself and need no runner."""
-LEAST_OTHERS: Final = 512
-
-
-def least_of(pool: str) -> int:
-    """Return the minimum dispatch window of a pool, in steps."""
-    return LEAST.get(pool.partition(".")[0], LEAST_OTHERS)
-
-
-def pool_of(step: StepState) -> str:
-    """Return the runner pool of a step: ``{kind}.{queue}``."""
-    return f"{step.kind.value}.{step.queue}"
 
 
 class PoolWatch:

@@ -1,4 +1,4 @@
-"""The runs of an engine: their states, cached while the lease on their shard is held."""
+"""The runs of an engine: their states, cached while the lease on their shard is held; plans."""
 
 from __future__ import annotations
 
@@ -9,13 +9,20 @@ from heapq import heappop, heappush
 from itertools import count, islice, takewhile
 from typing import Final
 
-from penstock.contracts.facts import RunStatus
-from penstock.contracts.plan import Plan
+from pydantic import ValidationError
+
+from penstock.bus.connection import Bus
+from penstock.bus.kv import Bucket
+from penstock.contracts import subjects
+from penstock.contracts.errors import InvariantError
+from penstock.contracts.facts import RunStatus, StepKind
+from penstock.contracts.plan import PLAN, Plan
 from penstock.runs.state import RunState
 from penstock_orchestrator.core.decide import wake_at
 from penstock_orchestrator.core.progress import Progress
 
 _ENDED_KEPT: Final = 20_000
+_PLANS_KEPT: Final = 1000
 _NEVER: Final = float("inf")
 _STALE_ENTRIES: Final = 10_000
 
@@ -39,6 +46,22 @@ class Slot:
     """Unix time of the last input or check."""
     checked_seq: int = 0
     """Last sequence of a run that was checked completely; 0: the next check reloads it."""
+
+    def note_check(self, reloaded_seq: int) -> None:
+        """Note a check of the run, which was reloaded up to a sequence (0: it was not).
+
+        The next check is short if the run waits, and was reloaded and repaired without a decision.
+        A run with an open child is reloaded each time: the child may have ended without a result
+        in this log.
+        """
+        state = self.state
+        complete = (
+            state is not None
+            and state.status is RunStatus.WAITING
+            and state.last_seq == reloaded_seq
+            and not any(step.kind is StepKind.RUN and step.open for step in state.steps.values())
+        )
+        self.checked_seq = reloaded_seq if complete else 0
 
 
 class RunTable:
@@ -179,3 +202,35 @@ def _wake_at(slot: Slot) -> float:
             at = wake_at(slot.plan, slot.state)
         slot.wake_at = at.timestamp() if at is not None else _NEVER
     return slot.wake_at
+
+
+class Plans:
+    """The plans that this engine has used lately, by digest: a plan never changes."""
+
+    def __init__(self, bus: Bus) -> None:
+        """Read from bucket ``plans``."""
+        self._bucket = Bucket(bus, subjects.PLANS)
+        self._kept: OrderedDict[str, Plan] = OrderedDict()
+
+    async def get(self, digest: str) -> Plan | None:
+        """Return the plan with this digest, or ``None`` if it is not published.
+
+        Raises:
+            InvariantError: ``unreadable_plan``.
+            TransientError: The bucket does not answer.
+        """
+        plan = self._kept.get(digest)
+        if plan is not None:
+            self._kept.move_to_end(digest)
+            return plan
+        entry = await self._bucket.get(digest)
+        if entry is None:
+            return None
+        try:
+            plan = PLAN.validate_json(entry.value)
+        except ValidationError as error:
+            raise InvariantError("unreadable_plan", f"plan {digest}: {error}") from error
+        self._kept[digest] = plan
+        if len(self._kept) > _PLANS_KEPT:
+            self._kept.popitem(last=False)
+        return plan

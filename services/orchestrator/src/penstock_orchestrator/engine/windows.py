@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
@@ -20,6 +20,10 @@ SlotT = TypeVar("SlotT", bound=Hashable)
 
 BATCHES: Final = 8
 """A window that was full takes new steps when an eighth of it is free."""
+LEAST: Final = {"agent": 64, "run": 1_000_000}
+"""Minimum dispatch window by kind, in steps. Agent steps take long; steps of kind ``run`` are
+executed by the engine itself and need no runner."""
+LEAST_OTHERS: Final = 512
 LOWER_EVERY: Final = 8
 """While several priorities wait, one of so many grants goes below the highest priority."""
 
@@ -58,15 +62,15 @@ class _Window(Generic[SlotT]):
 class Windows(Generic[SlotT]):
     """The dispatch windows of one engine."""
 
-    def __init__(self, *, least: int | Callable[[str], int] = 256, factor: float = 2.0) -> None:
+    def __init__(self, *, least: int | None = None, factor: float = 2.0) -> None:
         """Create empty windows.
 
         Args:
-            least: Minimum size of a window, or a function that returns it for a queue.
+            least: Minimum size of a window, in steps; ``None``: by the kind of the queue's steps.
             factor: Size of a window in slots of the queue's live runners; more than 1, so that
                 runners find their next step in the stream when they finish one.
         """
-        self._least_of = least if callable(least) else lambda _queue: least
+        self._least = least
         self._factor = factor
         self._windows: dict[str, _Window[SlotT]] = {}
         self._granted: dict[SlotT, None] = {}
@@ -148,12 +152,18 @@ class Windows(Generic[SlotT]):
         if window.requests and window.out <= window.size - window.batch:
             self._grant(window)
 
-    def count_published(self, queue: str, slot: SlotT, count: int) -> None:
-        """Count steps that another engine has published, or this one before a reload."""
-        if count > 0:
+    def recount(self, slot: SlotT, published: Iterable[str]) -> None:
+        """Count a run's published steps again, after a reload.
+
+        Args:
+            slot: The run.
+            published: The queue of each step that is published and not completed.
+        """
+        self.drop(slot)
+        for queue in published:
             window = self._window(queue)
-            window.out += count
-            window.held[slot] = window.held.get(slot, 0) + count
+            window.out += 1
+            window.held[slot] = window.held.get(slot, 0) + 1
 
     def drop(self, slot: SlotT) -> None:
         """Forget a run: it has ended, or another engine leads its shard."""
@@ -199,6 +209,11 @@ class Windows(Generic[SlotT]):
             if window is not None
             else 0
         )
+
+    def _least_of(self, queue: str) -> int:
+        if self._least is not None:
+            return self._least
+        return LEAST.get(queue.partition(".")[0], LEAST_OTHERS)
 
     def _window(self, queue: str) -> _Window[SlotT]:
         window = self._windows.get(queue)
