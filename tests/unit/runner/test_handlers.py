@@ -13,13 +13,9 @@ from penstock.runner import StepContext
 from penstock.runner.handlers import Handler
 
 
-class FakeContext:
-    name = "tool"
-
-
 def arguments_of(handler: Handler, value: JsonValue) -> tuple[tuple[Any, ...], Any]:
-    context: Any = FakeContext()
-    positional, named = handler.arguments(context, value)
+    context: Any = object()
+    positional, named = handler.arguments(context, "tool", value)
     return tuple(item for item in positional if item is not context), dict(named)
 
 

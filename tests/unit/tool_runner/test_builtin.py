@@ -13,14 +13,10 @@ from penstock_tool_runner.builtin import builtin_runner
 RUNNER = builtin_runner(8)
 
 
-class FakeContext:
-    name = "tool"
-
-
 async def call(name: str, arguments: JsonValue) -> Any:
     handler = RUNNER._handlers[name]
-    context: Any = FakeContext()
-    positional, named = handler.arguments(context, arguments)
+    context: Any = object()
+    positional, named = handler.arguments(context, "tool", arguments)
     return await handler.function(*positional, **named)
 
 

@@ -193,10 +193,11 @@ class StepContext:
         """The same, or ``None`` where no text was ever emitted."""
         return self._deltas
 
-    def fill(self, filled: Filled) -> None:
+    def fill(self, filled: Filled) -> StepScheduled:
         """Put the step's secrets in their places; done by the runner, before the handler."""
         self._step = structs.replace(self._step, input=filled.input, config=filled.config)
         self._attempt.mask = filled.mask
+        return self._step
 
     async def emit_delta(self, text: str) -> None:
         """Send a piece of text to the followers of the run; pieces travel in batches.

@@ -28,6 +28,7 @@ from penstock.contracts.structs import encode
 from penstock.failpoints import reach
 from penstock.runner.attempt import EXPIRED, Attempt
 from penstock.runner.context import StepContext
+from penstock.runner.deltas import DeltaStream
 from penstock.runner.handlers import Handler
 from penstock.runner.limits import Permit
 from penstock.runner.secrets import Secrets
@@ -126,6 +127,7 @@ class StepExecutor:
             ConflictError: The log refuses the outcome as more than a duplicate.
         """
         output: object = None
+        deltas: DeltaStream | None = None
         if attempt.seconds <= 0:
             attempt.failure = EXPIRED
         else:
@@ -144,7 +146,8 @@ class StepExecutor:
         if step.at_most_once and attempt.begun and attempt.failure is not None:
             attempt.failure = _uncertain(attempt.failure)
         reach("runner.handler_done")
-        body = self._body(ctx, now, output, attempt)
+        count = 0 if deltas is None else deltas.count
+        body = self._body(ctx, step.name, count, now, output, attempt)
         headers = None if ctx.traceparent is None else {TRACEPARENT: ctx.traceparent}
         try:
             await self._log.append(ctx.result_subject, body, headers=headers)
@@ -176,9 +179,8 @@ class StepExecutor:
                 f"runner {self._runner_id} has no {self._kind.value} {step.name!r};"
                 f" it has: {known}",
             )
-        if step.secrets:
-            ctx.fill(self._secrets.fill(step))
-        positional, named = handler.arguments(ctx, ctx.input)
+        filled = ctx.fill(self._secrets.fill(step)) if step.secrets else step
+        positional, named = handler.arguments(ctx, step.name, filled.input)
         call = partial(handler.function, *positional, **named)
         limits = self._limits
         permit = await limits.enter(self._kind, self._queue, step.config, ctx.idempotency_key)
@@ -186,7 +188,8 @@ class StepExecutor:
             if step.at_most_once:
                 await self._begin(ctx, attempt)
             if handler.is_async:
-                attempt.watch()
+                if step.heartbeat_seconds is not None:
+                    attempt.watch()
                 return await call()
             return await self._in_thread(call, attempt)
         except TransientError as error:
@@ -229,20 +232,26 @@ class StepExecutor:
         attempt.begun = True
 
     def _body(
-        self, ctx: StepContext, started_at: datetime, output: object, attempt: Attempt
+        self,
+        ctx: StepContext,
+        name: str,
+        deltas: int,
+        started_at: datetime,
+        output: object,
+        attempt: Attempt,
     ) -> bytes:
         """Return the ``StepResult`` as JSON; a return value without a JSON form is a failure."""
         mask, failure = attempt.mask, attempt.failure
         result = StepResult(
             occurred_at=datetime.now(UTC),
             kind=self._kind,
-            name=ctx.name,
+            name=name,
             status="succeeded",
             runner_id=self._runner_id,
             started_at=started_at,
             usage=ctx.usage,
             model=ctx.model if mask is None or ctx.model is None else mask.text(ctx.model),
-            deltas=0 if ctx.emitted is None else ctx.emitted.count,
+            deltas=deltas,
         )
         if failure is None:
             try:

@@ -76,14 +76,19 @@ class Handler:
         )
 
     def arguments(
-        self, ctx: StepContext, value: JsonValue
+        self, ctx: StepContext, name: str, value: JsonValue
     ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         """Return how the function is to be called for an input.
+
+        Args:
+            ctx: The step.
+            name: Of the agent or tool, for errors; a catch-all has many.
+            value: The input.
 
         Raises:
             RejectedError: ``invalid_arguments`` with the paths of all that is wrong.
         """
-        positional, named = self._prepare(ctx.name, value)
+        positional, named = self._prepare(name, value)
         return ((ctx, *positional) if self._context_first else positional), named
 
 

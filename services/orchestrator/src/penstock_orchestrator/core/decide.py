@@ -7,6 +7,7 @@ it returns the remaining actions, in the end none.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Final, Literal
@@ -14,6 +15,7 @@ from typing import Final, Literal
 from penstock.contracts.errors import ErrorFamily, ErrorInfo, RejectedError
 from penstock.contracts.facts import (
     Decision,
+    NodeRecord,
     Reservation,
     RunEnded,
     RunStatus,
@@ -104,12 +106,12 @@ def decide(
     )
     outputs = (Output(END_SUFFIX, fact),)
     stop = state.open_steps > 0
-    return Decided(state.decisions + 1, outputs, stop=stop, node_records=walk.node_records)
+    return Decided(state.decisions + 1, outputs, stop=stop, node_records=_node_records(walk))
 
 
 def _continue(state: RunState, now: datetime, cause_seq: int, walk: Walk) -> Decided | None:
     """Build the decision from the walk's findings, or return ``None`` if there are none."""
-    node_records = walk.node_records
+    node_records = _node_records(walk)
     full_pools = frozenset(walk.full_pools)
     if not (walk.steps or node_records or walk.waits or walk.stops or walk.blocked):
         return Decided(state.decisions + 1, (), full_pools=full_pools) if full_pools else None
@@ -135,9 +137,13 @@ def _continue(state: RunState, now: datetime, cause_seq: int, walk: Walk) -> Dec
         tuple(walk.timers),
         stops=stops,
         node_records=node_records,
-        used=walk.used_room(),
+        used={} if walk.room is None else Counter(planned.pool for planned in walk.steps),
         full_pools=full_pools,
     )
+
+
+def _node_records(walk: Walk) -> tuple[NodeRecord, ...]:
+    return tuple(walk.view.made.values())
 
 
 def _reserves(walk: Walk) -> dict[str, Reservation]:
@@ -258,7 +264,7 @@ def _end(
     error: ErrorInfo,
     walk: Walk | None = None,
 ) -> Decided:
-    node_records = walk.node_records if walk is not None else ()
+    node_records = _node_records(walk) if walk is not None else ()
     fact = RunEnded(
         occurred_at=now,
         decision=_last(cause_seq, walk),
@@ -277,7 +283,7 @@ def _last(cause_seq: int, walk: Walk | None) -> Decision:
         return Decision(cause_seq=cause_seq)
     return Decision(
         cause_seq=cause_seq,
-        node_records=walk.node_records,
+        node_records=_node_records(walk),
         blocked=tuple(walk.blocked),
         stops=tuple(walk.stops),
     )

@@ -35,6 +35,9 @@ class Planned:
     """A step to schedule, before its position in the decision is known."""
 
     suffix: str
+    pool: str
+    """The runner pool that takes it: ``{kind}.{queue}``."""
+    step_id: str
     node_id: str
     name: str
     input: Json
@@ -45,17 +48,6 @@ class Planned:
     reserve: Reservation | None = None
     at_most_once: bool = False
     heartbeat_seconds: float | None = None
-
-    @property
-    def step_id(self) -> str:
-        """The step."""
-        return self.suffix.split(".")[3]
-
-    @property
-    def pool(self) -> str:
-        """The runner pool that takes it: ``{kind}.{queue}``."""
-        _, kind, queue, _ = self.suffix.split(".", 3)
-        return f"{kind}.{queue}"
 
     def output(self, decision: Decision | None = None) -> Output:
         """Return the message; the first one of a decision carries it."""

@@ -99,6 +99,8 @@ def tool_step(
         found = {**found, **more}
     return Planned(
         suffix=subjects.step_suffix("tool", tool.queue, step_id, attempt),
+        pool=f"tool.{tool.queue}",
+        step_id=step_id,
         node_id=node.id,
         name=tool.name,
         input=arguments,
@@ -190,8 +192,11 @@ def agent_turn(
     if view.plan.agents[node.ref].routes:
         config["own_turn"] = conversation.own_turn(view.state, instance.id, agent.name, turn)
     timeout = node.timeout_seconds or agent.timeout_seconds
+    step_id = turn_step_id(instance.id, turn)
     return Planned(
-        suffix=subjects.step_suffix("agent", agent.queue, turn_step_id(instance.id, turn), attempt),
+        suffix=subjects.step_suffix("agent", agent.queue, step_id, attempt),
+        pool=f"agent.{agent.queue}",
+        step_id=step_id,
         node_id=node.id,
         name=agent.name,
         input={"messages": prompt.messages},
@@ -256,6 +261,8 @@ def child_run(
     step_id = instance.id
     return Planned(
         suffix=subjects.step_suffix("run", "workflow", step_id, attempt),
+        pool="run.workflow",
+        step_id=step_id,
         node_id=node.id,
         name=child.name,
         input=child_input,
@@ -283,6 +290,8 @@ def message(
     )
     return Planned(
         suffix=subjects.step_suffix("run", "send", instance.id, attempt),
+        pool="run.send",
+        step_id=instance.id,
         node_id=node.id,
         name=node.name,
         input=render(node.payload, scope),

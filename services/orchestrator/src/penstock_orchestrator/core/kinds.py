@@ -81,9 +81,10 @@ def tool(walk: Walk, instance: Instance[ToolNode]) -> Outcome | None:
     step = walk.state.steps.get(instance.id)
     if step is None:
         call = dispatch.node_call(walk.view, instance)
-        gate = waiting_nodes.gate(walk, instance, instance.id, call)
-        if gate is not None:
-            return gate if gate.status == "failed" else None
+        if compiled.policy != "allow":
+            gate = waiting_nodes.gate(walk, instance, instance.id, call)
+            if gate is not None:
+                return gate if gate.status == "failed" else None
         if compiled.client:
             return waiting_nodes.client_tool(walk, instance, instance.id, call)
         planned = dispatch.tool_step(walk.view, instance, call, instance.id, 1, walk.now)

@@ -71,7 +71,7 @@ class Walk:
         self.now = now
         self.progress = progress
         self._handler = handler
-        self._room = room
+        self.room = room
         self._granted: Counter[str] = Counter()
         self.view = View(plan, state, progress)
         if progress.limits is None:
@@ -93,11 +93,6 @@ class Walk:
         self.exhausted: ErrorInfo | None = None
         self.broken: ErrorInfo | None = None
         """Why the present phase has failed."""
-
-    @property
-    def node_records(self) -> tuple[NodeRecord, ...]:
-        """The node records made so far."""
-        return tuple(self.view.made.values())
 
     @property
     def full(self) -> bool:
@@ -324,19 +319,13 @@ class Walk:
 
     def take_room(self, pool: str) -> bool:
         """Return whether a runner pool has room for one more step, which is counted."""
-        if self._room is None or pool not in self._room:
+        if self.room is None or pool not in self.room:
             return True
-        if self._granted[pool] >= self._room[pool]:
+        if self._granted[pool] >= self.room[pool]:
             self.full_pools.add(pool)
             return False
         self._granted[pool] += 1
         return True
-
-    def used_room(self) -> dict[str, int]:
-        """Return how many steps the decision schedules per runner pool; empty without limits."""
-        if self._room is None:
-            return {}
-        return dict(Counter(planned.pool for planned in self.steps))
 
     def hold(self, instance: Instance[Node]) -> None:
         """Visit an instance again when its runner pool has room."""

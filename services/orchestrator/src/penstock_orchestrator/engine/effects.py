@@ -123,8 +123,7 @@ class Effects:
             error=error,
             started_at=fact.occurred_at,
         )
-        prefix = subjects.run_prefix(slot.tenant, slot.shard, slot.run_id)
-        await self._append_once(subjects.result(prefix, step_id, attempt), result)
+        await self._append_once(subjects.result(slot.prefix, step_id, attempt), result)
 
     async def _targets(self, tenant: str, to: SendTarget) -> list[str]:
         """Return the ids of the runs that a message goes to."""
@@ -256,7 +255,7 @@ class Effects:
         Raises:
             PenstockError: The bus does not answer.
         """
-        if state.request.parent is not None:
+        if state.invoked is not None and state.invoked.parent is not None:
             await self._report_to_parent(slot.tenant, state)
         if children := unneeded_children(state, ended=True):
             await self._cancel_children(slot, children)
@@ -306,7 +305,7 @@ class Effects:
             if step.kind != StepKind.RUN or step.status != "scheduled":
                 continue
             subject = subjects.out(
-                state.prefix,
+                slot.prefix,
                 step.decision,
                 subjects.step_suffix("run", step.queue, step.step_id, step.attempt),
             )

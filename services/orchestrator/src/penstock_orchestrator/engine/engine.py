@@ -174,7 +174,7 @@ class Engine:
                 return
             complete = True
             for attempt in expired(state, now) if expire else ():
-                subject = subjects.result(state.prefix, attempt.step_id, attempt.attempt)
+                subject = subjects.result(slot.prefix, attempt.step_id, attempt.attempt)
                 try:
                     await self._writer.append(
                         subject, fact_bytes(attempt.result), headers=trace_headers(slot)
@@ -269,7 +269,9 @@ class Engine:
         state = slot.state
         if state is None or state.invoked is None or state.ended is not None:
             return
-        plan = slot.plan or await self._load_plan(slot, state, now, cause_seq)
+        plan = slot.plan or await self._load_plan(
+            slot, state, state.invoked.plan_digest, now, cause_seq
+        )
         if plan is None:
             return
         if fresh:
@@ -287,7 +289,7 @@ class Engine:
             decided = decide(plan, slot.state, now, cause_seq, progress, room)
             if decided is None:
                 return
-            self._use_window(slot, slot.state, decided)
+            self._use_window(slot, state.invoked.priority, decided)
             if not decided.outputs:
                 return
             reach("engine.decided")
@@ -307,13 +309,12 @@ class Engine:
             return True
         return await self.admission.admit(slot, plan, plan.concurrency, state, now)
 
-    def _use_window(self, slot: Slot, state: RunState, decided: Decided) -> None:
+    def _use_window(self, slot: Slot, priority: int, decided: Decided) -> None:
         """Count a decision's steps, and queue the run for the pools without room."""
-        tenant, priority = slot.tenant, state.request.priority
         for pool, count in decided.used.items():
-            self._windows.take(tenant, pool, priority, slot, count)
+            self._windows.take(slot.tenant, pool, priority, slot, count)
         for pool in decided.full_pools:
-            self._windows.wait(tenant, pool, priority, slot)
+            self._windows.wait(slot.tenant, pool, priority, slot)
 
     def _wake_granted(self) -> None:
         """Wake the runs that a dispatch window has granted steps to."""
@@ -343,10 +344,9 @@ class Engine:
             self._windows.drop(slot)
 
     async def _load_plan(
-        self, slot: Slot, state: RunState, now: datetime, cause_seq: int
+        self, slot: Slot, state: RunState, digest: str, now: datetime, cause_seq: int
     ) -> Plan | None:
         """Read a run's plan; if there is none, the run fails."""
-        digest = state.request.plan_digest
         missing = ErrorInfo(code="plan_missing", message=f"no plan has the digest {digest}")
         try:
             slot.plan = await self._plans.get(digest)
@@ -363,7 +363,7 @@ class Engine:
             return
         for missing in repair(plan, slot.state):
             try:
-                await self._publisher.republish(slot, slot.state, missing)
+                await self._publisher.republish(slot, missing)
             except ConflictError:
                 await self._reload(slot)
         if slot.state.ended is None:

@@ -45,7 +45,7 @@ class Publisher:
             ConflictError: Another engine has stored a decision with this number.
             PenstockError: The bus does not answer.
         """
-        prefix, number, headers = state.prefix, decided.number, trace_headers(slot)
+        prefix, number, headers = slot.prefix, decided.number, trace_headers(slot)
         fence = subjects.fence(prefix, number)
         outputs = decided.outputs
         first = Record(
@@ -99,7 +99,7 @@ class Publisher:
         state = slot.state or new_state(slot.tenant, slot.shard, slot.run_id)
         slot.state = evolve(state, Entry(seq, _subject_of(slot, number, output), output.fact))
 
-    async def republish(self, slot: Slot, state: RunState, missing: Repair) -> None:
+    async def republish(self, slot: Slot, missing: Repair) -> None:
         """Append the messages of an earlier decision that its manifest names and the log lacks.
 
         Raises:
@@ -107,7 +107,7 @@ class Publisher:
             PenstockError: The bus does not answer.
         """
         for output in missing.outputs:
-            subject = subjects.out(state.prefix, missing.number, output.suffix)
+            subject = subjects.out(slot.prefix, missing.number, output.suffix)
             seq = await self._writer.append(
                 subject, fact_bytes(output.fact), headers=trace_headers(slot)
             )

@@ -34,6 +34,8 @@ class Slot:
     tenant: str
     shard: int
     run_id: str
+    prefix: str
+    """The stem of the run's subjects."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     state: RunState | None = None
     progress: Progress | None = None
@@ -91,7 +93,8 @@ class RunTable:
         """Return the slot of a run; create it if there is none."""
         slot = self._slots.get(run_id)
         if slot is None:
-            slot = self._slots[run_id] = Slot(tenant, shard, run_id)
+            prefix = subjects.run_prefix(tenant, shard, run_id)
+            slot = self._slots[run_id] = Slot(tenant, shard, run_id, prefix)
         return slot
 
     def touch(self, slot: Slot, now: float) -> None:
