@@ -14,7 +14,8 @@ without keys (as of ``penstock dev``). Counted, from the first byte of the reque
 
 Earlier requests come first, so that imports, caches and connections do not count. What runs beside
 requests (heartbeats, leases, health, the reconciler) is left out of the count by its module. The
-figures are of the request with the median number of calls.
+figures are of the request with the median number of calls. Compiled modules are refused: Python
+does not report calls of their functions.
 """
 
 from __future__ import annotations
@@ -62,6 +63,8 @@ _BESIDE: Final = frozenset(
         "penstock_orchestrator.schedules.scheduler",
     }
 )
+_BESIDE_FUNCTIONS: Final = frozenset({"_watchdog"})
+"""Loops of modules that requests enter as well."""
 
 
 class Call(NamedTuple):
@@ -87,7 +90,8 @@ class Walk:
         module = str(frame.f_globals.get("__name__", ""))
         code = frame.f_code
         generated = code.co_filename.startswith("<") or code.co_name.startswith("<")
-        if module.startswith("penstock") and not generated and module not in _BESIDE:
+        beside = module in _BESIDE or code.co_name in _BESIDE_FUNCTIONS
+        if module.startswith("penstock") and not generated and not beside:
             self._seen.add(frame)
             self.calls.append(Call(module, code.co_qualname))
 
@@ -191,12 +195,23 @@ async def measure() -> Walk:
     return counted[len(counted) // 2]
 
 
+def _compiled() -> list[str]:
+    """Return the names of our modules that are no Python source, among those imported."""
+    return sorted(
+        name
+        for name, module in sys.modules.items()
+        if name.startswith("penstock") and not str(module.__file__ or ".py").endswith(".py")
+    )
+
+
 def main() -> None:
     """Run as a command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--list", action="store_true", help="print every module with its calls")
     parser.add_argument("--steps", action="store_true", help="print every call in order")
     options = parser.parse_args()
+    if compiled := _compiled():
+        parser.exit(1, f"compiled modules hide their calls, such as {compiled[0]}\n")
     walk = asyncio.run(measure())
     print(
         f"{len(walk.modules)} modules, {walk.changes} changes of module in {len(walk.calls)} calls"

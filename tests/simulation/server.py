@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -67,17 +67,17 @@ class Server:
         self._subs: dict[str, list[SimSubscription]] = {}
         self._wild: list[tuple[list[str], SimSubscription]] = []
         self._listening: set[SimSubscription] = set()
-        self._projector: dict[str, Any] = {}
+        self._projector: Mapping[str, Any] = {}
         self.consumers = Consumers(self)
         for config in stream_table(settings):
             self._add_stream(config)
-        for stream, config in consumer_table(settings):
-            if config["ack_policy"] == "explicit":
-                self.add_consumer(stream, config)
+        for stream, consumer in consumer_table(settings):
+            if consumer["ack_policy"] == "explicit":
+                self.add_consumer(stream, consumer)
             else:
-                self._projector = config
+                self._projector = consumer
 
-    def _add_stream(self, config: dict[str, Any]) -> Stream:
+    def _add_stream(self, config: Mapping[str, Any]) -> Stream:
         stream = self.streams[config["name"]] = Stream(config, self.loop.time)
 
         def stored(message: StoredMessage) -> None:
@@ -86,7 +86,7 @@ class Server:
         stream.on_stored.append(stored)
         return stream
 
-    def add_consumer(self, stream: str, config: dict[str, Any]) -> PullConsumer:
+    def add_consumer(self, stream: str, config: Mapping[str, Any]) -> PullConsumer:
         """Create a durable, at the beginning of its stream."""
         return self.consumers.add(PullConsumer(config, self.streams[stream]))
 
@@ -371,7 +371,7 @@ class Server:
                 answer |= {"total": len(found_subjects), "offset": offset}
             self._answer(reply, answer)
         else:
-            stream.config |= request
+            stream.config = {**stream.config, **request}
             self._answer(reply, {"config": stream.config})
 
     def _consumer_api(

@@ -6,7 +6,7 @@ the parts of it that the engine relies on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -71,7 +71,7 @@ class Publish:
 class Stream:
     """One stream: messages by sequence and by subject."""
 
-    def __init__(self, config: dict[str, Any], now: Callable[[], float]) -> None:
+    def __init__(self, config: Mapping[str, Any], now: Callable[[], float]) -> None:
         self.config = config
         self.name: str = config["name"]
         self.now = now
@@ -185,7 +185,7 @@ class Pending:
 class PullConsumer:
     """A durable with explicit acknowledgements: where it is, and what is out."""
 
-    config: dict[str, Any]
+    config: Mapping[str, Any]
     stream: Stream
     wanted: list[str] = field(init=False)
     next_seq: int = 1
@@ -246,7 +246,7 @@ class PullConsumer:
 class PushConsumer:
     """An ephemeral without acknowledgements, as a watch has it."""
 
-    config: dict[str, Any]
+    config: Mapping[str, Any]
     stream: Stream
     connection: Any
     epoch: int

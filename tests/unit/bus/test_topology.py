@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from penstock.bus.topology import SHARDS_KEY, consumer_table, stream_table
+from penstock.bus.topology import SHARDS_KEY, StreamConfig, consumer_table, stream_table
 from penstock.contracts import subjects
 from penstock.settings import CoreSettings
 
 SETTINGS = CoreSettings(shards=4, streams_replicas=3, ack_wait_seconds=7)
 
 
-def streams() -> dict[str, dict[str, Any]]:
+def streams() -> dict[str, StreamConfig]:
     return {stream["name"]: stream for stream in stream_table(SETTINGS)}
 
 

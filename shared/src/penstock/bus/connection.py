@@ -12,7 +12,7 @@ import logging
 import os
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
@@ -161,8 +161,15 @@ def require_server(version: str, *, jetstream: bool) -> None:
         )
 
 
-def _auth(settings: CoreSettings) -> dict[str, Any]:
-    auth: dict[str, Any] = {}
+class _Auth(TypedDict, total=False):
+    user: str
+    password: str
+    token: str
+    user_credentials: str
+
+
+def _auth(settings: CoreSettings) -> _Auth:
+    auth: _Auth = {}
     if settings.nats_user is not None:
         auth["user"] = settings.nats_user
     if settings.nats_password is not None:
@@ -247,7 +254,7 @@ async def connect(settings: CoreSettings, *, name: str, patience_seconds: float 
         ) from error
     connecting = False
     nc.closing_on_purpose = False
-    info: dict[str, Any] = nc._server_info  # noqa: SLF001 - carries what no property does
+    info = nc._server_info  # noqa: SLF001 - carries what no property does
     try:
         require_server(str(info.get("version", "")), jetstream=bool(info.get("jetstream")))
     except InvariantError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from penstock.bus.claims import Claims
 from penstock.bus.connection import Bus
@@ -55,7 +55,7 @@ async def _put_one(bus: Bus, claims: Claims, fact: FactCopy) -> bool:
     reply = await bus.request(
         fact.subject, await claims.pack(fact.body), headers={RESTORED_HEADER: "1"}
     )
-    error: dict[str, Any] | None = json.loads(reply.data).get("error")
+    error = json.loads(reply.data).get("error")
     if error is None:
         return True
     if error.get("err_code") == SUBJECT_TAKEN:

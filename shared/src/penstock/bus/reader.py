@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 from nats.aio.subscription import Subscription
 
@@ -89,7 +89,7 @@ class LogReader:
             collector.add(body, headers or b"")
 
     async def get_many(
-        self, stream: str, request: dict[str, Any], *, timeout_seconds: float = 5.0
+        self, stream: str, request: Mapping[str, object], *, timeout_seconds: float = 5.0
     ) -> Page:
         """Send one direct get that is answered by many messages.
 

@@ -7,8 +7,8 @@ changes that would destroy or reinterpret stored facts. It may run in every proc
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable
-from typing import Any, Final
+from collections.abc import Awaitable, Iterable, Mapping
+from typing import Any, Final, Literal, Required, TypedDict
 
 from penstock.bus.connection import Bus, JetStreamError
 from penstock.contracts import subjects
@@ -35,9 +35,46 @@ _UPDATABLE: Final = frozenset(
 )
 
 
-def stream_table(settings: CoreSettings) -> list[dict[str, Any]]:
+class StreamConfig(TypedDict, total=False):
+    """Configuration of a stream, as the JetStream API names it; times in nanoseconds."""
+
+    name: Required[str]
+    subjects: Required[list[str]]
+    storage: Required[Literal["file", "memory"]]
+    retention: Required[Literal["limits"]]
+    discard: Required[Literal["old", "new"]]
+    discard_new_per_subject: bool
+    max_msgs_per_subject: int
+    max_age: int
+    max_bytes: int
+    allow_direct: bool
+    allow_atomic: bool
+    allow_msg_ttl: bool
+    allow_msg_schedules: bool
+    allow_rollup_hdrs: bool
+    deny_delete: bool
+    subject_delete_marker_ttl: int
+    republish: dict[Literal["src", "dest"], str]
+    metadata: dict[str, str]
+    num_replicas: int
+
+
+class ConsumerConfig(TypedDict):
+    """Configuration of a durable consumer, as the JetStream API names it."""
+
+    durable_name: str
+    filter_subject: str
+    ack_policy: Literal["all", "explicit"]
+    deliver_policy: Literal["all"]
+    ack_wait: int
+    """Nanoseconds."""
+    max_deliver: int
+    max_ack_pending: int
+
+
+def stream_table(settings: CoreSettings) -> list[StreamConfig]:
     """Return the configuration of every stream of an installation, buckets included."""
-    runs = {
+    runs: StreamConfig = {
         "name": subjects.RUNS,
         "subjects": [subjects.RUN_SPACE],
         "storage": "file",
@@ -51,7 +88,7 @@ def stream_table(settings: CoreSettings) -> list[dict[str, Any]]:
         "republish": {"src": subjects.RUN_SPACE, "dest": subjects.LIVE_SPACE},
         "metadata": {SHARDS_KEY: str(settings.shards)},
     }
-    timers = {
+    timers: StreamConfig = {
         "name": subjects.TIMERS,
         "subjects": [subjects.TIMER_SPACE],
         "storage": "file",
@@ -62,7 +99,7 @@ def stream_table(settings: CoreSettings) -> list[dict[str, Any]]:
         "allow_msg_ttl": True,
         "allow_msg_schedules": True,
     }
-    deltas = {
+    deltas: StreamConfig = {
         "name": subjects.DELTAS,
         "subjects": [subjects.DELTA_SPACE],
         "storage": "memory",
@@ -72,7 +109,7 @@ def stream_table(settings: CoreSettings) -> list[dict[str, Any]]:
         "max_bytes": 256 * 2**20,
         "allow_direct": True,
     }
-    dead = {
+    dead: StreamConfig = {
         "name": subjects.DEAD,
         "subjects": [subjects.DEAD_SPACE],
         "storage": "file",
@@ -81,7 +118,7 @@ def stream_table(settings: CoreSettings) -> list[dict[str, Any]]:
         "max_age": 30 * _DAY,
         "allow_direct": True,
     }
-    canary = {
+    canary: StreamConfig = {
         "name": subjects.CANARY,
         "subjects": [subjects.CANARY_SPACE],
         "storage": "file",
@@ -91,7 +128,7 @@ def stream_table(settings: CoreSettings) -> list[dict[str, Any]]:
         "max_age": 1 * _DAY,
         "allow_direct": True,
     }
-    artifacts = {
+    artifacts: StreamConfig = {
         "name": f"OBJ_{subjects.ARTIFACTS}",
         "subjects": [f"$O.{subjects.ARTIFACTS}.C.>", f"$O.{subjects.ARTIFACTS}.M.>"],
         "storage": "file",
@@ -118,7 +155,7 @@ def stream_table(settings: CoreSettings) -> list[dict[str, Any]]:
     return [{**stream, "num_replicas": settings.streams_replicas} for stream in table]
 
 
-def _bucket(name: str) -> dict[str, Any]:
+def _bucket(name: str) -> StreamConfig:
     return {
         "name": f"KV_{name}",
         "subjects": [f"$KV.{name}.>"],
@@ -134,9 +171,9 @@ def _bucket(name: str) -> dict[str, Any]:
     }
 
 
-def consumer_table(settings: CoreSettings) -> list[tuple[str, dict[str, Any]]]:
+def consumer_table(settings: CoreSettings) -> list[tuple[str, ConsumerConfig]]:
     """Return stream and configuration of every durable that the installation itself needs."""
-    consumers: list[tuple[str, dict[str, Any]]] = []
+    consumers: list[tuple[str, ConsumerConfig]] = []
     for shard in range(settings.shards):
         consumers.append(
             (
@@ -152,7 +189,7 @@ def consumer_table(settings: CoreSettings) -> list[tuple[str, dict[str, Any]]]:
                 ),
             )
         )
-    projector = {
+    projector: ConsumerConfig = {
         "durable_name": subjects.PROJECTOR,
         "filter_subject": subjects.RUN_SPACE,
         "ack_policy": "all",
@@ -165,7 +202,7 @@ def consumer_table(settings: CoreSettings) -> list[tuple[str, dict[str, Any]]]:
     return consumers
 
 
-def _durable(settings: CoreSettings, name: str, subject_filter: str) -> dict[str, Any]:
+def _durable(settings: CoreSettings, name: str, subject_filter: str) -> ConsumerConfig:
     return {
         "durable_name": name,
         "filter_subject": subject_filter,
@@ -230,7 +267,7 @@ async def ensure_runner_consumer(bus: Bus, settings: CoreSettings, kind: str, qu
     return name
 
 
-async def _ensure_stream(bus: Bus, want: dict[str, Any]) -> None:
+async def _ensure_stream(bus: Bus, want: StreamConfig) -> None:
     name = want["name"]
     try:
         have = (await bus.api(f"STREAM.INFO.{name}"))["config"]
@@ -251,13 +288,14 @@ async def _ensure_stream(bus: Bus, want: dict[str, Any]) -> None:
         await bus.api(f"STREAM.UPDATE.{name}", {**have, **changes}, timeout_seconds=15)
 
 
-async def ensure_consumer(bus: Bus, stream: str, want: dict[str, Any]) -> None:
+async def ensure_consumer(bus: Bus, stream: str, want: ConsumerConfig) -> None:
     """Create a durable if it is missing, or update what may be updated.
 
     Raises:
         InvariantError: ``topology_differs``.
     """
-    name = want["durable_name"]
+    name: str = want["durable_name"]
+    config: Mapping[str, object] = want
     try:
         have = (await bus.api(f"CONSUMER.INFO.{stream}.{name}"))["config"]
     except JetStreamError as error:
@@ -267,11 +305,11 @@ async def ensure_consumer(bus: Bus, stream: str, want: dict[str, Any]) -> None:
         changes = _differences(f"consumer {stream}/{name}", have, want)
         if not changes:
             return
-        want = {**have, **changes}
+        config = {**have, **changes}
     try:
         await bus.api(
-            f"CONSUMER.CREATE.{stream}.{name}.{want['filter_subject']}",
-            {"stream_name": stream, "config": {**want, "name": name}},
+            f"CONSUMER.CREATE.{stream}.{name}.{config['filter_subject']}",
+            {"stream_name": stream, "config": {**config, "name": name}},
             timeout_seconds=15,
         )
     except JetStreamError as error:
@@ -279,9 +317,11 @@ async def ensure_consumer(bus: Bus, stream: str, want: dict[str, Any]) -> None:
             raise
 
 
-def _differences(what: str, have: dict[str, Any], want: dict[str, Any]) -> dict[str, Any]:
+def _differences(
+    what: str, have: Mapping[str, Any], want: Mapping[str, Any]
+) -> Mapping[str, object]:
     """Return the fields to update; refuse those that must not be changed."""
-    changes: dict[str, Any] = {}
+    changes: dict[str, object] = {}
     refused: list[ErrorDetail] = []
     for field, wanted in want.items():
         found = have.get(field)

@@ -20,6 +20,7 @@ from pydantic.config import ExtraValues
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from penstock.contracts.errors import ErrorDetail, RejectedError
+from penstock.contracts.json import JsonObject
 from penstock.contracts.runners import Capability
 from penstock.runner.attempt import invalid_arguments
 from penstock.runner.context import StepContext
@@ -104,7 +105,7 @@ def _reader(
     *,
     closed: bool,
     whole: bool,
-) -> tuple[Prepare, dict[str, JsonValue]]:
+) -> tuple[Prepare, JsonObject]:
     """Return what turns an input into arguments, and the schema of the inputs that it takes."""
     if len(inputs) == 1 and (whole or _is_record(hints.get(inputs[0].name))):
         return _whole(hints.get(inputs[0].name, JsonValue))
@@ -125,7 +126,7 @@ def _is_record(hint: Any) -> bool:
     )
 
 
-def _whole(hint: Any) -> tuple[Prepare, dict[str, JsonValue]]:
+def _whole(hint: Any) -> tuple[Prepare, JsonObject]:
     if hint is JsonValue or hint is Any:
         # It was read from JSON; there is nothing to check.
         return lambda _, value: ((value,), _NOTHING), {}
@@ -157,7 +158,7 @@ def _open() -> Prepare:
 
 def _named(
     name: str, inputs: list[inspect.Parameter], hints: Mapping[str, Any], *, closed: bool
-) -> tuple[Prepare, dict[str, JsonValue]]:
+) -> tuple[Prepare, JsonObject]:
     """Read the input's members as the function's named parameters."""
     extra: ExtraValues = "forbid" if closed else "ignore"
     fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []

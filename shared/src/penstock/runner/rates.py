@@ -105,12 +105,12 @@ def admit(rule: Rule, record: LimitRecord, now: float, holder: str) -> tuple[Lim
         spacing = rule.calls.spacing_seconds if rule.calls is not None else BUSY_SECONDS / 10
         at = min(max(record.free_at, now + away), now + HORIZON_SECONDS)
         return record.model_copy(update={"held": held, "free_at": at + spacing}), at - now
-    changes: dict[str, object] = {"held": held}
+    calls_at = record.calls_at
     if rule.calls is not None:
-        changes["calls_at"] = max(record.calls_at, now) + rule.calls.spacing_seconds
+        calls_at = max(calls_at, now) + rule.calls.spacing_seconds
     if rule.places is not None:
-        changes["held"] = {**held, holder: now + LEASE_SECONDS}
-    return record.model_copy(update=changes), 0.0
+        held[holder] = now + LEASE_SECONDS
+    return record.model_copy(update={"held": held, "calls_at": calls_at}), 0.0
 
 
 def wait_for(
@@ -133,11 +133,10 @@ def wait_for(
 def charge(rule: Rule, record: LimitRecord, now: float, holder: str, tokens: int) -> LimitRecord:
     """Return the state after a call: its place is free, its tokens are spent."""
     held = {name: until for name, until in record.held.items() if name != holder and until > now}
-    changes: dict[str, object] = {"held": held}
+    tokens_at = record.tokens_at
     if rule.tokens is not None and tokens:
-        spent = tokens * rule.tokens.spacing_seconds
-        changes["tokens_at"] = max(record.tokens_at, now) + spent
-    return record.model_copy(update=changes)
+        tokens_at = max(tokens_at, now) + tokens * rule.tokens.spacing_seconds
+    return record.model_copy(update={"held": held, "tokens_at": tokens_at})
 
 
 def idle_seconds(record: LimitRecord, now: float) -> float:

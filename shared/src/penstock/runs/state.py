@@ -300,14 +300,14 @@ def _with_waits(state: RunState, waits: tuple[Wait, ...]) -> RunState:
             waiting = replace(
                 step, status="waiting", wait=wait, throttled=step.throttled + throttled
             )
-            state = replace(state, **_put(state, step, waiting))
+            state = _put(state, step, waiting)
     return state
 
 
-def _put(state: RunState, old: StepState | None, new: StepState) -> dict[str, object]:
-    """Return what changes in the state when a step becomes another."""
+def _put(state: RunState, old: StepState | None, new: StepState, **changes: object) -> RunState:
+    """Return the state after a step has become another, and after other changes of its fields."""
+    changes["steps"] = state.steps.set(new.step_id, new)
     opened = new.open - (old is not None and old.open)
-    changes: dict[str, object] = {"steps": state.steps.set(new.step_id, new)}
     if opened:
         changes["open_steps"] = state.open_steps + opened
     waiting = (new.status == "waiting") - (old is not None and old.status == "waiting")
@@ -320,7 +320,7 @@ def _put(state: RunState, old: StepState | None, new: StepState) -> dict[str, ob
     after = new.reserve if new.reserving else None
     if before is not after:
         changes["reserved"] = _settled(state.reserved, before, after)
-    return changes
+    return replace(state, **changes)
 
 
 def _settled(
@@ -370,7 +370,7 @@ def _with_result(state: RunState, entry: Entry, fact: StepResult, seq: int) -> R
         outcome_seq=entry.seq,
         reserve=None,
     )
-    return replace(state, last_seq=seq, updated_at=_later(state, fact), **_put(state, step, done))
+    return _put(state, step, done, last_seq=seq, updated_at=_later(state, fact))
 
 
 def _with_usage(state: RunState, key: str, fact: StepResult) -> RunState:
@@ -412,7 +412,7 @@ def _with_step(state: RunState, entry: Entry, fact: StepScheduled, seq: int) -> 
                 reserve=fact.reserve,
                 at_most_once=fact.at_most_once,
             )
-            state = replace(state, **_put(state, step, known))
+            state = _put(state, step, known)
         at = _later(state, fact)
         return replace(state, last_seq=seq, decisions=decisions, updated_at=at)
     scheduled = StepState(
@@ -430,13 +430,8 @@ def _with_step(state: RunState, entry: Entry, fact: StepScheduled, seq: int) -> 
         at_most_once=fact.at_most_once,
         throttled=step.throttled if step is not None else 0,
     )
-    return replace(
-        state,
-        last_seq=seq,
-        decisions=decisions,
-        updated_at=_later(state, fact),
-        **_put(state, step, scheduled),
-    )
+    at = _later(state, fact)
+    return _put(state, step, scheduled, last_seq=seq, decisions=decisions, updated_at=at)
 
 
 def _with_decision(
@@ -448,7 +443,7 @@ def _with_decision(
     for step_id in decision.stops:
         step = state.steps.get(step_id)
         if step is not None and step.open and step.decision < subject.decision:
-            state = replace(state, **_put(state, step, replace(step, status="stopped")))
+            state = _put(state, step, replace(step, status="stopped"))
     if decision.waits:
         state = _with_waits(state, decision.waits)
     reserves = decision.reserves
@@ -467,7 +462,7 @@ def _with_decision(
                 throttled=known.throttled if known is not None else 0,
                 reserve=reserves.get(step_id) if reserves else None,
             )
-            state = replace(state, **_put(state, known, planned))
+            state = _put(state, known, planned)
     return state
 
 

@@ -113,7 +113,7 @@ async def run_mlflow_sink(
             asyncio.get_running_loop().add_signal_handler(number, ending.set)
     bus = await connect(settings, name=f"sink {name} {settings.instance_id}")
     durable = subjects.sink_consumer(name)
-    config = {
+    config: topology.ConsumerConfig = {
         "durable_name": durable,
         "filter_subject": subjects.ENDS,
         "ack_policy": "explicit",

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import JsonValue
-
 from penstock.contracts.errors import ErrorDetail, ErrorInfo, RejectedError
 from penstock.contracts.facts import NodeRecord
-from penstock.contracts.json import Json
+from penstock.contracts.json import Json, JsonObject
 from penstock.contracts.plan import BranchNode, LoopNode, MapNode, Node, ParallelNode
 from penstock.expressions.conditions import holds
 from penstock_orchestrator.core.progress import (
@@ -17,6 +15,7 @@ from penstock_orchestrator.core.progress import (
     has_begun,
     instance_of,
 )
+from penstock_orchestrator.core.view import ExpressionScope
 from penstock_orchestrator.core.walk import Walk
 
 
@@ -70,7 +69,7 @@ def parallel(walk: Walk, instance: Instance[ParallelNode]) -> Outcome | None:
         if len(failed) > tolerated or (failed and not node.collect and node.wait is None):
             return walk.fail(instance, failed[-1].failed or _lost(node))
         return None
-    output: dict[str, JsonValue] = {}
+    output: JsonObject = {}
     for scope in scopes:
         if scope in done or (scope in failed and node.collect):
             name = scope.block.name
@@ -165,7 +164,7 @@ def _holds(
     """Check a loop's condition before an iteration, or after it."""
     body = instance.node.body
     last = iteration if after is not None else iteration - 1
-    variables: dict[str, JsonValue] = {"iteration": iteration, "previous": None}
+    variables: ExpressionScope = {"iteration": iteration, "previous": None}
     if last >= 0:
         variables["previous"] = walk.view.block_output(body, (*instance.path, last))
     if after is not None:

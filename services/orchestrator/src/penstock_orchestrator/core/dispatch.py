@@ -12,7 +12,7 @@ from penstock.contracts import subjects
 from penstock.contracts.errors import ErrorDetail, ErrorInfo, RejectedError
 from penstock.contracts.facts import Reservation, RunLimits, SecretRef
 from penstock.contracts.ids import turn_step_id
-from penstock.contracts.json import Json
+from penstock.contracts.json import Json, JsonObject
 from penstock.contracts.plan import (
     AgentNode,
     CompiledAgent,
@@ -37,7 +37,7 @@ class Call(NamedTuple):
     """A tool with the arguments of one call, and the secrets to be filled in."""
 
     tool: CompiledTool
-    arguments: dict[str, JsonValue]
+    arguments: JsonObject
     secrets: _Secrets
 
 
@@ -115,10 +115,10 @@ def tool_step(
 
 
 def with_sources(
-    view: View, instance: Instance[Node], tool: CompiledTool, given: dict[str, JsonValue]
-) -> tuple[dict[str, JsonValue], _Secrets]:
+    view: View, instance: Instance[Node], tool: CompiledTool, given: JsonObject
+) -> tuple[JsonObject, _Secrets]:
     """Apply the parameters' sources: system values win, defaults fill in."""
-    arguments: dict[str, JsonValue] = dict(given)
+    arguments = dict(given)
     secrets: _Secrets = {}
     scope = view.scope(instance.node.id, instance.path)
     for name, parameter in tool.sources.items():
@@ -207,7 +207,7 @@ def agent_turn(
     )
 
 
-def _shown(tool: CompiledTool, name: str) -> dict[str, JsonValue]:
+def _shown(tool: CompiledTool, name: str) -> Json:
     """Return a tool as the model sees it: without the parameters that the system provides."""
     hidden = {name for name, source in tool.sources.items() if source.source == "system"}
     optional = hidden | {

@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Generic, Literal, NamedTuple, TypeVar
 
-from pydantic import JsonValue
-
 from penstock.contracts.actions import ACTION, Action, Respond
 from penstock.contracts.errors import ErrorInfo
 from penstock.contracts.facts import NodeRecord, RunLimits
@@ -241,10 +239,9 @@ def latest_turn(iid: str, state: RunState, known: int = 0) -> int:
 
 def answer_of(action: Respond) -> Json:
     """Return the output of an agent node that has responded."""
-    output: dict[str, JsonValue] = {"text": action.text}
-    if action.output is not None:
-        output["output"] = action.output
-    return output
+    if action.output is None:
+        return {"text": action.text}
+    return {"text": action.text, "output": action.output}
 
 
 def recorded_outcome(node: Node, node_record: NodeRecord) -> Outcome | None:

@@ -29,6 +29,9 @@ from penstock_orchestrator.core.progress import (
     recorded_outcome,
 )
 
+ExpressionScope = dict[str, JsonValue]
+"""Values of expressions by name: ``input``, ``session``, ``run``, ``steps``, ``error``, and the
+variables of the maps and loops around a node."""
 Lookup = Callable[[Node, Path], Outcome | None]
 
 
@@ -70,7 +73,7 @@ class NodeOutputs(Mapping[str, JsonValue]):
         return sum(1 for _ in self)
 
 
-def shown(outcome: Outcome) -> dict[str, JsonValue]:
+def shown(outcome: Outcome) -> Json:
     """Return an outcome as expressions see it."""
     error = outcome.error
     return {
@@ -80,12 +83,12 @@ def shown(outcome: Outcome) -> dict[str, JsonValue]:
     }
 
 
-def error_value(error: ErrorInfo) -> dict[str, JsonValue]:
+def error_value(error: ErrorInfo) -> Json:
     """Return an error as expressions see it."""
     return {"code": error.code, "message": error.message, "family": error.family.value}
 
 
-def run_scope(state: RunState) -> dict[str, JsonValue]:
+def run_scope(state: RunState) -> ExpressionScope:
     """Return what can be seen of a run before anything is done."""
     invoked = state.request
     return {
@@ -113,7 +116,7 @@ def enclosing(plan: Plan, node_id: str) -> list[MapNode | LoopNode]:
 
 
 def with_variables(
-    scope: dict[str, JsonValue],
+    scope: ExpressionScope,
     plan: Plan,
     node_id: str,
     path: Path,
@@ -151,7 +154,7 @@ class View:
         self.state = state
         self.progress = progress if progress is not None else Progress()
         self.made: dict[str, NodeRecord] = {}
-        self._base: dict[str, JsonValue] | None = None
+        self._base: ExpressionScope | None = None
 
     def node_record(self, record_id: str) -> NodeRecord | None:
         """Return a node record as it is after this decision."""
@@ -241,7 +244,7 @@ class View:
 
     def scope(
         self, node_id: str, path: Path, extra: Mapping[str, JsonValue] | None = None
-    ) -> dict[str, JsonValue]:
+    ) -> ExpressionScope:
         """Return what the expressions of a node can see in one of its instances."""
         if self._base is None:
             self._base = run_scope(self.state)
@@ -256,7 +259,7 @@ class View:
             scope.update(extra)
         return scope
 
-    def run_scope(self) -> dict[str, JsonValue]:
+    def run_scope(self) -> ExpressionScope:
         """Return what the run's own templates can see."""
         return self.scope("", ())
 

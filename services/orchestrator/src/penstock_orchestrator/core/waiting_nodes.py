@@ -89,7 +89,7 @@ def wait(walk: Walk, instance: Instance[WaitNode]) -> Outcome | None:
             signal_id, fact = taken
             waits.pop(instance.id, None)
             walk.progress.consumed.add(signal_id)
-            output: dict[str, JsonValue] = {"name": fact.name, "payload": fact.payload}
+            output: Json = {"name": fact.name, "payload": fact.payload}
             _close(walk, node_record, output, None, choice=signal_id)
             return Outcome("succeeded", output)
         waits[instance.id] = instance
@@ -280,7 +280,7 @@ def _refused(walk: Walk, instance: Instance[Node], error: ErrorInfo) -> Outcome:
 
 def _verdict(
     walk: Walk, instance: Instance[Node], node_record: NodeRecord
-) -> tuple[dict[str, JsonValue], ErrorInfo | None] | None:
+) -> tuple[Json, ErrorInfo | None] | None:
     """Return the decision about an approval, or its expiry; ``None`` while it is open."""
     answer = _answer(walk, "approval", node_record)
     if answer is None:
@@ -293,7 +293,7 @@ def _verdict(
         )
     given = ApprovalAnswer.parse(answer.payload)
     approved = given.decision == "approve"
-    output: dict[str, JsonValue] = {
+    output: Json = {
         "approved": approved,
         "reason": given.reason,
         "by": given.by or answer.sent_by,

@@ -29,7 +29,7 @@ from penstock_orchestrator.core.progress import (
     instance_of,
     recorded_outcome,
 )
-from penstock_orchestrator.core.view import View
+from penstock_orchestrator.core.view import ExpressionScope, View
 
 MOST_STEPS: Final = 250
 MOST_RECORDS: Final = 1000
@@ -341,7 +341,7 @@ class Walk:
 
     def scope(
         self, instance: Instance[Node], extra: Mapping[str, Json] | None = None
-    ) -> dict[str, Json]:
+    ) -> ExpressionScope:
         """Return what a node's expressions can see."""
         return self.view.scope(instance.node.id, instance.path, extra)
 

@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 from penstock import rpc
 from penstock.bus.connection import Bus, JetStreamError
@@ -135,7 +135,7 @@ class Reconciler:
         found: list[tuple[str, str]] = []
         while True:
             try:
-                info: dict[str, Any] = await self._bus.api(
+                info = await self._bus.api(
                     f"STREAM.INFO.{subjects.RUNS}",
                     {"subjects_filter": subject_filter, "offset": len(found)},
                     timeout_seconds=30,

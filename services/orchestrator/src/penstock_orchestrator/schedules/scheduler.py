@@ -232,16 +232,24 @@ class Scheduler:
         self, tenant: str, record: ScheduleRecord, progress: ScheduleProgress
     ) -> ScheduleProgress:
         """Fire pending ticks, in order; return the progress without them."""
-        update: dict[str, object] = {"pending": ()}
-        fired = progress.fired
+        fired, failure = progress.fired, progress.failure
+        last_tick, last_run_id = progress.last_tick, progress.last_run_id
         for tick in progress.pending:
             outcome = await self._firing.fire(tenant, record, tick)
             if isinstance(outcome, ScheduleFailure):
-                update["failure"] = outcome
+                failure = outcome
                 continue
-            fired += 1
-            update |= {"last_tick": tick, "last_run_id": outcome, "failure": None}
-        return progress.model_copy(update={**update, "fired": fired})
+            fired, failure = fired + 1, None
+            last_tick, last_run_id = tick, outcome
+        return progress.model_copy(
+            update={
+                "pending": (),
+                "fired": fired,
+                "failure": failure,
+                "last_tick": last_tick,
+                "last_run_id": last_run_id,
+            }
+        )
 
     async def _store(self, known: _Known, progress: ScheduleProgress) -> None:
         """Record progress; where another engine was first, take over its record."""
