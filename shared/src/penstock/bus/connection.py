@@ -226,27 +226,26 @@ async def connect(settings: CoreSettings, *, name: str, patience_seconds: float 
             logging.shutdown()
             os._exit(EXIT_CONNECTION_LOST)
 
-    options: dict[str, Any] = {
-        "servers": settings.nats_servers,
-        "name": name,
-        "max_reconnect_attempts": -1,
-        "reconnect_time_wait": 0.25,
-        # A server that is cut off says nothing: it is left after 4 to 6 seconds, and the attempt
-        # to come back to it must not take long either.
-        "ping_interval": 2,
-        "max_outstanding_pings": 2,
-        "pending_size": 64 * 2**20,
-        "connect_timeout": 2,
-        "error_cb": on_error,
-        "disconnected_cb": on_disconnected,
-        "reconnected_cb": on_reconnected,
-        "closed_cb": on_closed,
-        **_auth(settings),
-    }
     nc.closing_on_purpose = True
     try:
         async with asyncio.timeout(patience_seconds):
-            await nc.connect(**options)
+            await nc.connect(
+                servers=settings.nats_servers,
+                name=name,
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=0.25,  # type: ignore[arg-type]  # passed to asyncio.sleep
+                # A server that is cut off says nothing: it is left after 4 to 6 seconds, and the
+                # attempt to come back to it must not take long either.
+                ping_interval=2,
+                max_outstanding_pings=2,
+                pending_size=64 * 2**20,
+                connect_timeout=2,
+                error_cb=on_error,
+                disconnected_cb=on_disconnected,
+                reconnected_cb=on_reconnected,
+                closed_cb=on_closed,
+                **_auth(settings),
+            )
     except (NoServersError, OSError, TimeoutError) as error:
         raise TransientError(
             "bus_unreachable",
