@@ -30,7 +30,7 @@ from penstock.contracts.errors import (
     RejectedError,
     TransientError,
 )
-from penstock.contracts.facts import CancelRequested, SignalReceived, fact_bytes
+from penstock.contracts.facts import CancelRequested, SignalReceived
 from penstock.contracts.ids import answer_signal_id, shard_of
 from penstock.contracts.plan import ConcurrencySpec, Plan
 from penstock.contracts.turns import TURN_RECORD, Answer, Turn, TurnRecord, asked, left
@@ -39,6 +39,7 @@ from penstock.runs.state import RunState
 from penstock.telemetry.logs import EventLog
 from penstock_orchestrator.core.budget import run_deadline
 from penstock_orchestrator.core.view import View
+from penstock_orchestrator.engine.effects import append_once, gather_some
 from penstock_orchestrator.engine.runs import Slot
 
 log = EventLog(__name__)
@@ -319,25 +320,18 @@ class Admission:
             for turn in (*record.holders, *record.queue)
             if turn.cancelled and turn.run_id not in cancelled
         ]
-        for start in range(0, len(work), _AT_ONCE):
-            await asyncio.gather(*work[start : start + _AT_ONCE])
+        await gather_some(work)
 
     async def _admit(self, tenant: str, turn: Turn) -> None:
         fact = SignalReceived(occurred_at=datetime.now(UTC), name="admitted", kind="admitted")
         prefix = subjects.run_prefix(tenant, turn.shard, turn.run_id)
         subject = subjects.signal(prefix, _signal_id(turn.run_id))
-        await self._append_once(subject, fact)
+        await append_once(self._writer, subject, fact)
 
     async def _cancel(self, tenant: str, turn: Turn, reason: str) -> None:
         fact = CancelRequested(occurred_at=datetime.now(UTC), reason=reason)
         prefix = subjects.run_prefix(tenant, turn.shard, turn.run_id)
-        await self._append_once(subjects.cancel(prefix), fact)
-
-    async def _append_once(self, subject: str, fact: SignalReceived | CancelRequested) -> None:
-        try:
-            await self._writer.append(subject, fact_bytes(fact))
-        except ConflictError:
-            log.debug("admission.duplicate", subject=subject)
+        await append_once(self._writer, subjects.cancel(prefix), fact)
 
     async def _logged(self, tenant: str, turns: Collection[Turn]) -> _Logged:
         """Read which runs of a key have ended, or have their admission or cancellation."""

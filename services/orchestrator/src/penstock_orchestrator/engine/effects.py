@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -90,7 +90,7 @@ class Effects:
         run_id = child_run_id(slot.tenant, slot.run_id, step_id, attempt)
         prefix = self._prefix(slot.tenant, run_id)
         child = child_run(state, step_id, attempt, fact)
-        await self._append_once(subjects.invoke(prefix), child)
+        await append_once(self._writer, subjects.invoke(prefix), child)
         reach("engine.child_started")
 
     async def _send(self, slot: Slot, step_id: str, attempt: int, fact: StepScheduled) -> None:
@@ -108,7 +108,7 @@ class Effects:
                 kind="message",
                 from_run=slot.run_id,
             )
-            await self._append_once(subjects.signal(prefix, f"m-{token}"), message)
+            await append_once(self._writer, subjects.signal(prefix, f"m-{token}"), message)
             reach("engine.message_sent")
             receivers.append(run_id)
         error = None
@@ -123,7 +123,7 @@ class Effects:
             error=error,
             started_at=fact.occurred_at,
         )
-        await self._append_once(subjects.result(slot.prefix, step_id, attempt), result)
+        await append_once(self._writer, subjects.result(slot.prefix, step_id, attempt), result)
 
     async def _targets(self, tenant: str, to: SendTarget) -> list[str]:
         """Return the ids of the runs that a message goes to."""
@@ -167,7 +167,7 @@ class Effects:
                 work.append(self._add_pending(slot, node_record, before))
             elif known is not None and known.open and known.node_record.request is not None:
                 work.append(self._remove_pending(slot, known.node_record))
-        await _gather(work)
+        await gather_some(work)
 
     async def _add_pending(self, slot: Slot, node_record: NodeRecord, state: RunState) -> None:
         record = PendingRecord(
@@ -237,9 +237,9 @@ class Effects:
     async def _cancel_children(self, slot: Slot, steps: Iterable[StepState]) -> None:
         reason = f"the parent run {slot.run_id} no longer waits for it"
         fact = CancelRequested(occurred_at=datetime.now(UTC), reason=reason)
-        await _gather(
+        await gather_some(
             [
-                self._append_once(subjects.cancel(self._child_prefix(slot, step)), fact)
+                append_once(self._writer, subjects.cancel(self._child_prefix(slot, step)), fact)
                 for step in steps
                 if step.kind == StepKind.RUN and step.queue == CHILD
             ]
@@ -264,7 +264,7 @@ class Effects:
             open_records = [
                 node_record for node_record in open_ones if node_record.request is not None
             ]
-            await _gather(
+            await gather_some(
                 [
                     self._remove_pending(slot, node_record, run_ended=True)
                     for node_record in open_records
@@ -295,7 +295,9 @@ class Effects:
             started_at=state.request.occurred_at,
         )
         prefix = subjects.run_prefix(tenant, parent.shard, parent.run_id)
-        await self._append_once(subjects.result(prefix, parent.step_id, parent.attempt), result)
+        await append_once(
+            self._writer, subjects.result(prefix, parent.step_id, parent.attempt), result
+        )
         reach("engine.parent_notified")
 
     async def restore(self, slot: Slot, state: RunState) -> None:
@@ -325,19 +327,24 @@ class Effects:
                 slot, before, [known.node_record for known in state.node_records.values()]
             )
 
-    # -- writing -----------------------------------------------------------------------------
-
     def _prefix(self, tenant: str, run_id: str) -> str:
         return subjects.run_prefix(tenant, shard_of(run_id, self._shards), run_id)
 
-    async def _append_once(
-        self, subject: str, fact: RunInvoked | SignalReceived | StepResult | CancelRequested
-    ) -> None:
-        """Append a fact; a duplicate has no effect."""
-        try:
-            await self._writer.append(subject, fact_bytes(fact))
-        except ConflictError:
-            log.debug("effects.duplicate", subject=subject)
+
+async def append_once(
+    writer: LogWriter,
+    subject: str,
+    fact: RunInvoked | SignalReceived | StepResult | CancelRequested,
+) -> None:
+    """Append a fact; a duplicate has no effect.
+
+    Raises:
+        PenstockError: The bus does not answer.
+    """
+    try:
+        await writer.append(subject, fact_bytes(fact))
+    except ConflictError:
+        log.debug("effects.duplicate", subject=subject)
 
 
 def correlation_of(plan: Plan, state: RunState) -> str | ErrorInfo:
@@ -359,7 +366,7 @@ def unneeded_children(state: RunState, *, ended: bool = False) -> list[StepState
     ]
 
 
-async def _gather(work: list[Coroutine[Any, Any, object]]) -> None:
+async def gather_some(work: Sequence[Coroutine[Any, Any, object]]) -> None:
     """Await many coroutines, ``_AT_ONCE`` at a time."""
     for start in range(0, len(work), _AT_ONCE):
         await asyncio.gather(*work[start : start + _AT_ONCE])
