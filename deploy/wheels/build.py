@@ -29,9 +29,9 @@ COMPILED: Final = {
     "penstock": (
         f"{_BUS}/batching.py",
         f"{_BUS}/claims.py",
-        f"{_BUS}/client.py",
         f"{_BUS}/consumer.py",
         f"{_BUS}/kv.py",
+        f"{_BUS}/parser.py",
         f"{_BUS}/writer.py",
         f"{_RUNNER}/attempt.py",
         f"{_RUNNER}/deltas.py",

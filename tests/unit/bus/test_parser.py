@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.bus.client import HotParser
+from penstock.bus.parser import HotParser
 
 Seen = tuple[str, str, bytes, bytes | None]
 
