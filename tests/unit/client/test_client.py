@@ -316,7 +316,7 @@ def test_follow_gives_up_after_many_failures_in_a_row(pauses: list[float]) -> No
 
 
 def test_client_needs_no_other_extra() -> None:
-    extras = ("cel", "cronsim", "faststream", "jsonpath_rfc9535", "jsonschema_rs", "rich",
+    extras = ("re2", "cronsim", "faststream", "jsonpath_rfc9535", "jsonschema_rs", "rich",
               "sqlalchemy", "typer", "uvloop", "yaml")  # fmt: skip
     code = f"""
 import sys

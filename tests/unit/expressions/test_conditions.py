@@ -153,7 +153,7 @@ def test_conditions_nested_too_deeply_are_rejected() -> None:
     [
         "$.input.tree..*",
         "$.input.tree..*..*",
-        "$.input.tree[?search(@, '([a-z]{40}){40}')]",
+        "$.input.tree[?search(@, '([a-z]{31}){31}')]",
     ],
 )
 def test_queries_over_too_much_are_refused(query: str) -> None:
@@ -265,7 +265,7 @@ def test_sample_of_a_schema_without_end_ends() -> None:
         ("run.xs.map(x, x + int('a'))", "'a' is no integer"),
         ("'a' + 1", "use string(...)"),
         ("'a' < 1", "not defined"),
-        ("run.x.matches('(')", "unclosed group"),
+        ("run.x.matches('(')", "missing )"),
         ("run.x && 1", "&& takes bool"),
         ("'a' ? 1 : 2", "takes bool"),
         ("1.map(x, x)", "takes list or map"),
@@ -347,7 +347,7 @@ def test_check_expression_says_nothing_of_what_data_could_make_right(expression:
         (compare("$.a", "exists", "yes"), "if.value", "true or false"),
         (compare("$.a", "in", "abc"), "if.value", "the value is a list"),
         (compare("$.a", "gt", None), "if.value", "compares numbers or text"),
-        (compare("$.a", "matches", "("), "if.value", "unclosed"),
+        (compare("$.a", "matches", "("), "if.value", "missing )"),
         (compare("$.a", "matches", 3), "if.value", "text with a pattern"),
         (compare("$.a[*]", "gt", 3), "if.value", "a list > a number"),
         (compare("$.input.s", "gt", 3), "if.value", "a string > a number"),

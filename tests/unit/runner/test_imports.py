@@ -8,7 +8,6 @@ import pytest
 EXTRAS = (
     "alembic",
     "asyncpg",
-    "cel",
     "cronsim",
     "faststream",
     "fastapi",
@@ -16,6 +15,7 @@ EXTRAS = (
     "jsonpath_rfc9535",
     "jsonschema",
     "jsonschema_rs",
+    "re2",
     "opentelemetry",
     "redis",
     "rich",

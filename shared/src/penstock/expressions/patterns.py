@@ -1,68 +1,49 @@
-"""Regular expressions in time linear in the text: RE2's syntax, run by the Rust engine of ``cel``.
+"""Regular expressions by RE2: in time linear in the text, and bounded in memory.
 
-Python's own engine backtracks, so a pattern could hold up a whole process. What linear time leaves
-over, the size of a pattern with its counted repetitions, is bounded here.
+Python's own engine backtracks, so a pattern could hold up a whole process.
 """
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 from typing import Any, Final
 
 from penstock.expressions.values import Evaluation, failed
 
 MAX_PATTERN_CHARACTERS: Final = 500
-MAX_PATTERN_UNITS: Final = 500_000
-"""Largest work of compiling a pattern, in the units of an evaluation: about 0.2 s."""
+MAX_PATTERN_BYTES: Final = 1 << 20
+"""Memory of a compiled pattern. Compiling takes 0.1 s at most."""
+
+_UNITS_PER_INSTRUCTION: Final = 2
+"""What compiling one instruction costs, as measured, in the units of an evaluation."""
+_UNITS_OF_TOO_LARGE: Final = 100_000
 
 
-@lru_cache(maxsize=1)
-def _matcher() -> Any:
-    import cel  # noqa: PLC0415 - 30 MB and 0.2 s that only regular expressions need
+class _Pattern:
+    """A compiled pattern, or the reason why there is none."""
 
-    return cel.compile("text.matches(pattern)")
+    def __init__(self, pattern: str) -> None:
+        import re2  # noqa: PLC0415 - only expressions with patterns need it
 
-
-_ATOM: Final = re.compile(
-    r"""
-    (?P<open>\((?:\?[^:)]*[:>])?) | (?P<close>\)) | (?P<or>\|)
-    | \{(?P<least>\d{1,9})(?:,(?P<most>\d{0,9}))?\}
-    | (?P<word>\\[pP](?:\{[^}]*\}|.) | \\[wWsSbB]
-        | \[\^?\]?(?:[^\]\\]|\\.)*\\[pPwWsS](?:[^\]\\]|\\.)*\])
-    | (?P<digit>\\[dD] | \[\^?\]?(?:[^\]\\]|\\.)*\\[dD](?:[^\]\\]|\\.)*\])
-    | (?P<set>\[\^?\]?(?:\\.|[^\]\\])*\] | \.)
-    | (?P<other>\\?.)
-    """,
-    re.VERBOSE | re.DOTALL,
-)
-_TOO_LARGE: Final = "the pattern {!r} is too large once its repetitions are written out"
-_COMPILING: Final = {"word": 650, "digit": 60, "set": 8, "other": 1}
-"""What compiling an atom costs, as measured, in units of 0.4 microseconds."""
-_WIDTH: Final = {"word": 8, "digit": 8, "set": 8, "other": 1}
-"""What matching an atom costs, for a hundred characters of text."""
-
-
-@lru_cache(maxsize=1024)
-def _estimate(pattern: str, *, compiling: bool) -> int:
-    """Estimate a pattern's cost with its counted repetitions written out."""
-    weights = _COMPILING if compiling else _WIDTH
-    totals = [0]
-    last = 0
-    for found in _ATOM.finditer(pattern):
-        kind = found.lastgroup or "other"
-        if found["open"] is not None:
-            totals.append(0)
-            last = 0
-            continue
-        if found["close"] is not None:
-            last = totals.pop() + 1 if len(totals) > 1 else 1
-        elif found["least"] is not None:
-            last *= max(int(found["least"]), int(found["most"] or 0), 1) - 1
+        options = re2.Options()
+        options.log_errors = False
+        options.max_mem = MAX_PATTERN_BYTES
+        self.fault = ""
+        self.units = _UNITS_OF_TOO_LARGE
+        self._compiled: Any = None
+        try:
+            self._compiled = re2.compile(pattern, options)
+        except (re2.error, UnicodeEncodeError) as error:
+            reason = error.args[0]
+            self.fault = reason.decode("utf-8", "replace") if isinstance(reason, bytes) else reason
         else:
-            last = weights.get(kind, 1)
-        totals[-1] += last
-    return sum(totals) + 1
+            self.units = _UNITS_PER_INSTRUCTION * int(self._compiled.programsize)
+
+    def found_in(self, text: str) -> bool:
+        return self._compiled.search(text.encode("utf-8", "replace").decode()) is not None
+
+
+_patterns = lru_cache(maxsize=1024)(_Pattern)
 
 
 def matches(of: Evaluation, text: str, pattern: str) -> bool:
@@ -71,35 +52,29 @@ def matches(of: Evaluation, text: str, pattern: str) -> bool:
     Raises:
         RejectedError: The pattern is none, or it is too much work.
     """
-    check_pattern(pattern)
-    of.spend(50 + _estimate(pattern, compiling=True))
-    of.spend(len(text) * _estimate(pattern, compiling=False) // 100)
-    return _found(text, pattern)
+    _check_length(pattern)
+    compiled = _patterns(pattern)
+    of.spend(50 + compiled.units)
+    _check(pattern, compiled)
+    of.spend(len(text) * compiled.units // 200)
+    return compiled.found_in(text)
 
 
-@lru_cache(maxsize=1024)
 def check_pattern(pattern: str) -> None:
     """Check a pattern without a text.
 
     Raises:
         RejectedError: It is no pattern, or too large.
     """
+    _check_length(pattern)
+    _check(pattern, _patterns(pattern))
+
+
+def _check_length(pattern: str) -> None:
     if len(pattern) > MAX_PATTERN_CHARACTERS:
         raise failed(f"a pattern has at most {MAX_PATTERN_CHARACTERS} characters")
-    if _estimate(pattern, compiling=True) > MAX_PATTERN_UNITS:
-        raise failed(
-            f"the pattern {pattern[:100]!r} is too large once its repetitions are written out"
-        )
-    _found("", pattern)
 
 
-def _found(text: str, pattern: str) -> bool:
-    try:
-        return bool(_matcher().execute({"text": text, "pattern": pattern}))
-    except (RuntimeError, ValueError) as error:
-        if "size limit" in str(error):
-            raise failed(_TOO_LARGE.format(pattern[:100])) from error
-        reason = re.search(r"error: ([^\n]*?)\.? Check function", str(error))
-        raise failed(
-            f"the pattern {pattern[:100]!r} is not valid: {reason[1] if reason else 'see RE2'}"
-        ) from error
+def _check(pattern: str, compiled: _Pattern) -> None:
+    if compiled.fault:
+        raise failed(f"the pattern {pattern[:100]!r} is not valid: {compiled.fault[:200]}")
