@@ -9,8 +9,8 @@ STAMP := $(VENV)/.synced
 ARGS ?=
 # Arguments for pytest processes side by side. One process: ARGS=-n0
 PER_CORE := -n logical --dist worksteal
-# Tests with servers mostly wait for them: three files at a time.
-SIDE_BY_SIDE := -n 3 --dist loadfile
+# Tests with servers mostly wait for them: two files per core, in the order of the folders.
+SIDE_BY_SIDE := -n 4 --dist loadfile --no-loadscope-reorder
 # With ARGS, pytest may find no match in a suite (exit status 5); without, a suite must have tests.
 MAY_BE_EMPTY = $(if $(strip $(ARGS)), || test $$? -eq 5)
 
@@ -18,6 +18,9 @@ export UV_PYTHON_DOWNLOADS := never
 export UV_PROJECT_ENVIRONMENT := $(VENV)
 # Compiled once at set-up, services start twice as fast, also where Python must not write.
 export UV_COMPILE_BYTECODE := 1
+# Also where the environment forbids it: uncached, each of the many processes of the tests would
+# compile what changed since the set-up, and each worker of pytest all tests.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo dev test t test-servers test-unit test-integration test-e2e test-chaos test-mlflow \
@@ -52,8 +55,7 @@ t: setup ## Run single tests in one process: make t T=tests/unit/test_stack.py::
 	$(BIN)/pytest $(or $(T),$(error T is empty: make t T=tests/unit/test_stack.py)) $(ARGS)
 
 test-servers: setup ## Run chaos (small), e2e and integration tests, the longest files first
-	$(BIN)/pytest tests/chaos tests/e2e $(SIDE_BY_SIDE) $(ARGS)$(MAY_BE_EMPTY)
-	$(BIN)/pytest tests/integration $(SIDE_BY_SIDE) $(ARGS)$(MAY_BE_EMPTY)
+	$(BIN)/pytest tests/chaos tests/e2e tests/integration $(SIDE_BY_SIDE) $(ARGS)$(MAY_BE_EMPTY)
 
 test-unit: setup ## Run the tests that need no server
 	$(BIN)/pytest tests/unit tests/properties tests/contracts tests/simulation examples $(PER_CORE) $(ARGS)$(MAY_BE_EMPTY)
@@ -87,8 +89,7 @@ wheels: setup ## Build wheels into dist/, also compiled ones where a C compiler 
 
 test-compiled: .compiled ## Run the tests on the compiled wheels in dist/ (after make wheels)
 	.compiled/bin/pytest tests/unit tests/properties tests/contracts -m "not sources" $(PER_CORE) $(ARGS)$(MAY_BE_EMPTY)
-	.compiled/bin/pytest tests/chaos tests/e2e -m "not sources" $(SIDE_BY_SIDE) $(ARGS)$(MAY_BE_EMPTY)
-	.compiled/bin/pytest tests/integration -m "not sources" $(SIDE_BY_SIDE) $(ARGS)$(MAY_BE_EMPTY)
+	.compiled/bin/pytest tests/chaos tests/e2e tests/integration -m "not sources" $(SIDE_BY_SIDE) $(ARGS)$(MAY_BE_EMPTY)
 
 test-mlflow: setup ## The MLflow sink against a real MLflow, in a venv of its own (.mlflow)
 	@test -x .mlflow/bin/mlflow || { $(PYTHON) -m venv .mlflow && \

@@ -24,6 +24,7 @@ settings.register_profile(
 settings.load_profile("shared-machine")
 
 TESTS = Path(__file__).parent
+FILES_BETWEEN_CHAOS = 5
 MARKER_OF_FOLDER = {
     "unit": "unit",
     "properties": "unit",
@@ -42,6 +43,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         folder = item.path.relative_to(TESTS).parts[0] if inside else "unit"
         if marker := MARKER_OF_FOLDER.get(folder):
             item.add_marker(marker)
+    spread_chaos(items)
+
+
+def spread_chaos(items: list[pytest.Item]) -> None:
+    """Order the files so that chaos, which keeps all cores busy, does not start side by side."""
+    files = dict.fromkeys(item.path for item in items)
+    chaos = [file for file in files if file.parent == TESTS / "chaos"]
+    others = [file for file in files if file.parent != TESTS / "chaos"]
+    rank = {file: float(place) for place, file in enumerate(others)}
+    rank |= {file: FILES_BETWEEN_CHAOS * place - 0.5 for place, file in enumerate(chaos)}
+    items.sort(key=lambda item: rank[item.path])
 
 
 @pytest.fixture(scope="session", autouse=True)
