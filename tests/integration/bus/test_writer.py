@@ -444,9 +444,19 @@ def stopped(server: NatsServer) -> Iterator[None]:
         os.kill(server.pid, signal.SIGCONT)
 
 
+@pytest.fixture
+def all_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> float:
+    """Return the seconds after which the writer has sent everything again."""
+    monkeypatch.setattr("penstock.bus.writer._ACK_TIMEOUT_SECONDS", 0.5)
+    return 2.0
+
+
 @MODES
 async def test_append_to_a_server_that_stands_still_succeeds_once_it_moves(
-    create_nats_server: Callable[..., NatsServer], open_bench: OpenBench, batches: bool
+    create_nats_server: Callable[..., NatsServer],
+    open_bench: OpenBench,
+    batches: bool,
+    all_is_sent_again: float,
 ) -> None:
     server = create_nats_server()
     bench = await open_bench(server)
@@ -459,8 +469,7 @@ async def test_append_to_a_server_that_stands_still_succeeds_once_it_moves(
         decided = asyncio.create_task(
             bench.writer.append_all(decision(bench, 1, "step.tool.q.a.1", "step.tool.q.b.1"))
         )
-        # Long enough for the writer to send everything again.
-        await asyncio.wait(appends, timeout=6.5)
+        await asyncio.wait(appends, timeout=all_is_sent_again)
 
     sequences = await asyncio.gather(*appends)
     decided_at = await decided
@@ -504,7 +513,7 @@ async def test_append_while_the_server_is_killed_again_and_again_stores_each_fac
 
 
 async def test_append_whose_acknowledgement_was_lost_is_a_conflict_if_others_wrote_it(
-    create_nats_server: Callable[..., NatsServer], open_bench: OpenBench
+    create_nats_server: Callable[..., NatsServer], open_bench: OpenBench, all_is_sent_again: float
 ) -> None:
     server = create_nats_server()
     bench = await open_bench(server)
@@ -513,7 +522,7 @@ async def test_append_whose_acknowledgement_was_lost_is_a_conflict_if_others_wro
         first = asyncio.create_task(other.writer.append(bench.signal("a"), fact("other")))
         await asyncio.wait([first], timeout=0.2)
         mine = asyncio.create_task(bench.writer.append(bench.signal("a"), fact("mine")))
-        await asyncio.wait([mine], timeout=6.5)
+        await asyncio.wait([mine], timeout=all_is_sent_again)
 
     answers = await asyncio.gather(first, mine, return_exceptions=True)
 
