@@ -197,7 +197,7 @@ def webhook(client: Client, secret: bytes) -> None:
 
 def overview(client: Client) -> None:
     heading("All runs")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     found: list[RunView] = []
     while time.monotonic() < deadline:
         found = list(client.runs(limit=100))

@@ -73,7 +73,7 @@ class Ask:
 
     async def ran(self, name: str, value: Any = None, **options: Any) -> str:
         """Let a run come to its end; return its id."""
-        run = self.stack.start(name, value, wait=20, **options)
+        run = self.stack.start(name, value, wait=30, **options)
         assert run["status"] in ("done", "failed"), run
         return str(run["run_id"])
 
@@ -398,7 +398,7 @@ async def test_deleted_data_of_a_tenant_is_its_own_alone(ask: Ask) -> None:
     client = ask.stack.client
     assert client.post("/v1/apply", json=body, headers=stranger).status_code == 200
     started = client.post(
-        "/v1/runs", json={"name": "clerk", "input": "x"}, headers={**stranger, "Prefer": "wait=20"}
+        "/v1/runs", json={"name": "clerk", "input": "x"}, headers={**stranger, "Prefer": "wait=30"}
     ).json()
     assert started["status"] == "done"
     await ask.caught_up()

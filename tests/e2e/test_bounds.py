@@ -58,8 +58,8 @@ def test_run_that_has_used_up_its_steps_fails_and_says_what_was_spent(
     each = {"id": "one", "tool": "add", "input": {"a": "{{ item }}", "b": 1}}
     name = create_workflow({"id": "each", "map": {"over": "input", "steps": [each]}})
 
-    enough = installation.start(name, [1, 2, 3], wait=20, limits={"max_steps": 3})
-    run = installation.start(name, [1, 2, 3, 4, 5], wait=20, limits={"max_steps": 3})
+    enough = installation.start(name, [1, 2, 3], wait=30, limits={"max_steps": 3})
+    run = installation.start(name, [1, 2, 3, 4, 5], wait=30, limits={"max_steps": 3})
 
     assert (enough["status"], enough["output"]) == ("done", [2, 3, 4])
     assert (run["status"], run["error"]["code"]) == ("failed", "budget_exhausted")
@@ -96,12 +96,12 @@ def test_turns_of_an_agent_and_depth_of_children_are_bound(
     middle = create_workflow({"id": "sub", "workflow": {"name": leaf}})
     top = create_workflow({"id": "sub", "workflow": {"name": middle}})
 
-    turns = installation.start(restless, "?", wait=20, limits={"max_turns": 2})
-    depth = installation.start(top, wait=20, limits={"max_depth": 1})
+    turns = installation.start(restless, "?", wait=30, limits={"max_turns": 2})
+    depth = installation.start(top, wait=30, limits={"max_depth": 1})
 
     assert (turns["status"], turns["error"]["code"]) == ("failed", "max_turns_exceeded")
     assert depth["status"] == "failed"
-    assert installation.start(top, wait=20, limits={"max_depth": 2})["output"] == 1
+    assert installation.start(top, wait=30, limits={"max_depth": 2})["output"] == 1
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_failed_run_is_retried_from_where_it_failed(
             {"id": "second", "http": {"url": f"{server.url}/second"}},
             {"id": "both", "transform": ["{{ steps.first.output }}", "{{ steps.second.output }}"]},
         )
-        run = installation.start(name, wait=20)
+        run = installation.start(name, wait=30)
         assert run["status"] == "failed"
         well = True
         again = follow(installation, run["run_id"], "retry")
@@ -220,7 +220,7 @@ def test_fork_does_again_what_depends_on_what_is_other(
             "depends_on": ["sum"],
         },
     )
-    run = installation.start(name, {"a": 1, "b": 1}, wait=20)
+    run = installation.start(name, {"a": 1, "b": 1}, wait=30)
 
     overridden = follow(installation, run["run_id"], "fork", overrides={"sum": 7})
     changed = follow(installation, run["run_id"], "fork", input={"a": 4, "b": 1})
@@ -235,7 +235,7 @@ def follow(installation: Installation, run_id: str, verb: str, **body: Any) -> d
     answer = installation.client.post(f"/v1/runs/{run_id}/{verb}", json=body)
     assert answer.is_success, answer.text
     there = f"/v1/runs/{answer.json()['run_id']}"
-    run: dict[str, Any] = installation.client.get(there, headers={"Prefer": "wait=20"}).json()
+    run: dict[str, Any] = installation.client.get(there, headers={"Prefer": "wait=30"}).json()
     return run
 
 
@@ -263,7 +263,7 @@ async def test_children_that_nobody_waits_for_are_cancelled_also_by_the_end(
         {"id": "race", "parallel": race}, {"id": "more", "wait": {"for": "20d"}}
     )
 
-    ended = installation.start(last, wait=20)
+    ended = installation.start(last, wait=30)
     going_on = installation.start(first)["run_id"]
 
     assert ended["status"] == "done"
@@ -281,7 +281,7 @@ async def test_child_that_takes_too_long_is_cancelled(
     once = {"timeout_seconds": 0.5, "retry": {"max_attempts": 1}}
     name = create_workflow({"id": "sub", "workflow": {"name": child}, **once})
 
-    run = installation.start(name, wait=20)
+    run = installation.start(name, wait=30)
 
     assert (run["status"], run["error"]["code"]) == ("failed", "step_timeout")
     (stopped,) = installation.get(run["run_id"])["children"]
@@ -297,7 +297,7 @@ def test_run_whose_key_cannot_be_made_fails_at_once(
     )
 
     for name in (by_key, in_turn):
-        run = installation.start(name, {"other": 1}, wait=20)
+        run = installation.start(name, {"other": 1}, wait=30)
         assert run["status"] == "failed", run
         assert "customer" in run["error"]["message"]
 
@@ -309,7 +309,7 @@ def test_message_to_nobody_fails_its_step(
 ) -> None:
     name = create_workflow({"id": "tell", "send": {"to": {to: "{{ input }}"}, "name": "x"}})
 
-    run = installation.start(name, value, wait=20)
+    run = installation.start(name, value, wait=30)
 
     assert (run["status"], run["error"]["code"]) == ("failed", "no_recipient")
 
@@ -319,7 +319,7 @@ async def test_deleted_run_leaves_nothing_behind(
 ) -> None:
     child = create_workflow({"id": "one", "tool": "add", "input": {"a": 1, "b": 1}})
     name = create_workflow({"id": "sub", "workflow": {"name": child}})
-    run = installation.start(name, wait=20)
+    run = installation.start(name, wait=30)
     family = [run["run_id"], installation.get(run["run_id"])["children"][0]["run_id"]]
     for member in family:
         await indexed(installation, member, "done")
@@ -341,7 +341,7 @@ async def test_reports_name_what_was_slow_and_what_it_cost(
     name = create_workflow(
         {"id": "quick", "transform": 1}, {"id": "slow", "agent": agent, "input": "x"}
     )
-    run = installation.start(name, wait=20)
+    run = installation.start(name, wait=30)
     await indexed(installation, run["run_id"], "done")
 
     profile = installation.client.get(f"/v1/runs/{run['run_id']}/profile").json()

@@ -34,7 +34,7 @@ def penstock(installation: Installation) -> Command:
             text=True,
             input=text,
             check=False,
-            timeout=60,
+            timeout=120,
             env=environment,
         )
 
@@ -120,7 +120,7 @@ def test_tail_of_a_subject_shows_what_matches(
     tailing.start()
     # Whether the other process listens yet cannot be seen from here: run until it has seen one.
     for _ in range(100):
-        installation.start("growth-report", json.loads(GROWTH), wait=20)
+        installation.start("growth-report", json.loads(GROWTH), wait=30)
         tailing.join(0.05)
         if not tailing.is_alive():
             break

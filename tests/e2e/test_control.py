@@ -53,7 +53,7 @@ def create_workflow(installation: Installation) -> Apply:
 def penstock(installation: Installation, *arguments: str) -> str:
     """Run a command against the stack; return what it prints."""
     command = [sys.executable, "-m", "penstock.cli.app", "--url", installation.url, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -260,7 +260,7 @@ async def test_message_of_a_run_reaches_the_latest_run_of_a_session(
     sender = create_workflow({"id": "tell", "send": {"name": "news", "to": to, "payload": "hi"}})
     run_id = installation.start(listener, session_id=session)["run_id"]
     await waiting(installation, run_id)
-    sent = installation.start(sender, session, wait=20)
+    sent = installation.start(sender, session, wait=30)
     assert (sent["status"], sent["output"]) == ("done", {"run_ids": [run_id]})
     told = [event for event in installation.log(run_id) if event["type"] == "signal_received"]
     assert [event["data"]["from_run"] for event in told] == [sent["run_id"]]
@@ -314,7 +314,7 @@ async def test_many_runs_are_cancelled_by_a_tag_and_no_other(
 
 async def test_run_can_be_shown_as_it_was_at_every_sequence(installation: Installation) -> None:
     growth = {"principal": 1000, "rate": 2, "years": 5}
-    run = installation.start("growth-report", growth, wait=20)
+    run = installation.start("growth-report", growth, wait=30)
     events = installation.log(run["run_id"])
     seen = []
     for seq in sorted({event["id"] for event in events if event.get("id")}):

@@ -22,7 +22,7 @@ def run_demo(tmp_path: Path, **variables: str) -> "subprocess.CompletedProcess[s
         capture_output=True,
         text=True,
         check=False,
-        timeout=100,
+        timeout=240,
         env={**environment, "TMPDIR": str(tmp_path), **variables},
     )
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import httpx
-import pytest
 
 from tests.support.http_server import Answer, Call, HttpServer
 from tests.support.installation import Installation
@@ -208,7 +207,6 @@ async def kill(installation: Installation, service: str) -> None:
     await eventually(back)
 
 
-@pytest.mark.timeout(180)
 async def test_runs_that_wait_for_everything_end_right_although_every_process_is_killed(
     create_installation: Callable[..., Installation],
 ) -> None:

@@ -70,7 +70,7 @@ def pages(installation: Installation) -> Installation:
     ],
 )
 def test_example_of_the_page_gives(pages: Installation, name: str, given: Any, output: Any) -> None:
-    run = pages.start(name, given, wait=20)
+    run = pages.start(name, given, wait=30)
 
     assert run["status"] == "done", run
     assert run["output"] == output
@@ -83,7 +83,7 @@ def test_every_example_of_the_pages_is_run_here() -> None:
 
 
 def test_agent_and_tool_example_hands_the_product_on(pages: Installation) -> None:
-    run = pages.start("doc-agent-and-tool", {"a": 6}, wait=20)
+    run = pages.start("doc-agent-and-tool", {"a": 6}, wait=30)
 
     assert run["status"] == "done", run
     assert "42" in run["output"]["text"]
@@ -97,7 +97,7 @@ def test_http_example_sends_what_it_says(installation: Installation) -> None:
     with HttpServer(respond) as server:
         installation.apply(yaml.safe_dump(document).replace("https://api.example.com", server.url))
         given = {"city": "Århus/C", "unit": "m²", "amount": 3}
-        run = installation.start("doc-http", given, wait=20)
+        run = installation.start("doc-http", given, wait=30)
 
     assert run["status"] == "done", run
     assert run["output"] == {"status": 200, "quote": 12.5}
@@ -150,7 +150,7 @@ async def test_send_example_reaches_the_run_that_waits(pages: Installation) -> N
     receiver = pages.start("doc-receiver", {"room": room})
 
     async def sent() -> dict[str, Any]:
-        sender = pages.start("doc-sender", {"room": room}, wait=20)
+        sender = pages.start("doc-sender", {"room": room}, wait=30)
         assert sender["status"] == "done", sender
         view = pages.get(receiver["run_id"])
         assert view["status"] in OVER, view
@@ -164,14 +164,14 @@ async def test_send_example_reaches_the_run_that_waits(pages: Installation) -> N
 
 
 def test_end_example_fails_the_run_with_its_message(pages: Installation) -> None:
-    run = pages.start("doc-end", {"lines": [1, 2, 3, 4]}, wait=20)
+    run = pages.start("doc-end", {"lines": [1, 2, 3, 4]}, wait=30)
 
     assert run["status"] == "failed"
     assert "4 are too many" in run["error"]["message"]
 
 
 def test_saga_example_undoes_tells_and_closes(pages: Installation) -> None:
-    run = pages.start("doc-saga", {"item": "a bench", "broke": True}, wait=20)
+    run = pages.start("doc-saga", {"item": "a bench", "broke": True}, wait=30)
 
     assert run["status"] == "failed"
     steps = pages.get(run["run_id"])["steps"]
@@ -192,7 +192,7 @@ def test_child_that_changes_publishes_its_parent_again(installation: Installatio
 
     parent = document("parent", {"id": "run", "workflow": {"name": f"child-{suffix}"}})
     installation.apply(document("child", {"id": "one", "transform": 1}), parent)
-    assert installation.start(f"parent-{suffix}", wait=20)["output"] == 1
+    assert installation.start(f"parent-{suffix}", wait=30)["output"] == 1
 
     results = installation.apply(document("child", {"id": "one", "transform": 2}))
 
@@ -200,8 +200,8 @@ def test_child_that_changes_publishes_its_parent_again(installation: Installatio
         (f"child-{suffix}", 2, False),
         (f"parent-{suffix}", 2, True),
     ]
-    assert installation.start(f"parent-{suffix}", wait=20)["output"] == 2
-    assert installation.start(f"parent-{suffix}@1", wait=20)["output"] == 1
+    assert installation.start(f"parent-{suffix}", wait=30)["output"] == 2
+    assert installation.start(f"parent-{suffix}@1", wait=30)["output"] == 1
 
 
 def test_alias_with_a_canary_sends_some_runs_to_the_other_version(
@@ -221,7 +221,7 @@ def test_alias_with_a_canary_sends_some_runs_to_the_other_version(
     body = {"version": 1, "canary": {"version": 2, "weight": 50}}
     assert installation.client.put(path, json=body).status_code == 200
 
-    runs = [installation.start(f"{name}@stable", wait=20) for _ in range(20)]
+    runs = [installation.start(f"{name}@stable", wait=30) for _ in range(20)]
 
     outputs = [run["output"] for run in runs]
     assert set(outputs) == {1, 2}
@@ -282,7 +282,7 @@ def test_routes_of_a_network_are_changed_one_by_one(installation: Installation) 
     assert client.get("/config/networks").json()["items"]
     assert client.get("/config/agents").status_code == 200
     answer = client.post(
-        f"/v1/networks/{name}/execute", json={"input": "hi"}, headers={"Prefer": "wait=20"}
+        f"/v1/networks/{name}/execute", json={"input": "hi"}, headers={"Prefer": "wait=30"}
     )
     assert answer.json()["output"]["text"] == "hi", answer.text
 
@@ -306,7 +306,7 @@ def test_alias_is_set_shown_and_removed_by_the_command_line(installation: Instal
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=120,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout

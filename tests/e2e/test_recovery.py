@@ -41,7 +41,7 @@ def penstock(installation: Installation) -> Command:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=120,
             env=environment,
         )
 

@@ -16,7 +16,7 @@ def kinds(events: list[dict[str, Any]]) -> list[str]:
 
 
 def test_agent_with_tools_uses_them_over_several_turns(installation: Installation) -> None:
-    run = installation.start("research-assistant", "For how many households?", wait=20)
+    run = installation.start("research-assistant", "For how many households?", wait=30)
     assert run["status"] == "done"
     assert "50000 households" in run["output"]["text"]
     run = installation.get(run["run_id"])
@@ -30,7 +30,7 @@ def test_agent_with_tools_uses_them_over_several_turns(installation: Installatio
 
 
 def test_workflow_of_three_steps_passes_outputs_on(installation: Installation) -> None:
-    run = installation.start("growth-report", GROWTH, wait=20)
+    run = installation.start("growth-report", GROWTH, wait=30)
     assert run["status"] == "done"
     assert run["output"]["value"] == 32000
     assert "32000" in run["output"]["report"]
@@ -45,7 +45,7 @@ def test_workflow_step_that_fails_ends_the_run_with_its_error(installation: Inst
             "spec": {"steps": [{"id": "one", "tool": "divide", "input": {"a": 1, "b": 0}}]},
         }
     )
-    run = installation.start("by-zero", wait=20)
+    run = installation.start("by-zero", wait=30)
     assert run["status"] == "failed"
     assert run["error"]["code"] == "division_by_zero"
 
@@ -58,7 +58,7 @@ def test_agent_whose_model_is_busy_is_tried_again(
         {"text": "here I am", "error": {**error, "retry_after_seconds": 0.05}},
         retry={"initial_seconds": 0.05, "jitter": 0},
     )
-    run = installation.start(name, "hello", wait=20)
+    run = installation.start(name, "hello", wait=30)
     assert run["status"] == "done"
     events = kinds(installation.log(run["run_id"]))
     assert events.count("agent_invoke_failed") == 1
@@ -68,7 +68,7 @@ def test_agent_whose_model_is_busy_is_tried_again(
 def test_start_with_the_same_key_gives_the_same_run(installation: Installation) -> None:
     key = uuid.uuid4().hex
     first = installation.start("growth-report", GROWTH, key=key)
-    again = installation.start("growth-report", GROWTH, key=key, wait=20)
+    again = installation.start("growth-report", GROWTH, key=key, wait=30)
     assert again["run_id"] == first["run_id"]
     other = {"name": "growth-report", "input": {**GROWTH, "years": 6}}
     refused = installation.client.post("/v1/runs", json=other, headers={"Idempotency-Key": key})
@@ -131,15 +131,15 @@ def test_session_remembers_what_was_said(
     installation: Installation, create_agent: Callable[..., str]
 ) -> None:
     name, session = create_agent({"text": "you said {{ input }}"}), uuid.uuid4().hex
-    first = installation.start(name, "my name is Ada", session_id=session, wait=20)
+    first = installation.start(name, "my name is Ada", session_id=session, wait=30)
     assert first["output"]["text"] == "you said my name is Ada"
-    second = installation.start(name, "who am I?", session_id=session, wait=20)
+    second = installation.start(name, "who am I?", session_id=session, wait=30)
     # The scripted model counts the words of all that it is told as its input tokens.
     assert second["usage"]["input_tokens"] > first["usage"]["input_tokens"]
 
 
 async def test_finished_run_appears_in_the_list(installation: Installation) -> None:
-    run_id = installation.start("growth-report", GROWTH, wait=20)["run_id"]
+    run_id = installation.start("growth-report", GROWTH, wait=30)["run_id"]
 
     def listed() -> bool:
         answer = installation.client.get("/v1/runs", params={"limit": 100})

@@ -38,12 +38,12 @@ def test_stack_restarted_keeps_its_runs_and_definitions(
 ) -> None:
     first = create_installation()
     first.apply(scripted_agent("keeper", {"text": "kept"}))
-    run = first.start("keeper", "x", wait=20)
+    run = first.start("keeper", "x", wait=30)
     before = first.get(run["run_id"])
     first.close()
     second = create_installation(data_dir=first.data_dir)
     assert second.get(run["run_id"]) == before
-    assert second.start("keeper", "y", wait=20)["status"] == "done"
+    assert second.start("keeper", "y", wait=30)["status"] == "done"
     listed = second.client.get("/v1/runs").json()["items"]
     assert {found["run_id"] for found in listed} >= {run["run_id"]}
 
@@ -67,7 +67,7 @@ def test_stacks_side_by_side_do_not_meet(
 ) -> None:
     other = create_installation()
     other.apply(scripted_agent("only-there", {"text": "hi"}))
-    assert other.start("only-there", "x", wait=20)["status"] == "done"
+    assert other.start("only-there", "x", wait=30)["status"] == "done"
     refused = installation.client.post("/v1/runs", json={"name": "only-there"})
     assert refused.status_code == 404
 
@@ -77,7 +77,7 @@ def test_stack_flushing_every_message_is_durable(
 ) -> None:
     durable = create_installation(durable=True)
     durable.apply(scripted_agent("safe", {"text": "safe"}))
-    assert durable.start("safe", "x", wait=20)["status"] == "done"
+    assert durable.start("safe", "x", wait=30)["status"] == "done"
     config = (durable.data_dir / "nats" / "nats-server.conf").read_text()
     assert "sync_interval: always" in config
 

@@ -24,7 +24,7 @@ def templates(installation: Installation) -> Installation:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     return installation
@@ -45,14 +45,14 @@ def test_templates_are_at_least_five_and_applying_again_changes_nothing(
 
 
 def test_supervisor_asks_the_specialist_and_answers_itself(templates: Installation) -> None:
-    output = finished(templates.start("support-desk", "Why was I charged twice?", wait=20))
+    output = finished(templates.start("support-desk", "Why was I charged twice?", wait=30))
 
     assert output["text"].startswith("What billing says: ")
     assert "released within two days" in output["text"]
 
 
 def test_pipeline_hands_each_text_on(templates: Installation) -> None:
-    output = finished(templates.start("article-pipeline", {"topic": "solar parks"}, wait=20))
+    output = finished(templates.start("article-pipeline", {"topic": "solar parks"}, wait=30))
 
     assert output["article"].startswith("Edited. A draft along these lines: 1. ")
     assert output["article"].endswith("(solar parks)")
@@ -72,7 +72,7 @@ def test_pipeline_refuses_an_input_that_does_not_fit(templates: Installation) ->
 
 
 def test_parallel_opinions_are_summed_up(templates: Installation) -> None:
-    output = finished(templates.start("second-opinions", {"proposal": "four days"}, wait=20))
+    output = finished(templates.start("second-opinions", {"proposal": "four days"}, wait=30))
 
     assert output.startswith("In sum: It pays off within a year.")
     assert output.rstrip().endswith("Customers must be told in time.")
@@ -81,7 +81,7 @@ def test_parallel_opinions_are_summed_up(templates: Installation) -> None:
 def test_tool_augmented_agent_cannot_change_what_the_system_gives(
     templates: Installation,
 ) -> None:
-    output = finished(templates.start("price-desk", "What do 12 lamps cost?", wait=20))
+    output = finished(templates.start("price-desk", "What do 12 lamps cost?", wait=30))
 
     assert output["text"] == "Twelve lamps cost 600.0 with tax."
 
@@ -89,7 +89,7 @@ def test_tool_augmented_agent_cannot_change_what_the_system_gives(
 def test_purchase_below_the_limit_asks_nobody(templates: Installation) -> None:
     given = {"item": "pens", "amount": 20}
 
-    output = finished(templates.start("purchase", given, wait=20))
+    output = finished(templates.start("purchase", given, wait=30))
 
     assert output == {"order": "Ordered: pens", "asked": False}
 
@@ -134,7 +134,7 @@ def test_map_reads_every_review_in_order(templates: Installation) -> None:
     texts = [f"review {number}" for number in range(25)]
     given = {"reviews": [{"text": text} for text in texts]}
 
-    output = finished(templates.start("review-digest", given, wait=20))
+    output = finished(templates.start("review-digest", given, wait=30))
 
     assert output["count"] == 25
     assert output["notes"] == [
@@ -143,7 +143,7 @@ def test_map_reads_every_review_in_order(templates: Installation) -> None:
 
 
 def test_saga_books_everything_where_the_card_is_good(templates: Installation) -> None:
-    output = finished(templates.start("book-trip", {"city": "Oslo", "card": "valid"}, wait=20))
+    output = finished(templates.start("book-trip", {"city": "Oslo", "card": "valid"}, wait=30))
 
     assert output == {
         "flight": "Confirmed: flight to Oslo",
@@ -152,7 +152,7 @@ def test_saga_books_everything_where_the_card_is_good(templates: Installation) -
 
 
 def test_saga_undoes_in_reverse_what_was_booked(templates: Installation) -> None:
-    run = templates.start("book-trip", {"city": "Oslo", "card": "declined"}, wait=20)
+    run = templates.start("book-trip", {"city": "Oslo", "card": "declined"}, wait=30)
 
     assert run["status"] == "failed"
     assert "declined" in run["error"]["message"]

@@ -49,7 +49,7 @@ def run(script: str, stack: Stack, folder: Path) -> str:
         },
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=240,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

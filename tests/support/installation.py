@@ -38,7 +38,7 @@ class Installation:
         self.stack = stack
         self.data_dir = data_dir
         self.url = stack.url
-        self.client = httpx.Client(base_url=self.url, timeout=30)
+        self.client = httpx.Client(base_url=self.url, timeout=60)
 
     @property
     def target(self) -> Target:
@@ -93,7 +93,7 @@ class Installation:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=120,
         )
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout if code == 0 else done.stderr

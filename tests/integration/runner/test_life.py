@@ -13,8 +13,6 @@ import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import pytest
-
 from penstock.bus.kv import Bucket
 from penstock.contracts import subjects
 from penstock.contracts.messages import DeltaBatch
@@ -318,7 +316,6 @@ async def test_process_with_a_function_that_cannot_be_stopped_hands_its_step_bac
             process.wait()
 
 
-@pytest.mark.timeout(60)
 async def test_process_without_a_bus_says_so_and_exits_with_1(tmp_path: Path) -> None:
     script = tmp_path / "runner.py"
     script.write_text(
