@@ -69,7 +69,13 @@ class Ask:
 
     async def caught_up(self) -> None:
         """Wait until the archive has all that the log has."""
-        await eventually(lambda: self("GET", "/v1/archive").json()["lag_messages"] == 0)
+
+        def level() -> bool:
+            answer = self("GET", "/v1/archive")
+            assert answer.status_code == 200, answer.text
+            return bool(answer.json()["lag_messages"] == 0)
+
+        await eventually(level)
 
     async def ran(self, name: str, value: Any = None, **options: Any) -> str:
         """Let a run come to its end; return its id."""

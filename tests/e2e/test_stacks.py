@@ -12,6 +12,7 @@ import pytest
 
 from penstock.child import free_ports
 from penstock.runs.events import ClientEvent
+from penstock.stack import READY_SECONDS
 from tests.support.installation import Installation, scripted_agent
 from tests.support.waiting import eventually
 
@@ -120,7 +121,7 @@ def second_gateway(installation: Installation) -> Iterator[str]:
         except httpx.ConnectError:
             return False
 
-    asyncio.run(eventually(listens))
+    asyncio.run(eventually(listens, within=READY_SECONDS))
     yield url
     process.terminate()
     assert process.wait(15) == 0
