@@ -61,6 +61,7 @@ def test_forgotten_run_is_neither_due_nor_idle_and_a_late_touch_does_not_bring_i
     assert table.due(6.0) == []
 
 
+@pytest.mark.sources
 def test_stale_times_are_dropped_when_they_outnumber_the_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
