@@ -189,7 +189,7 @@ def batches_of(received: list[Addressed], instant: Callable[[datetime], Any]) ->
     batches = []
     for begin in range(0, len(received), 2_000):
         part = received[begin : begin + 2_000]
-        projection.load(projection.missing(part), Loaded([], [], []))
+        projection.load(projection.missing(part), Loaded([], []))
         batches.append(projection.build(part, part[-1].seq))
         projection.committed(batches[-1])
     return batches

@@ -258,7 +258,7 @@ def requests() -> Iterator[Request]:
     parts = registry.Parts(*(bare(kind) for kind in get_type_hints(registry.Parts).values()))
     for verb, entry in registry.verbs(parts).items():
         yield Request("registry", verb, entry.request, _reply_of(entry.perform))
-    for verb, asked in archive.verbs(bare(archive.LazyParts)).items():
+    for verb, asked in archive.verbs(bare(archive.Parts)).items():
         yield Request("archive", verb, asked.request, _reply_of(_answering(verb)))
 
 

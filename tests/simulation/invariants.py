@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from penstock.contracts import subjects
 from penstock.contracts.facts import (
@@ -30,13 +31,18 @@ from penstock.contracts.ids import (
 from penstock.contracts.plan import EndNode, Node, ParallelNode, Plan
 from penstock.contracts.subjects import FactSubject
 from penstock.runs.state import Entry, RunState, fold, new_state
+from penstock_archive import tables
 from penstock_archive.projection import Projection
-from penstock_archive.rows import Addressed, RunRow
+from penstock_archive.rows import Addressed
+from penstock_archive.statements import RUN_PROGRESS
+from penstock_archive.store import Loaded, StoredFact
 from penstock_orchestrator.core.decisions import Decided
 from tests.simulation.plans import NOT_EQUIPPED
 from tests.simulation.streams import TAKEN, Publish, Refused, StoredMessage
 
 Read = Callable[[bytes], bytes]
+
+_COSTS = ("input_tokens", "output_tokens", "cost_usd", "model_calls")
 
 
 @dataclass
@@ -328,17 +334,16 @@ class Invariants:
                 self._require(most is None or used <= most, f"{name}: {used} of {most}", ledger)
 
     def _projected(self, ledger: RunLedger, state: RunState) -> None:
-        row = projected(ledger)
+        row, steps = projected(ledger)
         usage = state.ended.usage if state.ended is not None else state.usage
-        spent = (row.input_tokens, row.output_tokens, row.cost_usd, row.model_calls)
-        wanted = (usage.input_tokens, usage.output_tokens, usage.cost_usd, usage.model_calls)
-        self._require(row.status == state.status.value, "the projection's status", ledger)
+        spent = tuple(row[name] for name in _COSTS)
+        wanted = tuple(getattr(usage, name) for name in _COSTS)
+        self._require(row["status"] == state.status.value, "the projection's status", ledger)
         self._require(spent == wanted, f"the projection spent {spent}, not {wanted}", ledger)
-        self._require(row.last_seq == state.last_seq, "the projection's last sequence", ledger)
-        self._require(row.updated_at == state.updated_at, "the projection's last change", ledger)
-        said = {step.step_id: (step.status, step.attempt) for step in row.steps.values()}
+        self._require(row["last_seq"] == state.last_seq, "the projection's last sequence", ledger)
+        self._require(row["updated_at"] == state.updated_at, "the projection's last change", ledger)
         known = {step.step_id: (step.status, step.attempt) for step in state.steps.values()}
-        self._require(said == known, f"the projection's steps: {said}, not {known}", ledger)
+        self._require(steps == known, f"the projection's steps: {steps}, not {known}", ledger)
 
 
 def _cut(ledger: RunLedger) -> bool:
@@ -362,18 +367,29 @@ def _done(ledger: RunLedger, node: Node, iid: str) -> bool:
     return False
 
 
-def projected(ledger: RunLedger) -> RunRow:
-    """Project a run's log with the archive's code, in batches of three."""
+def projected(ledger: RunLedger) -> tuple[dict[str, Any], dict[str, tuple[str, int]]]:
+    """Project a run's log with the archive's code, in batches of three.
+
+    Returns:
+        The run's row, and the status and attempt of each step.
+    """
     projection = Projection(lambda instant: instant)
-    key = (ledger.tenant, ledger.run_id)
     messages = [
         Addressed(entry.seq, text, entry.subject, fact_bytes(entry.fact))
         for entry, text in zip(ledger.entries, ledger.subjects, strict=True)
     ]
-    row = RunRow()
+    facts = [StoredFact(item.seq, item.subject_text, item.body.decode()) for item in messages]
+    row: dict[str, Any] = {}
+    steps: dict[str, tuple[str, int]] = {}
     for start in range(0, len(messages), 3):
         batch = messages[start : start + 3]
-        # An ended run is not kept between batches; this one is looked at to its last message.
-        projection._runs[key] = row
-        projection.build(batch, batch[-1].seq)
-    return row
+        missing = projection.missing(batch)
+        projection.load(missing, Loaded(facts[:start], []))
+        built = projection.build(batch, batch[-1].seq)
+        projection.committed(built)
+        (latest,) = (*built.runs, *built.run_progress)
+        row = dict(zip(RUN_PROGRESS.names, latest, strict=False))
+        for values in built.steps:
+            step = dict(zip(tables.steps.columns.keys(), values, strict=True))
+            steps[step["step_id"]] = (step["status"], step["attempt"])
+    return row, steps

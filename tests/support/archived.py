@@ -26,14 +26,11 @@ from penstock.contracts.structs import plain
 from penstock.contracts.subjects import parse_fact
 from penstock.runs.messages import user_text
 from penstock.runs.profiles import profile_of_entries, provider_of
-from penstock.runs.state import PENDING, Entry, RunState, fold, new_state
+from penstock.runs.state import Entry, RunState, fold, new_state
 from penstock.runs.views import RunView, run_view
-from penstock_archive import projection, tables
-from penstock_archive.projection import (
-    INLINE_BYTES,
-    PREVIEW_CHARACTERS,
-)
+from penstock_archive import tables
 from penstock_archive.reports import Reports
+from penstock_archive.rows import INLINE_BYTES, PREVIEW_CHARACTERS
 from tests.support.histories import Message
 
 Key = tuple[str, str]
@@ -75,21 +72,13 @@ async def assert_archived(engine: AsyncEngine, log: Sequence[Message]) -> None:
     assert [row["occurred_at"] for row in stored] == [entry.fact.occurred_at for entry in entries]
     runs = {(row["tenant"], row["run_id"]): row for row in await rows_of(engine, tables.runs)}
     assert runs.keys() == states.keys()
-    reports = Reports(engine)
     for key, row in runs.items():
         _assert_run(row, states[key])
-        own = [entry for entry in entries if (entry.subject.tenant, entry.subject.run_id) == key]
-        if row["ended_at"] is None:
-            assert row["profile"] is None
-        elif row["seq"] is not None and _in_order(own):
-            asked = GetProfile(tenant=key[0], run_id=key[1])
-            assert (await reports.get_profile(asked)).profile == profile_of_entries(own)
-            many = len(states[key].steps) > projection.UNPROFILED_STEPS
-            assert (row["profile"] is not None) == many
     steps = await rows_of(engine, tables.steps)
     assert len(steps) == sum(len(state.steps) for state in states.values())
     for row in steps:
         _assert_step(row, states[row["tenant"], row["run_id"]])
+    await _assert_profiles(engine, entries)
     await _assert_usage(engine, entries, states)
     await _assert_signals(engine, entries)
     await _assert_sessions(engine, entries)
@@ -99,15 +88,6 @@ def _assert_run(row: dict[str, Any], state: RunState) -> None:
     assert row["last_seq"] == state.last_seq
     assert row["updated_at"] == state.updated_at
     assert row["status"] == state.status
-    assert row["decisions"] == state.decisions
-    assert row["paused"] == state.paused
-    open_records = {
-        record_id
-        for record_id, known in state.node_records.items()
-        if known.open and known.node_record.kind in PENDING
-    }
-    assert set(_parsed(row["pending"]) or ()) == open_records
-    assert (not state.open_records) == (not open_records)
     view = run_view(state)
     if view is None:
         assert row["seq"] is None
@@ -131,18 +111,6 @@ def _assert_run(row: dict[str, Any], state: RunState) -> None:
     _assert_cost(row, view)
 
 
-def _in_order(entries: Sequence[Entry]) -> bool:
-    """Return whether each outcome stands after its step: others are not folded in."""
-    scheduled: set[tuple[str, int]] = set()
-    for entry in entries:
-        attempt = (entry.subject.step_id, entry.subject.attempt)
-        if entry.subject.event == "step":
-            scheduled.add(attempt)
-        elif entry.subject.event == "result" and attempt not in scheduled:
-            return False
-    return True
-
-
 def _assert_cost(row: dict[str, Any], view: RunView) -> None:
     usage = view.usage
     assert row["input_tokens"] == usage.input_tokens
@@ -155,7 +123,7 @@ def _assert_cost(row: dict[str, Any], view: RunView) -> None:
 
 def _assert_step(row: dict[str, Any], state: RunState) -> None:
     step = state.steps[row["step_id"]]
-    for name in ("kind", "queue", "node_id", "name", "decision", "attempt", "status"):
+    for name in ("kind", "queue", "node_id", "name", "decision", "attempt", "status", "model"):
         assert row[name] == getattr(step, name), name
     assert row["scheduled_at"] == step.decided_at
     assert row["started_at"] == step.started_at
@@ -166,6 +134,20 @@ def _assert_step(row: dict[str, Any], state: RunState) -> None:
         assert _parsed(row["output"]) == step.output
     assert _parsed(row["error"]) == _dumped(step.error)
     assert _parsed(row["usage"]) == _dumped(step.usage)
+
+
+async def _assert_profiles(engine: AsyncEngine, entries: Sequence[Entry]) -> None:
+    """Assert that profiles follow from facts, at first and where they are stored."""
+    reports = Reports(engine)
+    for row in await rows_of(engine, tables.runs):
+        if row["ended_at"] is None or row["seq"] is None:
+            assert row["profile"] is None
+            continue
+        key = row["tenant"], row["run_id"]
+        own = [entry for entry in entries if (entry.subject.tenant, entry.subject.run_id) == key]
+        for _ in range(2):
+            found = await reports.get_profile(GetProfile(tenant=key[0], run_id=key[1]))
+            assert found.profile == profile_of_entries(own)
 
 
 async def _assert_usage(

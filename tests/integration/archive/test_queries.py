@@ -104,7 +104,7 @@ async def archive(store: Store, log: Sequence[Message]) -> None:
     for begin in range(0, len(received), 50):
         part = received[begin : begin + 50]
         missing = projection.missing(part)
-        projection.load(missing, await store.load(missing))
+        projection.load(missing, await store.load(missing, position.last_seq))
         batch = projection.build(part, part[-1].seq)
         await store.commit(subjects.RUNS, batch, after=position)
         projection.committed(batch)

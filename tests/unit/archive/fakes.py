@@ -144,9 +144,9 @@ class FlakyStore:
     async def unfinished_deletions(self) -> int:
         return await self._store.unfinished_deletions()
 
-    async def load(self, keys: Sequence[Key]) -> Loaded:
+    async def load(self, keys: Sequence[Key], until: int) -> Loaded:
         self._fail()
-        return await self._store.load(keys)
+        return await self._store.load(keys, until)
 
     async def commit(self, stream: str, batch: Batch, *, after: Position) -> None:
         self._fail()

@@ -21,7 +21,7 @@ from penstock.contracts.facts import DefinitionKind, RunInvoked, fact_bytes
 from penstock.contracts.messages import Claim
 from penstock.contracts.structs import decode, encode
 from penstock.db import create_engine
-from penstock_archive import projection, tables
+from penstock_archive import reports, tables
 from penstock_archive.drivers import open_store
 from penstock_archive.feed import Feed
 from penstock_archive.projector import Projector
@@ -110,15 +110,18 @@ async def test_projection_of_any_history_equals_the_fold(tmp_path: Path, seed: i
 
 
 @pytest.mark.parametrize("seed", range(10))
-async def test_projection_of_runs_of_many_steps_stores_their_profiles(
+async def test_profiles_of_runs_of_many_facts_are_stored_until_the_next_fact(
     tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(projection, "UNPROFILED_STEPS", 2)
+    monkeypatch.setattr(reports, "STORED_FACTS", 0)
     rng = random.Random(2_000 + seed)
     log = random_log(rng, rng.randint(1, 8))
     async with open_archive(tmp_path) as (store, engine):
-        await project(FakeLog(log), store, rng)
-        await assert_archived(engine, log)
+        for length in (len(log) // 2, len(log) - 1, len(log)):
+            await project(FakeLog(log[:length]), store, rng)
+            await assert_archived(engine, log[:length])
+        ended = [row for row in await rows_of(engine, tables.runs) if row["ended_at"] is not None]
+        assert all(row["profile"] is not None for row in ended if row["seq"] is not None)
 
 
 @pytest.mark.parametrize("seed", range(25))

@@ -1,8 +1,4 @@
-"""Composition root of the archive: tables, feed, projector, verbs.
-
-SQLAlchemy is not imported at the start: migrations run in a separate process, and queries
-import it at the first request. An idle projector is a third smaller so.
-"""
+"""Composition root of the archive: tables, feed, projector, verbs."""
 
 from __future__ import annotations
 
@@ -28,7 +24,7 @@ from penstock.telemetry.logs import EventLog
 from penstock.telemetry.process import observed
 from penstock_archive.drivers import open_store
 from penstock_archive.feed import Feed
-from penstock_archive.parts import LazyParts, verbs
+from penstock_archive.parts import Parts, verbs
 from penstock_archive.projector import Projector
 from penstock_archive.settings import ArchiveSettings
 from penstock_archive.store import REVISION, Store
@@ -99,7 +95,7 @@ async def _serve(settings: ArchiveSettings, bus: Bus, store: Store, ending: asyn
         batch_size=settings.projector_batch_size,
         flush_seconds=settings.projector_flush_seconds,
     )
-    parts = LazyParts(settings, bus, claims)
+    parts = Parts(settings, bus, claims)
     upkeep = Upkeep(settings, parts, store)
     projector.on_refused = upkeep.forget_late
     endpoint = Endpoint(settings, SERVICE, verbs(parts))

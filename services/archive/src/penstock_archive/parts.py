@@ -1,14 +1,10 @@
-"""Archive request handlers, imported on the first request.
-
-SQLAlchemy comes with the first request: an idle projector is a third smaller so.
-"""
+"""Archive request handlers, and from when on they answer."""
 
 from __future__ import annotations
 
 import asyncio
-import importlib
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final
 
 from pydantic import BaseModel
 
@@ -17,47 +13,39 @@ from penstock.bus.connection import Bus
 from penstock.bus.reader import LogReader
 from penstock.contracts import archive, archive_maintenance, archive_reports
 from penstock.contracts.errors import TransientError
+from penstock.db import create_engine
 from penstock.endpoint import Verb
+from penstock_archive.erasure import Eraser
+from penstock_archive.keeping import Keeper
+from penstock_archive.queries import Queries
+from penstock_archive.reports import Reports
 from penstock_archive.settings import ArchiveSettings
-
-if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine
-
-    from penstock_archive.erasure import Eraser
-    from penstock_archive.keeping import Keeper
-    from penstock_archive.queries import Queries
-    from penstock_archive.reports import Reports
-
+from penstock_archive.traces import Traces
 
 _PATIENCE_SECONDS: Final = 3.0
 
 
-class Parts(NamedTuple):
-    """What answers the archive's verbs, each by a method of the verb's name."""
-
-    queries: Queries
-    reports: Reports
-    eraser: Eraser
-    keeper: Keeper
-
-
-class LazyParts:
-    """Imports the parts, and SQLAlchemy with them, at the first request."""
+class Parts:
+    """The objects that answer the archive's verbs, each by a method of the verb's name."""
 
     def __init__(self, settings: ArchiveSettings, bus: Bus, claims: Claims) -> None:
-        """Prepare; nothing is imported or connected yet."""
-        self._settings = settings
-        self._bus = bus
-        self._claims = claims
-        self._lock = asyncio.Lock()
-        self._parts: Parts | None = None
-        self._engine: AsyncEngine | None = None
+        """Compose them; the database is connected at the first request."""
+        self._engine = engine = create_engine(
+            settings.resolved_database_url,
+            pool_size=settings.database_pool_size,
+            recycle_seconds=settings.database_pool_recycle_seconds,
+        )
+        reader = LogReader(bus, claims)
+        self.queries = Queries(engine, claims.pack)
+        self.reports = Reports(engine)
+        self.eraser = Eraser(engine, bus, Traces(bus, reader), settings.shards)
+        self.keeper = Keeper(engine, bus, reader, claims)
         self.ready = asyncio.Event()
         """The tables are as the code knows them."""
         self.hindrance = TransientError("archive_starting", "the archive's tables are being made")
         """Why they are not."""
 
-    async def get(self) -> Parts:
+    async def when_ready(self) -> Parts:
         """Return the parts; callers wait while the process starts.
 
         Raises:
@@ -68,39 +56,11 @@ class LazyParts:
                 await asyncio.wait_for(self.ready.wait(), _PATIENCE_SECONDS)
             except TimeoutError:
                 raise self.hindrance from None
-        async with self._lock:
-            if self._parts is None:
-                for name in ("queries", "reports", "erasure", "keeping"):
-                    await asyncio.to_thread(importlib.import_module, f"penstock_archive.{name}")
-                self._parts = self._compose()
-            return self._parts
-
-    def _compose(self) -> Parts:
-        from penstock.db import create_engine  # noqa: PLC0415 - see above
-        from penstock_archive.erasure import Eraser  # noqa: PLC0415
-        from penstock_archive.keeping import Keeper  # noqa: PLC0415
-        from penstock_archive.queries import Queries  # noqa: PLC0415
-        from penstock_archive.reports import Reports  # noqa: PLC0415
-        from penstock_archive.traces import Traces  # noqa: PLC0415
-
-        settings, bus = self._settings, self._bus
-        self._engine = engine = create_engine(
-            settings.resolved_database_url,
-            pool_size=settings.database_pool_size,
-            recycle_seconds=settings.database_pool_recycle_seconds,
-        )
-        reader = LogReader(bus, self._claims)
-        return Parts(
-            Queries(engine, self._claims.pack),
-            Reports(engine),
-            Eraser(engine, bus, Traces(bus, reader), settings.shards),
-            Keeper(engine, bus, reader, self._claims),
-        )
+        return self
 
     async def close(self) -> None:
-        """Close the connections, if there are any."""
-        if self._engine is not None:
-            await self._engine.dispose()
+        """Close the connections."""
+        await self._engine.dispose()
 
 
 _REQUESTS: Final[Mapping[str, tuple[str, type[BaseModel]]]] = {
@@ -130,12 +90,12 @@ _WRITING: Final = frozenset(
 )
 
 
-def verbs(parts: LazyParts) -> Mapping[str, Verb]:
+def verbs(parts: Parts) -> Mapping[str, Verb]:
     """Return all verbs by name."""
 
     def perform(part: str, name: str) -> Callable[[Any], Awaitable[BaseModel]]:
         async def ask(request: BaseModel) -> BaseModel:
-            method = getattr(getattr(await parts.get(), part), name)
+            method = getattr(getattr(await parts.when_ready(), part), name)
             answer: BaseModel = await method(request)
             return answer
 

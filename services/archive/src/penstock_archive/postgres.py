@@ -64,14 +64,13 @@ class PostgresStore:
                 created,
             )
 
-    async def load(self, keys: Sequence[Key]) -> Loaded:
-        """Return the rows of runs, of their steps, and their tombstones."""
-        wanted = [tenant for tenant, _ in keys], [run_id for _, run_id in keys]
+    async def load(self, keys: Sequence[Key], until: int) -> Loaded:
+        """Return the facts of runs up to the sequence ``until``, and their tombstones."""
+        tenants, run_ids = [tenant for tenant, _ in keys], [run_id for _, run_id in keys]
         async with self._open() as connection:
-            tombstones = await connection.fetch(statements.POSTGRES_TOMBSTONES, *wanted)
-            runs = await connection.fetch(statements.POSTGRES_RUNS, *wanted)
-            steps = await connection.fetch(statements.POSTGRES_STEPS, *wanted) if runs else []
-        return Loaded(*([tuple(row) for row in rows] for rows in (runs, steps, tombstones)))
+            tombstones = await connection.fetch(statements.POSTGRES_TOMBSTONES, tenants, run_ids)
+            facts = await connection.fetch(statements.POSTGRES_FACTS, run_ids, until)
+        return Loaded([StoredFact(*row) for row in facts], [tuple(row) for row in tombstones])
 
     async def facts_after(self, seq: int, until: int, limit: int) -> list[StoredFact]:
         """Return facts after ``seq`` and up to ``until``, in order."""

@@ -1,18 +1,16 @@
 """From facts to rows: the pure part of the projector.
 
-It mirrors ``penstock.runs.state.evolve`` at a fraction of its cost, keeping only what rows
-need; a test holds both together. Open runs stay in memory between batches; other runs are
-loaded from the tables, which are the truth: dropping all memory at any time is harmless.
+Each run is folded by ``evolve``, as everywhere; its rows follow from the state that the tables
+have and the state after a batch. Open runs stay in memory between batches, other runs are folded
+again from their stored facts: dropping all memory at any time is harmless.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
-
-from pydantic import JsonValue
-from pydantic_core import to_json
 
 from penstock.contracts import subjects
 from penstock.contracts.facts import (
@@ -20,44 +18,28 @@ from penstock.contracts.facts import (
     RunEnded,
     RunFact,
     RunInvoked,
-    SeededStep,
     SignalReceived,
     StateChanged,
     StepKind,
     StepResult,
     StepScheduled,
-    Usage,
     fact_type,
 )
 from penstock.contracts.facts import read_fact as read_body
-from penstock.contracts.structs import WireStruct, encode
+from penstock.contracts.json import Json
 from penstock.contracts.subjects import FactEvent
 from penstock.runs.messages import user_text
-from penstock.runs.profiles import micros, priced, provider_of
-from penstock_archive.progress import (
-    note_decision,
-    note_step,
-    profile_text,
-)
+from penstock.runs.state import Entry, RunState, evolve, new_state
 from penstock_archive.rows import (
-    NO_BEGINNING,
     Addressed,
     Batch,
     Key,
-    Row,
-    RunRow,
-    StepRow,
+    RowMaker,
     Unreadable,
+    signal_row,
+    usage_row,
 )
 from penstock_archive.store import Loaded
-
-INLINE_BYTES: Final = 16_384
-"""Inputs and outputs of runs above this are not repeated in ``runs``."""
-PREVIEW_CHARACTERS: Final = 2_048
-"""What ``steps`` shows of an output; the whole is in ``facts``."""
-
-UNPROFILED_STEPS: Final = 100
-"""Profiles of runs with up to so many steps are computed on request: most never are."""
 
 _EVENT_OF: Final[dict[type[RunFact], FactEvent]] = {
     RunInvoked: "invoke",
@@ -70,8 +52,6 @@ _EVENT_OF: Final[dict[type[RunFact], FactEvent]] = {
 }
 _Decided = (StepScheduled, StateChanged, RunEnded)
 _STEP_KINDS: Final = frozenset(kind.value for kind in StepKind)
-_AWAITED: Final = frozenset({"planned", "scheduled", "stopped"})
-"""A step in one of these takes the outcome of its latest attempt."""
 
 
 def address(seq: int, subject: str, body: bytes) -> Addressed:
@@ -101,19 +81,56 @@ def read_fact(message: Addressed) -> RunFact:
     return fact
 
 
+def read_entry(seq: int, subject: str, body: str) -> Entry:
+    """Read a fact as the archive has it."""
+    message = address(seq, subject, body.encode())
+    return Entry(seq, message.subject, read_fact(message))
+
+
+@dataclass(slots=True)
+class OpenRun:
+    """A run in memory."""
+
+    state: RunState | None = None
+    stored: RunState | None = None
+    """The state that the tables have."""
+    invoked_seq: int = 0
+    size_bytes: int = 0
+    """Of the bodies of its facts."""
+
+    def add(self, entry: Entry, size_bytes: int) -> RunState:
+        """Fold in one more fact and return the state."""
+        state, subject = self.state, entry.subject
+        if state is None:
+            state = new_state(subject.tenant, subject.shard, subject.run_id)
+        self.state = state = evolve(state, entry)
+        if subject.event == "invoke":
+            self.invoked_seq = entry.seq
+        self.size_bytes += size_bytes
+        return state
+
+
 class Projection:
     """Runs in memory, and the rows that a batch of facts makes of them."""
 
-    def __init__(self, instant: Callable[[datetime], Any], *, open_runs: int = 5_000) -> None:
+    def __init__(
+        self,
+        instant: Callable[[datetime], Any],
+        *,
+        open_runs: int = 5_000,
+        memory_bytes: int = 67_108_864,
+    ) -> None:
         """Begin with nothing in memory.
 
         Args:
             instant: Turns a time into what the database's columns take.
             open_runs: How many runs to keep in memory; others are loaded again when needed.
+            memory_bytes: Largest sum of the bodies of their facts.
         """
-        self._instant = instant
+        self._rows = RowMaker(instant)
         self._open_runs = open_runs
-        self._runs: dict[Key, RunRow] = {}
+        self._memory_bytes = memory_bytes
+        self._runs: dict[Key, OpenRun] = {}
         self._tombstones: dict[Key, int] = {}
 
     def forget(self) -> None:
@@ -128,25 +145,21 @@ class Projection:
         return [key for key in keys if key not in known]
 
     def load(self, keys: Iterable[Key], loaded: Loaded) -> None:
-        """Take up runs as the tables have them; those without a row begin now.
+        """Fold runs as far as the tables have them; those without a fact begin now.
 
         Args:
             keys: The runs that were asked for.
             loaded: What the tables have of them.
         """
-        for row in loaded.runs:
-            self._runs[row[0], row[1]] = run = RunRow(*row[2:])
-            run.stored = True
-        for row in loaded.steps:
-            known = self._runs.get((row[0], row[1]))
-            # A run that another projector began between the two queries: the commit will fail.
-            if known is not None:
-                known.steps[row[2]] = StepRow(*row[2:])
         for tenant, run_id, seq in loaded.tombstones:
             self._tombstones[tenant, run_id] = seq
-        for key in keys:
-            if key not in self._runs and key not in self._tombstones:
-                self._runs[key] = RunRow()
+        wanted = {key: OpenRun() for key in keys if key not in self._tombstones}
+        for fact in loaded.facts:
+            entry = read_entry(*fact)
+            run = wanted.get((entry.subject.tenant, entry.subject.run_id))
+            if run is not None:
+                run.stored = run.add(entry, len(fact.body))
+        self._runs.update(wanted)
 
     def build(self, messages: Iterable[Addressed], last_seq: int) -> Batch:
         """Apply messages, in the order of the log, and return the rows that change.
@@ -159,10 +172,8 @@ class Projection:
             last_seq: The sequence that is reached with them.
         """
         batch = Batch(last_seq)
-        changed: dict[Key, RunRow] = {}
-        sessions: dict[Key, Row] = {}
-        runs, facts, instant = self._runs, batch.facts, self._instant
-        nul = False
+        changed: dict[Key, OpenRun] = {}
+        runs, facts, instant = self._runs, batch.facts, self._rows.instant
         for item in messages:
             seq, subject_text, subject, body = item
             try:
@@ -175,41 +186,50 @@ class Projection:
                 continue
             changed[key] = run = runs[key]
             at = instant(fact.occurred_at)
-            facts.append((seq, key[0], key[1], subject_text, fact_type(fact), body.decode(), at))
-            nul = nul or b"\\u0000" in body
-            run.last_seq = max(run.last_seq, seq)
-            self._apply(batch, sessions, key, run, item, fact, at)
+            facts.append((seq, *key, subject_text, fact_type(fact), body.decode(), at))
+            if b"\\" in body and b"\\u0000" in body:  # one byte is found faster than six
+                batch.nul = True
+            before = run.state
+            after = run.add(Entry(seq, subject, fact), len(body))
+            if not isinstance(fact, StepScheduled):
+                _add_rows(batch, before, after, item, fact, at)
         for key, run in changed.items():
             runs[key] = runs.pop(key)  # now the last to be put out of memory
-            run.settle_status()
-            if run.ended_at is not None and len(run.steps) > UNPROFILED_STEPS:
-                run.profile = profile_text(run)
-            if run.stored and run.beginning is None:
-                batch.run_progress.append(run.progress(key))
-            else:
-                batch.runs.append((*run.progress(key), *(run.beginning or NO_BEGINNING)))
-            steps = run.steps
-            batch.steps.extend([steps[step_id].row(key) for step_id in run.changed_steps])
-        batch.sessions.extend(sessions.values())
-        if nul:
-            _replace_nul(batch)
+            self._add_run(batch, key, run)
         return batch
+
+    def _add_run(self, batch: Batch, key: Key, run: OpenRun) -> None:
+        """Add the row of a run, and those of its steps that have changed."""
+        state, stored, rows = run.state, run.stored, self._rows
+        if state is None:
+            return
+        progress = rows.progress(state)
+        if stored is not None and stored.invoked is state.invoked:
+            batch.run_progress.append(progress)
+        else:
+            batch.runs.append((*progress, *rows.beginning(state.invoked, run.invoked_seq)))
+        if stored is None:
+            batch.steps += [rows.step(key, step) for step in state.steps.values()]
+        elif stored.steps is not state.steps:
+            known = stored.steps.get
+            batch.steps += [
+                rows.step(key, step)
+                for step_id, step in state.steps.items()
+                if known(step_id) is not step
+            ]
 
     def committed(self, batch: Batch) -> None:
         """Note that a batch is in the tables; ended runs are not kept."""
-        for rows in (batch.runs, batch.run_progress):
-            for row in rows:
-                key = (row[0], row[1])
-                run = self._runs[key]
-                if run.ended_at is not None:
-                    del self._runs[key]
-                else:
-                    run.stored = True
-                    run.beginning = None
-                    run.changed_steps.clear()
+        runs = self._runs
+        for row in (*batch.runs, *batch.run_progress):
+            run = runs[row[0], row[1]]
+            run.stored = run.state
+            if run.state is not None and run.state.ended is not None:
+                del runs[row[0], row[1]]
         # Those that have not moved for longest go; a run that moves comes back by `load`.
-        for key in list(self._runs)[: max(0, len(self._runs) - self._open_runs)]:
-            del self._runs[key]
+        size = sum(run.size_bytes for run in runs.values())
+        while len(runs) > 1 and (len(runs) > self._open_runs or size > self._memory_bytes):
+            size -= runs.pop(next(iter(runs))).size_bytes
         self._tombstones.clear()
 
     def _deleted(self, batch: Batch, key: Key, seq: int, fact: RunFact) -> bool:
@@ -220,226 +240,43 @@ class Projection:
         if seq > deleted_seq and isinstance(fact, RunInvoked):
             del self._tombstones[key]
             batch.revived.append(key)
-            self._runs[key] = RunRow()
+            self._runs[key] = OpenRun()
             return False
         batch.refused[key] = max(seq, batch.refused.get(key, 0))
         return True
 
-    def _apply(
-        self,
-        batch: Batch,
-        sessions: dict[Key, Row],
-        key: Key,
-        run: RunRow,
-        item: Addressed,
-        fact: RunFact,
-        at: Any,
-    ) -> None:
-        match fact:
-            case StepResult():
-                self._result(batch, key, run, item, fact, at)
-            case StepScheduled():
-                note_step(run, item.subject, fact, at)
-            case RunInvoked():
-                self._invoked(batch, sessions, key, run, item.seq, fact, at)
-            case RunEnded():
-                _ended(batch, key, run, item, fact, at)
-            case StateChanged():
-                note_decision(run, item.subject, fact.decision, at)
-                run.touch(at)
-            case SignalReceived():
-                _signalled(batch, key, run, item, fact, at)
-            case CancelRequested():
-                run.touch(at)
 
-    def _result(
-        self, batch: Batch, key: Key, run: RunRow, item: Addressed, fact: StepResult, at: Any
-    ) -> None:
-        subject = item.subject
-        step = run.steps.get(subject.step_id)
-        if step is None or subject.attempt > step.attempt:
-            return
-        usage = fact.usage
-        if usage is not None:
-            run.spend(usage)
-            if fact.kind is not StepKind.RUN:  # a child run's cost stands in its own rows
-                batch.usage.append(_usage_row(key, item, fact, usage, at))
-        if subject.attempt < step.attempt or step.status not in _AWAITED:
-            started, ended = micros(fact.started_at), micros(fact.occurred_at)
-            step.add_late(subject.attempt, started, ended, usage, fact.model)
-            run.changed_steps.add(step.step_id)
-            return
-        step.status = fact.status
-        step.started_at = self._instant(fact.started_at)
-        step.ended_at = at
-        output = _json(fact.output)
-        step.output_truncated = output is not None and len(output) > PREVIEW_CHARACTERS
-        step.output = output[:PREVIEW_CHARACTERS] if output is not None else None
-        step.error = _struct_json(fact.error)
-        step.usage = _struct_json(usage)
-        step.model = fact.model
-        run.changed_steps.add(subject.step_id)
-        run.touch(at)
-
-    def _invoked(
-        self,
-        batch: Batch,
-        sessions: dict[Key, Row],
-        key: Key,
-        run: RunRow,
-        seq: int,
-        fact: RunInvoked,
-        at: Any,
-    ) -> None:
-        run.seq = seq
-        run.created_at = at
-        run.session_id = session_id = fact.session_id
-        run.beginning = (
-            seq,
-            fact.name,
-            fact.kind.value,
-            fact.version,
-            fact.plan_digest,
-            session_id,
-            fact.trigger.value,
-            fact.requested_by,
-            _tags(fact.tags) if fact.tags else None,
-            _inline(fact.input),
-            at,
-            fact.parent.run_id if fact.parent is not None else None,
-            fact.parent.root_run_id if fact.parent is not None else None,
-            fact.forked_from.run_id if fact.forked_from is not None else None,
-        )
-        if fact.seed is not None:
-            for seeded in fact.seed.steps:
-                self._seed(run, seeded)
-        run.touch(at)
-        if session_id is not None:
-            tenant, run_id = key
-            first = sessions.get((tenant, session_id))
-            created_at = at if first is None else first[3]
-            row = (tenant, session_id, fact.name, created_at, at, run_id, seq)
-            sessions[tenant, session_id] = row
-            text = user_text(fact.input)
-            batch.messages.append((seq, tenant, session_id, run_id, "user", text, at))
-
-    def _seed(self, run: RunRow, seeded: SeededStep) -> None:
-        """Take over another run's outcome, unless this step has one by now."""
-        if seeded.step_id in run.steps:
-            return
-        started_at = self._instant(seeded.started_at)
-        output = _json(seeded.output)
-        run.steps[seeded.step_id] = StepRow(
-            seeded.step_id,
-            seeded.kind.value,
-            seeded.queue,
-            seeded.node_id,
-            seeded.name,
-            0,
-            seeded.attempt,
-            seeded.status,
-            started_at,
-            started_at,
-            self._instant(seeded.ended_at),
-            output[:PREVIEW_CHARACTERS] if output is not None else None,
-            output is not None and len(output) > PREVIEW_CHARACTERS,
-            _struct_json(seeded.error),
-        )
-        run.changed_steps.add(seeded.step_id)
-
-
-def _usage_row(key: Key, item: Addressed, fact: StepResult, usage: Usage, at: Any) -> Row:
-    provider = provider_of(fact.model)
-    usage = priced(usage, provider)
-    return (
-        item.seq,
-        *key,
-        item.subject.step_id,
-        item.subject.attempt,
-        fact.name,
-        provider,
-        fact.model or "",
-        usage.input_tokens,
-        usage.output_tokens,
-        usage.cost_usd,
-        usage.unknown_price,
-        usage.model_calls,
-        usage.steps,
-        at,
-    )
-
-
-def _signalled(
-    batch: Batch, key: Key, run: RunRow, item: Addressed, fact: SignalReceived, at: Any
+def _add_rows(
+    batch: Batch, before: RunState | None, after: RunState, item: Addressed, fact: RunFact, at: Any
 ) -> None:
-    if fact.kind in ("pause", "resume"):
-        run.paused = fact.kind == "pause"
-    batch.signals.append(
-        (
-            item.seq,
-            *key,
-            item.subject.step_id,
-            fact.kind,
-            fact.name,
-            fact.target,
-            fact.from_run,
-            fact.sent_by,
-            _inline(fact.payload),
-            at,
-        )
-    )
-    run.touch(at)
+    """Add the rows that stand for one fact alone."""
+    if isinstance(fact, StepResult):
+        # A child run's cost stands in its own rows; what the fold did not count is no cost.
+        counted = before is not None and before.usages is not after.usages
+        if counted and fact.usage is not None and fact.kind is not StepKind.RUN:
+            batch.usage.append(usage_row(item, fact, fact.usage, at))
+    elif isinstance(fact, SignalReceived):
+        batch.signals.append(signal_row(item, fact, at))
+    elif isinstance(fact, RunInvoked):
+        if fact.session_id is not None:
+            _add_session(batch, fact.session_id, item, fact, at)
+            _add_message(batch, fact.session_id, item, "user", fact.input, at)
+    elif isinstance(fact, RunEnded) and fact.error is None and fact.output is not None:
+        session_id = after.invoked.session_id if after.invoked is not None else None
+        if session_id is not None:
+            _add_message(batch, session_id, item, "assistant", fact.output, at)
 
 
-def _ended(batch: Batch, key: Key, run: RunRow, item: Addressed, fact: RunEnded, at: Any) -> None:
-    note_decision(run, item.subject, fact.decision, at)
-    run.status = fact.status.value
-    run.output = _inline(fact.output)
-    run.error = _struct_json(fact.error)
-    run.error_code = fact.error.code if fact.error is not None else None
-    run.ended_at = at
-    usage = fact.usage
-    run.input_tokens = usage.input_tokens
-    run.output_tokens = usage.output_tokens
-    run.cost_usd = usage.cost_usd
-    run.unknown_price = usage.unknown_price
-    run.model_calls = usage.model_calls
-    run.attempts = usage.steps
-    run.touch(at)
-    if run.session_id is not None and fact.error is None and fact.output is not None:
-        text = user_text(fact.output)
-        tenant, run_id = key
-        batch.messages.append((item.seq, tenant, run.session_id, run_id, "assistant", text, at))
+def _add_session(batch: Batch, session_id: str, item: Addressed, fact: RunInvoked, at: Any) -> None:
+    tenant, run_id = item.subject.tenant, item.subject.run_id
+    first = batch.sessions.get((tenant, session_id))
+    created_at = at if first is None else first[3]
+    row = (tenant, session_id, fact.name, created_at, at, run_id, item.seq)
+    batch.sessions[tenant, session_id] = row
 
 
-def _json(value: JsonValue) -> str | None:
-    return None if value is None else to_json(value).decode()
-
-
-def _tags(tags: dict[str, str]) -> str:
-    # PostgreSQL's jsonb refuses U+0000 even in escaped form.
-    return to_json(
-        {_without_nul(name): _without_nul(value) for name, value in tags.items()}
-    ).decode()
-
-
-def _without_nul(text: str) -> str:
-    return text.replace("\0", "\ufffd")
-
-
-def _inline(value: JsonValue) -> str | None:
-    text = _json(value)
-    return text if text is None or len(text) <= INLINE_BYTES else None
-
-
-def _struct_json(value: WireStruct | None) -> str | None:
-    return None if value is None else encode(value).decode()
-
-
-def _replace_nul(batch: Batch) -> None:
-    """PostgreSQL's texts cannot hold U+0000."""
-    for rows in batch.parts()[1:]:
-        rows[:] = [
-            tuple(_without_nul(value) if isinstance(value, str) else value for value in row)
-            for row in rows
-        ]
+def _add_message(
+    batch: Batch, session_id: str, item: Addressed, role: str, value: Json, at: Any
+) -> None:
+    subject, text = item.subject, user_text(value)
+    batch.messages.append((item.seq, subject.tenant, session_id, subject.run_id, role, text, at))

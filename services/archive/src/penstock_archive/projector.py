@@ -57,6 +57,8 @@ COMMIT_SECONDS: Final = Histogram(
 _LAG_EVERY_SECONDS: Final = 2.0
 _LONGEST_DELAY_SECONDS: Final = 15.0
 _CLAIM_TRIES: Final = 5
+_RUNS_AT_ONCE: Final = 100
+"""Runs whose facts are read from the tables together."""
 _DEAD_BODY_CHARACTERS: Final = 100_000
 """A dead letter must fit into a message, whatever its body is made of."""
 _NOT_FOUND: Final = 404
@@ -100,7 +102,6 @@ class Projector:
         self.on_refused: Callable[[dict[Key, int]], None] | None = None
         """Callback for deleted runs with later facts, each up to a sequence."""
         self._position = Position(0, "")
-        """What the tables have."""
         self._oldest_at: float | None = None
         self._reconnected = False
         self._stopping = asyncio.Event()
@@ -252,19 +253,24 @@ class Projector:
         if messages:
             return messages, messages[-1].seq
         # Nothing there: ask the leader whether that is so, a replica may lag.
+        found = await self._first_from(first)
+        if found is not None and found[0] < before:
+            raise TransientError("read_lags", f"a replica does not have {found[0]} yet")
+        return [], before - 1
+
+    async def _first_from(self, seq: int) -> tuple[int, datetime] | None:
+        """Return sequence and time of the stream's first fact from ``seq`` on."""
         try:
             answer = await self._bus.api(
                 f"STREAM.MSG.GET.{subjects.RUNS}",
-                {"seq": first, "next_by_subj": subjects.RUN_SPACE},
+                {"seq": seq, "next_by_subj": subjects.RUN_SPACE},
             )
         except JetStreamError as error:
             if error.code == _NOT_FOUND:
-                return [], before - 1
+                return None
             raise TransientError("log_unavailable", str(error)) from error
-        next_seq = int(answer["message"]["seq"])
-        if next_seq < before:
-            raise TransientError("read_lags", f"a replica does not have {next_seq} yet")
-        return [], before - 1
+        message = answer["message"]
+        return int(message["seq"]), datetime.fromisoformat(message["time"])
 
     # -- projecting --------------------------------------------------------------------------
 
@@ -280,13 +286,13 @@ class Projector:
                 if claim is not None:
                     body = await self._fetch(body)
                 item = address(message.seq, message.subject, body)
-                addressed.append(item)
             except (ValueError, RejectedError) as error:
                 await self._bury(message.seq, message.subject, message.body, str(error))
-            else:
-                if claim is not None:
-                    subject = item.subject
-                    claims.append((item.seq, subject.tenant, subject.run_id, claim.sha256))
+                continue
+            addressed.append(item)
+            if claim is not None:
+                subject = item.subject
+                claims.append((item.seq, subject.tenant, subject.run_id, claim.sha256))
         await self._commit(addressed, claims, last_seq, replaces=replaces)
         PROJECTED.inc(len(addressed))
         self._delay = self._retry_seconds
@@ -314,11 +320,12 @@ class Projector:
     ) -> None:
         """Write messages; those that the database refuses are found by halving, and buried."""
         projection = self._projection
-        missing = projection.missing(messages)
-        if missing:
-            projection.load(missing, await self._store.load(missing))
-        batch = projection.build(messages, last_seq)
         first_seq = self._position.last_seq
+        missing = projection.missing(messages)
+        for begin in range(0, len(missing), _RUNS_AT_ONCE):
+            keys = missing[begin : begin + _RUNS_AT_ONCE]
+            projection.load(keys, await self._store.load(keys, first_seq))
+        batch = projection.build(messages, last_seq)
         batch.claims.extend(
             row
             for row in claims
@@ -428,15 +435,8 @@ class Projector:
             self._oldest_at = None
             self._feed.nudge()
             return
-        try:
-            answer = await self._bus.api(
-                f"STREAM.MSG.GET.{subjects.RUNS}",
-                {"seq": position + 1, "next_by_subj": subjects.RUN_SPACE},
-            )
-        except JetStreamError as error:
-            if error.code != _NOT_FOUND:
-                raise
+        found = await self._first_from(position + 1)
+        if found is None:
             self._oldest_at = None  # all of them were deleted
-            return
-        if self._position.last_seq == position:
-            self._oldest_at = datetime.fromisoformat(answer["message"]["time"]).timestamp()
+        elif self._position.last_seq == position:
+            self._oldest_at = found[1].timestamp()

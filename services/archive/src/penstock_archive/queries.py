@@ -37,11 +37,11 @@ from penstock.contracts.errors import ErrorInfo, RejectedError
 from penstock.contracts.facts import RunInvoked, Usage
 from penstock.contracts.structs import decode
 from penstock.db import session_factory, session_scope
-from penstock.runs.state import Entry, fold, new_state
+from penstock.runs.state import fold, new_state
 from penstock.runs.views import RunView, run_view
 from penstock_archive import cursors
 from penstock_archive.instants import to_micros
-from penstock_archive.projection import address, read_fact
+from penstock_archive.projection import read_entry
 from penstock_archive.tables import (
     facts,
     messages,
@@ -127,13 +127,10 @@ class Queries:
             .where(facts.c.run_id == request.run_id, facts.c.tenant == request.tenant)
             .order_by(facts.c.seq)
         )
-        read = [address(row.seq, row.subject, row.body.encode()) for row in rows]
-        if read:
-            first = read[0].subject
-            state = fold(
-                new_state(first.tenant, first.shard, first.run_id),
-                (Entry(item.seq, item.subject, read_fact(item)) for item in read),
-            )
+        entries = [read_entry(row.seq, row.subject, row.body) for row in rows]
+        if entries:
+            first = entries[0].subject
+            state = fold(new_state(first.tenant, first.shard, first.run_id), entries)
             if (view := run_view(state)) is not None:
                 return view
         raise RejectedError("run_not_found", f"there is no run {request.run_id}")
@@ -356,36 +353,26 @@ def _session(row: Row[Any]) -> SessionView:
     )
 
 
+_SHOWN: Final = (
+    *("run_id", "tenant", "name", "kind", "version", "plan_digest", "status", "trigger"),
+    *("session_id", "created_at", "updated_at", "ended_at", "last_seq"),
+)
+"""Columns that are fields of a view, with the same values."""
+
+
 def _run(row: Row[Any], origin: RunInvoked | None) -> RunView:
     tags = row.tags
-    return RunView(
-        run_id=row.run_id,
-        tenant=row.tenant,
-        name=row.name,
-        kind=row.kind,
-        version=row.version,
-        plan_digest=row.plan_digest,
-        status=row.status,
-        trigger=row.trigger,
-        session_id=row.session_id,
-        input=_value(row.input),
-        output=_value(row.output),
-        error=decode(ErrorInfo, row.error) if row.error is not None else None,
-        usage=Usage(
-            input_tokens=row.input_tokens,
-            output_tokens=row.output_tokens,
-            cost_usd=row.cost_usd,
-            unknown_price=row.unknown_price,
-            model_calls=row.model_calls,
-            steps=row.steps,
-        ),
-        tags=(from_json(tags) if isinstance(tags, str) else tags) or {},
-        created_at=row.created_at,
-        updated_at=row.updated_at,
-        ended_at=row.ended_at,
-        last_seq=row.last_seq,
-        parent=origin.parent if origin is not None else None,
-        forked_from=origin.forked_from if origin is not None else None,
+    return RunView.model_validate(
+        {
+            **{name: getattr(row, name) for name in _SHOWN},
+            "input": _value(row.input),
+            "output": _value(row.output),
+            "error": decode(ErrorInfo, row.error) if row.error is not None else None,
+            "usage": Usage(**{name: getattr(row, name) for name in Usage.__struct_fields__}),
+            "tags": (from_json(tags) if isinstance(tags, str) else tags) or {},
+            "parent": origin.parent if origin is not None else None,
+            "forked_from": origin.forked_from if origin is not None else None,
+        }
     )
 
 

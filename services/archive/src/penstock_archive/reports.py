@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from pydantic_core import from_json
-from sqlalchemy import BigInteger, ColumnElement, Select, and_, func, or_, select, type_coerce
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Select,
+    and_,
+    func,
+    or_,
+    select,
+    type_coerce,
+    update,
+)
 from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -31,24 +42,24 @@ from penstock.contracts.archive_reports import (
     UsageReport,
     UsageSummary,
 )
-from penstock.contracts.errors import ErrorInfo, RejectedError
+from penstock.contracts.errors import ErrorInfo, InvariantError, RejectedError
 from penstock.contracts.facts import Usage
-from penstock.contracts.structs import decode
+from penstock.contracts.structs import decode, encode
 from penstock.db import session_factory, session_scope
-from penstock.runs.profiles import ModelCost, NodeProfile, RunProfile
+from penstock.runs.profiles import ModelCost, NodeProfile, RunProfile, profile_of_entries
 from penstock_archive import cursors
 from penstock_archive.instants import to_micros
-from penstock_archive.progress import profile_of_steps
-from penstock_archive.rows import StepRow
-from penstock_archive.tables import runs, signals, steps, usage
+from penstock_archive.projection import read_entry
+from penstock_archive.tables import facts, runs, signals, steps, usage
 
 _STEPS = "steps"
 _SIGNALS = "signals"
-_PROFILED = (
-    *("step_id", "kind", "queue", "node_id", "name", "decision", "attempt", "status"),
-    *("scheduled_at", "started_at", "ended_at", "usage", "model", "earlier"),
-)
-"""What a step's row needs for its run's profile."""
+STORED_FACTS = 100
+"""Profiles of runs of more facts are stored once they were asked for."""
+_RUNS_AT_ONCE = 20
+"""Runs whose facts are read together."""
+_PROFILED = ("run.invoked", "step.scheduled", "step.result", "run.state", "run.ended")
+"""Types of the facts that a profile follows from."""
 
 
 class Reports:
@@ -227,22 +238,38 @@ class Reports:
         )
 
     async def _profiles(self, tenant: str, ended: Sequence[Row[Any]]) -> dict[str, RunProfile]:
-        """Return the profiles of runs: stored ones, and those of few steps worked out now."""
-        short = [row.run_id for row in ended if row.profile is None]
-        own: dict[str, list[StepRow]] = defaultdict(list)
-        if short:
-            query = select(steps.c.run_id, *(steps.c[name] for name in _PROFILED)).where(
-                steps.c.tenant == tenant, steps.c.run_id.in_(short)
-            )
-            for row in await self._read(query):
-                values: dict[str, Any] = dict(zip(_PROFILED, row[1:], strict=True))
-                own[row.run_id].append(StepRow(**values))
-        return {
-            row.run_id: profile_of_steps(row.created_at, row.ended_at, own[row.run_id])
-            if row.profile is None
-            else decode(RunProfile, row.profile)
-            for row in ended
+        """Return the profiles of runs, from their facts where they are not stored."""
+        profiles = {
+            row.run_id: decode(RunProfile, row.profile) for row in ended if row.profile is not None
         }
+        missing = [row for row in ended if row.profile is None]
+        for begin in range(0, len(missing), _RUNS_AT_ONCE):
+            part = missing[begin : begin + _RUNS_AT_ONCE]
+            found = await self._read(
+                select(facts.c.run_id, facts.c.seq, facts.c.subject, facts.c.body)
+                .where(facts.c.tenant == tenant, facts.c.run_id.in_([row.run_id for row in part]))
+                .where(facts.c.type.in_(_PROFILED))
+                .order_by(facts.c.seq)
+            )
+            own: dict[str, list[Row[Any]]] = defaultdict(list)
+            for fact in found:
+                own[fact.run_id].append(fact)
+            for row in part:
+                profile = await asyncio.to_thread(_profile, own[row.run_id])
+                profiles[row.run_id] = profile
+                if len(own[row.run_id]) > STORED_FACTS:
+                    await self._store(tenant, row, profile)
+        return profiles
+
+    async def _store(self, tenant: str, row: Row[Any], profile: RunProfile) -> None:
+        """Store a run's profile, unless a later fact has changed the run; that deletes it."""
+        async with session_scope(self._factory) as session:
+            await session.execute(
+                update(runs)
+                .where(runs.c.tenant == tenant, runs.c.run_id == row.run_id)
+                .where(runs.c.last_seq == row.last_seq)
+                .values(profile=encode(profile).decode())
+            )
 
     async def _read(self, query: Select[Any]) -> Sequence[Row[Any]]:
         async with session_scope(self._factory, read_only=True) as session:
@@ -250,9 +277,17 @@ class Reports:
             return found
 
 
+def _profile(rows: Sequence[Row[Any]]) -> RunProfile:
+    profile = profile_of_entries(read_entry(row.seq, row.subject, row.body) for row in rows)
+    if profile is None:
+        raise InvariantError("not_invoked", "the run's first fact is not in the archive")
+    return profile
+
+
 def _ended_runs(tenant: str) -> Select[Any]:
     return select(
         runs.c.run_id,
+        runs.c.last_seq,
         runs.c.name,
         runs.c.status,
         runs.c.created_at,

@@ -1,29 +1,33 @@
-"""What the projector keeps in memory of an open run, and what it writes in one transaction.
+"""Rows of one transaction, and how they follow from a run's states and facts.
 
 Rows are tuples in the order of the columns of their tables.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-import msgspec
-from pydantic_core import from_json
+from msgspec.structs import astuple
+from pydantic_core import to_json
 
-from penstock.contracts.facts import RunStatus, Usage
-from penstock.contracts.structs import convert, decode
+from penstock.contracts.facts import RunInvoked, SignalReceived, StepResult, Usage
+from penstock.contracts.json import Json
+from penstock.contracts.structs import WireStruct, encode
 from penstock.contracts.subjects import FactSubject
-from penstock.runs.profiles import Attempt
-from penstock_archive.instants import to_micros
+from penstock.runs.profiles import priced, provider_of
+from penstock.runs.state import RunState, StepState
 
 Row = tuple[Any, ...]
 Key = tuple[str, str]
 """Tenant and run id."""
 
-_OPEN: Final = frozenset({"planned", "scheduled", "waiting"})
+INLINE_BYTES: Final = 16_384
+"""Inputs and outputs of runs above this are not repeated in ``runs``."""
+PREVIEW_CHARACTERS: Final = 2_048
+"""What ``steps`` shows of an output; the whole is in ``facts``."""
 
 
 class Addressed(NamedTuple):
@@ -43,229 +47,6 @@ class Unreadable(NamedTuple):
 
 
 @dataclass(slots=True)
-class StepRow:
-    """One step at its latest attempt."""
-
-    step_id: str
-    kind: str
-    queue: str
-    node_id: str
-    name: str
-    decision: int
-    attempt: int
-    status: str
-    scheduled_at: Any
-    started_at: Any = None
-    ended_at: Any = None
-    output: str | None = None
-    output_truncated: bool = False
-    error: str | None = None
-    usage: str | None = None
-    model: str | None = None
-    earlier: str | None = None
-    """JSON: the attempts before this one."""
-
-    @property
-    def open(self) -> bool:
-        """Whether an outcome is still to come."""
-        return self.status in _OPEN
-
-    def row(self, key: Key) -> Row:
-        """Return the row, in the order of ``tables.steps``."""
-        return (
-            *key,
-            self.step_id,
-            self.kind,
-            self.queue,
-            self.node_id,
-            self.name,
-            self.decision,
-            self.attempt,
-            self.status,
-            self.scheduled_at,
-            self.started_at,
-            self.ended_at,
-            self.output,
-            self.output_truncated,
-            self.error,
-            self.usage,
-            self.model,
-            self.earlier,
-        )
-
-    def attempts(self) -> list[Attempt]:
-        """Return all attempts at the step, for its run's profile."""
-        known = self._earlier()
-        if self.status != "planned" and self.decision and self.attempt not in known:
-            known[self.attempt] = self._latest()
-        return list(known.values())
-
-    def earlier_text(self) -> str | None:
-        """Return the JSON of all attempts so far, for a step that is now tried again."""
-        return _attempts_text(self.attempts())
-
-    def add_late(
-        self, attempt: int, started: int, ended: int, usage: Usage | None, model: str | None
-    ) -> None:
-        """Keep the outcome of an attempt that came after the run had ceased to wait for it."""
-        known = self._earlier()
-        before = known.get(attempt) or self._latest()
-        scheduled = before.scheduled if before.attempt == attempt else None
-        known[attempt] = before._replace(
-            attempt=attempt,
-            scheduled=scheduled,
-            started=started,
-            ended=ended,
-            usage=usage,
-            model=model,
-        )
-        self.earlier = _attempts_text(known.values())
-
-    def add_superseded(self, attempt: int, scheduled: int) -> None:
-        """Keep an attempt whose message came after that of a later one."""
-        known = self._earlier()
-        before = known.get(attempt) or Attempt(
-            self.step_id, self.node_id, self.kind, self.name, attempt, None, None, None
-        )
-        known[attempt] = before._replace(scheduled=scheduled)
-        self.earlier = _attempts_text(known.values())
-
-    def _earlier(self) -> dict[int, Attempt]:
-        return {
-            number: Attempt(
-                self.step_id,
-                self.node_id,
-                self.kind,
-                self.name,
-                number,
-                scheduled,
-                started,
-                ended,
-                None if usage is None else convert(Usage, usage),
-                model,
-            )
-            for number, scheduled, started, ended, usage, model in (
-                from_json(self.earlier) if self.earlier is not None else ()
-            )
-        }
-
-    def _latest(self) -> Attempt:
-        return Attempt(
-            self.step_id,
-            self.node_id,
-            self.kind,
-            self.name,
-            self.attempt,
-            as_micros(self.scheduled_at),
-            as_micros(self.started_at),
-            as_micros(self.ended_at),
-            None if self.usage is None else decode(Usage, self.usage),
-            self.model,
-        )
-
-
-def _attempts_text(attempts: Iterable[Attempt]) -> str | None:
-    rows = [
-        [one.attempt, one.scheduled, one.started, one.ended, one.usage, one.model]
-        for one in attempts
-    ]
-    return msgspec.json.encode(rows).decode() if rows else None
-
-
-def as_micros(instant: Any) -> int | None:
-    """Return a time, in whichever form the store takes it, as microseconds since 1970."""
-    return to_micros(instant) if isinstance(instant, datetime) else instant
-
-
-@dataclass(slots=True)
-class RunRow:
-    """Values of a run that its further projection needs."""
-
-    last_seq: int = 0
-    updated_at: Any = None
-    status: str = RunStatus.CREATED.value
-    output: str | None = None
-    error: str | None = None
-    ended_at: Any = None
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cost_usd: float = 0.0
-    unknown_price: bool = False
-    model_calls: int = 0
-    attempts: int = 0
-    decisions: int = 0
-    paused: bool = False
-    pending: str | None = None
-    """JSON: ids of the open node records that something outside settles."""
-    error_code: str | None = None
-    profile: str | None = None
-    seq: int | None = None
-    session_id: str | None = None
-    created_at: Any = None
-    stored: bool = False
-    beginning: Row | None = None
-    """The columns from ``seq`` on, until they are stored."""
-    steps: dict[str, StepRow] = field(default_factory=dict)
-    changed_steps: set[str] = field(default_factory=set)
-
-    def progress(self, key: Key) -> Row:
-        """Return the row, in the order of ``statements.RUN_PROGRESS``."""
-        return (
-            *key,
-            self.last_seq,
-            self.updated_at,
-            self.status,
-            self.output,
-            self.error,
-            self.ended_at,
-            self.input_tokens,
-            self.output_tokens,
-            self.cost_usd,
-            self.unknown_price,
-            self.model_calls,
-            self.attempts,
-            self.decisions,
-            self.paused,
-            self.pending,
-            self.error_code,
-            self.profile,
-        )
-
-    def settle_status(self) -> None:
-        """Say where the run is, as ``RunState.status`` does."""
-        if self.ended_at is not None:
-            return
-        if self.paused:
-            self.status = RunStatus.PAUSED.value
-        elif not self.decisions:
-            self.status = RunStatus.CREATED.value
-        elif self.pending is not None and all(
-            step.status == "waiting" or not step.open for step in self.steps.values()
-        ):
-            self.status = RunStatus.WAITING.value
-        else:
-            self.status = RunStatus.RUNNING.value
-
-    def touch(self, at: Any) -> None:
-        """Note a change that happened at ``at``."""
-        if self.updated_at is None or at > self.updated_at:
-            self.updated_at = at
-
-    def spend(self, usage: Usage) -> None:
-        """Add what a call cost; once the run has ended, its end says what it cost."""
-        if self.ended_at is None:
-            self.input_tokens += usage.input_tokens
-            self.output_tokens += usage.output_tokens
-            self.cost_usd += usage.cost_usd
-            self.unknown_price = self.unknown_price or usage.unknown_price
-            self.model_calls += usage.model_calls
-            self.attempts += usage.steps
-
-
-NO_BEGINNING: Final[Row] = (None,) * 14
-
-
-@dataclass(slots=True)
 class Batch:
     """Rows to be written in one transaction, together with the sequence that they reach."""
 
@@ -274,29 +55,176 @@ class Batch:
     runs: list[Row] = field(default_factory=list)
     run_progress: list[Row] = field(default_factory=list)
     steps: list[Row] = field(default_factory=list)
-    sessions: list[Row] = field(default_factory=list)
+    sessions: dict[Key, Row] = field(default_factory=dict)
+    """By tenant and session id."""
     messages: list[Row] = field(default_factory=list)
     usage: list[Row] = field(default_factory=list)
     signals: list[Row] = field(default_factory=list)
     claims: list[Row] = field(default_factory=list)
     unreadable: list[Unreadable] = field(default_factory=list)
-    revived: list[Row] = field(default_factory=list)
+    revived: list[Key] = field(default_factory=list)
     """Runs that were deleted and asked for again: their tombstones go."""
     refused: dict[Key, int] = field(default_factory=dict)
     """Deleted runs with later facts, and the sequence of the last one."""
     replaces_after: int | None = None
     """In a rebuild: facts after this sequence and up to ``last_seq`` are written anew."""
+    nul: bool = False
+    """Whether a fact holds U+0000, which PostgreSQL's texts cannot."""
 
     def parts(self) -> tuple[list[Row], ...]:
         """Return the rows in the order of ``statements.CHANGES``."""
-        return (
-            self.facts,
+        derived = (
             self.runs,
             self.run_progress,
             self.steps,
-            self.sessions,
+            list(self.sessions.values()),
             self.messages,
             self.usage,
             self.signals,
             self.claims,
         )
+        return (self.facts, *(map(_clean, derived) if self.nul else derived))
+
+
+@dataclass(frozen=True, slots=True)
+class RowMaker:
+    """Makes rows for one database."""
+
+    instant: Callable[[datetime], Any]
+    """Turns a time into what the database's columns take."""
+
+    def progress(self, state: RunState) -> Row:
+        """Return a row of ``runs``, without its beginning."""
+        ended = state.ended
+        error = ended.error if ended is not None else None
+        return (
+            state.tenant,
+            state.run_id,
+            state.last_seq,
+            self._instant(state.updated_at),
+            state.status.value,
+            _inline(ended.output) if ended is not None else None,
+            _struct_json(error),
+            self._instant(ended.occurred_at) if ended is not None else None,
+            *astuple(ended.usage if ended is not None else state.usage),
+            error.code if error is not None else None,
+            None,  # the profile is computed again
+        )
+
+    def beginning(self, invoked: RunInvoked | None, seq: int) -> Row:
+        """Return the columns of ``runs`` that follow from the invoking fact at ``seq``."""
+        if invoked is None:
+            return _NO_BEGINNING
+        parent, forked_from = invoked.parent, invoked.forked_from
+        return (
+            seq,
+            invoked.name,
+            invoked.kind.value,
+            invoked.version,
+            invoked.plan_digest,
+            invoked.session_id,
+            invoked.trigger.value,
+            invoked.requested_by,
+            _tags(invoked.tags) if invoked.tags else None,
+            _inline(invoked.input),
+            self.instant(invoked.occurred_at),
+            parent.run_id if parent is not None else None,
+            parent.root_run_id if parent is not None else None,
+            forked_from.run_id if forked_from is not None else None,
+        )
+
+    def step(self, key: Key, step: StepState) -> Row:
+        """Return a row of ``steps``."""
+        instant, output = self.instant, _json(step.output)
+        started_at, ended_at = step.started_at, step.ended_at
+        return (
+            *key,
+            step.step_id,
+            step.kind.value,
+            step.queue,
+            step.node_id,
+            step.name,
+            step.decision,
+            step.attempt,
+            step.status,
+            instant(step.decided_at),
+            instant(started_at) if started_at is not None else None,
+            instant(ended_at) if ended_at is not None else None,
+            output[:PREVIEW_CHARACTERS] if output is not None else None,
+            output is not None and len(output) > PREVIEW_CHARACTERS,
+            _struct_json(step.error) if step.error is not None else None,
+            _struct_json(step.usage) if step.usage is not None else None,
+            step.model,
+        )
+
+    def _instant(self, at: datetime | None) -> Any:
+        return None if at is None else self.instant(at)
+
+
+def usage_row(item: Addressed, fact: StepResult, usage: Usage, at: Any) -> Row:
+    """Return the row of ``usage`` for an attempt at a step."""
+    subject, provider = item.subject, provider_of(fact.model)
+    return (
+        item.seq,
+        subject.tenant,
+        subject.run_id,
+        subject.step_id,
+        subject.attempt,
+        fact.name,
+        provider,
+        fact.model or "",
+        *astuple(priced(usage, provider)),
+        at,
+    )
+
+
+def signal_row(item: Addressed, fact: SignalReceived, at: Any) -> Row:
+    """Return the row of ``signals`` for a signal."""
+    subject = item.subject
+    return (
+        item.seq,
+        subject.tenant,
+        subject.run_id,
+        subject.step_id,
+        fact.kind,
+        fact.name,
+        fact.target,
+        fact.from_run,
+        fact.sent_by,
+        _inline(fact.payload),
+        at,
+    )
+
+
+_NO_BEGINNING: Final[Row] = (None,) * 14
+
+
+def _json(value: Json) -> str | None:
+    return None if value is None else to_json(value).decode()
+
+
+def _inline(value: Json) -> str | None:
+    text = _json(value)
+    return text if text is None or len(text) <= INLINE_BYTES else None
+
+
+def _struct_json(value: WireStruct | None) -> str | None:
+    return None if value is None else encode(value).decode()
+
+
+def _tags(tags: dict[str, str]) -> str:
+    # PostgreSQL's jsonb refuses U+0000 even in escaped form.
+    return to_json(
+        {_without_nul(name): _without_nul(value) for name, value in tags.items()}
+    ).decode()
+
+
+def _without_nul(text: str) -> str:
+    return text.replace("\0", "\ufffd")
+
+
+def _clean(rows: list[Row]) -> list[Row]:
+    return [
+        tuple(_without_nul(value) if isinstance(value, str) else value for value in row)
+        for row in rows
+    ]

@@ -101,15 +101,15 @@ class SqliteStore:
 
         await self._run(write)
 
-    async def load(self, keys: Sequence[Key]) -> Loaded:
-        """Return the rows of runs, of their steps, and their tombstones."""
-        wanted = (to_json(keys).decode(),)
+    async def load(self, keys: Sequence[Key], until: int) -> Loaded:
+        """Return the facts of runs up to the sequence ``until``, and their tombstones."""
+        pairs = (to_json(keys).decode(),)
+        run_ids = (to_json({run_id for _, run_id in keys}).decode(), until)
 
         def read(connection: sqlite3.Connection) -> Loaded:
-            tombstones = connection.execute(statements.SQLITE_TOMBSTONES, wanted).fetchall()
-            runs = connection.execute(statements.SQLITE_RUNS, wanted).fetchall()
-            steps = connection.execute(statements.SQLITE_STEPS, wanted).fetchall() if runs else []
-            return Loaded(runs, steps, tombstones)
+            tombstones = connection.execute(statements.SQLITE_TOMBSTONES, pairs).fetchall()
+            facts = connection.execute(statements.SQLITE_FACTS, run_ids)
+            return Loaded([StoredFact(*row) for row in facts], tombstones)
 
         return await self._run(read)
 

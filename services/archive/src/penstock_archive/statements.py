@@ -98,26 +98,19 @@ def _insert(change: Change, source: str) -> str:
     )
 
 
-# Values that an open run needs after a restart: columns in the order of RUNS and STEPS.
-
-_RUN_COLUMNS: Final = ", ".join((*RUN_PROGRESS.names, "seq", "session_id", "created_at"))
-_STEP_COLUMNS: Final = ", ".join(column.name for column in tables.steps.columns)
-
-
-def _of_runs(columns: str, table: Table) -> tuple[str, str]:
-    """Return the query for the rows of some runs, for SQLite and for PostgreSQL."""
-    sqlite = (
-        f"SELECT {columns} FROM json_each(?) AS given "  # noqa: S608 - our own names
-        f"CROSS JOIN {table.name} ON tenant = json_extract(given.value, '$[0]') "
-        "AND run_id = json_extract(given.value, '$[1]')"
-    )
-    postgres = (
-        f"SELECT {columns} FROM {table.name} JOIN unnest($1::text[], $2::text[]) "  # noqa: S608
-        "AS given (tenant, run_id) USING (tenant, run_id)"
-    )
-    return sqlite, postgres
-
-
-SQLITE_RUNS, POSTGRES_RUNS = _of_runs(_RUN_COLUMNS, tables.runs)
-SQLITE_STEPS, POSTGRES_STEPS = _of_runs(_STEP_COLUMNS, tables.steps)
-SQLITE_TOMBSTONES, POSTGRES_TOMBSTONES = _of_runs("tenant, run_id, seq", tables.tombstones)
+SQLITE_TOMBSTONES: Final = (
+    "SELECT tenant, run_id, seq FROM json_each(?) AS given "
+    "CROSS JOIN tombstones ON tenant = json_extract(given.value, '$[0]') "
+    "AND run_id = json_extract(given.value, '$[1]')"
+)
+POSTGRES_TOMBSTONES: Final = (
+    "SELECT tenant, run_id, seq FROM tombstones JOIN unnest($1::text[], $2::text[]) "
+    "AS given (tenant, run_id) USING (tenant, run_id)"
+)
+SQLITE_FACTS: Final = (
+    "SELECT seq, subject, body FROM json_each(?) AS given "
+    "CROSS JOIN facts ON run_id = given.value WHERE seq <= ? ORDER BY seq"
+)
+POSTGRES_FACTS: Final = (
+    "SELECT seq, subject, body FROM facts WHERE run_id = ANY($1::text[]) AND seq <= $2 ORDER BY seq"
+)

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from penstock_archive.rows import Batch, Key, Row
 
-REVISION: Final = "0002"
+REVISION: Final = "0001"
 """The migration that the statements are written for; a test holds it to the latest."""
 VERSION_TABLE: Final = "alembic_version_penstock_archive"
 
@@ -33,21 +33,21 @@ class Position(NamedTuple):
         return self.rebuild_until is not None and self.last_seq < self.rebuild_until
 
 
-class Loaded(NamedTuple):
-    """What the tables have of some runs, as ``Projection.load`` takes it."""
-
-    runs: list[Row]
-    steps: list[Row]
-    tombstones: list[Row]
-    """Tenant, run id, sequence."""
-
-
 class StoredFact(NamedTuple):
     """A fact as the archive has it."""
 
     seq: int
     subject: str
     body: str
+
+
+class Loaded(NamedTuple):
+    """What the tables have of some runs, as ``Projection.load`` takes it."""
+
+    facts: list[StoredFact]
+    """In the order of the log."""
+    tombstones: list[Row]
+    """Tenant, run id, sequence."""
 
 
 class Store(Protocol):
@@ -68,8 +68,8 @@ class Store(Protocol):
     async def begin(self, stream: str, created: str) -> None:
         """Note that ``stream`` is projected from its beginning on."""
 
-    async def load(self, keys: Sequence[Key]) -> Loaded:
-        """Return the rows of runs, of their steps, and their tombstones."""
+    async def load(self, keys: Sequence[Key], until: int) -> Loaded:
+        """Return the facts of runs up to the sequence ``until``, and their tombstones."""
 
     async def facts_after(self, seq: int, until: int, limit: int) -> list[StoredFact]:
         """Return facts after ``seq`` and up to ``until``, in order, ``limit`` at most."""

@@ -103,11 +103,8 @@ runs: Final = Table(
     Column("error", Text, comment="JSON"),
     Column("ended_at", Instant),
     *_usage_columns(),
-    Column("decisions", BigInteger, nullable=False),
-    Column("paused", Boolean, nullable=False),
-    Column("pending", Text, comment="JSON: open node records that something outside settles"),
     Column("error_code", Text),
-    Column("profile", Text, comment="JSON, from its end on: of runs of many steps"),
+    Column("profile", Text, comment="JSON: of runs of many facts, once it was asked for"),
     Column("seq", BigInteger, comment="of the invoking fact; null while that is not seen"),
     Column("name", Text),
     Column("kind", Text),
@@ -158,7 +155,6 @@ steps: Final = Table(
     Column("error", Text, comment="JSON"),
     Column("usage", Text, comment="JSON"),
     Column("model", Text),
-    Column("earlier", Text, comment="JSON: the attempts before this one"),
     Index(None, "tenant", "scheduled_at"),
 )
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from penstock.contracts.errors import PenstockError, TransientError
 from penstock.telemetry.logs import EventLog
-from penstock_archive.parts import LazyParts
+from penstock_archive.parts import Parts
 from penstock_archive.rows import Key
 from penstock_archive.settings import ArchiveSettings
 from penstock_archive.store import Store
@@ -22,7 +22,7 @@ _AGAIN_SECONDS: Final = 15.0
 class Upkeep:
     """Runs beside the projector; several at a time only repeat each other's work."""
 
-    def __init__(self, settings: ArchiveSettings, parts: LazyParts, store: Store) -> None:
+    def __init__(self, settings: ArchiveSettings, parts: Parts, store: Store) -> None:
         """Prepare; ``start`` begins."""
         days = settings.archive_keep_days
         self._keep = timedelta(days=days) if days is not None else None
@@ -81,7 +81,7 @@ class Upkeep:
             return
 
     async def _work(self) -> None:
-        eraser = (await self._parts.get()).eraser
+        eraser = (await self._parts.when_ready()).eraser
         if self._unfinished:
             count = await eraser.finish()
             self._unfinished = False

@@ -68,6 +68,7 @@ class StepState(Struct, frozen=True):
     output: Json = None
     error: ErrorInfo | None = None
     usage: Usage | None = None
+    model: str | None = None
     wait: Wait | None = None
     reserve: Reservation | None = None
     at_most_once: bool = False
@@ -367,6 +368,7 @@ def _with_result(state: RunState, entry: Entry, fact: StepResult, seq: int) -> R
         output=fact.output,
         error=fact.error,
         usage=fact.usage,
+        model=fact.model,
         outcome_seq=entry.seq,
         reserve=None,
     )

@@ -1,4 +1,4 @@
-"""The first archive: facts, runs, steps, sessions, messages, usage, projection.
+"""The first tables of the archive.
 
 Revision: 0001, the first.
 """
@@ -17,7 +17,10 @@ depends_on = None
 SEQ = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 INSTANT = sa.BigInteger().with_variant(postgresql.TIMESTAMP(timezone=True), "postgresql")
 TAGS = sa.Text().with_variant(postgresql.JSONB(), "postgresql")
-IN_SESSION = sa.text("session_id IS NOT NULL")
+
+
+def where(condition: str) -> dict[str, Any]:
+    return {"sqlite_where": sa.text(condition), "postgresql_where": sa.text(condition)}
 
 
 def usage_columns() -> tuple[sa.Column[Any], ...]:
@@ -27,6 +30,9 @@ def usage_columns() -> tuple[sa.Column[Any], ...]:
         sa.Column("cost_usd", sa.Double(), nullable=False),
         sa.Column("unknown_price", sa.Boolean(), nullable=False),
         sa.Column("model_calls", sa.BigInteger(), nullable=False),
+        sa.Column(
+            "steps", sa.BigInteger(), nullable=False, comment="attempts, of child runs as well"
+        ),
     )
 
 
@@ -54,6 +60,10 @@ def upgrade() -> None:
         sa.Column("error", sa.Text(), comment="JSON"),
         sa.Column("ended_at", INSTANT),
         *usage_columns(),
+        sa.Column("error_code", sa.Text()),
+        sa.Column(
+            "profile", sa.Text(), comment="JSON: of runs of many facts, once it was asked for"
+        ),
         sa.Column(
             "seq",
             sa.BigInteger(),
@@ -69,16 +79,33 @@ def upgrade() -> None:
         sa.Column("tags", TAGS),
         sa.Column("input", sa.Text(), comment="JSON; null above 16 KiB, see facts"),
         sa.Column("created_at", INSTANT),
+        sa.Column("parent_run_id", sa.Text()),
+        sa.Column("root_run_id", sa.Text(), comment="null: it has no parent"),
+        sa.Column("forked_from", sa.Text()),
         sa.PrimaryKeyConstraint("tenant", "run_id", name=op.f("pk_runs")),
     )
     op.create_index(op.f("ix_runs_tenant_seq"), "runs", ["tenant", "seq"])
+    op.create_index(op.f("ix_runs_tenant_name_seq"), "runs", ["tenant", "name", "seq"])
+    op.create_index(
+        op.f("ix_runs_tenant_ended_at_seq"),
+        "runs",
+        ["tenant", "ended_at", "seq"],
+        **where("ended_at IS NOT NULL"),
+    )
+    op.create_index(op.f("ix_runs_seq"), "runs", ["seq"], **where("ended_at IS NULL"))
     op.create_index(
         op.f("ix_runs_tenant_session_id_seq"),
         "runs",
         ["tenant", "session_id", "seq"],
-        sqlite_where=IN_SESSION,
-        postgresql_where=IN_SESSION,
+        **where("session_id IS NOT NULL"),
     )
+    for column_name in ("parent_run_id", "root_run_id"):
+        op.create_index(
+            op.f(f"ix_runs_tenant_{column_name}"),
+            "runs",
+            ["tenant", column_name],
+            **where(f"{column_name} IS NOT NULL"),
+        )
     op.create_table(
         "steps",
         sa.Column("tenant", sa.Text(), nullable=False),
@@ -102,8 +129,10 @@ def upgrade() -> None:
         sa.Column("output_truncated", sa.Boolean(), nullable=False),
         sa.Column("error", sa.Text(), comment="JSON"),
         sa.Column("usage", sa.Text(), comment="JSON"),
+        sa.Column("model", sa.Text()),
         sa.PrimaryKeyConstraint("tenant", "run_id", "step_id", name=op.f("pk_steps")),
     )
+    op.create_index(op.f("ix_steps_tenant_scheduled_at"), "steps", ["tenant", "scheduled_at"])
     op.create_table(
         "sessions",
         sa.Column("tenant", sa.Text(), nullable=False),
@@ -151,6 +180,44 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("seq", name=op.f("pk_usage")),
     )
     op.create_index(op.f("ix_usage_tenant_occurred_at"), "usage", ["tenant", "occurred_at"])
+    op.create_index(op.f("ix_usage_tenant_run_id"), "usage", ["tenant", "run_id"])
+    op.create_table(
+        "signals",
+        sa.Column("seq", SEQ, autoincrement=False, nullable=False, comment="of the fact behind it"),
+        sa.Column("tenant", sa.Text(), nullable=False),
+        sa.Column("run_id", sa.Text(), nullable=False),
+        sa.Column("signal_id", sa.Text(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("target", sa.Text(), nullable=False),
+        sa.Column("from_run", sa.Text()),
+        sa.Column("sent_by", sa.Text()),
+        sa.Column("payload", sa.Text(), comment="JSON; null above 16 KiB, see facts"),
+        sa.Column("occurred_at", INSTANT, nullable=False),
+        sa.PrimaryKeyConstraint("seq", name=op.f("pk_signals")),
+    )
+    op.create_index(op.f("ix_signals_tenant_kind_seq"), "signals", ["tenant", "kind", "seq"])
+    op.create_index(op.f("ix_signals_tenant_run_id"), "signals", ["tenant", "run_id"])
+    op.create_table(
+        "claims",
+        sa.Column("seq", SEQ, autoincrement=False, nullable=False, comment="of the claiming fact"),
+        sa.Column("tenant", sa.Text(), nullable=False),
+        sa.Column("run_id", sa.Text(), nullable=False),
+        sa.Column("sha256", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("seq", name=op.f("pk_claims")),
+    )
+    op.create_index(op.f("ix_claims_sha256"), "claims", ["sha256"])
+    op.create_index(op.f("ix_claims_tenant_run_id"), "claims", ["tenant", "run_id"])
+    op.create_table(
+        "tombstones",
+        sa.Column("tenant", sa.Text(), nullable=False),
+        sa.Column("run_id", sa.Text(), nullable=False),
+        sa.Column("seq", sa.BigInteger(), nullable=False, comment="rows up to it are deleted"),
+        sa.Column("deleted_at", INSTANT, nullable=False),
+        sa.Column("erased_at", INSTANT, comment="null: perhaps not yet gone from the bus"),
+        sa.PrimaryKeyConstraint("tenant", "run_id", name=op.f("pk_tombstones")),
+    )
+    op.create_index(op.f("ix_tombstones_deleted_at"), "tombstones", ["deleted_at"])
     op.create_table(
         "projection",
         sa.Column("stream", sa.Text(), nullable=False),
@@ -161,10 +228,17 @@ def upgrade() -> None:
             nullable=False,
             comment="when the stream came to be, its identity",
         ),
+        sa.Column(
+            "generation", sa.BigInteger(), nullable=False, comment="grows when rows were deleted"
+        ),
+        sa.Column("rebuild_until", sa.BigInteger(), comment="null: the tables were never rebuilt"),
         sa.PrimaryKeyConstraint("stream", name=op.f("pk_projection")),
     )
 
 
 def downgrade() -> None:
-    for table in ("projection", "usage", "messages", "sessions", "steps", "runs", "facts"):
+    for table in (
+        *("tombstones", "claims", "signals", "projection", "usage", "messages", "sessions"),
+        *("steps", "runs", "facts"),
+    ):
         op.drop_table(table)
