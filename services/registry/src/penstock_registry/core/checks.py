@@ -20,7 +20,7 @@ from penstock_registry.core.documents import (
     WorkflowDocument,
 )
 from penstock_registry.core.expression_scope import RUN_ROOTS, ExpressionScope, template_faults
-from penstock_registry.core.faults import known_faults, one_of, repeated_faults
+from penstock_registry.core.faults import choice_faults, known_faults, repeated_faults
 from penstock_registry.core.networks import network_faults
 from penstock_registry.core.places import at
 from penstock_registry.core.reading import Parsed
@@ -90,8 +90,7 @@ def _name_taken(document: Document, catalog: Catalog, path: str) -> Iterator[Err
 
 def _tool_faults(document: ToolDocument, path: str) -> Iterator[ErrorDetail]:
     spec = document.spec
-    kinds = ("builtin", "http", "runner", "client")
-    yield from one_of(kinds, [name for name in kinds if getattr(spec, name) is not None], path)
+    yield from choice_faults(spec, path)
     parameters_path = at(path, "parameters")
     broken = list(schema_faults(spec.parameters, parameters_path))
     yield from broken
@@ -124,8 +123,7 @@ def _tool_faults(document: ToolDocument, path: str) -> Iterator[ErrorDetail]:
 
 
 def _agent_faults(spec: AgentSpec, catalog: Catalog, path: str) -> Iterator[ErrorDetail]:
-    kinds = ("model", "endpoint")
-    yield from one_of(kinds, [name for name in kinds if getattr(spec, name) is not None], path)
+    yield from choice_faults(spec, path)
     if spec.script is not None:
         script_path = at(path, "script")
         if spec.model is None or not spec.model.startswith(SCRIPTED):

@@ -98,6 +98,8 @@ class PriceSpec(Part):
 class AgentSpec(Part):
     """An agent: a model with instructions and tools, or an endpoint that is one."""
 
+    exactly_one = ("model", "endpoint")
+
     model: str | None = Field(default=None, min_length=1, max_length=200)
     """``provider/name``, such as ``openai/gpt-5-mini``; ``scripted/...`` plays ``script``, or says
     its input where there is none."""
@@ -170,6 +172,8 @@ class ReserveSpec(Part):
 
 class ToolSpec(Part):
     """A tool: exactly one of ``builtin``, ``http``, ``runner`` and ``client``."""
+
+    exactly_one = ("builtin", "http", "runner", "client")
 
     builtin: BuiltinSpec | None = None
     http: HttpSpec | None = None

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Final
 
 from pydantic import JsonValue
 
 from penstock.contracts.errors import ErrorDetail, finding
 from penstock.contracts.json_schema import schema_faults
+from penstock_registry.core.parts import Part
+from penstock_registry.core.places import at
 
 MAX_INPUT_SCHEMA_BYTES: Final = 64 * 1024
 """It stands beside the version in force, in the memory of every gateway."""
 
 
-def one_of(names: Sequence[str], given: Iterable[str], path: str) -> Iterator[ErrorDetail]:
-    """Yield a fault unless exactly one of some fields is given."""
-    found = list(given)
-    if len(found) != 1:
-        message = f"has {' and '.join(found)}" if found else "has none of these"
-        yield finding(path, message, f"exactly one of {', '.join(names)}")
+def choice_faults(part: Part, path: str) -> Iterator[ErrorDetail]:
+    """Yield a fault unless a part has exactly one of its exclusive fields."""
+    if len(part.chosen) != 1:
+        message = f"has {' and '.join(part.chosen)}" if part.chosen else "has none of these"
+        yield finding(path, message, f"exactly one of {', '.join(part.exactly_one)}")
 
 
 def known_faults(name: str, names: Iterable[str], kind: str, path: str) -> Iterator[ErrorDetail]:
@@ -46,3 +47,34 @@ def input_faults(schema: Mapping[str, JsonValue], path: str) -> Iterator[ErrorDe
     if size > MAX_INPUT_SCHEMA_BYTES:
         yield finding(path, f"has {size} bytes", f"<= {MAX_INPUT_SCHEMA_BYTES} bytes")
     yield from schema_faults(schema, path)
+
+
+def given_faults(
+    given: JsonValue,
+    schema: Mapping[str, JsonValue],
+    path: str,
+    provided: Container[str] = (),
+) -> Iterator[ErrorDetail]:
+    """Check which members an object has, as far as that can be seen before it is made.
+
+    Args:
+        given: Template of the object.
+        schema: What it must be.
+        path: Where it stands.
+        provided: Members that need not be given.
+    """
+    if schema.get("type") != "object" or (isinstance(given, str) and "{{" in given):
+        return
+    if given is not None and not isinstance(given, dict):
+        yield finding(path, f"got {given!r}"[:200], "an object")
+        return
+    properties = schema.get("properties")
+    known = list(properties) if isinstance(properties, dict) else []
+    names = list(given or ())
+    if schema.get("additionalProperties") is False:
+        for name in names:
+            yield from known_faults(name, known, "parameter", at(path, name))
+    required = schema.get("required")
+    for needed in required if isinstance(required, list) else []:
+        if needed not in names and needed not in provided:
+            yield finding(at(path, str(needed)), "is missing")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import (
     BaseModel,
@@ -60,6 +60,17 @@ class Part(BaseModel):
     """Base of every part of a document: frozen, unknown fields refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=False)
+    exactly_one: ClassVar[tuple[str, ...]] = ()
+    """Fields, as users write them, of which a document gives exactly one."""
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """The fields among `exactly_one` that are given."""
+        fields = type(self).model_fields.items()
+        names = {field.alias or name: name for name, field in fields}
+        return tuple(
+            written for written in self.exactly_one if getattr(self, names[written]) is not None
+        )
 
 
 class RetrySpec(RetryPolicy):

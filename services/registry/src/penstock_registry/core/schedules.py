@@ -11,7 +11,7 @@ from penstock.contracts.cron import MAX_LENGTH, cron_fault
 from penstock.contracts.errors import ErrorDetail, finding
 from penstock.contracts.schedules import ScheduleRecord, timezone_fault
 from penstock_registry.core.expression_scope import ExpressionScope, template_faults
-from penstock_registry.core.faults import known_faults, one_of
+from penstock_registry.core.faults import choice_faults, known_faults
 from penstock_registry.core.parts import ChildLimitsSpec, Duration, Part
 from penstock_registry.core.places import at
 
@@ -27,6 +27,8 @@ Target = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}(@[A-Za-
 
 class ScheduleSpec(Part):
     """A schedule: a target and its times. Exactly one of ``cron`` and ``every``."""
+
+    exactly_one = ("cron", "every")
 
     target: Target
     """The agent, network or workflow; with ``@version`` or ``@alias`` just that one."""
@@ -77,8 +79,7 @@ def schedule_faults(spec: ScheduleSpec, targets: Iterable[str], path: str) -> It
     """
     kinds = "agent, network or workflow"
     yield from known_faults(spec.target_name, targets, kinds, at(path, "target"))
-    given = [name for name in ("cron", "every") if getattr(spec, name) is not None]
-    yield from one_of(("cron", "every"), given, path)
+    yield from choice_faults(spec, path)
     if spec.cron is not None and (wrong := cron_fault(spec.cron)) is not None:
         yield finding(at(path, "cron"), *wrong)
     if (meant := timezone_fault(spec.timezone)) is not None:

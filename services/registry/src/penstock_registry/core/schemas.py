@@ -9,26 +9,12 @@ from __future__ import annotations
 import ast
 import inspect
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import lru_cache
-from typing import Final
 
 from penstock.contracts.rpc import DocumentKind
 from penstock_registry.core.documents import MODELS
-from penstock_registry.core.parts import GeneratedSchema
-from penstock_registry.core.steps import WORK
-
-EXACTLY_ONE: Final[dict[str, Sequence[str]]] = {
-    "StepSpec": WORK,
-    "UndoSpec": ("agent", "tool", "http"),
-    "ToolSpec": ("builtin", "http", "runner", "client"),
-    "AgentSpec": ("model", "endpoint"),
-    "CaseSpec": ("if", "else"),
-    "WaitStep": ("for", "until", "signal"),
-    "RecipientSpec": ("run", "correlation", "session"),
-    "ScheduleSpec": ("cron", "every"),
-}
-"""Fields of which a part has exactly one."""
+from penstock_registry.core.parts import GeneratedSchema, Part
 
 
 def json_schemas() -> dict[DocumentKind, GeneratedSchema]:
@@ -57,8 +43,20 @@ def _describe(name: str, definition: GeneratedSchema) -> None:
         schema.pop("title", None)
         if field in texts:
             schema["description"] = texts[field]
-    if name in EXACTLY_ONE:
-        definition["oneOf"] = [{"required": [field]} for field in EXACTLY_ONE[name]]
+    if exclusive := _exclusive().get(name):
+        definition["oneOf"] = [{"required": [field]} for field in exclusive]
+
+
+@lru_cache(maxsize=1)
+def _exclusive() -> dict[str, tuple[str, ...]]:
+    """Return the fields of which a part has exactly one, by the name of its model."""
+    found: dict[str, tuple[str, ...]] = {}
+    waiting: list[type[Part]] = [Part]
+    while waiting:
+        part = waiting.pop()
+        found[part.__name__] = part.exactly_one
+        waiting += part.__subclasses__()
+    return found
 
 
 @lru_cache(maxsize=1)

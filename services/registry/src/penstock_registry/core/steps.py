@@ -33,6 +33,28 @@ Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 OnError = Literal["fail", "continue"]
 
 
+WORK: Final = (
+    "agent",
+    "tool",
+    "http",
+    "transform",
+    "branch",
+    "parallel",
+    "map",
+    "loop",
+    "wait",
+    "approval",
+    "workflow",
+    "send",
+    "end",
+)
+"""The kinds of work, each a field of a step."""
+BARE: Final = frozenset({"transform", "end"})
+"""Kinds of work that need nothing behind their name."""
+CALLED: Final = frozenset({"agent", "tool", "http", "workflow"})
+"""Kinds that a runner or client executes, which may be retried and may time out."""
+
+
 class HttpForm(Part):
     """The form of an HTTP request, of a tool or of a step."""
 
@@ -72,6 +94,8 @@ class BlockSpec(Part):
 
 class CaseSpec(Part):
     """One case of a branch: ``if`` and ``steps``, or ``else`` as the last one."""
+
+    exactly_one = ("if", "else")
 
     when: Condition | None = Field(default=None, alias="if")
     """Condition under which the case is taken."""
@@ -146,6 +170,8 @@ class SignalSpec(Part):
 class WaitStep(Part):
     """Waits for a duration, until a time, or for an event: exactly one of the three."""
 
+    exactly_one = ("for", "until", "signal")
+
     for_: DurationOrTemplate | None = Field(default=None, alias="for")
     """A duration, or a template that gives one."""
     until: str | None = Field(default=None, min_length=1, max_length=4000)
@@ -186,6 +212,8 @@ class ChildStep(Part):
 class RecipientSpec(Part):
     """Who gets a message: exactly one of the three, each a template."""
 
+    exactly_one = ("run", "correlation", "session")
+
     run: JsonValue = None
     """Id of a run."""
     correlation: JsonValue = None
@@ -217,6 +245,8 @@ class EndStep(Part):
 class UndoSpec(Part):
     """What undoes a step: exactly one of ``agent``, ``tool`` and ``http``."""
 
+    exactly_one = ("agent", "tool", "http")
+
     id: NodeId | None = None
     """``{step}_undo`` where not given."""
     agent: Token | None = None
@@ -230,6 +260,8 @@ class UndoSpec(Part):
 
 class StepSpec(Part):
     """One step of a workflow: exactly one of the kinds of work."""
+
+    exactly_one = WORK
 
     id: NodeId
     """A letter, then up to 39 letters, digits or ``_``; unique in the document ignoring case."""
@@ -278,41 +310,18 @@ class StepSpec(Part):
     """Undoes the step if it succeeded and the run fails later."""
 
     @property
-    def works(self) -> tuple[str, ...]:
+    def chosen(self) -> tuple[str, ...]:
         """The kinds of work that are given."""
-        given = self.model_fields_set
+        bare = BARE & self.model_fields_set
         return tuple(
-            name
-            for name in WORK
-            if name in given and (name in BARE or getattr(self, name) is not None)
+            name for name in WORK if name in bare or (name not in BARE and getattr(self, name))
         )
 
     @property
     def work(self) -> str:
         """The kind of work; empty where there is none."""
-        return next(iter(self.works), "")
+        return next(iter(self.chosen), "")
 
-
-WORK: Final = (
-    "agent",
-    "tool",
-    "http",
-    "transform",
-    "branch",
-    "parallel",
-    "map",
-    "loop",
-    "wait",
-    "approval",
-    "workflow",
-    "send",
-    "end",
-)
-"""The kinds of work, each a field of a step."""
-BARE: Final = frozenset({"transform", "end"})
-"""Kinds of work that need nothing behind their name."""
-CALLED: Final = frozenset({"agent", "tool", "http", "workflow"})
-"""Kinds that a runner or client executes, which may be retried and may time out."""
 
 for _model in (BlockSpec, CaseSpec, ParallelStep, MapStep, LoopStep, StepSpec):
     _model.model_rebuild()

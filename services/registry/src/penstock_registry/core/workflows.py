@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping
-from datetime import datetime
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple, TypeGuard
-
-from pydantic import JsonValue
 
 from penstock.contracts.errors import ErrorDetail, RejectedError, finding
 from penstock.expressions import evaluator
@@ -33,10 +30,18 @@ from penstock_registry.core.expression_scope import (
     expression_faults,
     template_faults,
 )
-from penstock_registry.core.faults import input_faults, known_faults, one_of
+from penstock_registry.core.faults import choice_faults, given_faults, input_faults, known_faults
 from penstock_registry.core.places import at
 from penstock_registry.core.requests import request_faults
-from penstock_registry.core.steps import CALLED, WORK, StepSpec, UndoSpec, WaitStep
+from penstock_registry.core.steps import (
+    CALLED,
+    ChildStep,
+    LoopStep,
+    ParallelStep,
+    StepSpec,
+    UndoSpec,
+)
+from penstock_registry.core.waiting import waiting_faults
 
 UNDOABLE: Final = CALLED | {"send"}
 """Kinds of work that a compensation may follow."""
@@ -143,10 +148,12 @@ class _Walk:
             after = spot.scope.seeing([step.id])
             yield from self._undo(step.compensate, f"{path}.compensate", after)
         yield from self._containers(step, path, spot)
-        yield from self._waiting(step, path, spot.scope)
+        yield from waiting_faults(step, path, spot.scope, self._longest)
+        if step.workflow is not None:
+            yield from self._child(step.workflow, f"{path}.workflow", spot.scope)
 
     def _form(self, step: StepSpec, path: str, spot: _Spot) -> Iterator[ErrorDetail]:
-        yield from one_of(WORK, step.works, path)
+        yield from choice_faults(step, path)
         given = step.model_fields_set
         work = step.work
         for name, kinds in (
@@ -197,14 +204,12 @@ class _Walk:
                 sources = tool.spec.sources.items()
                 provided = {name for name, source in sources if source.source != "agent"}
                 place = f"{path}.input"
-                yield from _given_faults(step.input, tool.spec.parameters, place, provided)
+                yield from given_faults(step.input, tool.spec.parameters, place, provided)
         if step.http is not None:
             yield from request_faults(step.http, f"{path}.http", scope.with_secrets)
 
     def _undo(self, undo: UndoSpec, path: str, scope: ExpressionScope) -> Iterator[ErrorDetail]:
-        kinds = ("agent", "tool", "http")
-        given = tuple(name for name in kinds if getattr(undo, name) is not None)
-        yield from one_of(kinds, given, path)
+        yield from choice_faults(undo, path)
         if undo.http is not None and undo.input is not None:
             yield finding(f"{path}.input", "a request has none", "agent or tool")
         seen = scope.with_secrets if undo.tool is not None else scope
@@ -219,9 +224,9 @@ class _Walk:
             over = step.map.over
             yield from expression_faults(whole_expression(over) or over, f"{path}.map.over", scope)
         if step.loop is not None:
-            yield from self._loop_conditions(step, path, scope)
+            yield from _loop_faults(step.loop, f"{path}.loop", _within(step, scope))
         if step.parallel is not None:
-            yield from self._parallel(step, path)
+            yield from self._parallel(step.parallel, f"{path}.parallel")
         loops = spot.loops + (step.map is not None or step.loop is not None)
         if loops > MAX_LOOPS:
             message = "too many maps and loops within others"
@@ -240,9 +245,7 @@ class _Walk:
     def _cases(self, step: StepSpec, path: str, scope: ExpressionScope) -> Iterator[ErrorDetail]:
         for index, case in enumerate(step.branch or ()):
             place = f"{path}.branch[{index}]"
-            kinds = {"if": case.when, "else": case.otherwise}
-            given = [name for name, value in kinds.items() if value is not None]
-            yield from one_of(tuple(kinds), given, place)
+            yield from choice_faults(case, place)
             if case.when is not None:
                 yield from condition_faults(case.when, f"{place}.if", scope)
                 if case.steps is None:
@@ -266,104 +269,24 @@ class _Walk:
             message = f"{name!r} is the item of a map around it already"
             yield finding(path, message)
 
-    def _loop_conditions(
-        self, step: StepSpec, path: str, scope: ExpressionScope
-    ) -> Iterator[ErrorDetail]:
-        loop = step.loop
-        if loop is None:
-            return
-        inside = _within(step, scope)
-        if loop.while_ is None and loop.until is None:
-            message = "has neither while nor until"
-            yield finding(f"{path}.loop", message, "while, until or both")
-        if loop.while_ is not None:
-            yield from condition_faults(loop.while_, f"{path}.loop.while", inside)
-        if loop.until is not None:
-            seen = inside.seeing(one.id for one in loop.steps)
-            yield from condition_faults(loop.until, f"{path}.loop.until", seen)
-
-    def _parallel(self, step: StepSpec, path: str) -> Iterator[ErrorDetail]:
-        if step.parallel is None:
-            return
-        count = len(step.parallel.branches)
-        wait = step.parallel.wait
+    def _parallel(self, parallel: ParallelStep, path: str) -> Iterator[ErrorDetail]:
+        count = len(parallel.branches)
+        wait = parallel.wait
         if isinstance(wait, int) and wait > count:
             yield finding(
-                f"{path}.parallel.wait",
+                f"{path}.wait",
                 f"got {wait}, and there are {count} branches",
                 f"all, any, 1 to {count}",
             )
         bound = self._spec.limits.max_fan_out
         if bound is not None and count > bound:
             yield finding(
-                f"{path}.parallel.branches",
+                f"{path}.branches",
                 f"are {count}, more than limits.max_fan_out",
                 f"<= {bound}",
             )
 
-    def _waiting(self, step: StepSpec, path: str, scope: ExpressionScope) -> Iterator[ErrorDetail]:
-        if step.wait is not None:
-            yield from self._wait(step.wait, f"{path}.wait", scope)
-        if step.approval is not None:
-            place = f"{path}.approval"
-            yield from template_faults(step.approval.message, f"{place}.message", scope)
-            if "expires" in step.approval.model_fields_set:
-                yield from self._too_long(step.approval.expires, f"{place}.expires")
-        if step.send is not None:
-            place = f"{path}.send"
-            to = step.send.to
-            kinds = ("run", "correlation", "session")
-            given = [name for name in kinds if getattr(to, name) is not None]
-            yield from one_of(kinds, given, f"{place}.to")
-            for name in given:
-                yield from template_faults(getattr(to, name), f"{place}.to.{name}", scope)
-            yield from template_faults(step.send.payload, f"{place}.payload", scope)
-        if step.end is not None:
-            yield from template_faults(step.end.output, f"{path}.end.output", scope)
-            yield from template_faults(step.end.message, f"{path}.end.message", scope)
-        if step.workflow is not None:
-            yield from self._child(step, f"{path}.workflow", scope)
-
-    def _wait(self, wait: WaitStep, path: str, scope: ExpressionScope) -> Iterator[ErrorDetail]:
-        kinds = {"for": wait.for_, "until": wait.until, "signal": wait.signal}
-        yield from one_of(tuple(kinds), [name for name, one in kinds.items() if one], path)
-        if isinstance(wait.for_, str):
-            yield from template_faults(wait.for_, f"{path}.for", scope)
-        elif wait.for_ is not None:
-            yield from self._too_long(wait.for_, f"{path}.for")
-        if wait.until is not None:
-            yield from template_faults(wait.until, f"{path}.until", scope)
-            if "{{" not in wait.until and not _is_moment(wait.until):
-                yield finding(
-                    f"{path}.until",
-                    f"got {wait.until!r}"[:200],
-                    "RFC 3339 with a time zone, such as 2026-12-24T18:00:00Z",
-                )
-        if wait.signal is not None:
-            place = f"{path}.signal"
-            if wait.signal.match is not None:
-                seen = scope.plus("signal")
-                yield from condition_faults(wait.signal.match, f"{place}.match", seen)
-            yield from template_faults(wait.signal.correlation, f"{place}.correlation", scope)
-            if wait.timeout is not None:
-                yield from self._too_long(wait.timeout, f"{path}.timeout")
-        for name in ("timeout", "on_timeout"):
-            if wait.signal is None and name in wait.model_fields_set:
-                message = "only a signal can fail to come"
-                yield finding(f"{path}.{name}", message, "with signal")
-
-    def _too_long(self, seconds: float, path: str) -> Iterator[ErrorDetail]:
-        if seconds >= self._longest:
-            yield finding(
-                path,
-                f"{seconds:g} s are longer than the whole run may take",
-                f"< {self._longest:g} s, or a larger timeout_seconds of the workflow",
-            )
-
-    def _child(self, step: StepSpec, path: str, scope: ExpressionScope) -> Iterator[ErrorDetail]:
-        child = step.workflow
-        if child is None:
-            return
+    def _child(self, child: ChildStep, path: str, scope: ExpressionScope) -> Iterator[ErrorDetail]:
         yield from template_faults(child.input, f"{path}.input", scope)
         names = self._catalog.runnables()
         yield from known_faults(child.name, names, "workflow, network or agent", f"{path}.name")
@@ -371,7 +294,7 @@ class _Walk:
             called = self._catalog.runnable(child.name)
             schema = called.spec.input if _takes_input(called) else None
             if schema is not None and child.input is not None:
-                yield from _given_faults(child.input, schema, f"{path}.input")
+                yield from given_faults(child.input, schema, f"{path}.input")
             way = self._catalog.calls_back(self._name, child.name)
             if way is not None:
                 by_way = f", by way of {', '.join(way)}" if way else ""
@@ -380,6 +303,16 @@ class _Walk:
                     f"runs itself again{by_way}",
                     "a definition that does not, or a version that is published",
                 )
+
+
+def _loop_faults(loop: LoopStep, path: str, inside: ExpressionScope) -> Iterator[ErrorDetail]:
+    if loop.while_ is None and loop.until is None:
+        yield finding(path, "has neither while nor until", "while, until or both")
+    if loop.while_ is not None:
+        yield from condition_faults(loop.while_, f"{path}.while", inside)
+    if loop.until is not None:
+        seen = inside.seeing(one.id for one in loop.steps)
+        yield from condition_faults(loop.until, f"{path}.until", seen)
 
 
 def _within(step: StepSpec, scope: ExpressionScope) -> ExpressionScope:
@@ -391,45 +324,7 @@ def _within(step: StepSpec, scope: ExpressionScope) -> ExpressionScope:
     return scope
 
 
-def _is_moment(text: str) -> bool:
-    try:
-        return datetime.fromisoformat(text).tzinfo is not None
-    except ValueError:
-        return False
-
-
 def _takes_input(
     document: Runnable | None,
 ) -> TypeGuard[WorkflowDocument | NetworkDocument]:
     return isinstance(document, WorkflowDocument | NetworkDocument)
-
-
-def _given_faults(
-    given: JsonValue,
-    schema: Mapping[str, JsonValue],
-    path: str,
-    provided: Container[str] = (),
-) -> Iterator[ErrorDetail]:
-    """Check which members an object has, as far as that can be seen before it is made.
-
-    Args:
-        given: Template of the object.
-        schema: What it must be.
-        path: Where it stands.
-        provided: Members that need not be given.
-    """
-    if schema.get("type") != "object" or (isinstance(given, str) and "{{" in given):
-        return
-    if given is not None and not isinstance(given, dict):
-        yield finding(path, f"got {given!r}"[:200], "an object")
-        return
-    properties = schema.get("properties")
-    known = list(properties) if isinstance(properties, dict) else []
-    names = list(given or ())
-    if schema.get("additionalProperties") is False:
-        for name in names:
-            yield from known_faults(name, known, "parameter", at(path, name))
-    required = schema.get("required")
-    for needed in required if isinstance(required, list) else []:
-        if needed not in names and needed not in provided:
-            yield finding(at(path, str(needed)), "is missing")
