@@ -14,9 +14,10 @@ from penstock.runs.replies import Problem
 from penstock_gateway.archive.routes import archives
 from penstock_gateway.core.problems import MEDIA_TYPE
 from penstock_gateway.dead_letters.routes import dead_letters
+from penstock_gateway.definitions.apply import application
 from penstock_gateway.definitions.networks import network_routes
 from penstock_gateway.definitions.participants import participants
-from penstock_gateway.definitions.routes import agent_deletion, application, definition_routes
+from penstock_gateway.definitions.routes import agent_deletion, definition_routes
 from penstock_gateway.gateway import Gateway
 from penstock_gateway.health import health_routes
 from penstock_gateway.middleware.entry import EntryMiddleware

@@ -5,18 +5,14 @@ from __future__ import annotations
 from functools import cache
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Body, Query, Request, Response
-from pydantic import Field, JsonValue, ValidationError
-from pydantic_core import from_json
+from fastapi import APIRouter, Body, Query, Response
+from pydantic import Field
 
-from penstock.contracts.errors import RejectedError, finding
 from penstock.contracts.json import JsonObject
 from penstock.contracts.rpc import (
     Alias,
     Aliases,
-    Applied,
     AppliedDefinition,
-    ApplyDocuments,
     ArchiveDefinition,
     Canary,
     Definition,
@@ -39,8 +35,6 @@ from penstock.contracts.rpc import (
 from penstock.runs.definition_views import DefinitionItems, VersionItems
 from penstock_gateway.context import Admin, AnyCaller, GatewayParts, PathToken, Viewer
 from penstock_gateway.core.requests import Input
-from penstock_gateway.openapi import OpenApi
-from penstock_gateway.raw import refused
 
 RUNNABLE: Final = (DocumentKind.AGENT, DocumentKind.WORKFLOW, DocumentKind.NETWORK)
 """Kinds that are started by name, and may have aliases."""
@@ -71,13 +65,6 @@ class AliasBody(Input):
 
     version: int = Field(ge=1)
     canary: CanaryBody | None = None
-
-
-class ApplyBody(Input):
-    """Documents to store, all or none."""
-
-    documents: tuple[JsonValue, ...]
-    publish: bool = True
 
 
 @cache
@@ -281,71 +268,3 @@ async def delete_agent(gateway: GatewayParts, caller: AnyCaller, name: PathToken
         deletion = DeleteDefinition(tenant=tenant, kind=DocumentKind.AGENT, name=name)
         await registry.ask("delete_definition", deletion, Deleted)
     await registry.refresh(tenant, DocumentKind.AGENT, name)
-
-
-application: Final = APIRouter(tags=["definitions"])
-
-_APPLY_BODY: Final[OpenApi] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {
-                    "anyOf": [
-                        {"type": "object", "description": "`documents` and `publish`"},
-                        {"type": "object", "description": "One document"},
-                        {"type": "array", "items": {"type": "object"}},
-                    ]
-                }
-            },
-            "application/yaml": {"schema": {"type": "string"}},
-        },
-    }
-}
-
-
-@application.post("/v1/apply", openapi_extra=_APPLY_BODY)
-async def apply(
-    gateway: GatewayParts,
-    caller: Admin,
-    request: Request,
-    publish: Annotated[bool | None, Query()] = None,
-) -> Applied:
-    """Store documents (YAML or JSON), all or none, and bring them into force."""
-    parsed = _documents(request.headers.get("content-type", ""), await request.body())
-    apply_request = ApplyDocuments(
-        tenant=caller.tenant,
-        documents=parsed.documents,
-        publish=parsed.publish if publish is None else publish,
-    )
-    applied = await gateway.registry.ask("apply", apply_request, Applied)
-    for result in applied.results:
-        await gateway.registry.refresh(caller.tenant, result.kind, result.name)
-    return applied
-
-
-def _documents(content_type: str, body: bytes) -> ApplyBody:
-    """Read the documents to apply: an envelope, one document, several, or YAML."""
-    if "json" not in content_type and body.lstrip()[:1] not in (b"{", b"["):
-        try:
-            return ApplyBody(documents=(body.decode(),))
-        except UnicodeDecodeError as error:
-            raise RejectedError(
-                "malformed_yaml",
-                "the body is not text in UTF-8",
-                details=(finding("", str(error), "UTF-8"),),
-            ) from error
-    try:
-        parsed: JsonValue = from_json(body)
-    except ValueError as error:
-        raise RejectedError(
-            "malformed_json", "the body is not JSON", details=(finding("", str(error)),)
-        ) from error
-    if isinstance(parsed, list):
-        return ApplyBody(documents=tuple(parsed))
-    if isinstance(parsed, dict) and "apiVersion" in parsed:
-        return ApplyBody(documents=(parsed,))
-    try:
-        return ApplyBody.model_validate(parsed)
-    except ValidationError as error:
-        raise refused(error) from error
