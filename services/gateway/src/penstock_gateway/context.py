@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Annotated, cast
 
 from fastapi import Depends, Header, Path, Request
+from fastapi.params import Depends as Dependency
 
 from penstock.contracts.ids import TOKEN_PATTERN
-from penstock_gateway.core.access import Caller
+from penstock_gateway.core.access import Caller, Role
 from penstock_gateway.core.preferences import idempotency_key
 from penstock_gateway.gateway import Gateway
 
@@ -26,30 +27,19 @@ async def _caller(request: Request, gateway: GatewayParts) -> Caller:
 AnyCaller = Annotated[Caller, Depends(_caller)]
 
 
-async def _viewer(caller: AnyCaller) -> Caller:
-    caller.require("viewer")
-    return caller
+def _with_role(role: Role) -> Dependency:
+    async def check(caller: AnyCaller) -> Caller:
+        caller.require(role)
+        return caller
+
+    dependency: Dependency = Depends(check)
+    return dependency
 
 
-async def _operator(caller: AnyCaller) -> Caller:
-    caller.require("operator")
-    return caller
-
-
-async def _admin(caller: AnyCaller) -> Caller:
-    caller.require("admin")
-    return caller
-
-
-async def _runner(caller: AnyCaller) -> Caller:
-    caller.require("runner")
-    return caller
-
-
-Viewer = Annotated[Caller, Depends(_viewer)]
-Operator = Annotated[Caller, Depends(_operator)]
-Admin = Annotated[Caller, Depends(_admin)]
-RunnerCaller = Annotated[Caller, Depends(_runner)]
+Viewer = Annotated[Caller, _with_role("viewer")]
+Operator = Annotated[Caller, _with_role("operator")]
+Admin = Annotated[Caller, _with_role("admin")]
+RunnerCaller = Annotated[Caller, _with_role("runner")]
 
 
 async def _key(

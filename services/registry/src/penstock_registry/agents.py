@@ -78,12 +78,6 @@ class HttpAgents:
             TransientError: Database or bus did not answer.
         """
         endpoint = parse_endpoint(request.endpoint, path="endpoint")
-        fields: dict[str, str | float] = {
-            "name": request.name or request.agent_id,
-            "endpoint": endpoint,
-            "version": request.version,
-            "ttl_seconds": request.ttl_seconds or self._ttl_seconds,
-        }
         # The definition first: should this be cut short, the agent registers again.
         await self._definitions.put(
             PutDefinition(
@@ -97,7 +91,7 @@ class HttpAgents:
             ),
             origin="registration",
         )
-        row, change = await self._save(request.tenant, request.agent_id, fields)
+        row, change = await self._save(request, endpoint)
         await self._beat(row, in_flight=0, draining=False)
         log.info(
             "agent.registered",
@@ -182,31 +176,23 @@ class HttpAgents:
             found = await store.find_definition(session, tenant, DocumentKind.AGENT, agent_id)
         return found[0].document if found is not None else None
 
-    async def _save(
-        self, tenant: str, agent_id: str, fields: dict[str, str | float]
-    ) -> tuple[AgentRow, Change]:
+    async def _save(self, request: RegisterAgent, endpoint: str) -> tuple[AgentRow, Change]:
         now = self._now()
+        tenant, agent_id = request.tenant, request.agent_id
         async with self._store.changing(tenant) as session:
             row = await store.find_agent(session, tenant, agent_id)
-            if row is None:
-                row = AgentRow(
-                    tenant_id=tenant,
-                    agent_id=agent_id,
-                    created_at=now,
-                    updated_at=now,
-                    deleted_at=None,
-                    **fields,
-                )
-                session.add(row)
-                return row, "created"
             change: Change = "unchanged"
-            if any(getattr(row, name) != value for name, value in fields.items()):
-                change = "updated"
-            if row.deleted_at is not None:
+            if row is None or row.deleted_at is not None:
                 change = "created"
-            for name, value in fields.items():
-                setattr(row, name, value)
+            if row is None:
+                row = AgentRow(tenant_id=tenant, agent_id=agent_id, created_at=now)
+                session.add(row)
+            row.name = request.name or agent_id
+            row.endpoint, row.version = endpoint, request.version
+            row.ttl_seconds = request.ttl_seconds or self._ttl_seconds
             row.deleted_at = None
+            if change == "unchanged" and session.is_modified(row):
+                change = "updated"
             if change != "unchanged":
                 row.updated_at = now
             return row, change

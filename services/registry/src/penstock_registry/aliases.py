@@ -54,30 +54,23 @@ class VersionAliases:
                 session, request.tenant, request.kind, request.name
             )
             await _require_version(session, row, request.version, "version")
-            if request.canary is not None:
-                await _require_version(session, row, request.canary.version, "canary.version")
-            alias = await store.find_alias(session, row, request.alias)
             canary = request.canary
-            wanted = (
-                request.version,
-                canary.version if canary is not None else None,
-                canary.weight if canary is not None else None,
-            )
-            now = self._now()
+            if canary is not None:
+                await _require_version(session, row, canary.version, "canary.version")
+            alias = await store.find_alias(session, row, request.alias)
             if alias is None:
                 alias = AliasRow(
                     tenant_id=row.tenant_id,
                     definition_id=row.id,
                     alias=request.alias,
-                    created_at=now,
-                    updated_at=now,
-                    deleted_at=None,
+                    created_at=self._now(),
                 )
                 session.add(alias)
-            elif alias.deleted_at is not None or wanted != _aim(alias):
-                alias.updated_at = now
-            alias.deleted_at = None
-            alias.version, alias.canary_version, alias.canary_weight = wanted
+            alias.version, alias.deleted_at = request.version, None
+            alias.canary_version = canary.version if canary is not None else None
+            alias.canary_weight = canary.weight if canary is not None else None
+            if session.is_modified(alias):
+                alias.updated_at = self._now()
             shown = _shown(row, alias)
         await self._publisher.assert_selectors(request.tenant, request.kind, request.name)
         log.info(
@@ -149,10 +142,6 @@ async def _require_version(
         raise RejectedError(
             "unknown_version", f"{row.name} has no version {number}", details=(detail,)
         )
-
-
-def _aim(alias: AliasRow) -> tuple[int, int | None, int | None]:
-    return alias.version, alias.canary_version, alias.canary_weight
 
 
 def _shown(row: DefinitionRow, alias: AliasRow) -> Alias:
