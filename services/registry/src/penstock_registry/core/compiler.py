@@ -6,47 +6,38 @@ fault at once. The same documents always give the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from msgspec import structs
-from pydantic import JsonValue
 
 from penstock.contracts.errors import ErrorDetail, RejectedError, finding
-from penstock.contracts.facts import DefinitionKind, Reservation, RunLimits
+from penstock.contracts.facts import DefinitionKind, RunLimits
 from penstock.contracts.ids import content_digest
 from penstock.contracts.plan import (
     AgentNode,
-    ApprovalPolicy,
     ChildSpec,
     CompiledAgent,
-    CompiledTool,
     ConcurrencySpec,
     Plan,
-    Price,
     PublishedVersion,
-    ToolParameter,
 )
 from penstock.contracts.runners import WebhookRecord
 from penstock_registry.core.blocks import every_step, timeout_of
 from penstock_registry.core.catalog import Catalog, children_of
 from penstock_registry.core.checks import faults_of
+from penstock_registry.core.compiled import compiled_agent, compiled_tool, member_agent, tools_of
 from penstock_registry.core.documents import (
     AgentDocument,
-    AgentSpec,
     Document,
-    EquippedTool,
-    MemberSpec,
     NetworkDocument,
     ScheduleDocument,
     ToolDocument,
     WebhookDocument,
     WorkflowDocument,
     kind_of,
-    show_endpoint,
 )
-from penstock_registry.core.networks import agent_of
 from penstock_registry.core.nodes import RUN_INPUT, Builder
 from penstock_registry.core.places import at, invalid_document
 from penstock_registry.core.schedules import schedule_record
@@ -56,8 +47,6 @@ AGENT_NODE: Final = "agent"
 """Id of the one node of an agent's own plan."""
 NETWORK_NODE: Final = "network"
 """Id of the one node of a network's plan."""
-CLIENT_QUEUE: Final = "client"
-"""Stands where a queue must, in tools that no runner serves."""
 MAX_PLAN_BYTES: Final = 900_000
 """Plans travel as one message; the server's default limit is 1 MiB, headers included."""
 
@@ -145,8 +134,8 @@ def agent_plan(document: AgentDocument, catalog: Catalog) -> Plan:
         name=name,
         kind=DefinitionKind.AGENT,
         nodes=(AgentNode(id=AGENT_NODE, ref=name, input=RUN_INPUT),),
-        agents={name: _agent(name, document.spec)},
-        tools=_tools(document.spec.tools, catalog),
+        agents={name: compiled_agent(name, document.spec)},
+        tools=tools_of(document.spec.tools, catalog),
     )
 
 
@@ -180,8 +169,8 @@ def workflow_plan(document: WorkflowDocument, catalog: Catalog, pins: Pins | Non
         name=document.metadata.name,
         kind=DefinitionKind.WORKFLOW,
         nodes=nodes,
-        agents={name: _agent(name, catalog.agents[name].spec) for name in agents},
-        tools=dict(sorted({**_tools(names, catalog), **builder.tools}.items())),
+        agents={name: compiled_agent(name, catalog.agents[name].spec) for name in agents},
+        tools=dict(sorted({**tools_of(names, catalog), **builder.tools}.items())),
         output=spec.output,
         timeout_seconds=timeout_of(spec),
         limits=spec.limits.limits(),
@@ -219,7 +208,7 @@ def network_plan(document: NetworkDocument, catalog: Catalog) -> Plan:
     agents: dict[str, CompiledAgent] = {}
     names: set[str] = set()
     for member in spec.agents:
-        agents[member.name] = made = _member(member, catalog)
+        agents[member.name] = made = member_agent(member, catalog)
         names.update(name for name in made.tools if name not in made.overrides)
     limits = spec.limits.limits()
     policy = spec.policy
@@ -228,7 +217,7 @@ def network_plan(document: NetworkDocument, catalog: Catalog) -> Plan:
         kind=DefinitionKind.NETWORK,
         nodes=(AgentNode(id=NETWORK_NODE, ref=spec.entry, input=RUN_INPUT),),
         agents=dict(sorted(agents.items())),
-        tools=_tools(names, catalog),
+        tools=tools_of(names, catalog),
         timeout_seconds=spec.timeout_seconds,
         input_schema=spec.input,
         limits=structs.replace(
@@ -244,40 +233,6 @@ def _least(one: int | None, other: int | None) -> int | None:
     return min(given) if given else None
 
 
-def _member(member: MemberSpec, catalog: Catalog) -> CompiledAgent:
-    description, spec = agent_of(member, catalog)
-    made = _agent(member.name, spec, description)
-    tools, overrides = made.tools, {}
-    if member.tools is not None:
-        tools = tuple(one.name for one in member.tools)
-        for one in member.tools:
-            if one.tool is not None or one.sources or one.description is not None:
-                overrides[one.name] = _equipped(one, catalog)
-    return made.model_copy(
-        update={
-            "tools": tools,
-            "overrides": overrides,
-            "routes": member.routes,
-            "responds_to": member.responds_to,
-        }
-    )
-
-
-def _equipped(one: EquippedTool, catalog: Catalog) -> CompiledTool:
-    """Return a tool as an agent has it; its name stays the one that runners know."""
-    tool = compiled_tool(catalog.tools[one.tool or one.name])
-    sources = {
-        name: ToolParameter(source=source.source, value=source.value)
-        for name, source in one.sources.items()
-    }
-    return tool.model_copy(
-        update={
-            "description": tool.description if one.description is None else one.description,
-            "sources": dict(sorted({**tool.sources, **sources}.items())),
-        }
-    )
-
-
 def webhook_record(document: WebhookDocument) -> WebhookRecord:
     """Return what the gateway needs to know of a webhook."""
     spec = document.spec
@@ -287,69 +242,4 @@ def webhook_record(document: WebhookDocument) -> WebhookRecord:
         secrets=spec.secrets,
         input=spec.input,
         tolerance_seconds=spec.tolerance_seconds,
-    )
-
-
-def _tools(names: Iterable[str], catalog: Catalog) -> dict[str, CompiledTool]:
-    return {name: compiled_tool(catalog.tools[name]) for name in sorted(set(names))}
-
-
-def compiled_tool(document: ToolDocument) -> CompiledTool:
-    """Return a tool as plans carry it."""
-    spec = document.spec
-    config: JsonValue = None
-    queue = CLIENT_QUEUE
-    if spec.http is not None:
-        queue = spec.http.queue
-        request = spec.http.model_dump(mode="json", by_alias=True, exclude={"queue"})
-        config = {"http": request, "parameters": spec.parameters}
-    elif spec.runner is not None:
-        queue = spec.runner.queue
-    elif spec.builtin is not None:
-        queue = spec.builtin.queue
-    approval = spec.approval
-    return CompiledTool(
-        name=document.metadata.name,
-        description=document.metadata.description,
-        queue=queue,
-        parameters=spec.parameters,
-        sources={
-            name: ToolParameter(source=source.source, value=source.value)
-            for name, source in sorted(spec.sources.items())
-        },
-        config=config,
-        retry=spec.retry.policy(),
-        timeout_seconds=spec.timeout_seconds,
-        policy=spec.policy,
-        approval=ApprovalPolicy(**approval.model_dump()) if approval is not None else None,
-        client=spec.client is not None,
-        at_most_once=spec.at_most_once,
-        heartbeat_seconds=spec.heartbeat_seconds,
-        reserve=Reservation(**spec.reserve.model_dump()) if spec.reserve is not None else None,
-    )
-
-
-def _agent(name: str, spec: AgentSpec, description: str = "") -> CompiledAgent:
-    price = spec.price
-    return CompiledAgent(
-        name=name,
-        description=description,
-        queue=spec.queue,
-        model=spec.model or f"http/{name}",
-        instructions=spec.instructions,
-        tools=spec.tools,
-        max_turns=spec.max_turns,
-        parameters=spec.parameters,
-        script=spec.script.model_dump(mode="json", exclude_unset=True) if spec.script else None,
-        endpoint=show_endpoint(spec.endpoint) if spec.endpoint is not None else None,
-        stream=spec.stream,
-        retry=spec.retry.policy(),
-        timeout_seconds=spec.timeout_seconds,
-        max_tokens=spec.max_tokens,
-        max_cost_usd=spec.max_cost_usd,
-        price=(
-            Price(input_usd=price.input_usd / 1e6, output_usd=price.output_usd / 1e6)
-            if price is not None
-            else None
-        ),
     )
