@@ -84,7 +84,7 @@ wheels: setup ## Build wheels into dist/, also compiled ones where a C compiler 
 	$(BIN)/uv export --quiet --frozen --all-packages --all-extras --no-emit-workspace --no-hashes \
 		--output-file dist/requirements.txt
 	$(BIN)/uv pip install --quiet --python .compiled --requirement dist/requirements.txt
-	$(BIN)/uv pip install --quiet --python .compiled --no-index --no-deps --find-links dist \
+	$(BIN)/uv pip install --quiet --no-cache --python .compiled --no-index --no-deps --find-links dist \
 		$$($(BIN)/uv workspace list | grep -v '^penstock-workspace$$')
 
 test-compiled: .compiled ## Run the tests on the compiled wheels in dist/ (after make wheels)
