@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Final, Literal
+from typing import Final, Literal, TypedDict, Unpack
 
 from pydantic_core import from_json
 
@@ -55,6 +55,23 @@ class Outcome:
         return "".join(self.deltas)
 
 
+class StepOptions(TypedDict, total=False):
+    """The parts of a step that have a default."""
+
+    config: Json
+    """The definition's settings beyond the input; default: none."""
+    attempt: int
+    """Number of the attempt; default: 1."""
+    step_id: str
+    """The same id means the same idempotency key; default: ``step``."""
+    deadline_seconds: float
+    """Time until the deadline; default: 30."""
+    heartbeat_seconds: float | None
+    """Longest time without a heartbeat; default: unlimited."""
+    at_most_once: bool
+    """Whether the step must not be repeated; default: it may."""
+
+
 class LocalRunner:
     """Calls the handlers of a runner without a server."""
 
@@ -89,55 +106,30 @@ class LocalRunner:
         self,
         name: str,
         input: Json = None,  # noqa: A002 - as in the step
-        *,
-        config: Json = None,
-        attempt: int = 1,
-        step_id: str = "step",
-        deadline_seconds: float = 30.0,
-        heartbeat_seconds: float | None = None,
-        at_most_once: bool = False,
+        **options: Unpack[StepOptions],
     ) -> Outcome:
-        """Execute one attempt at a step and return its outcome; arguments as for ``start``."""
-        return await self.start(
-            name,
-            input,
-            config=config,
-            attempt=attempt,
-            step_id=step_id,
-            deadline_seconds=deadline_seconds,
-            heartbeat_seconds=heartbeat_seconds,
-            at_most_once=at_most_once,
-        )
+        """Execute one attempt at a step and return its outcome."""
+        return await self.start(name, input, **options)
 
     def start(
         self,
         name: str,
         input: Json = None,  # noqa: A002 - as in the step
-        *,
-        config: Json = None,
-        attempt: int = 1,
-        step_id: str = "step",
-        deadline_seconds: float = 30.0,
-        heartbeat_seconds: float | None = None,
-        at_most_once: bool = False,
+        **options: Unpack[StepOptions],
     ) -> LocalCall:
         """Begin one attempt at a step; await the call for its outcome.
 
         Args:
             name: Name of the agent or tool.
             input: A tool's arguments or an agent's messages.
-            config: The definition's settings beyond the input.
-            attempt: Number of the attempt, from 1.
-            step_id: The same id means the same idempotency key.
-            deadline_seconds: Time until the deadline.
-            heartbeat_seconds: Longest time without a heartbeat.
-            at_most_once: Whether the step must not be repeated.
+            options: The rest of the step.
 
         Raises:
             RejectedError: ``invalid_template``: a secret is not named as ``{{ secrets.NAME }}``.
         """
         now = datetime.now(UTC)
-        values: Json = {"input": input, "config": config}
+        step_id, attempt = options.get("step_id", "step"), options.get("attempt", 1)
+        values: Json = {"input": input, "config": options.get("config")}
         secrets: dict[str, tuple[str | SecretRef, ...]] = {}
         if self._secrets:
             rendered = render_with_secrets(values, {})
@@ -156,10 +148,10 @@ class LocalRunner:
             name=name,
             input=values["input"],
             config=values["config"],
-            expires_at=now + timedelta(seconds=deadline_seconds),
+            expires_at=now + timedelta(seconds=options.get("deadline_seconds", 30.0)),
             secrets=secrets,
-            at_most_once=at_most_once,
-            heartbeat_seconds=heartbeat_seconds,
+            at_most_once=options.get("at_most_once", False),
+            heartbeat_seconds=options.get("heartbeat_seconds"),
         )
         subject = FactSubject(
             tenant="test",
