@@ -11,7 +11,6 @@ from typing import Final
 
 from msgspec import structs
 
-from penstock.contracts.errors import ErrorDetail, RejectedError
 from penstock.contracts.facts import NodeRecord, Seed, SeededSignal, SeededStep
 from penstock.contracts.ids import (
     MAIN_RECORD,
@@ -24,7 +23,7 @@ from penstock.contracts.json import Json
 from penstock.contracts.plan import MapNode, Node, ParallelNode, Plan
 from penstock.runs.lineage import Element, Lineage, Path, Staleness
 from penstock.runs.overrides import Overrides
-from penstock.runs.seeds import Cut, Source, seeded
+from penstock.runs.seeds import Cut, Source, outcome_unknown, seeded
 from penstock.runs.state import Entry, StepState
 
 FROM_OUTSIDE: Final = frozenset({"cancelled", "run_timeout", "budget_exhausted", "plan_missing"})
@@ -279,18 +278,7 @@ class _Harvest:
             return
         if latest.status == "unknown" and self._resolved(latest) is not None:
             return
-        raise RejectedError(
-            "outcome_unknown",
-            f"the outcome of step {step.step_id} is unknown, and it must not be repeated",
-            details=(
-                ErrorDetail(
-                    path=f"overrides.{step.step_id}",
-                    message="no outcome",
-                    allowed=f"its output, or a fork from before sequence "
-                    f"{self.source.decided.get(step.decision, 0)}, which runs it again",
-                ),
-            ),
-        )
+        raise outcome_unknown(step.step_id, self.source.decided.get(step.decision, 0))
 
     def _call_records(
         self, steps: Mapping[str, SeededStep], node_records: Mapping[str, NodeRecord]

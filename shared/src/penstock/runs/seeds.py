@@ -148,3 +148,19 @@ def invalid(step_id: str, message: str, allowed: str) -> RejectedError:
     """Return the error of an override that can be no outcome."""
     detail = ErrorDetail(path=f"overrides.{step_id}", message=message, allowed=allowed)
     return RejectedError("invalid_override", f"{step_id}: {message}", details=(detail,))
+
+
+def outcome_unknown(step_id: str, decided_seq: int) -> RejectedError:
+    """Return the error of a step that must not be repeated and has no known outcome.
+
+    Args:
+        step_id: Id of the step.
+        decided_seq: Sequence of the decision that scheduled it.
+    """
+    detail = ErrorDetail(
+        path=f"overrides.{step_id}",
+        message="no outcome",
+        allowed=f"its output, or a fork from before sequence {decided_seq}, which runs it again",
+    )
+    message = f"the outcome of step {step_id} is unknown, and it must not be repeated"
+    return RejectedError("outcome_unknown", message, details=(detail,))
