@@ -82,16 +82,7 @@ _Piece = str | Path | _Expression | _Secret
 @lru_cache(maxsize=4096)
 def _pieces(text: str) -> tuple[_Piece, ...]:
     """Split a string into literal text and what stands between ``{{`` and ``}}``."""
-    pieces: list[_Piece] = []
-    position = 0
-    while (start := text.find("{{", position)) >= 0 and (end := _end(text, start + 2)) >= 0:
-        if start > position:
-            pieces.append(text[position:start])
-        pieces.append(_piece(text[start + 2 : end]))
-        position = end + 2
-    if position < len(text) or not pieces:
-        pieces.append(text[position:])
-    return tuple(pieces)
+    return tuple(_piece(part) if inside else part for part, inside in _split(text)) or (text,)
 
 
 def _end(text: str, position: int) -> int:
@@ -317,16 +308,18 @@ def _placed(template: JsonValue, at: str) -> Iterator[tuple[str, _Piece]]:
 
 def split(text: str) -> list[tuple[str, bool]]:
     """Return the parts of a text: literal ones, and (``True``) what stands in a template."""
-    parts: list[tuple[str, bool]] = []
+    return [(part.strip() if inside else part, inside) for part, inside in _split(text)]
+
+
+def _split(text: str) -> Iterator[tuple[str, bool]]:
     position = 0
     while (start := text.find("{{", position)) >= 0 and (end := _end(text, start + 2)) >= 0:
         if start > position:
-            parts.append((text[position:start], False))
-        parts.append((text[start + 2 : end].strip(), True))
+            yield text[position:start], False
+        yield text[start + 2 : end], True
         position = end + 2
     if position < len(text):
-        parts.append((text[position:], False))
-    return parts
+        yield text[position:], False
 
 
 def whole_expression(text: str) -> str | None:
