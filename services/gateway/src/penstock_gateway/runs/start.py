@@ -184,7 +184,8 @@ class Starter:
             earlier = await self.earlier(tenant, run_id, invoked.request_digest)
             if earlier is None:
                 raise TransientError(
-                    "start_unclear", f"run {run_id} was refused as a duplicate and cannot be read"
+                    "start_unclear",
+                    f"could not confirm that run {run_id} was started; retry with the same key",
                 ) from None
             return earlier
         RUNS_STARTED.inc()
