@@ -324,6 +324,31 @@ async def short_queue(bench: Bench) -> tuple[str, str]:
     return queue, await ensure_runner_consumer(bench.bus, settings, "tool", queue)
 
 
+async def test_message_delivered_again_while_it_is_worked_on_is_not_begun_twice(
+    nats_server: NatsServer, open_bench: OpenBench
+) -> None:
+    bench = await open_bench(nats_server)
+    queue, durable = await short_queue(bench)
+    begun: list[tuple[Delivery, str]] = []
+    done = asyncio.Event()
+
+    async def handle(delivery: Delivery) -> None:
+        begun.append((delivery, delivery.reply))
+        await done.wait()
+
+    def again() -> bool:
+        return any(delivery.reply != first_reply for delivery, first_reply in begun)
+
+    await publish(bench, queue, 1)
+    # It reports no progress for 20 seconds, so the server delivers again after one.
+    await bench.consume(durable, handle, ack_wait_seconds=60.0)
+    await eventually(again)
+    done.set()
+    await all_done(bench, durable)
+
+    assert len(begun) == 1
+
+
 async def test_message_of_a_consumer_that_died_goes_to_another(
     nats_server: NatsServer, open_bench: OpenBench
 ) -> None:

@@ -135,6 +135,8 @@ class Consumer:
         self._credit = 0
         self._running: dict[Delivery, asyncio.Task[None]] = {}
         self._backlog: deque[Delivery] = deque()
+        self._in_hand: dict[int, Delivery] = {}
+        """All of both, by stream sequence."""
         self._draining = False
         self._heard_at = 0.0
         self._suspect = False
@@ -211,12 +213,18 @@ class Consumer:
             return
         self._credit = max(0, self._credit - 1)
         delivery = Delivery(subject, body, reply, headers, self._heard_at)
-        if self._draining:
+        known = self._in_hand.get(delivery.stream_seq)
+        if known is not None:
+            # Delivered again, such as by a new leader of the consumer: the first one counts.
+            known.reply = reply
+        elif self._draining:
             self._hand_back(delivery, _ELSEWHERE_SECONDS)
-        elif len(self._running) < self._concurrency:
-            self._begin(delivery)
         else:
-            self._backlog.append(delivery)
+            self._in_hand[delivery.stream_seq] = delivery
+            if len(self._running) < self._concurrency:
+                self._begin(delivery)
+            else:
+                self._backlog.append(delivery)
         if self._credit <= self._concurrency // 2:
             self._pull()
 
@@ -287,6 +295,7 @@ class Consumer:
             self._reply(delivery, _ACK)
         finally:
             self._running.pop(delivery, None)
+            self._in_hand.pop(delivery.stream_seq, None)
             if self._backlog and not self._draining:
                 self._begin(self._backlog.popleft())
             if self._credit <= self._concurrency // 2:
