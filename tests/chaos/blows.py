@@ -186,15 +186,17 @@ class Striker:
         assert recovered_at is not None
         struck.recovered_at = recovered_at
 
+    def _result_since(self, since: float, name: str) -> float | None:
+        # A successor that finds no leader in the cluster ends, too: the process of now counts.
+        pid = self._rig.stack.state.processes[name].pid
+        return self._witness.first(since, lambda seen: seen.event == "result" and seen.pid == pid)
+
     def _moved(self, struck: Struck, role: str) -> Callable[[], float | None]:
         since = struck.counted_from + UNDER_WAY_SECONDS
         if role == "gateway":
             return lambda: self._crowd.answered_since(since)
         if role in RUNNERS:
-            pid = self._rig.stack.pid(struck.blow.target)
-            return lambda: self._witness.first(
-                since, lambda seen: seen.event == "result" and seen.pid == pid
-            )
+            return lambda: self._result_since(since, struck.blow.target)
         if role == "engine":
             return lambda: self.every_shard_since(since)
         return lambda: self.everything_since(since)
