@@ -1,8 +1,8 @@
 """What must be true after chaos, whatever happened: read from the log and the ledger.
 
 A repeated effect is explained by a fact and by nothing else: between the two beginnings the first
-one's process was killed, stopped or (by its own record) stood still; the bus was hit then or
-within the ack wait before; or the attempt before is recorded as failed. No other grace is added.
+one's process was killed, stopped or (by its own record) stood still, or the bus was hit; or the
+attempt before is recorded as failed. No grace is added to any of these times.
 """
 
 from __future__ import annotations
@@ -253,9 +253,7 @@ def _explain_redelivery(
     silent = any(span.meets(stood_still, until) for span in havoc.runners.get(before.pid, ()))
     if silent or sent_first:
         found.by_blow += 1
-    # A leader that was hit may have sent it before; the next one does not know, and sends it again.
-    # Both wait in sockets until the links are back, and may begin at one moment after the blow.
-    elif any(span.meets(since - ack_wait_seconds, until) for span in havoc.bus):
+    elif any(span.meets(since, until) for span in havoc.bus):
         found.by_bus += 1
     elif (
         sum(span.overlap(since, until) for span in ledger.stalls.get(before.pid, ()))
