@@ -25,7 +25,8 @@ def write_stack(folder: Path, pid: int) -> None:
         "data_dir": str(folder),
         "durable": False,
         "auth": False,
-        "processes": {"nats-server": {"pid": pid, "restarts": 0}},
+        "processes": {"nats-server": {"pid": pid, "restarts": 0, "of_a_later_version": 1}},
+        "of_a_later_version": True,
     }
     (folder / "stack.json").write_text(json.dumps(state))
 

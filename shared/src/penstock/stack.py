@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 from penstock.child import LOOPBACK, Service, die_with_parent
 
@@ -115,11 +115,19 @@ def read_stack_file(data_dir: Path) -> StackState | None:
     """Return the state of the living stack in ``data_dir``, or ``None`` if there is none."""
     try:
         raw = json.loads((data_dir / STACK_FILE).read_bytes())
-        processes = {name: ProcessState(**process) for name, process in raw["processes"].items()}
-        state = StackState(**{**raw, "processes": processes})
+        processes = {
+            name: ProcessState(**_known(ProcessState._fields, process))
+            for name, process in raw["processes"].items()
+        }
+        state = StackState(**{**_known(StackState._fields, raw), "processes": processes})
     except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError, AttributeError):
         return None
     return state if _lives(state.supervisor_pid) else None
+
+
+def _known(fields: tuple[str, ...], raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out fields that another version has written."""
+    return {name: value for name, value in raw.items() if name in fields}
 
 
 def _lives(pid: int) -> bool:
