@@ -173,7 +173,9 @@ class Consumer:
             # First the subscription: a pull without interest is dropped by the server.
             await self._bus.nc.unsubscribe_direct(self._subscription)
         while self._backlog:
-            self._hand_back(self._backlog.popleft(), _ELSEWHERE_SECONDS)
+            delivery = self._backlog.popleft()
+            del self._in_hand[delivery.stream_seq]
+            self._hand_back(delivery, _ELSEWHERE_SECONDS)
         if self._running:
             await asyncio.wait(list(self._running.values()), timeout=grace_seconds)
         for delivery, task in list(self._running.items()):
