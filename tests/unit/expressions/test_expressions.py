@@ -295,6 +295,11 @@ def test_evaluate_of_a_misspelt_member_tells_what_there_is() -> None:
     )
 
 
+def test_pattern_with_half_a_surrogate_pair_is_refused() -> None:
+    with pytest.raises(RejectedError, match="half of a surrogate pair"):
+        evaluate("text.matches(pattern)", {"text": "a", "pattern": "\ud800"})
+
+
 @pytest.mark.parametrize(
     ("pattern", "text", "found"),
     [

@@ -33,9 +33,10 @@ class _Pattern:
         self._compiled: Any = None
         try:
             self._compiled = re2.compile(pattern, options)
-        except (re2.error, UnicodeEncodeError) as error:
-            reason = error.args[0]
-            self.fault = reason.decode("utf-8", "replace") if isinstance(reason, bytes) else reason
+        except re2.error as error:
+            self.fault = error.args[0].decode("utf-8", "replace")
+        except UnicodeEncodeError:
+            self.fault = "half of a surrogate pair"
         else:
             self.units = _UNITS_PER_INSTRUCTION * int(self._compiled.programsize)
 
