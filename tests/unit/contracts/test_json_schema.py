@@ -75,6 +75,13 @@ def test_fault_of_a_schema_has_its_place_and_what_is_allowed(
     assert (allowed or "") in (fault.allowed or "")
 
 
+def test_schema_that_is_nested_too_deeply_is_a_fault() -> None:
+    schema: dict[str, Any] = {}
+    for _ in range(3000):
+        schema = {"properties": {"a": schema}}
+    assert [fault.path for fault in faults(schema)] == ["spec.input"]
+
+
 def test_all_faults_of_a_schema_come_at_once() -> None:
     schema = {"type": "frog", "properties": {"a": {"minimum": "x"}, "b": {"pattern": "("}}}
     assert [fault.path.removeprefix("spec.input.") for fault in faults(schema)] == [

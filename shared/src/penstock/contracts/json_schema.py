@@ -62,15 +62,17 @@ def schema_faults(schema: Mapping[str, Json], path: str) -> Iterator[ErrorDetail
         if error.kind.name == "anyOf" and error.instance_path[-1:] == ["type"]:
             detail = structs.replace(detail, allowed=_SIMPLE_TYPES)
         found.setdefault((detail.path, detail.message), detail)
-    if not found:
-        for place in _subschemas(schema, path):
-            for detail in _place_faults(schema, place):
-                found[detail.path, detail.message] = detail
-    if not found:
-        try:
+    try:
+        if not found:
+            for place in _subschemas(schema, path):
+                for detail in _place_faults(schema, place):
+                    found[detail.path, detail.message] = detail
+        if not found:
             _compile(schema)
-        except UnusableSchemaError as error:
-            found[path, ""] = finding(path, f"not JSON Schema: {error}")
+    except UnusableSchemaError as error:
+        found[path, ""] = finding(path, f"not JSON Schema: {error}")
+    except RecursionError:
+        found[path, ""] = finding(path, "is nested too deeply")
     yield from sorted(found.values(), key=lambda detail: detail.path)
 
 
