@@ -116,7 +116,7 @@ class EgressGuard:
                 if not self.allows(ipaddress.ip_address(address)):
                     raise RejectedError(
                         "address_refused",
-                        f"{host!r} is not a public address, and not allowed by a setting",
+                        f"{host!r} is not a public address; PENSTOCK_HTTP_ALLOW may allow it",
                     )
         return addresses
 

@@ -32,6 +32,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore:.*:pydantic.warnings.PydanticDeprecatedSince20"),
+    pytest.mark.filterwarnings("ignore:Item .* on TypedDict class:UserWarning"),
     pytest.mark.filterwarnings("ignore:Pydantic serializer warnings:UserWarning"),
 ]
 
@@ -46,7 +47,7 @@ def openai() -> Iterator[OpenAIServer]:
 
 @pytest.fixture(scope="module")
 def model() -> ProviderModel:
-    return ProviderModel(environment={"PENSTOCK_SECRET_OPENAI": KEY})
+    return ProviderModel(environment={"PENSTOCK_SECRET_OPENAI": KEY}, allow=["127.0.0.1"])
 
 
 def request(server: OpenAIServer | HttpServer, **changes: Any) -> Request:

@@ -291,3 +291,44 @@ def test_faults_stand_behind_the_path_of_their_document() -> None:
         compile_document(target, Catalog.of([target]), path="documents[2]")
 
     assert places(list(caught.value.details)) == ["documents[2].spec.tools[0]"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "path", "allowed"),
+    [
+        ({"model": "gpt-5"}, "spec.model", "PROVIDER/NAME, such as openai/gpt-5-mini"),
+        ({"model": "dotprompt/x"}, "spec.model", None),
+        ({"parameters": {"base_url": "http://x"}}, "spec.parameters.base_url", None),
+        ({"parameters": {"model_list": []}}, "spec.parameters.model_list", None),
+        (
+            {"parameters": {"api_key": "sk-literal"}},
+            "spec.parameters.api_key",
+            "{secret: NAME}, for PENSTOCK_SECRET_NAME",
+        ),
+        ({"parameters": {"api_key": ""}}, "spec.parameters.api_key", None),
+        ({"parameters": {"api_base": "http://x/#y"}}, "spec.parameters.api_base", None),
+        (
+            {"model": "bedrock/x", "parameters": {"api_base": "http://x"}},
+            "spec.parameters.api_base",
+            None,
+        ),
+    ],
+)
+def test_model_and_its_parameters_are_those_of_the_table(
+    spec: dict[str, Any], path: str, allowed: str | None
+) -> None:
+    (fault,) = faults_of(agent(**{"model": "openai/gpt-5-mini", **spec}))
+
+    assert fault.path == path
+    assert allowed is None or fault.allowed == allowed
+    assert "sk-literal" not in str(fault)
+
+
+def test_model_with_an_address_and_a_key_by_reference_is_accepted() -> None:
+    parameters = {
+        "temperature": 0.2,
+        "api_base": "http://[::1]:8000/v1",
+        "api_key": {"secret": "TEAM_KEY"},
+    }
+
+    assert compiled(agent(model="openai/our-own", parameters=parameters)).digest

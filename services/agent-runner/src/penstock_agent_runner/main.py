@@ -26,7 +26,8 @@ def build_runner(settings: AgentRunnerSettings) -> Runner:
     """Return the runner of the configured queue."""
     agents = Agents(
         scripted=ScriptedModel(),
-        provider=ProviderModel(environment=os.environ),
+        # A copy: LiteLLM must not find the keys of providers in the environment.
+        provider=ProviderModel(environment=dict(os.environ), allow=settings.http_allow),
         remote=RemoteAgent(allow=settings.http_allow),
     )
     runner = Runner(

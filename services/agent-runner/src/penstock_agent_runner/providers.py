@@ -1,15 +1,13 @@
 """Models of providers, through LiteLLM: imported on first use, with its own retries off.
 
 The engine retries, and frees the runner meanwhile. Keys of the environment go to the providers'
-own addresses only: an agent that names another ``api_base`` names its key as well.
+own addresses only: an agent that names an ``api_base`` names its key as well, or sends none.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -21,10 +19,24 @@ from penstock.contracts.errors import (
     TransientError,
 )
 from penstock.contracts.facts import Usage
-from penstock.contracts.json import JsonObject
-from penstock.telemetry.logs import EventLog
+from penstock.contracts.json import Json
+from penstock.contracts.models import (
+    PROVIDERS,
+    WITHOUT_ADDRESS,
+    model_faults,
+    origin_of,
+    parameter_faults,
+    provider_name,
+)
 from penstock_agent_runner.core.routes import instructions_of, route_tools, split_route
-from penstock_agent_runner.core.turn import CallCollector, Turn, chat_messages, chat_tools
+from penstock_agent_runner.core.turn import (
+    AgentConfig,
+    CallCollector,
+    Turn,
+    chat_messages,
+    chat_tools,
+)
+from penstock_agent_runner.litellm import ORIGIN, load_litellm
 from penstock_agent_runner.models import Emit, Request
 
 SECRET_PREFIX: Final = "PENSTOCK_SECRET_"
@@ -32,28 +44,6 @@ NO_KEY: Final = "none"
 FREE_PROVIDERS: Final = frozenset({"ollama", "ollama_chat"})
 MESSAGE_CHARACTERS: Final = 2000
 REDACTED: Final = "[redacted]"
-
-_OURS: Final = frozenset(
-    {
-        "allowed_fails",
-        "callbacks",
-        "context_window_fallback_dict",
-        "failure_callback",
-        "fallbacks",
-        "max_retries",
-        "messages",
-        "mock_response",
-        "model",
-        "num_retries",
-        "retry_policy",
-        "stream",
-        "stream_options",
-        "success_callback",
-        "timeout",
-        "tools",
-    }
-)
-"""Parameters that an agent cannot set: they are Penstock's, or would retry behind its back."""
 
 _FAMILIES: Final[tuple[tuple[str, ErrorFamily, str], ...]] = (
     ("RateLimitError", ErrorFamily.TRANSIENT, "model_rate_limited"),
@@ -79,19 +69,19 @@ _FAMILIES: Final[tuple[tuple[str, ErrorFamily, str], ...]] = (
 Options = dict[str, Any]
 """Keyword arguments of LiteLLM's ``acompletion``: its own, and what providers take beyond those."""
 
-log = EventLog(__name__)
-
 
 class ProviderModel:
     """Asks a provider's model."""
 
-    def __init__(self, *, environment: Mapping[str, str]) -> None:
+    def __init__(self, *, environment: Mapping[str, str], allow: Sequence[str] = ()) -> None:
         """Prepare the model; nothing is imported before the first turn.
 
         Args:
-            environment: Where secrets are found that agents refer to.
+            environment: Where keys are found: those of providers, and secrets of agents.
+            allow: Hosts and networks that may be reached although they are not public.
         """
         self._environment = environment
+        self._allow = tuple(allow)
         self._litellm: Any = None
         self._loading = asyncio.Lock()
 
@@ -102,34 +92,34 @@ class ProviderModel:
             RejectedError: The provider refuses the request as such.
             TransientError: It may work later; carries the provider's ``Retry-After``.
         """
-        litellm = await self._loaded()
         options = self._options(request)
+        litellm = await self._loaded()
+        base = options.get("api_base")
+        origin = ORIGIN.set(None if base is None else origin_of(base))
         try:
             return await _Conversation(litellm, request, emit).run(options)
         except litellm.exceptions.openai.OpenAIError as error:
+            refusal = _refusal(error)
+            if refusal is not None:
+                raise refusal from error
             text = _shown(request.mask(str(error)), options.get("api_key"))
             raise _mapped(litellm, error, text) from error
+        finally:
+            ORIGIN.reset(origin)
 
     async def _loaded(self) -> Any:
         async with self._loading:
             if self._litellm is None:
                 # In a thread: the import takes seconds, and other steps continue meanwhile.
-                self._litellm = await asyncio.to_thread(load_litellm)
+                self._litellm = await asyncio.to_thread(load_litellm, self._allow)
         return self._litellm
 
     def _options(self, request: Request) -> Options:
         config = request.config
-        refused = sorted(_OURS & config.parameters.keys())
-        if refused:
-            raise RejectedError(
-                "invalid_agent", f"parameters that an agent cannot set: {', '.join(refused)}"
-            )
+        _check(config)
+        self._require_address(config)
         options: Options = dict(config.parameters)
-        key = options.get("api_key")
-        if isinstance(key, dict):
-            options["api_key"] = self._secret(key)
-        elif key is None and ("api_base" in options or "base_url" in options):
-            options["api_key"] = NO_KEY
+        options["api_key"] = self._key(config)
         routes = route_tools(config.routes)
         if config.tools or routes:
             named = {tool.name for tool in routes}
@@ -143,31 +133,84 @@ class ProviderModel:
             "timeout": max(1.0, request.seconds),
             "num_retries": 0,
             "max_retries": 0,
+            # Else it drops the line above for some providers, whose client then retries twice.
+            "allowed_openai_params": ["max_retries"],
             "stream": config.stream,
         }
         if config.stream:
             options["stream_options"] = {"include_usage": True}
         return options
 
-    def _secret(self, reference: JsonObject) -> str:
-        name = f"{SECRET_PREFIX}{reference.get('secret')}"
+    def _require_address(self, config: AgentConfig) -> None:
+        """Refuse a model without an address where LiteLLM would take that of OpenAI.
+
+        Raises:
+            RejectedError: ``invalid_agent``.
+        """
+        provider = provider_name(config.model)
+        variable = f"{provider.upper()}_API_BASE"
+        known = "api_base" in config.parameters or self._environment.get(variable)
+        if provider in WITHOUT_ADDRESS and not known:
+            raise RejectedError(
+                "invalid_agent",
+                f"{provider} has no address: set `parameters: {{api_base: URL}}`, or {variable} "
+                "for the agent-runner",
+            )
+
+    def _key(self, config: AgentConfig) -> str | None:
+        """Return the key of a turn: the agent's own, or the provider's for its own address.
+
+        Raises:
+            RejectedError: ``secret_missing`` or ``model_key_missing``.
+        """
+        reference = config.parameters.get("api_key")
+        if isinstance(reference, dict):
+            return self._secret(reference.get("secret"))
+        names = PROVIDERS[provider_name(config.model)]
+        if "api_base" in config.parameters:
+            return NO_KEY
+        for name in names:
+            if value := self._environment.get(name):
+                return value
+        if not names:
+            return None
+        raise RejectedError(
+            "model_key_missing",
+            f"the agent-runner has no variable {' or '.join(names)}; another key is given by "
+            "`parameters: {api_key: {secret: NAME}}`",
+        )
+
+    def _secret(self, secret: Json) -> str:
+        name = f"{SECRET_PREFIX}{secret}"
         value = self._environment.get(name)
-        if value is None:
+        if not value:
             raise RejectedError("secret_missing", f"the runner has no variable {name}")
         return value
 
 
-def load_litellm() -> Any:
-    """Import LiteLLM as we want it: silent, without a network, without retries. Takes seconds."""
-    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
-    os.environ.setdefault("LITELLM_MODE", "PRODUCTION")  # else it reads a .env file
-    litellm: Any = importlib.import_module("litellm")
-    litellm.suppress_debug_info = True
-    litellm.num_retries = 0
-    # Its aiohttp sessions are never closed; httpx's are, when they are collected.
-    litellm.disable_aiohttp_transport = True
-    log.info("models.loaded")
-    return litellm
+def _check(config: AgentConfig) -> None:
+    """Check what the registry has checked: plans may come from elsewhere.
+
+    Raises:
+        RejectedError: ``invalid_agent``, with the findings.
+    """
+    details = (
+        *model_faults(config.model, "model"),
+        *parameter_faults(config.model, config.parameters, "parameters"),
+    )
+    if details:
+        text = "; ".join(f"{detail.path} {detail.message}" for detail in details)
+        raise RejectedError("invalid_agent", text[:MESSAGE_CHARACTERS], details=details)
+
+
+def _refusal(error: BaseException) -> RejectedError | None:
+    """Return the refusal of an address that LiteLLM has wrapped in its own errors."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, RejectedError):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return None
 
 
 class _Conversation:

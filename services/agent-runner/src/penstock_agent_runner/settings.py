@@ -8,7 +8,7 @@ from penstock.runner.settings import EgressSettings
 
 
 class AgentRunnerSettings(EgressSettings):
-    """For the agent-runner. Keys of providers are read by LiteLLM from its own variables."""
+    """For the agent-runner. Keys of providers are read from the variables that LiteLLM names."""
 
     agent_queue: str = Field(
         default="default",

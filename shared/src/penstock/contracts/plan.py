@@ -91,7 +91,7 @@ class CompiledAgent(Record):
     tools: tuple[Token, ...] = ()
     max_turns: int = Field(default=10, ge=1, le=1000)
     parameters: dict[str, Json] = {}
-    """Passed to the model: temperature, max_tokens, api_base, ..."""
+    """Passed to the model, see `penstock.contracts.models.PARAMETERS`."""
     script: Json = None
     """The turns of a ``scripted/...`` model."""
     endpoint: str | None = None

@@ -251,7 +251,7 @@ def provider_of(kind: StepKind, config: Json) -> str | None:
     provider = model.partition("/")[0]
     parameters = config.get("parameters")
     if isinstance(parameters, dict):
-        base = parameters.get("api_base") or parameters.get("base_url")
+        base = parameters.get("api_base")
         if isinstance(base, str) and base:
             return f"{provider}@{urlsplit(base).netloc.rpartition('@')[2]}"
     return provider

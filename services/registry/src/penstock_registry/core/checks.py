@@ -8,6 +8,7 @@ from typing import Final
 
 from penstock.contracts.errors import ErrorDetail, finding
 from penstock.contracts.json_schema import schema_faults
+from penstock.contracts.models import model_faults, parameter_faults
 from penstock_registry.core.catalog import Catalog
 from penstock_registry.core.documents import (
     AgentDocument,
@@ -130,6 +131,9 @@ def _agent_faults(spec: AgentSpec, catalog: Catalog, path: str) -> Iterator[Erro
             yield finding(script_path, "only a scripted model has turns", f"model: {SCRIPTED}NAME")
         script = spec.script.model_dump(mode="json", exclude_unset=True)
         yield from template_faults(script, script_path, _SCRIPT)
+    if spec.model is not None and not spec.model.startswith(SCRIPTED):
+        yield from model_faults(spec.model, at(path, "model"))
+        yield from parameter_faults(spec.model, spec.parameters, at(path, "parameters"))
     # The steps are those of whichever workflow the agent is run in, if any.
     yield from template_faults(
         spec.instructions, at(path, "instructions"), ExpressionScope(RUN_ROOTS)

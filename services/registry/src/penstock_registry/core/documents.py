@@ -61,7 +61,7 @@ class AgentSpec(Part):
     tools: tuple[Token, ...] = ()
     max_turns: int = Field(default=10, ge=1, le=1000)
     parameters: WrittenObject = {}
-    """Passed to the model: temperature, max_tokens, api_base, ..."""
+    """Passed to the model: temperature, max_tokens, api_base, ...; a finding lists them all."""
     script: Script | None = None
     endpoint: Endpoint | None = None
     """Base URL of an agent that is asked by HTTP and answers by SSE, instead of a model."""
