@@ -39,6 +39,7 @@ HEALED_SECONDS = 600.0
 QUIET_SECONDS = 60.0
 """How long it may take after that until nothing of them is kept in memory."""
 TRACED = 400
+_FAILED = ("consumer.handler_failed", "engine.run_failed", "engine.finish_failed")
 
 
 @dataclass
@@ -304,7 +305,7 @@ class _Errors(logging.Handler):
         self._before: list[tuple[int, bool]] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.getMessage() == "consumer.handler_failed" and record.exc_info is not None:
+        if record.getMessage() in _FAILED and record.exc_info is not None:
             self.found.append(f"a handler failed: {record.exc_info[1]!r}")
 
     def __enter__(self) -> _Errors:

@@ -245,14 +245,8 @@ def timers_of(state: RunState, now: datetime) -> list[Timer]:
 
 
 def unplanned(state: RunState, now: datetime, cause_seq: int, error: ErrorInfo) -> Decided:
-    """Return the decision that fails a run that cannot begin."""
-    fact = RunEnded(
-        occurred_at=now,
-        decision=Decision(cause_seq=cause_seq),
-        status=RunStatus.FAILED,
-        error=error,
-    )
-    return Decided(state.decisions + 1, (Output(END_SUFFIX, fact),))
+    """Return the decision that fails a run without a look at its plan."""
+    return _end(state, now, cause_seq, RunStatus.FAILED, error=error)
 
 
 def _end(

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable
 from datetime import UTC, datetime
 from typing import Final
 
-from penstock.bus.connection import Bus
+from penstock.bus.connection import Bus, JetStreamError
 from penstock.bus.consumer import Delivery
 from penstock.bus.reader import LogReader
 from penstock.bus.writer import LogWriter
@@ -30,7 +31,9 @@ from penstock_orchestrator.core.decide import decide, expired, repair, timers_of
 from penstock_orchestrator.core.decisions import Decided
 from penstock_orchestrator.core.progress import Progress
 from penstock_orchestrator.engine.admission import Admission
+from penstock_orchestrator.engine.containment import Containment
 from penstock_orchestrator.engine.effects import Effects
+from penstock_orchestrator.engine.failures import end_failed
 from penstock_orchestrator.engine.metrics import ENGINE_CONFLICTS, ENGINE_ENDED
 from penstock_orchestrator.engine.publisher import Publisher, trace_headers
 from penstock_orchestrator.engine.runs import Plans, RunTable, Slot
@@ -104,17 +107,21 @@ class Engine:
         slot = self.runs.slot(subject.tenant, subject.shard, subject.run_id)
         async with slot.lock:
             self.runs.touch(slot, time.time())
-            fresh = await self._fold_input(slot, entry, first=first)
-            reach("engine.input_taken")
-            if isinstance(entry.fact, StepResult) and entry.fact.kind is StepKind.RUN:
-                await self._effects.cancel_expired_child(slot, subject, entry.fact)
-            if not fresh and _absorbed(slot, subject):
-                self.runs.reschedule(slot)
-            else:
-                # The engine's clock: a runner's may be wrong, and the input may have waited long.
-                await self._advance(slot, datetime.now(UTC), entry.seq, fresh=fresh)
+            await self._contain(slot, self._handle(slot, entry, first=first))
         self._wake_granted()
         reach("engine.before_ack")
+
+    async def _handle(self, slot: Slot, entry: Entry, *, first: bool) -> None:
+        fresh = await self._fold_input(slot, entry, first=first)
+        reach("engine.input_taken")
+        subject, fact = entry.subject, entry.fact
+        if isinstance(fact, StepResult) and fact.kind is StepKind.RUN:
+            await self._effects.cancel_expired_child(slot, subject, fact)
+        if not fresh and _absorbed(slot, subject):
+            self.runs.reschedule(slot)
+        else:
+            # The engine's clock: a runner's may be wrong, and the input may have waited long.
+            await self._advance(slot, datetime.now(UTC), entry.seq, fresh=fresh)
 
     async def _has_end(self, subject: FactSubject) -> bool:
         entries = await self._reader.read_run(subject.tenant, subject.shard, subject.run_id)
@@ -164,32 +171,50 @@ class Engine:
         """
         async with slot.lock:
             self.runs.touch(slot, time.time())
-            fresh = slot.state is None or reload
-            if fresh:
-                await self._reload(slot)
-            state = slot.state
-            if state is None or state.invoked is None or state.ended is not None:
-                await self._finish_or_keep(slot)
-                self._wake_granted()
-                return
-            complete = True
-            for attempt in expired(state, now) if expire else ():
-                subject = subjects.result(slot.prefix, attempt.step_id, attempt.attempt)
-                try:
-                    await self._writer.append(
-                        subject, fact_bytes(attempt.result), headers=trace_headers(slot)
-                    )
-                except ConflictError:
-                    log.info("engine.result_exists", run_id=slot.run_id)
-                    complete = False
-            if not complete:
-                # Another engine has acknowledged that result: it is not delivered here.
-                await self._reload(slot)
-                fresh = True
-            seq = slot.state.last_seq if fresh and slot.state is not None else 0
-            await self._advance(slot, now, 0, fresh=fresh)
-            slot.note_check(seq)
+            await self._contain(slot, self._wake(slot, now, reload=reload, expire=expire))
         self._wake_granted()
+
+    async def _wake(self, slot: Slot, now: datetime, *, reload: bool, expire: bool) -> None:
+        if slot.failure is not None:
+            raise slot.failure
+        fresh = slot.state is None or reload
+        if fresh:
+            await self._reload(slot)
+        state = slot.state
+        if state is None or state.invoked is None or state.ended is not None:
+            await self._finish_or_keep(slot)
+            return
+        complete = True
+        for attempt in expired(state, now) if expire else ():
+            subject = subjects.result(slot.prefix, attempt.step_id, attempt.attempt)
+            try:
+                await self._writer.append(
+                    subject, fact_bytes(attempt.result), headers=trace_headers(slot)
+                )
+            except ConflictError:
+                log.info("engine.result_exists", run_id=slot.run_id)
+                complete = False
+        if not complete:
+            # Another engine has acknowledged that result: it is not delivered here.
+            await self._reload(slot)
+            fresh = True
+        seq = slot.state.last_seq if fresh and slot.state is not None else 0
+        await self._advance(slot, now, 0, fresh=fresh)
+        slot.note_check(seq)
+
+    async def _contain(self, slot: Slot, work: Awaitable[None]) -> None:
+        """Await work on a run whose lock is held; an error that the run causes ends the run."""
+        with Containment() as failed:
+            await work
+        if failed.error is None:
+            return
+        await end_failed(self._reader, self._publisher, slot, failed.error)
+        with Containment() as failed:
+            await self._finish_or_keep(slot)
+        if failed.error is not None:
+            log.error("engine.finish_failed", error=failed.error, run_id=slot.run_id)
+            self._windows.drop(slot)
+            self.runs.end(slot)
 
     # -- state -------------------------------------------------------------------------------
 
@@ -326,8 +351,8 @@ class Engine:
     async def _wake_one(self, slot: Slot) -> None:
         try:
             await self.wake(slot, datetime.now(UTC), expire=False)
-        except PenstockError as error:
-            log.warning("engine.wake_failed", run_id=slot.run_id, code=error.code)
+        except (PenstockError, JetStreamError) as error:
+            log.warning("engine.wake_failed", run_id=slot.run_id, error=str(error))
         finally:
             # A run that is paused or cancelled by now must not keep steps from others.
             self._windows.return_unused(slot)
@@ -357,6 +382,11 @@ class Engine:
             await self._publisher.publish(slot, state, failure)
         return slot.plan
 
+    async def _readable_plan(self, digest: str) -> Plan | None:
+        with Containment():
+            return await self._plans.get(digest)
+        return None  # the run has failed for it, and has begun nothing
+
     async def _repair(self, slot: Slot, plan: Plan, now: datetime) -> None:
         """Repeat messages and effects of earlier decisions that may be missing."""
         if slot.state is None:
@@ -379,7 +409,7 @@ class Engine:
             return
         if state.ended is not None:
             if not self.runs.has_ended(slot.run_id):
-                plan = slot.plan or await self._plans.get(state.invoked.plan_digest)
+                plan = slot.plan or await self._readable_plan(state.invoked.plan_digest)
                 await self._effects.finish_run(slot, state, plan)
                 if plan is not None and plan.concurrency is not None:
                     await self.admission.release_run(slot, plan, plan.concurrency, state)

@@ -11,6 +11,9 @@ ENGINE_CONFLICTS: Final = Counter(
     "penstock_engine_conflicts_total", "Decisions refused because another engine had decided"
 )
 ENGINE_ENDED: Final = Counter("penstock_engine_runs_ended_total", "Runs ended", ["status"])
+ENGINE_FAILED: Final = Counter(
+    "penstock_engine_internal_errors_total", "Runs ended because the engine could not decide them"
+)
 ENGINE_TRIMMED: Final = Counter("penstock_engine_runs_trimmed_total", "Runs deleted from the log")
 ENGINE_RUNS: Final = Gauge("penstock_engine_open_runs", "Runs at hand")
 ENGINE_SHARDS: Final = Gauge("penstock_engine_shards", "Shards whose lease this process holds")

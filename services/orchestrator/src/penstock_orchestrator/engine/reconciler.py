@@ -108,8 +108,8 @@ class Reconciler:
             async with self._limit:
                 wake = self._engine.check if idle else self._engine.wake
                 await wake(slot, datetime.now(UTC))
-        except PenstockError as error:
-            log.warning("reconciler.failed", run_id=slot.run_id, code=error.code)
+        except (PenstockError, JetStreamError) as error:
+            log.warning("reconciler.failed", run_id=slot.run_id, error=str(error))
         finally:
             self._busy.discard(slot.run_id)
 

@@ -20,6 +20,7 @@ from penstock.contracts.plan import PLAN, Plan
 from penstock.runs.state import RunState
 from penstock_orchestrator.core.decide import wake_at
 from penstock_orchestrator.core.progress import Progress
+from penstock_orchestrator.engine.containment import Containment
 
 _ENDED_KEPT: Final = 20_000
 _PLANS_KEPT: Final = 1000
@@ -46,6 +47,8 @@ class Slot:
     """Unix time when time alone changes something; ``None``: not computed yet."""
     touched_at: float = 0.0
     """Unix time of the last input or check."""
+    failure: Exception | None = None
+    """Why the time of the next wake-up cannot be computed: the wake-up ends the run."""
     checked_seq: int = 0
     """Last sequence of a run that was checked completely; 0: the next check reloads it."""
 
@@ -201,10 +204,13 @@ def _wake_at(slot: Slot) -> float:
     """Return when time alone changes something; computed late, as most runs end before that."""
     if slot.wake_at is None:
         at = None
-        if slot.plan is not None and slot.state is not None:
-            at = wake_at(slot.plan, slot.state)
-        slot.wake_at = at.timestamp() if at is not None else _NEVER
-    return slot.wake_at
+        with Containment() as failed:
+            if slot.plan is not None and slot.state is not None:
+                at = wake_at(slot.plan, slot.state)
+            slot.wake_at = at.timestamp() if at is not None else _NEVER
+        if failed.error is not None:
+            slot.failure, slot.wake_at = failed.error, 0.0
+    return slot.wake_at or 0.0
 
 
 class Plans:
