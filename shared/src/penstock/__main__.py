@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Final
 
-_EXTRA: Final = frozenset({"httpx", "rich", "typer", "yaml"})
+_EXTRA: Final = frozenset({"httpx", "jiter", "rich", "typer"})
 """Modules of the extra ``cli``."""
 
 

@@ -28,6 +28,7 @@ from penstock.contracts.json import Json
 from penstock.contracts.plan import Plan, PublishedVersion
 from penstock.runs.start import StartParams, child_run
 from penstock.runs.state import StepState
+from penstock.texts import documents_of
 from penstock_orchestrator.core.decide import decide, expired, wake_at
 from penstock_registry.core.catalog import RUNNABLE, Catalog
 from penstock_registry.core.checks import all_faults
@@ -50,16 +51,18 @@ class LocalEngine:
         """Compile the documents.
 
         Args:
-            documents: YAML texts, or paths of YAML files.
+            documents: YAML texts, or paths of YAML and JSON files.
             now: When virtual time begins.
 
         Raises:
             RejectedError: ``invalid_document`` with every fault, as ``penstock apply`` shows them.
+            TextError: A file is not UTF-8, or not JSON.
         """
-        texts = (
-            one.read_text(encoding="utf-8") if isinstance(one, Path) else one for one in documents
+        found = (
+            documents_of(one.name, one.read_bytes()) if isinstance(one, Path) else [one]
+            for one in documents
         )
-        parsed = parse_documents(texts)
+        parsed = parse_documents(document for group in found for document in group)
         if faults := all_faults(parsed, Catalog()):
             raise invalid_document(faults)
         read = [placed.document for placed in parsed.placed]

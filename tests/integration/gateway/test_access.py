@@ -344,6 +344,49 @@ async def test_apply_takes_yaml_and_json_and_is_in_force_at_once(
     assert response.status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("body", "media_type", "code"),
+    [
+        (b'{"kind": "Agent", "kind": "Tool"}', "application/json", "malformed_json"),
+        (b'{"kind": "Agent", "kind": "Tool"}', "text/plain", "malformed_json"),
+        ("kind: Agent".encode("utf-16"), "application/yaml", "malformed_yaml"),
+        ("{}".encode("utf-16"), "application/json", "malformed_json"),
+        (b'{"a": "\xff"}', "text/plain", "malformed_yaml"),
+    ],
+)
+async def test_apply_refuses_a_text_that_cannot_be_read(
+    gateway: Running, body: bytes, media_type: str, code: str
+) -> None:
+    headers = {"content-type": media_type}
+    response = await gateway.client.post("/v1/apply", content=body, headers=headers)
+    assert (response.status_code, response.json()["code"]) == (400, code)
+
+
+async def test_apply_takes_a_flow_mapping_as_yaml_and_a_byte_order_mark(
+    gateway: Running, engine: Engine
+) -> None:
+    await answer(engine, "registry", "apply", Applied(results=()))
+    for body, media_type in (
+        (b"{kind: Agent}", "application/yaml"),
+        (b"\xef\xbb\xbfkind: Agent", "application/yaml"),
+        (b'\xef\xbb\xbf[{"kind": "Agent"}]', "application/json"),
+    ):
+        headers = {"content-type": media_type}
+        response = await gateway.client.post("/v1/apply", content=body, headers=headers)
+        assert response.status_code == 200, response.text
+
+
+@pytest.mark.parametrize("method", ["post", "put", "patch"])
+async def test_document_with_a_key_twice_is_refused(gateway: Running, method: str) -> None:
+    path = "/v1/agents" if method == "post" else "/v1/agents/a"
+    headers = {"content-type": "application/json"}
+    response = await gateway.client.request(
+        method, path, content=b'{"a": {"b": 1, "b": 2}}', headers=headers
+    )
+    assert (response.status_code, response.json()["code"]) == (400, "malformed_json")
+    assert "b" in response.json()["errors"][0]["message"]
+
+
 async def test_refusal_of_the_registry_keeps_its_findings(gateway: Running, engine: Engine) -> None:
     refusal = convert(
         ErrorInfo,

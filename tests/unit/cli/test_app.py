@@ -147,6 +147,45 @@ def test_command_that_fails_says_one_line_and_no_trace(
     assert len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("apply", "-f", b"\xff\xe2\x98\x83.yaml"),
+        ("apply", "-f", "/bin/sh"),
+        ("invoke", b"\xff", "--input", "1"),
+        ("invoke", "x", "--tag", b"a=\xff"),
+        ("--api-key", "\u2603", "runs", "list"),
+        ("--url", b"http://\xff", "runs", "list"),
+        ("--data-dir", "/dev/null", "runs", "verify", "/"),
+    ],
+)
+def test_command_shows_no_trace_whatever_the_arguments_and_the_terminal(
+    arguments: tuple[str | bytes, ...], encoding: str
+) -> None:
+    command = [sys.executable, "-m", "penstock.cli.app", *arguments]
+    env = {"PENSTOCK_URL": "http://127.0.0.1:9", "PYTHONIOENCODING": encoding, "LC_ALL": "C"}
+    result = subprocess.run(command, capture_output=True, check=False, env=env)
+    assert result.returncode in (1, 2)
+    assert result.stderr.startswith(b"error: ")
+    assert b"Traceback" not in result.stderr
+    assert b"PENSTOCK_DEBUG" not in result.stderr
+
+
+def test_error_that_no_command_expects_is_one_line() -> None:
+    code = (
+        "from penstock.cli import app\n"
+        "def fail(): raise KeyError('\\x1b[2J\\ud800')\n"
+        "app.version = app.app.command('version')(fail)\n"
+        "app.main()"
+    )
+    command = [sys.executable, "-c", code, "version"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: KeyError: ")
+    assert len(result.stderr.splitlines()) == 1
+
+
 def test_sink_without_a_bus_is_one_line(
     run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:

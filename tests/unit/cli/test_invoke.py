@@ -25,7 +25,13 @@ def test_read_input_from_file_reads_it(tmp_path: Path) -> None:
     assert read_input(f"@{tmp_path}/input.json") == [1]
 
 
-@pytest.mark.parametrize("text", ['{"a": ', "@no/such/file", "@/bin/sh", "[" * 100_000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *('{"a": ', "@no/such/file", "@/bin/sh", "@/", "[" * 100_000, "1e400", "[NaN]"),
+        *("\udcff", '{"a": "\udcff"}', '{"a": 1, "a": 2}', r'["\ud800"]'),
+    ],
+)
 def test_read_input_unreadable_is_misuse(text: str) -> None:
     with pytest.raises(CommandError) as caught:
         read_input(text)

@@ -7,12 +7,12 @@ from penstock.contracts.errors import RejectedError
 from penstock.contracts.rpc import DocumentKind
 from penstock_registry.core.documents import AgentDocument
 from penstock_registry.core.reading import (
-    load_yaml,
     merge_patch,
     parse_document,
     parse_documents,
     parse_endpoint,
 )
+from penstock_registry.core.yaml_text import MAX_DOCUMENTS, MAX_NODES
 
 
 def agent(**spec: JsonValue) -> dict[str, Any]:
@@ -162,30 +162,33 @@ spec: {model: scripted/x, script: {turns: [{text: hi}]}}
     assert placed[1].raw["metadata"] == {"name": "helper"}
 
 
-def test_yaml_date_stays_text() -> None:
-    assert load_yaml("since: 2026-11-20") == [{"since": "2026-11-20"}]
+@pytest.mark.parametrize(
+    "documents",
+    [
+        [{}] * (MAX_DOCUMENTS + 1),
+        ["a: 1\n---\nb: 1"] * (MAX_DOCUMENTS // 2 + 1),
+        [": ["] * (MAX_DOCUMENTS + 1),
+        [""] * (MAX_DOCUMENTS + 1),
+    ],
+)
+def test_more_documents_than_one_request_may_have_are_one_fault(
+    documents: list[JsonValue],
+) -> None:
+    parsed = parse_documents(documents)
+
+    (fault,) = parsed.faults
+    assert (fault.path, fault.allowed) == ("documents", f"at most {MAX_DOCUMENTS}")
+    assert not parsed.placed
 
 
-def test_yaml_with_a_key_twice_is_refused() -> None:
-    with pytest.raises(RejectedError) as caught:
-        load_yaml("a: 1\nb: 2\na: 3", path="documents[0]")
+def test_values_of_all_texts_of_a_request_are_counted_together() -> None:
+    half = f"a: [{'0,' * (MAX_NODES * 2 // 3)}]"
 
-    assert caught.value.details[0].message == "not YAML: 'a' is written twice (line 3, column 1)"
+    first, second = parse_documents([half, half]).faults
 
-
-def test_yaml_keys_are_text_as_written() -> None:
-    text = "yes: 1\nno: 2\ntrue: 3\nnull: 4\n7: 5\nmore: &more {off: 6}\nall: {<<: *more}"
-
-    assert load_yaml(text) == [
-        {"yes": 1, "no": 2, "true": 3, "null": 4, "7": 5, "more": {"off": 6}, "all": {"off": 6}}
-    ]
-
-
-def test_yaml_that_would_make_objects_is_refused() -> None:
-    with pytest.raises(RejectedError) as caught:
-        load_yaml("!!python/object/apply:os.system ['true']")
-
-    assert caught.value.code == "invalid_document"
+    assert first.path == "documents[0][0].kind"
+    assert second.path == "documents[1]"
+    assert "more than" in second.message
 
 
 def test_endpoint_loses_the_slash_at_its_end() -> None:

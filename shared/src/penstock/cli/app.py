@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from io import TextIOWrapper
+from types import TracebackType
 from typing import Annotated, Final
 
 import typer
+from typer.main import get_command
 
 from penstock.cli.failure import FAILED, CommandError, print_error
 from penstock.cli.lazy import Entry, LazyGroup
@@ -94,14 +96,25 @@ def version() -> None:
     typer.echo(f"penstock {installed('penstock')}")
 
 
+def _show_unexpected(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Print an error that no command expects as one line."""
+    if os.environ.get("PENSTOCK_DEBUG"):
+        sys.__excepthook__(kind, error, trace)
+    else:
+        print_error(CommandError(f"{kind.__name__}: {error} (PENSTOCK_DEBUG=1 shows the trace)"))
+
+
 def main() -> None:
     """Run the command line."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             # Signs that the terminal's encoding lacks are printed as `?`.
             stream.reconfigure(errors="replace")
+    sys.excepthook = _show_unexpected
     try:
-        app()
+        get_command(app)()  # `app()` would install the hook of typer
     except CommandError as error:
         print_error(error)
         sys.exit(error.exit_code)

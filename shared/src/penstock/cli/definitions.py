@@ -53,7 +53,7 @@ def apply(
     ] = None,
     files: Annotated[
         list[str] | None,
-        typer.Option("--file", "-f", help="YAML file, folder, or - for standard input."),
+        typer.Option("--file", "-f", help="YAML or JSON file, folder, or - for standard input."),
     ] = None,
     publish: Annotated[bool, typer.Option(help="Publish the documents, too.")] = True,
 ) -> None:
@@ -75,18 +75,18 @@ def apply_files(client: Client, files: list[str], *, publish: bool = True) -> Ap
     """
     if not files:
         raise CommandError("give files or folders of documents", exit_code=MISUSED)
-    texts = read_texts(files)
-    if not any(text.strip() for _, text in texts):
+    found = read_documents(files)
+    if not any(document.strip() if isinstance(document, str) else True for _, document in found):
         raise CommandError(f"no documents in {', '.join(files)}", exit_code=MISUSED)
     from penstock.cli.gateway import refusal
     from penstock.client import Call, ProblemError
     from penstock.contracts.rpc import Applied
 
-    body: Json = {"documents": [text for _, text in texts], "publish": publish}
+    body: Json = {"documents": [document for _, document in found], "publish": publish}
     try:
         return client.send(Call(Applied, "POST", "/v1/apply", body))
     except ProblemError as error:
-        raise located(refusal(error), [name for name, _ in texts]) from error
+        raise located(refusal(error), [name for name, _ in found]) from error
 
 
 def print_applied(applied: Applied) -> None:
@@ -101,32 +101,41 @@ def print_applied(applied: Applied) -> None:
     print_list(applied.results, columns, as_json=False)
 
 
-def read_texts(files: list[str]) -> list[tuple[str, str]]:
-    """Return the name and the text of each file, of folders' YAML files, and standard input.
+def read_documents(files: list[str]) -> list[tuple[str, Json]]:
+    """Return the documents of files, of folders' YAML and JSON files, and of standard input.
+
+    Returns:
+        The name of each document's file, and the document: a text in YAML, or a value from JSON.
 
     Raises:
         CommandError: A file is missing or cannot be read.
     """
-    texts: list[tuple[str, str]] = []
+    documents: list[tuple[str, Json]] = []
     for name in files:
         if name == STANDARD_INPUT:
-            texts.append(("standard input", sys.stdin.read()))
+            documents += _documents("standard input", sys.stdin.buffer.read())
             continue
         path = Path(name)
-        members = [path]
-        if path.is_dir():
-            members = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
-        texts += [(str(member), _text(member)) for member in members]
-    return texts
+        try:
+            members = [path]
+            if path.is_dir():
+                members = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+            for member in members:
+                documents += _documents(str(member), member.read_bytes())
+        except OSError as error:
+            where = error.filename or name
+            raise CommandError(f"{where}: {error.strerror}", exit_code=MISUSED) from error
+    return documents
 
 
-def _text(path: Path) -> str:
+def _documents(name: str, body: bytes) -> list[tuple[str, Json]]:
+    from penstock.texts import TextError, documents_of
+
     try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise CommandError(f"{path}: {error.strerror}", exit_code=MISUSED) from error
-    except UnicodeDecodeError as error:
-        raise CommandError(f"{path}: not UTF-8 text", exit_code=MISUSED) from error
+        found = documents_of(name, body)
+    except TextError as error:
+        raise CommandError(f"{name}: {error}", exit_code=MISUSED) from error
+    return [(name if len(found) == 1 else f"{name}#{n}", one) for n, one in enumerate(found, 1)]
 
 
 def located(error: CommandError, names: list[str]) -> CommandError:

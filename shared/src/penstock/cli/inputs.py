@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from penstock.cli.failure import MISUSED, CommandError
+from penstock.texts import NotJsonError, TextError, decode_text, read_json
 
 if TYPE_CHECKING:
     from penstock.contracts.json import Json
@@ -23,20 +23,20 @@ def read_input(text: str, *, option: str = "--input") -> Json:
     if text.startswith("@"):
         name = text[1:]
         try:
-            text = (sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()).decode()
+            body = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+            text = decode_text(body)
         except OSError as error:
             raise CommandError(f"{name}: {error.strerror}", exit_code=MISUSED) from error
-        except UnicodeDecodeError as error:
-            raise CommandError(f"{name}: not UTF-8 text", exit_code=MISUSED) from error
+        except TextError as error:
+            raise CommandError(f"{name}: {error}", exit_code=MISUSED) from error
     try:
-        value: Json = json.loads(text)
-    except RecursionError as error:
-        raise CommandError(f"{option} is nested too deeply", exit_code=MISUSED) from error
-    except ValueError as error:
-        if text.lstrip()[:1] in ("{", "["):
-            raise CommandError(f"{option} is not JSON: {error}", exit_code=MISUSED) from error
-        return text
-    return value
+        return read_json(text)
+    except NotJsonError as error:
+        if text.lstrip()[:1] not in ("{", "["):
+            return text
+        raise CommandError(f"{option} is not JSON: {error}", exit_code=MISUSED) from error
+    except TextError as error:
+        raise CommandError(f"{option}: {error}", exit_code=MISUSED) from error
 
 
 def read_pairs(texts: Iterable[str] | None, *, option: str) -> dict[str, str]:

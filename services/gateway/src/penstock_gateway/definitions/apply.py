@@ -6,10 +6,10 @@ from typing import Annotated, Final
 
 from fastapi import APIRouter, Query, Request
 from pydantic import JsonValue, ValidationError
-from pydantic_core import from_json
 
 from penstock.contracts.errors import RejectedError, finding
 from penstock.contracts.rpc import Applied, ApplyDocuments
+from penstock.texts import TextError, decode_text, read_json
 from penstock_gateway.context import Admin, GatewayParts
 from penstock_gateway.core.requests import Input
 from penstock_gateway.openapi import OpenApi
@@ -66,18 +66,21 @@ async def apply(
 
 def _documents(content_type: str, body: bytes) -> ApplyBody:
     """Read the documents to apply: an envelope, one document, several, or YAML."""
-    if "json" not in content_type and body.lstrip()[:1] not in (b"{", b"["):
-        try:
-            return ApplyBody(documents=(body.decode(),))
-        except UnicodeDecodeError as error:
-            raise RejectedError(
-                "malformed_yaml",
-                "the body is not text in UTF-8",
-                details=(finding("", str(error), "UTF-8"),),
-            ) from error
     try:
-        parsed: JsonValue = from_json(body)
-    except ValueError as error:
+        text = decode_text(body)
+    except TextError as error:
+        code = "malformed_json" if "json" in content_type else "malformed_yaml"
+        raise RejectedError(
+            code, "the body is not text in UTF-8", details=(finding("", str(error), "UTF-8"),)
+        ) from error
+    is_json = "json" in content_type or (
+        "yaml" not in content_type and text.lstrip().startswith(("{", "["))
+    )
+    if not is_json:
+        return ApplyBody(documents=(text,))
+    try:
+        parsed: JsonValue = read_json(text)
+    except TextError as error:
         raise RejectedError(
             "malformed_json", "the body is not JSON", details=(finding("", str(error)),)
         ) from error

@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import cache
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Body, Query, Response
+from fastapi import APIRouter, Body, Depends, Query, Request, Response
 from pydantic import Field
 
+from penstock.contracts.errors import RejectedError, finding
 from penstock.contracts.json import JsonObject
 from penstock.contracts.rpc import (
     Alias,
@@ -33,6 +34,7 @@ from penstock.contracts.rpc import (
     VersionPage,
 )
 from penstock.runs.definition_views import DefinitionItems, VersionItems
+from penstock.texts import TextError, read_json
 from penstock_gateway.context import Admin, AnyCaller, GatewayParts, PathToken, Viewer
 from penstock_gateway.core.requests import Input
 
@@ -44,6 +46,21 @@ Cursor = Annotated[str | None, Query(description="The `next_cursor` of the page 
 Document = Annotated[JsonObject, Body(description="A document, as `apply` takes it.")]
 Publish = Annotated[bool, Query(description="Bring it into force as well.")]
 ExpectedRevision = Annotated[int | None, Query(description="Change only this revision.")]
+
+
+async def _strict_json(request: Request) -> None:
+    """Refuse what the framework's reader of JSON accepts, such as a key that is written twice.
+
+    Raises:
+        RejectedError: ``malformed_json``.
+    """
+    if body := await request.body():
+        try:
+            read_json(body)
+        except TextError as error:
+            raise RejectedError(
+                "malformed_json", "the body is not JSON", details=(finding("body", str(error)),)
+            ) from error
 
 
 class PublishVersion(Input):
@@ -80,7 +97,9 @@ def definition_routes(kind: DocumentKind, prefix: str | None = None) -> APIRoute
     """
     plural = f"{kind.value}s"
     tag = plural if prefix is None else "older paths"
-    router = APIRouter(prefix=prefix or f"/v1/{plural}", tags=[tag])
+    router = APIRouter(
+        prefix=prefix or f"/v1/{plural}", tags=[tag], dependencies=[Depends(_strict_json)]
+    )
 
     @router.get("", name=f"list_{plural}")
     async def list_all(

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-import yaml
 from pydantic import JsonValue, ValidationError
 from pydantic_core import ErrorDetails
 
@@ -22,51 +21,7 @@ from penstock_registry.core.documents import (
 )
 from penstock_registry.core.parts import GeneratedSchema
 from penstock_registry.core.places import at, invalid_document, show_location
-
-
-def load_yaml(text: str, *, path: str = "") -> list[JsonValue]:
-    """Return the documents of a YAML text as JSON values; empty ones are left out.
-
-    Raises:
-        RejectedError: ``invalid_document`` if it is not YAML, with line and column.
-    """
-    try:
-        return [document for document in yaml.load_all(text, _Loader) if document is not None]
-    except RecursionError as error:
-        detail = finding(path, "nested too deeply")
-        raise invalid_document([detail]) from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = "" if mark is None else f" (line {mark.line + 1}, column {mark.column + 1})"
-        problem = getattr(error, "problem", None) or "cannot be read"
-        detail = finding(path, f"not YAML: {problem}{where}")
-        raise invalid_document([detail]) from error
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads YAML as JSON values: dates and keys stay text, repeated keys are refused."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(
-                    None, None, "a key must be text", key.start_mark
-                )
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key.value!r} is written twice", key.start_mark
-                )
-            seen.add(key.value)
-            if key.tag != "tag:yaml.org,2002:merge":
-                key.tag = "tag:yaml.org,2002:str"  # else a branch called `yes` becomes `True`
-        return {str(key): value for key, value in super().construct_mapping(node, deep).items()}
-
-
-_Loader.yaml_implicit_resolvers = {
-    letter: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:timestamp"]
-    for letter, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
+from penstock_registry.core.yaml_text import MAX_DOCUMENTS, YamlReader
 
 
 def parse_document(
@@ -123,13 +78,18 @@ def parse_documents(raw: Iterable[JsonValue]) -> Parsed:
     placed: list[Placed] = []
     faults: list[ErrorDetail] = []
     unreadable: set[str] = set()
+    reader, read = YamlReader(), 0
     for index, entry in enumerate(raw):
         path = f"documents[{index}]"
         try:
-            parts = load_yaml(entry, path=path) if isinstance(entry, str) else [entry]
+            parts = reader.read(entry, path=path) if isinstance(entry, str) else [entry]
         except RejectedError as error:
             faults.extend(error.details)
-            continue
+            parts = []
+        read += max(1, len(parts))
+        if read > MAX_DOCUMENTS:
+            many = finding("documents", f"more than {MAX_DOCUMENTS}", f"at most {MAX_DOCUMENTS}")
+            return Parsed([], [many], frozenset())
         for number, part in enumerate(parts):
             inner = f"{path}[{number}]" if isinstance(entry, str) else path
             try:
