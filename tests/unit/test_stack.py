@@ -1,9 +1,17 @@
 import json
+from pathlib import Path
 
 import pytest
 
 from penstock.child import Service
-from penstock.stack import SERVICES, StackError, StackOptions, is_loopback, parse_options
+from penstock.stack import (
+    SERVICES,
+    StackError,
+    StackOptions,
+    is_loopback,
+    parse_options,
+    private_folder,
+)
 from penstock.supervisor import reachable
 
 
@@ -46,3 +54,11 @@ def test_is_loopback_of_an_address(host: str, expected: bool) -> None:
 )
 def test_reachable_address_of_a_listener(host: str, address: str) -> None:
     assert reachable(host) == address
+
+
+def test_data_folder_is_private_also_where_it_exists(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "data"
+    folder.mkdir(parents=True, mode=0o755)
+    private_folder(folder)
+    private_folder(tmp_path / "other")
+    assert {path.stat().st_mode & 0o777 for path in (folder, tmp_path / "other")} == {0o700}

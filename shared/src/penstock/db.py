@@ -98,7 +98,7 @@ def create_engine(url: str, *, pool_size: int = 5, recycle_seconds: int = 1800) 
         )
     engine = create_async_engine(url, connect_args={"timeout": BUSY_SECONDS})
     if (file := engine.url.database) and file != ":memory:":
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        Path(file).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
     return engine

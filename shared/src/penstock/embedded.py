@@ -146,7 +146,7 @@ class NatsServer:
         if self.running:
             return
         binary = find_nats_server()
-        self._directory.mkdir(parents=True, exist_ok=True)
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         deadline = time.monotonic() + within
         with (
             (self._directory / "nats-server.lock").open("wb") as lock,

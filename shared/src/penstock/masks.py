@@ -25,14 +25,16 @@ _LEFT_IN_QUERIES: Final = "/?:@!$&'()*+,;=-._~"
 class Mask:
     """Replaces some values wherever they stand."""
 
-    __slots__ = ("_pattern", "_written", "values")
+    __slots__ = ("_pattern", "_shown", "_written", "values")
 
-    def __init__(self, values: Iterable[str]) -> None:
+    def __init__(self, values: Iterable[str], shown: str = MASK) -> None:
         """Create a mask.
 
         Args:
             values: What to hide; empty ones are left out.
+            shown: Replaces them.
         """
+        self._shown = shown
         self.values = frozenset(value for value in values if value)
         written = {form for value in self.values for form in _forms(value)}
         self._written = tuple(sorted(written, key=len, reverse=True))
@@ -40,7 +42,7 @@ class Mask:
 
     def text(self, text: str) -> str:
         """Return ``text`` without the values."""
-        return self._pattern.sub(MASK, text)
+        return self._pattern.sub(lambda _: self._shown, text)
 
     def value(self, value: Json) -> Json:
         """Return a JSON value without them, keys and numbers included."""
@@ -51,7 +53,7 @@ class Mask:
         if isinstance(value, list):
             return [self.value(item) for item in value]
         if isinstance(value, int | float) and str(value) in self.values:
-            return MASK
+            return self._shown
         return value
 
     def info(self, error: ErrorInfo) -> ErrorInfo:

@@ -125,6 +125,13 @@ def read_stack_file(data_dir: Path) -> StackState | None:
     return state if _lives(state.supervisor_pid) else None
 
 
+def private_folder(path: Path) -> None:
+    """Create a folder that only its owner reads: it holds logs, databases and tokens."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if path.stat().st_uid == os.getuid():
+        path.chmod(0o700)
+
+
 def _known(fields: tuple[str, ...], raw: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out fields that another version has written."""
     return {name: value for name, value in raw.items() if name in fields}
@@ -231,7 +238,7 @@ class Stack:
         Raises:
             StackError: It ended, or was not ready in time (it is stopped).
         """
-        self._data_dir.mkdir(parents=True, exist_ok=True)
+        private_folder(self._data_dir)
         with self.log_file.open("ab") as output:
             self._process = subprocess.Popen(  # noqa: S603 - our interpreter, our module
                 [sys.executable, "-m", "penstock.supervisor", json.dumps(self._options._asdict())],

@@ -30,6 +30,7 @@ from penstock.stack import (
     StackState,
     is_loopback,
     parse_options,
+    private_folder,
 )
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Supervisor:
         Raises:
             StackError: The stack cannot start; whatever had started is ended.
         """
-        self._data_dir.mkdir(parents=True, exist_ok=True)
+        private_folder(self._data_dir)
         (self._data_dir / "logs").mkdir(exist_ok=True)
         with _locked(self._data_dir), _signals(self._on_signal) as wakeup:
             try:

@@ -455,3 +455,21 @@ async def test_secret_among_the_arguments_reaches_the_server_and_comes_back_mask
     assert result.status == "succeeded"
     assert "canary" not in encode(result).decode()
     assert result.output == {"path": "/of/[secret]?q=[secret]", "key": "Key [secret]"}
+
+
+@pytest.mark.parametrize("status", [200, 400])
+async def test_secret_that_comes_back_in_escapes_is_redacted(serve: Serve, status: int) -> None:
+    escaped = "".join(f"\\u{ord(sign):04x}" for sign in CANARY)
+    raw = f'{{"you sent": "{escaped}", "{escaped}": [1]}}'.encode()
+    server = serve(lambda _: Answer(status=status, raw=raw))
+    tool = {"url": server.url, "headers": {"x-key": {"secret": "KEY"}}}
+    shown = str(await call(tool)) if status == 200 else str((await fails(tool)).info())
+    assert CANARY not in shown
+    assert escaped not in shown
+    assert shown.count("[redacted]") == 2
+
+
+async def test_body_that_nests_too_deeply_is_text(serve: Serve) -> None:
+    raw = b"[" * 5000 + b"]" * 5000
+    server = serve(lambda _: Answer(raw=raw))
+    assert await call({"url": server.url}) == raw.decode()

@@ -340,6 +340,17 @@ async def test_malformed_answer_is_transient(model: ProviderModel, openai: OpenA
         await ask(model, request(openai))
 
 
+async def test_error_contains_no_traceback_of_a_library(model: ProviderModel) -> None:
+    answer = Answer(raw=b"{not json", headers={"Content-Type": "application/json"})
+    with HttpServer(lambda _: answer) as server:
+        asked = request(server, model="ollama_chat/llama3", stream=False)
+        with pytest.raises(TransientError) as caught:
+            await ask(model, asked)
+    assert "Expecting property name" in caught.value.message
+    assert "Traceback" not in caught.value.message
+    assert "site-packages" not in caught.value.message
+
+
 async def test_malformed_tool_arguments_are_transient(
     model: ProviderModel, openai: OpenAIServer
 ) -> None:

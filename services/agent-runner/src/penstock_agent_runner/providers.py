@@ -45,6 +45,9 @@ FREE_PROVIDERS: Final = frozenset({"ollama", "ollama_chat"})
 MESSAGE_CHARACTERS: Final = 2000
 REDACTED: Final = "[redacted]"
 
+_INTERNAL: Final = ("Traceback (most recent call last)", "This looks like a bug in LiteLLM")
+"""What LiteLLM adds to messages, from there to their end: for developers, with paths of files."""
+
 _FAMILIES: Final[tuple[tuple[str, ErrorFamily, str], ...]] = (
     ("RateLimitError", ErrorFamily.TRANSIENT, "model_rate_limited"),
     ("Timeout", ErrorFamily.TRANSIENT, "model_timeout"),
@@ -308,7 +311,10 @@ class _Conversation:
 
 
 def _shown(text: str, key: object) -> str:
-    """Return a provider's words without the key that they may repeat."""
+    """Return a provider's message without the key that it may repeat, and without tracebacks."""
+    for begin in _INTERNAL:
+        text = text.partition(begin)[0]
+    text = text.rstrip()
     if isinstance(key, str) and key and key != NO_KEY:
         text = text.replace(key, REDACTED)
     return text[:MESSAGE_CHARACTERS]

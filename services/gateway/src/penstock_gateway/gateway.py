@@ -79,7 +79,7 @@ class Gateway:
         self.reader = LogReader(bus, claims)
         self.writer = await LogWriter(bus, settings, claims).start()
         self.published = Mirror(bus, subjects.PUBLISHED, PublishedVersion.model_validate_json)
-        self.keys = Mirror(bus, subjects.KEYS, _caller)
+        self.keys = Mirror(bus, subjects.KEYS, _caller, removed=self._on_key_removed)
         self.webhooks = Mirror(bus, subjects.WEBHOOKS, WebhookRecord.model_validate_json)
         for mirror in (self.published, self.keys, self.webhooks):
             await mirror.start()
@@ -113,8 +113,12 @@ class Gateway:
             shards=settings.shards,
             buffer_bytes=settings.sse_buffer_bytes,
             keepalive_seconds=settings.sse_keepalive_seconds,
+            per_key=settings.sse_streams_per_key,
         )
         self.authenticator = Authenticator(settings, self.keys.values)
+
+    def _on_key_removed(self) -> None:
+        self.streams.wake()
 
     def drain(self) -> None:
         """End waits and event streams, so that the process may stop; clients resume elsewhere."""

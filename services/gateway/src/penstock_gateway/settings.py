@@ -78,6 +78,12 @@ class GatewaySettings(CoreSettings):
         description="Buffer for a slow reader of an event stream. 1 MiB: above it the log "
         "is read again when the reader is back, so that memory stays bounded and nothing is lost.",
     )
+    sse_streams_per_key: int = Field(
+        default=1000,
+        ge=1,
+        description="Event streams that one API key may have open at this process; above it 429. "
+        "1000: room for a page of many readers behind one key; one key cannot take all sockets.",
+    )
     cors_origins: tuple[str, ...] = Field(
         default=(),
         description="Origins whose pages may call the API. None: browsers keep other sites out.",

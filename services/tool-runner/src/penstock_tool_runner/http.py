@@ -13,8 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+from pydantic_core import from_json
+
 from penstock.contracts.errors import RejectedError, TransientError
 from penstock.contracts.json import Json
+from penstock.masks import Mask
 from penstock.runner import StepContext
 from penstock_tool_runner.core.request import (
     HttpTool,
@@ -94,15 +97,18 @@ class HttpTools:
                 status, found, body = await self._exchange(client, tool, request, headers, hidden)
         except TimeoutError as error:
             raise _lost(ctx, "http_timeout", f"no answer within {seconds:g} s") from error
-        text = hidden.text(body.decode("utf-8", "replace"))
+        # Masked after it was parsed: a value may be escaped in any way that the parser undoes.
+        parsed = hidden.value(
+            _parsed(found.get("content-type", ""), body.decode("utf-8", "replace"))
+        )
         if status >= 400:
-            raise _failure(ctx, status, found, text)
+            raise _failure(ctx, status, found, hidden.text(_as_text(parsed)))
         return map_response(
             tool,
             given,
             status=status,
             headers={name: hidden.text(value) for name, value in found.items()},
-            body=_parsed(found.get("content-type", ""), text),
+            body=parsed,
         )
 
     async def close(self) -> None:
@@ -177,12 +183,16 @@ class _Hidden:
 
     def __init__(self, ctx: StepContext, own: Iterable[str]) -> None:
         self.ctx = ctx
-        self._own = sorted((value for value in own if value), key=len, reverse=True)
+        self._own = Mask(own, REDACTED)
 
     def text(self, text: str) -> str:
-        for value in self._own:
-            text = text.replace(value, REDACTED)
-        return self.ctx.mask(text)
+        return self.ctx.mask(self._own.text(text))
+
+    def value(self, value: Json) -> Json:
+        if isinstance(value, str):
+            return self.text(value)
+        # The step's own secrets are masked in its result.
+        return self._own.value(value)
 
     def shown(self, error: Exception) -> str:
         return f"{type(error).__name__}: {self.text(str(error))[:SHOWN_CHARACTERS]}"
@@ -265,11 +275,17 @@ def _parsed(content_type: str, text: str) -> Json:
         return None
     if "json" in content_type:
         try:
-            parsed: Json = json.loads(text)
+            parsed: Json = from_json(text, allow_inf_nan=False)
         except ValueError:
             return text
         return parsed
     return text
+
+
+def _as_text(value: Json) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _shown(url: str) -> str:

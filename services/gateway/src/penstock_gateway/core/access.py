@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal
@@ -38,6 +39,16 @@ class Caller:
         """
         if role not in self.may:
             raise forbidden(role)
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """Permission of a long request, which is checked again while the request lasts."""
+
+    key_id: str | None
+    """The key that is charged for the request; ``None``: nothing is."""
+    valid: Callable[[], bool]
+    """Returns whether the key exists and has not expired."""
 
 
 def forbidden(role: Role) -> RejectedError:

@@ -59,6 +59,7 @@ STATUS_OF_CODE: Final[Mapping[str, int]] = {
     "unsupported_media_type": 415,
     "idempotency_key_reused": 422,
     "rate_limited": 429,
+    "too_many_streams": 429,
     "internal_error": 500,
     "log_full": 507,
 }

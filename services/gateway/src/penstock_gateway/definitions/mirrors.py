@@ -19,16 +19,25 @@ log = EventLog(__name__)
 class Mirror(Generic[ValueT]):
     """One bucket as a dict that follows it."""
 
-    def __init__(self, bus: Bus, bucket: str, convert: Callable[[bytes], ValueT]) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        bucket: str,
+        convert: Callable[[bytes], ValueT],
+        *,
+        removed: Callable[[], None] | None = None,
+    ) -> None:
         """Name the bucket; ``start`` fills the dict.
 
         Args:
             bus: The connection.
             bucket: Name of the bucket.
             convert: Reads a stored value; raises ``ValidationError`` if it is malformed.
+            removed: Called after a key was removed.
         """
         self._bucket = Bucket(bus, bucket)
         self._convert = convert
+        self._removed = removed
         self._watch: Watch | None = None
         self.values: dict[str, ValueT] = {}
 
@@ -60,6 +69,8 @@ class Mirror(Generic[ValueT]):
     def _on_change(self, change: KvChange) -> None:
         if change.value is None:
             self.values.pop(change.key, None)
+            if self._removed is not None:
+                self._removed()
             return
         try:
             self.values[change.key] = self._convert(change.value)

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from penstock.contracts.errors import ErrorDetail, PenstockError, RejectedError
 from penstock_gateway.core.access import (
     Caller,
+    Permit,
     Role,
     bearer_key,
     forbidden,
@@ -192,6 +193,20 @@ class Authenticator:
             raise forbidden(role)
         return caller
 
+    def permit(self, headers: Headers) -> Permit:
+        """Return the permission of a long request, whose caller was identified before."""
+        authorization = headers.get(_AUTHORIZATION)
+        if authorization is None:
+            return Permit(None, lambda: True)
+        digest = key_digest(bearer_key(authorization))
+
+        def valid() -> bool:
+            caller = self._keys.get(digest)
+            return caller is not None and not _expired(caller)
+
+        caller = self._keys.get(digest)
+        return Permit(digest if caller is None else caller.key_id, valid)
+
     def _caller(self, headers: Headers) -> Caller:
         authorization = headers.get(_AUTHORIZATION)
         if authorization is None:
@@ -206,9 +221,13 @@ class Authenticator:
         caller = self._keys.get(key_digest(bearer_key(authorization)))
         if caller is None:
             raise unauthenticated("the API key is not valid")
-        if caller.expires_at is not None and caller.expires_at <= datetime.now(UTC):
+        if _expired(caller):
             raise unauthenticated("the API key has expired")
         return caller
+
+
+def _expired(caller: Caller) -> bool:
+    return caller.expires_at is not None and caller.expires_at <= datetime.now(UTC)
 
 
 @lru_cache(maxsize=256)

@@ -115,7 +115,7 @@ class StartRoutes:
     async def _reply(self, headers: Headers, params: StartParams) -> Response:
         accept = headers.get(b"accept")
         if accept is not None and wants_events(accept):
-            return await self._stream(params)
+            return await self._stream(headers, params)
         seconds = wait_seconds(headers.get(b"prefer"), self._max_wait)
         if seconds is not None:
             return await self._wait(params, seconds)
@@ -145,8 +145,9 @@ class StartRoutes:
             await wait.close()
         return _run(view, started, (b"preference-applied", b"wait=%d" % seconds))
 
-    async def _stream(self, params: StartParams) -> Response:
-        stream = await self._gateway.streams.open(params.tenant, params.run_id)
+    async def _stream(self, headers: Headers, params: StartParams) -> Response:
+        permit = self._gateway.authenticator.permit(headers)
+        stream = await self._gateway.streams.open(params.tenant, params.run_id, permit)
         begun = False
         try:
             started = await self._gateway.starter.start(params)
@@ -274,7 +275,10 @@ class ReadRoutes:
             return await self._page(caller.tenant, run_id, after, types, limit)
         # The run has to exist: a stream cannot say 404 any more.
         await self._gateway.runs.require(caller.tenant, run_id)
-        stream = await self._gateway.streams.open(caller.tenant, run_id, after=after, types=types)
+        permit = self._gateway.authenticator.permit(headers)
+        stream = await self._gateway.streams.open(
+            caller.tenant, run_id, permit, after=after, types=types
+        )
         return EventStreamAnswer(stream)
 
     async def _page(

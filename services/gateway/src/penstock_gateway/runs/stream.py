@@ -7,7 +7,7 @@ connection to the bus was replaced, the log is read again: memory stays bounded,
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -19,13 +19,14 @@ from starlette.types import Message, Receive, Scope, Send
 from penstock.bus.connection import Bus
 from penstock.bus.reader import LogReader
 from penstock.contracts import subjects
-from penstock.contracts.errors import InvariantError, TransientError
+from penstock.contracts.errors import InvariantError, RejectedError, TransientError, finding
 from penstock.contracts.ids import shard_of
 from penstock.contracts.messages import DeltaBatch
 from penstock.contracts.structs import decode
 from penstock.runs.events import EventType
 from penstock.runs.state import Entry
 from penstock.telemetry.logs import EventLog
+from penstock_gateway.core.access import Permit
 from penstock_gateway.core.transcript import (
     KEEP_ALIVE,
     OPENING,
@@ -69,34 +70,58 @@ class Streams:
     """Kept for each slow client."""
     keepalive_seconds: float
     """Silence after which a comment is sent."""
+    per_key: int
+    """Streams that one API key may have open."""
     draining: bool = False
     open_streams: set[RunStream] = field(default_factory=set)
+    open_by_key: Counter[str] = field(default_factory=Counter)
 
     async def open(
         self,
         tenant: str,
         run_id: str,
+        permit: Permit,
         *,
         after: int = 0,
         types: frozenset[EventType] | None = None,
     ) -> RunStream:
-        """Return a stream that is subscribed to a run already; ``close`` it."""
-        stream = RunStream(self, tenant, run_id, Transcript(run_id, after=after, types=types))
+        """Return a stream that is subscribed to a run already; ``close`` it.
+
+        Raises:
+            RejectedError: ``too_many_streams``: the caller's key has all that it may have.
+        """
+        key_id = permit.key_id
+        if key_id is not None and self.open_by_key[key_id] >= self.per_key:
+            allowed = f"at most {self.per_key} streams of one key"
+            raise RejectedError(
+                "too_many_streams",
+                "the API key has too many open event streams",
+                details=(finding("authorization", "too many streams", allowed),),
+            )
+        transcript = Transcript(run_id, after=after, types=types)
+        stream = RunStream(self, tenant, run_id, transcript, permit)
         await stream.subscribe()
         return stream
+
+    def wake(self) -> None:
+        """Make all streams check whether they may continue."""
+        for stream in self.open_streams:
+            stream.wake()
 
     def drain(self) -> None:
         """End all streams; any replica resumes them."""
         self.draining = True
-        for stream in self.open_streams:
-            stream.wake()
+        self.wake()
 
 
 class RunStream:
     """One client's stream of one run."""
 
-    def __init__(self, streams: Streams, tenant: str, run_id: str, transcript: Transcript) -> None:
+    def __init__(
+        self, streams: Streams, tenant: str, run_id: str, transcript: Transcript, permit: Permit
+    ) -> None:
         """Prepare; made by ``Streams.open``."""
+        self._permit = permit
         self._streams = streams
         self._tenant = tenant
         self._run_id = run_id
@@ -125,6 +150,8 @@ class RunStream:
             self._subscriptions.append(await bus.nc.subscribe_direct(deltas, self._on_delta))
         bus.on_reconnect.append(self._on_reconnect)
         self._streams.open_streams.add(self)
+        if self._permit.key_id is not None:
+            self._streams.open_by_key[self._permit.key_id] += 1
         STREAMS_OPEN.inc()
 
     async def close(self) -> None:
@@ -132,6 +159,9 @@ class RunStream:
         bus = self._streams.bus
         if self in self._streams.open_streams:
             self._streams.open_streams.remove(self)
+            if (key_id := self._permit.key_id) is not None:
+                self._streams.open_by_key[key_id] -= 1
+                self._streams.open_by_key += Counter()  # drops keys without a stream
             STREAMS_OPEN.dec()
             bus.on_reconnect.remove(self._on_reconnect)
         while self._subscriptions:
@@ -178,13 +208,17 @@ class RunStream:
     # -- writing -------------------------------------------------------------------------------
 
     async def write_to(self, send: Send) -> None:
-        """Send chunks until the run has ended, the client is gone or the process stops."""
+        """Send chunks until the run has ended, or the stream must end.
+
+        It must when the client is gone, its key was revoked or has expired, or the process stops.
+        The key is checked before every write, and at least at every keep-alive.
+        """
         loop = asyncio.get_running_loop()
         interval = self._streams.keepalive_seconds
         ticker = loop.call_later(interval, self._tick)
         try:
             await self._send(send, OPENING)
-            while not (self._gone or self._streams.draining):
+            while not (self._gone or self._streams.draining) and self._permit.valid():
                 self._wakeup.clear()
                 await self._catch_up()
                 await self._flush(send)
@@ -216,7 +250,7 @@ class RunStream:
     async def _flush(self, send: Send) -> None:
         """Send all complete chunks and read missing facts; a slow client makes this slow."""
         transcript = self._transcript
-        while not self._gone:
+        while not self._gone and self._permit.valid():
             if chunk := transcript.take():
                 await self._send(send, chunk)
             elif transcript.need is None or transcript.finished:
