@@ -26,6 +26,7 @@ from penstock.contracts.facts import (
 from penstock.contracts.ids import answer_signal_id, child_run_id, run_id_from_key
 from penstock.contracts.json import Json
 from penstock.contracts.plan import Plan, PublishedVersion
+from penstock.contracts.versions import accepted_input
 from penstock.runs.start import StartParams, child_run
 from penstock.runs.state import StepState
 from penstock.texts import documents_of
@@ -128,16 +129,27 @@ class LocalEngine:
 
         Raises:
             LookupError: No such definition, or a step has no stub.
+            RejectedError: ``invalid_input``, as of a start over HTTP.
         """
         if name not in self._names:
             known = ", ".join(sorted(self._names))
             raise LookupError(f"no definition {name!r}; there are: {known}")
         plan, digest = self._names[name]
         run_id = run_id_from_key(TENANT, f"run\x00{len(self.runs)}")
-        params = StartParams(
-            tenant=TENANT, run_id=run_id, name=name, input=input, limits=limits or RunLimits()
+        version = PublishedVersion(
+            name=name,
+            kind=plan.kind,
+            version=1,
+            plan_digest=digest,
+            input_schema=plan.input_schema,
         )
-        version = PublishedVersion(name=name, kind=plan.kind, version=1, plan_digest=digest)
+        params = StartParams(
+            tenant=TENANT,
+            run_id=run_id,
+            name=name,
+            input=accepted_input(version, input),
+            limits=limits or RunLimits(),
+        )
         run = self._open(run_id, plan, params.invoked(version, self.now))
         self.work()
         return run

@@ -37,6 +37,7 @@ from penstock.contracts.facts import (
     fact_bytes,
 )
 from penstock.contracts.ids import shard_of
+from penstock.contracts.json import JsonObject
 from penstock.contracts.messages import DeltaBatch
 from penstock.contracts.pending import (
     CorrelationRecord,
@@ -89,9 +90,19 @@ class Engine:
         await self.writer.start()
 
     async def publish(
-        self, name: str, kind: DefinitionKind = DefinitionKind.AGENT, version: int = 1
+        self,
+        name: str,
+        kind: DefinitionKind = DefinitionKind.AGENT,
+        version: int = 1,
+        input_schema: JsonObject | None = None,
     ) -> None:
-        value = PublishedVersion(name=name, kind=kind, version=version, plan_digest="d" * 64)
+        value = PublishedVersion(
+            name=name,
+            kind=kind,
+            version=version,
+            plan_digest="d" * 64,
+            input_schema=input_schema,
+        )
         await Bucket(self.bus, subjects.PUBLISHED).put(
             subjects.published_key(self.tenant, name), value.model_dump_json().encode()
         )

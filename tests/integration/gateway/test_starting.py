@@ -11,6 +11,7 @@ from penstock.bus.kv import Bucket
 from penstock.contracts import subjects
 from penstock.contracts.facts import DefinitionKind, RunInvoked, fact_type
 from penstock.contracts.ids import run_id_from_key
+from penstock.contracts.json import JsonObject
 from tests.integration.gateway.conftest import CreateGateway, Engine, Running
 from tests.support.waiting import eventually
 
@@ -36,6 +37,23 @@ async def test_start_without_preference_answers_202_with_the_fact_in_the_log(
     fact = await invoked(engine, run["run_id"])
     assert (fact.name, fact.input, fact.tags) == ("echo", {"a": [1, None]}, {"team": "x"})
     assert fact.request_digest is None
+
+
+async def test_start_fills_in_the_defaults_of_the_input_schema(
+    gateway: Running, engine: Engine
+) -> None:
+    size: JsonObject = {"properties": {"width": {"type": "integer", "default": 80}}}
+    schema: JsonObject = {
+        "properties": {"size": size, "kind": {"enum": ["a"], "default": "a"}},
+        "required": ["kind"],
+    }
+    await engine.publish("sized", DefinitionKind.WORKFLOW, input_schema=schema)
+    body = {"name": "sized", "input": {"size": {}}}
+    response = await gateway.client.post("/v1/runs", json=body)
+    assert response.status_code == 202, response.text
+    filled = {"size": {"width": 80}, "kind": "a"}
+    assert response.json()["input"] == filled
+    assert (await invoked(engine, response.json()["run_id"])).input == filled
 
 
 async def test_start_with_wait_answers_200_with_the_finished_run(

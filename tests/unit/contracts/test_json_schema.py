@@ -7,7 +7,12 @@ from typing import Any
 import pytest
 
 from penstock.contracts.errors import ErrorDetail
-from penstock.contracts.json_schema import UnusableSchemaError, schema_faults, value_faults
+from penstock.contracts.json_schema import (
+    UnusableSchemaError,
+    schema_faults,
+    value_faults,
+    with_defaults,
+)
 
 DEEP: Any = {}
 for _ in range(5000):
@@ -131,6 +136,83 @@ def test_pattern_that_backtracks_takes_linear_time() -> None:
 
 def test_findings_of_a_value_are_bounded() -> None:
     assert len(value_faults({"items": {"type": "string"}}, list(range(1000)))) == 20
+
+
+OPTIONS: dict[str, Any] = {
+    "$defs": {
+        "limit": {"type": "integer", "default": 5},
+        "tree": {"properties": {"n": {"default": 1}, "next": {"$ref": "#/$defs/tree"}}},
+    },
+    "properties": {
+        "limit": {"$ref": "#/$defs/limit"},
+        "own": {"$ref": "#/$defs/limit", "default": 7},
+        "nested": {"properties": {"a": {"default": None}}},
+        "whole": {"default": {"x": 1}, "properties": {"y": {"default": [2]}}},
+        "tree": {"$ref": "#/$defs/tree"},
+        "list": {"prefixItems": [{}], "items": {"properties": {"k": {"default": "v"}}}},
+        "map": {"additionalProperties": {"properties": {"k": {"default": "v"}}}},
+        "either": {"anyOf": [{"properties": {"k": {"default": "v"}}}]},
+    },
+    "allOf": [{"properties": {"more": {"default": False}}}, {"$ref": "#"}, True],
+}
+
+
+@pytest.mark.parametrize(
+    ("value", "added"),
+    [
+        ({}, {}),
+        ({"limit": 0, "own": None}, {}),
+        ({"nested": {}}, {"nested": {"a": None}}),
+        ({"nested": {"a": 1}}, {}),
+        ({"whole": {}}, {"whole": {"y": [2]}}),
+        ({"tree": {"next": {"n": 2}}}, {"tree": {"n": 1, "next": {"n": 2}}}),
+        ({"list": [{}, {}, 3, {"k": 1}]}, {"list": [{}, {"k": "v"}, 3, {"k": 1}]}),
+        ({"map": {"a": {}}}, {"map": {"a": {"k": "v"}}}),
+        ({"either": {}, "nested": [{}]}, {}),
+    ],
+)
+def test_defaults_are_filled_in_at_any_depth(value: dict[str, Any], added: dict[str, Any]) -> None:
+    before = repr(value)
+    defaults = {"limit": 5, "own": 7, "whole": {"x": 1, "y": [2]}, "more": False}
+
+    assert with_defaults(OPTIONS, value) == {**defaults, **value, **added}
+    assert repr(value) == before
+
+
+@pytest.mark.parametrize("value", [None, 1, "a", [1], {"a": {"n": 1}, "b": []}])
+@pytest.mark.parametrize("schema", [True, {}, {"items": {}, "properties": {"a": True}}])
+def test_value_without_missing_members_remains_itself(schema: Any, value: Any) -> None:
+    assert with_defaults(schema, value) == value
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {"a": {"$ref": "#", "default": {}}}},
+        {
+            "properties": {
+                "a": {"$ref": "#", "default": {}},
+                "b": {"$ref": "#", "default": {}},
+            },
+        },
+        {
+            "$ref": "#/$defs/d0",
+            "$defs": {
+                f"d{n}": {
+                    "properties": {
+                        side: {"$ref": f"#/$defs/d{n + 1}", "default": {}} for side in "lr"
+                    }
+                }
+                for n in range(25)
+            }
+            | {"d25": {}},
+        },
+    ],
+)
+def test_defaults_without_an_end_are_a_fault_of_the_schema(schema: dict[str, Any]) -> None:
+    with pytest.raises(UnusableSchemaError, match="no end"):
+        with_defaults(schema, {})
+    assert "no end" in faults(schema)[0].message
 
 
 @pytest.mark.parametrize("schema", [{"type": "frog"}, {"$ref": "https://example.com/x"}, 5, None])

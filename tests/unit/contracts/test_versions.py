@@ -4,8 +4,9 @@ import pytest
 
 from penstock.contracts.errors import RejectedError
 from penstock.contracts.facts import DefinitionKind
+from penstock.contracts.json import Json
 from penstock.contracts.plan import CanaryVersion, PublishedVersion
-from penstock.contracts.versions import check_input, routed
+from penstock.contracts.versions import accepted_input, routed
 from penstock_gateway.runs.start import new_run_id
 
 SCHEMA: dict[str, Any] = {
@@ -52,16 +53,16 @@ def test_canary_of_all_runs_brings_its_plan_and_its_schema() -> None:
 
 
 def test_input_of_a_version_without_schema_may_be_anything() -> None:
-    check_input(version(), {"x": [1]})
+    accepted_input(version(), {"x": [1]})
 
 
 def test_input_that_fits_passes() -> None:
-    check_input(version(input_schema=SCHEMA), {"n": 1, "kind": "a"})
+    accepted_input(version(input_schema=SCHEMA), {"n": 1, "kind": "a"})
 
 
 def test_input_that_does_not_fit_is_refused_with_every_place() -> None:
     with pytest.raises(RejectedError) as caught:
-        check_input(version(input_schema=SCHEMA), {"n": 0, "kind": "c", "x": 1})
+        accepted_input(version(input_schema=SCHEMA), {"n": 0, "kind": "c", "x": 1})
 
     assert caught.value.code == "invalid_input"
     assert [(detail.path, detail.allowed) for detail in caught.value.details] == [
@@ -71,10 +72,27 @@ def test_input_that_does_not_fit_is_refused_with_every_place() -> None:
     ]
 
 
+def test_input_is_accepted_with_the_defaults_of_the_schema() -> None:
+    schema = {"properties": {"n": {"type": "integer", "default": 5}}, "required": ["n"]}
+    given: dict[str, Json] = {}
+
+    assert accepted_input(version(input_schema=schema), given) == {"n": 5}
+    assert given == {}
+
+
+def test_default_that_does_not_fit_its_schema_is_refused() -> None:
+    schema = {"properties": {"n": {"type": "integer", "default": "x"}}}
+
+    with pytest.raises(RejectedError) as caught:
+        accepted_input(version(input_schema=schema), {})
+
+    assert [detail.path for detail in caught.value.details] == ["input.n"]
+
+
 def test_input_schema_that_refers_elsewhere_is_never_fetched() -> None:
     schema = {"$ref": "https://example.com/schema.json"}
 
     with pytest.raises(RejectedError) as caught:
-        check_input(version(input_schema=schema), {})
+        accepted_input(version(input_schema=schema), {})
 
     assert caught.value.code == "invalid_schema"

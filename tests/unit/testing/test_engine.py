@@ -64,6 +64,20 @@ def test_child_runs_give_their_outputs_to_the_parent() -> None:
     assert sorted(one.view.name for one in engine.runs.values()) == ["child", "child", "parent"]
 
 
+def test_inputs_are_checked_and_have_their_defaults_also_those_of_child_runs() -> None:
+    schema = "spec:\n  input: {properties: {n: {type: number, default: 8}}, type: object}\n"
+    text = FAMILY.replace("spec:\n", schema, 2)
+    text = text.replace("{{ input }}", "{{ [{}, {'n': input.n}] }}", 1)
+    text = text.replace('number: "{{ input }}"', 'number: "{{ input.n }}"')
+    engine = LocalEngine([text])
+    engine.stub_tool("halve", lambda number: number / 2)
+    assert engine.run("parent", {}).output == [4.0, 4.0]
+    inputs = [one.state.request.input for one in engine.runs.values()]
+    assert inputs == [{"n": 8}] * 3
+    with pytest.raises(RejectedError, match=r"input\.n"):
+        engine.run("parent", {"n": "x"})
+
+
 def test_failed_child_run_fails_its_parent() -> None:
     engine = create_engine()
     engine.stub_tool("halve", RejectedError("odd", "only even numbers"))

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from msgspec import structs
 
 from penstock.contracts.errors import ErrorDetail, finding
-from penstock.contracts.json import Json
+from penstock.contracts.json import Json, JsonObject
 
 if TYPE_CHECKING:
     from jsonschema_rs import Draft202012Validator, ValidationError
 
 MAX_FINDINGS: Final = 20
+MAX_DEFAULTS: Final = 100_000
+"""Of one value. A schema of some lines may ask for any number of them."""
+_NESTED_DEFAULTS: Final = 32
 _MESSAGE: Final = 300
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 _PATTERNS: Final = "a regular expression without lookaround and back references"
@@ -36,6 +39,7 @@ _INSTEAD: Final = {
     "nullable": '"null" as one of the types',
 }
 """Keywords of other dialects, which 2020-12 would ignore in silence."""
+_NONE: Final = object()
 
 
 class Place(NamedTuple):
@@ -69,6 +73,7 @@ def schema_faults(schema: Mapping[str, Json], path: str) -> Iterator[ErrorDetail
                     found[detail.path, detail.message] = detail
         if not found:
             _compile(schema)
+            with_defaults(dict(schema), {})
     except UnusableSchemaError as error:
         found[path, ""] = finding(path, f"not JSON Schema: {error}")
     except RecursionError:
@@ -95,6 +100,89 @@ def value_faults(schema: Json, value: Json, path: str = "") -> list[ErrorDetail]
     except (ValueError, RecursionError) as error:  # half a surrogate, or nested too deeply
         return [finding(path, f"not JSON: {error}"[:_MESSAGE])]
     return sorted(found, key=lambda detail: detail.path)[:MAX_FINDINGS]
+
+
+def with_defaults(schema: Json, value: Json) -> Json:
+    """Return a value with the defaults of its schema, in objects at any depth.
+
+    Defaults come from ``properties``, also within ``items``, ``prefixItems``,
+    ``additionalProperties``, ``allOf`` and ``$ref``; those of alternatives (``anyOf``, ``oneOf``,
+    ``if``, ...) are not filled in. The value itself remains as it is.
+
+    Raises:
+        UnusableSchemaError: The schema is none, or its defaults have no end or are more than
+            ``MAX_DEFAULTS``.
+    """
+    text = json.dumps(schema, sort_keys=True)
+    if '"default"' not in text:
+        return value
+    _validator(text)  # keywords have the right types from here on
+    return _Defaults(schema).fill(schema, value, 0)
+
+
+class _Defaults:
+    """Fills in one value, by a schema whose keywords have their right types."""
+
+    def __init__(self, whole: Any) -> None:
+        self._whole = whole
+        self._left = MAX_DEFAULTS
+
+    def fill(self, schema: Any, value: Json, nested: int) -> Json:
+        """Return a value with defaults; it lies in so many defaults itself."""
+        if not isinstance(value, dict | list):
+            return value
+        return self._apply(schema, value, nested, set())
+
+    def _apply(self, schema: Any, value: Json, nested: int, seen: set[int]) -> Json:
+        """Apply each schema once to a value, however many references lead to it."""
+        if not isinstance(schema, Mapping) or id(schema) in seen:
+            return value
+        seen.add(id(schema))
+        for one in (self._target(schema), *schema.get("allOf", ())):
+            value = self._apply(one, value, nested, seen)
+        if isinstance(value, dict):
+            return self._object(schema, value, nested)
+        if isinstance(value, list):
+            prefix, items = schema.get("prefixItems", ()), schema.get("items")
+            return [
+                self.fill(prefix[index] if index < len(prefix) else items, item, nested)
+                for index, item in enumerate(value)
+            ]
+        return value
+
+    def _object(self, schema: Any, value: JsonObject, nested: int) -> JsonObject:
+        members = schema.get("properties", {})
+        filled: JsonObject = {}
+        for name, member in members.items():
+            if name in value:
+                filled[name] = self.fill(member, value[name], nested)
+            elif (default := self._default(member)) is not _NONE:
+                self._left -= 1
+                if nested >= _NESTED_DEFAULTS or self._left < 0:
+                    raise UnusableSchemaError(f"its defaults have no end: {name[:80]!r}")
+                filled[name] = self.fill(member, default, nested + 1)
+        others = schema.get("additionalProperties")
+        if isinstance(others, Mapping) and "patternProperties" not in schema:
+            for name in value.keys() - members.keys():
+                filled[name] = self.fill(others, value[name], nested)
+        return {**value, **filled} if filled else value
+
+    def _default(self, schema: Any) -> Any:
+        """Return the default of a member, or that of the schema which it refers to."""
+        for _ in range(_NESTED_DEFAULTS):
+            if not isinstance(schema, Mapping):
+                break
+            if "default" in schema:
+                return schema["default"]
+            schema = self._target(schema)
+        return _NONE
+
+    def _target(self, schema: Any) -> Any:
+        """Return the schema behind a reference by path; ``None`` if there is none."""
+        reference = schema.get("$ref")
+        if not isinstance(reference, str):
+            return None
+        return _at(self._whole, reference.partition("#")[2])
 
 
 @lru_cache(maxsize=1024)
@@ -182,20 +270,32 @@ def _is_pattern(pattern: str) -> bool:
     return True
 
 
+def has_defaults(schema: Mapping[str, Json]) -> bool:
+    """Return whether a schema has a default anywhere."""
+    return any("default" in place.schema for place in _subschemas(schema, ""))
+
+
 def _leads_somewhere(whole: object, fragment: str) -> bool:
     """Return whether a JSON pointer finds a schema; other forms are left to the library."""
     if not fragment.startswith("/") or "%" in fragment:
         return True
+    return isinstance(_at(whole, fragment), Mapping | bool)
+
+
+def _at(whole: object, pointer: str) -> object:
+    """Return the part of a schema at a JSON pointer; ``None`` if there is none."""
     found = whole
-    for part in fragment[1:].split("/"):
+    if pointer and not pointer.startswith("/"):
+        return None
+    for part in pointer.split("/")[1:]:
         key = part.replace("~1", "/").replace("~0", "~")
         if isinstance(found, Mapping) and key in found:
             found = found[key]
         elif isinstance(found, list) and key.isdecimal() and int(key) < len(found):
             found = found[int(key)]
         else:
-            return False
-    return isinstance(found, (Mapping, bool))
+            return None
+    return found
 
 
 def _definitions(whole: Mapping[str, Json]) -> str:

@@ -15,7 +15,7 @@ from pydantic_core import to_json
 from penstock.contracts.errors import ErrorFamily
 from penstock.contracts.facts import DefinitionKind, Record, Reservation, RunLimits
 from penstock.contracts.ids import NodeId, Token, content_digest
-from penstock.contracts.json import Json
+from penstock.contracts.json import Json, JsonObject
 
 
 class RetryPolicy(Record):
@@ -308,6 +308,8 @@ class ChildSpec(Record):
     version: int
     plan_digest: str
     limits: RunLimits = RunLimits()
+    input_defaults: JsonObject | None = None
+    """JSON Schema of its input, if that has defaults."""
 
 
 class WorkflowNode(CalledNode):

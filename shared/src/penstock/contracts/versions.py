@@ -6,8 +6,8 @@ import zlib
 from collections.abc import Mapping
 
 from penstock.contracts.errors import RejectedError
-from penstock.contracts.json import Json
-from penstock.contracts.json_schema import UnusableSchemaError, value_faults
+from penstock.contracts.json import Json, JsonObject
+from penstock.contracts.json_schema import UnusableSchemaError, value_faults, with_defaults
 from penstock.contracts.plan import PublishedVersion
 
 
@@ -29,16 +29,31 @@ def routed(version: PublishedVersion, run_id: str) -> PublishedVersion:
     )
 
 
-def check_input(version: PublishedVersion, given: Json) -> None:
-    """Check a run's input against what its definition says of it.
+def accepted_input(version: PublishedVersion, given: Json) -> Json:
+    """Return a run's input with the defaults of its definition, once it fits its schema.
 
     The first call imports what it needs, which takes a moment.
 
     Raises:
         RejectedError: ``invalid_input`` with the place of each fault, ``invalid_schema``.
     """
-    if version.input_schema is not None:
-        check_against(version.name, version.input_schema, given)
+    if version.input_schema is None:
+        return given
+    filled = filled_input(version.name, version.input_schema, given)
+    check_against(version.name, version.input_schema, filled)
+    return filled
+
+
+def filled_input(name: str, schema: JsonObject, given: Json) -> Json:
+    """Return an input with the defaults of its schema.
+
+    Raises:
+        RejectedError: ``invalid_schema``: the defaults have no end.
+    """
+    try:
+        return with_defaults(schema, given)
+    except UnusableSchemaError as error:
+        raise _invalid_schema(name, error) from error
 
 
 def check_against(name: str, schema: Mapping[str, Json], given: Json) -> None:
@@ -55,7 +70,11 @@ def check_against(name: str, schema: Mapping[str, Json], given: Json) -> None:
     try:
         found = value_faults(dict(schema), given, "input")
     except UnusableSchemaError as error:
-        raise RejectedError("invalid_schema", f"the input schema of {name}: {error}") from error
+        raise _invalid_schema(name, error) from error
     if found:
         first = found[0]
         raise RejectedError("invalid_input", f"{first.path}: {first.message}", details=tuple(found))
+
+
+def _invalid_schema(name: str, error: UnusableSchemaError) -> RejectedError:
+    return RejectedError("invalid_schema", f"the input schema of {name}: {error}")

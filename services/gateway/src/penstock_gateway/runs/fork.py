@@ -23,7 +23,7 @@ from penstock.contracts.facts import (
     Trigger,
 )
 from penstock.contracts.plan import PLAN, Plan, PublishedVersion
-from penstock.contracts.versions import check_input
+from penstock.contracts.versions import accepted_input
 from penstock.runs.forks import FROM_OUTSIDE, seed_of
 from penstock.runs.lineage import Lineage, changed_nodes
 from penstock.runs.start import StartParams
@@ -114,10 +114,11 @@ class Forks:
             plan = await self._plan(digest)
             changed, reshaped = changed_nodes(before, plan)
             drop |= changed
-        given = params.changes.get("input", source.input)
-        if given != source.input:
-            drop |= Lineage(plan).readers(source.input, given)
-            await self._check_input(source, plan, given)
+        given = source.input
+        if "input" in params.changes:
+            given = await self._accepted_input(source, plan, params.changes["input"])
+            if given != source.input:
+                drop |= Lineage(plan).readers(source.input, given)
         # In a thread: a long run takes a moment to be sorted out.
         seed = await asyncio.to_thread(self._seed, plan, entries, params, drop, reshaped)
         limits = structs.replace(source.limits, **dict(params.limits))
@@ -142,16 +143,17 @@ class Forks:
         )
 
     @staticmethod
-    async def _check_input(source: RunInvoked, plan: Plan, given: JsonValue) -> None:
-        if plan.input_schema is not None:
-            version = PublishedVersion(
-                name=source.name,
-                kind=source.kind,
-                version=source.version,
-                plan_digest=source.plan_digest,
-                input_schema=plan.input_schema,
-            )
-            await asyncio.to_thread(check_input, version, given)
+    async def _accepted_input(source: RunInvoked, plan: Plan, given: JsonValue) -> JsonValue:
+        if plan.input_schema is None:
+            return given
+        version = PublishedVersion(
+            name=source.name,
+            kind=source.kind,
+            version=source.version,
+            plan_digest=source.plan_digest,
+            input_schema=plan.input_schema,
+        )
+        return await asyncio.to_thread(accepted_input, version, given)
 
     def _seed(
         self,

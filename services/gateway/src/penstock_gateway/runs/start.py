@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -22,7 +22,7 @@ from penstock.contracts.errors import ConflictError, ErrorDetail, RejectedError,
 from penstock.contracts.facts import ChatMessage, Record, RunInvoked, fact_bytes
 from penstock.contracts.ids import run_id_from, shard_of
 from penstock.contracts.plan import PublishedVersion
-from penstock.contracts.versions import check_input, routed
+from penstock.contracts.versions import accepted_input, routed
 from penstock.failpoints import reach
 from penstock.runs.start import StartParams
 from penstock_gateway.core.conversation import continued
@@ -138,7 +138,8 @@ class Starter:
             version = await self.executed_version(params)
         if version.input_schema is not None:
             # In a thread: the first check imports its library, and a schema may take its time.
-            await asyncio.to_thread(check_input, version, params.input)
+            given = await asyncio.to_thread(accepted_input, version, params.input)
+            params = replace(params, input=given)
         history = await self._history(params) if params.session_id is not None else ()
         invoked = params.invoked(version, datetime.now(UTC), history)
         started = await self.append(params.tenant, run_id, invoked, params.traceparent)

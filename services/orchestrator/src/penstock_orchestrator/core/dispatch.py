@@ -23,6 +23,7 @@ from penstock.contracts.plan import (
     WorkflowNode,
 )
 from penstock.contracts.structs import plain
+from penstock.contracts.versions import filled_input
 from penstock.expressions.templates import render, render_with_secrets
 from penstock.runs.engine_steps import ChildRunConfig, SendConfig, SendTarget
 from penstock_orchestrator.core import conversation
@@ -250,6 +251,8 @@ def child_run(
     child_input: Json = (
         render(node.input, view.scope(node.id, instance.path)) if node.input is not None else None
     )
+    if child.input_defaults is not None:
+        child_input = filled_input(child.name, child.input_defaults, child_input)
     config = ChildRunConfig(
         name=child.name,
         kind=child.kind,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -23,7 +24,7 @@ from penstock.contracts.schedules import (
     due_at,
     schedule_run_id,
 )
-from penstock.contracts.versions import check_input, routed
+from penstock.contracts.versions import accepted_input, routed
 from penstock.failpoints import reach
 from penstock.runs.start import scheduled_run
 from penstock.telemetry.logs import EventLog
@@ -93,7 +94,8 @@ class Firing:
         params = scheduled_run(tenant, run_id, record, tick, f"schedule:{record.name}")
         if version.input_schema is not None:
             # In a thread: the first check imports its library, and a schema may take its time.
-            await asyncio.to_thread(check_input, version, params.input)
+            given = await asyncio.to_thread(accepted_input, version, params.input)
+            params = replace(params, input=given)
         return params.invoked(version, datetime.now(UTC))
 
     async def _version(self, tenant: str, record: ScheduleRecord) -> PublishedVersion:

@@ -15,6 +15,7 @@ from msgspec import structs
 from penstock.contracts.errors import ErrorDetail, RejectedError, finding
 from penstock.contracts.facts import DefinitionKind, RunLimits
 from penstock.contracts.ids import content_digest
+from penstock.contracts.json_schema import has_defaults
 from penstock.contracts.plan import (
     AgentNode,
     ChildSpec,
@@ -153,12 +154,14 @@ def workflow_plan(document: WorkflowDocument, catalog: Catalog, pins: Pins | Non
 
     def pin(child: ChildStep) -> ChildSpec:
         version = exact[child.name, child.version]
+        schema = version.input_schema
         return ChildSpec(
             name=child.name,
             kind=version.kind,
             version=version.version,
             plan_digest=version.plan_digest,
             limits=RunLimits(**child.limits.model_dump()),
+            input_defaults=schema if schema is not None and has_defaults(schema) else None,
         )
 
     builder = Builder(names, pin)
@@ -198,6 +201,11 @@ def _compiled_children(
                 kind=DefinitionKind(kind_of(target).value),
                 version=1,
                 plan_digest=compile_document(target, catalog).digest,
+                input_schema=(
+                    target.spec.input
+                    if isinstance(target, WorkflowDocument | NetworkDocument)
+                    else None
+                ),
             )
     return found
 
