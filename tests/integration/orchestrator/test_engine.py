@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+import pytest
+
 from penstock.bus.writer import Record
 from penstock.contracts import subjects
 from penstock.contracts.errors import ErrorFamily, ErrorInfo
@@ -76,6 +78,23 @@ async def test_rejected_failure_ends_the_run_with_the_steps_error(world: World) 
     assert ended.status is RunStatus.FAILED
     assert ended.error is not None
     assert (ended.error.code, ended.error.details[0].path) == ("nonsense", "a")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"\xff no fact", b'{"type":"step.result"}', b'{"claim":"sha256","sha256":"0","size_bytes":1}'],
+)
+async def test_result_that_cannot_be_read_fails_its_step(world: World, body: bytes) -> None:
+    run_id = await world.invoke(chain("a", "b"))
+    await world.scheduled(run_id, "a")
+
+    await world.writer.append(subjects.result(world.prefix(run_id), "a", 1), body)
+
+    ended = await world.ended(run_id)
+    assert ended.error is not None
+    assert (ended.status, ended.error.code) == (RunStatus.FAILED, "unreadable_result")
+    # Every reader of the log sees the same failure.
+    assert (await world.state(run_id)).steps["a"].status == "failed"
 
 
 async def test_transient_failures_are_not_endless(world: World) -> None:

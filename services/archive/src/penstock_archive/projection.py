@@ -14,7 +14,6 @@ from typing import Any, Final
 
 from penstock.contracts import subjects
 from penstock.contracts.facts import (
-    CancelRequested,
     RunEnded,
     RunFact,
     RunInvoked,
@@ -25,10 +24,9 @@ from penstock.contracts.facts import (
     StepScheduled,
     fact_type,
 )
-from penstock.contracts.facts import read_fact as read_body
 from penstock.contracts.json import Json
-from penstock.contracts.subjects import FactEvent
 from penstock.runs.messages import user_text
+from penstock.runs.quarantine import read_at
 from penstock.runs.state import Entry, RunState, evolve, new_state
 from penstock_archive.rows import (
     Addressed,
@@ -41,15 +39,6 @@ from penstock_archive.rows import (
 )
 from penstock_archive.store import Loaded
 
-_EVENT_OF: Final[dict[type[RunFact], FactEvent]] = {
-    RunInvoked: "invoke",
-    StepResult: "result",
-    SignalReceived: "signal",
-    CancelRequested: "cancel",
-    StepScheduled: "step",
-    StateChanged: "state",
-    RunEnded: "end",
-}
 _Decided = (StepScheduled, StateChanged, RunEnded)
 _STEP_KINDS: Final = frozenset(kind.value for kind in StepKind)
 
@@ -69,10 +58,8 @@ def read_fact(message: Addressed) -> RunFact:
     Raises:
         ValueError: It is no fact, or one that its subject does not announce.
     """
-    fact = read_body(message.body)
     subject = message.subject
-    if _EVENT_OF[type(fact)] != subject.event:
-        raise ValueError(f"a {fact_type(fact)} cannot stand on {message.subject_text}")
+    fact = read_at(subject, message.body)
     if subject.kind and subject.kind not in _STEP_KINDS:
         raise ValueError(f"no such kind of step: {subject.kind}")
     if isinstance(fact, _Decided) and fact.decision is not None:
@@ -186,7 +173,9 @@ class Projection:
                 continue
             changed[key] = run = runs[key]
             at = instant(fact.occurred_at)
-            facts.append((seq, *key, subject_text, fact_type(fact), body.decode(), at))
+            # No fact but a quarantined one has bytes that are no text.
+            text = body.decode("utf-8", "replace").replace("\0", "\ufffd")
+            facts.append((seq, *key, subject_text, fact_type(fact), text, at))
             if b"\\" in body and b"\\u0000" in body:  # one byte is found faster than six
                 batch.nul = True
             before = run.state

@@ -11,10 +11,22 @@ from penstock.contracts.ids import TOKEN_PATTERN
 from penstock_gateway.core.access import Caller, Role
 from penstock_gateway.core.preferences import idempotency_key
 from penstock_gateway.gateway import Gateway
+from penstock_gateway.raw import require_envelope
 
 
 async def _gateway(request: Request) -> Gateway:
     return cast("Gateway", request.app.state.gateway)
+
+
+async def json_body(request: Request) -> None:
+    """Check the values of a JSON body, which the framework has read by then.
+
+    Raises:
+        RejectedError: ``invalid_request``.
+    """
+    media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip()
+    if media_type == "application/json" or media_type.endswith("+json"):
+        require_envelope(await request.body(), at="body")
 
 
 GatewayParts = Annotated[Gateway, Depends(_gateway)]

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from penstock.contracts.envelope import EnvelopeError, check_text
 from penstock.contracts.errors import PenstockError, RejectedError
 from penstock.runs.replies import Problem
 from penstock_gateway.core.problems import MEDIA_TYPE, PROBLEM, findings, problem_of, retry_after
@@ -122,10 +123,23 @@ def read(adapter: TypeAdapter[ModelT], body: bytes) -> ModelT:
     Raises:
         RejectedError: ``malformed_json``, or ``invalid_request`` with every finding.
     """
+    require_envelope(body)
     try:
         return adapter.validate_json(body or b"{}")
     except ValidationError as error:
         raise refused(error) from error
+
+
+def require_envelope(body: bytes, *, at: str = "") -> None:
+    """Check the values of a JSON body; ``at`` stands before every path.
+
+    Raises:
+        RejectedError: ``invalid_request``: one is too deep, no finite number or no text.
+    """
+    try:
+        check_text(body)
+    except EnvelopeError as error:
+        raise error.rejected("invalid_request", at=at) from error
 
 
 def refused(error: ValidationError) -> RejectedError:

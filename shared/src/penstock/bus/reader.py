@@ -20,8 +20,8 @@ from penstock.bus.client import parse_headers
 from penstock.bus.connection import Bus, JetStreamError
 from penstock.contracts import subjects
 from penstock.contracts.errors import InvariantError, TransientError
-from penstock.contracts.facts import read_fact
 from penstock.contracts.subjects import FactSubject
+from penstock.runs.quarantine import quarantined, read_at
 from penstock.runs.state import Entry
 from penstock.telemetry.logs import EventLog
 
@@ -34,6 +34,7 @@ _NOT_FOUND: Final = 404
 _NO_STATUS: Final = b"NATS/1.0\r\n"
 _SEQUENCE: Final = b"\r\nNats-Sequence: "
 _SUBJECT: Final = b"\r\nNats-Subject: "
+_RESULT: Final = ".in.result."
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +193,10 @@ class LogReader:
             try:
                 body = await self._claims.unpack(message.body)
             except InvariantError as error:
-                _leave_out(message, error)
+                if _RESULT in message.subject:
+                    found.append(message)  # read as one that cannot be read
+                else:
+                    _leave_out(message, error)
             else:
                 found.append(replace(message, body=body))
         return found
@@ -217,7 +221,11 @@ class LogReader:
             TransientError: The object behind a claim is not there.
         """
         if body.startswith(CLAIM_MARK):
-            body = await self._claims.unpack(body)
+            try:
+                body = await self._claims.unpack(body)
+            except InvariantError:
+                if _RESULT not in subject:
+                    raise
         return decode_entry(subject, seq, body, headers, parsed)
 
     async def read_fact(self, subject: str) -> Entry | None:
@@ -291,13 +299,15 @@ def decode_entry(
         InvariantError: ``unreadable_fact``.
     """
     try:
-        fact = read_fact(body)
         if parsed is None:
             parsed = subjects.parse_fact(subject)
+        fact = read_at(parsed, body)
     except ValueError as error:
         raise InvariantError(
             "unreadable_fact", f"{subject} (sequence {seq}) cannot be read: {error}"
         ) from error
+    if quarantined(fact):
+        log.warning("reader.quarantined", subject=subject, seq=seq)
     return Entry(seq, parsed, fact, headers.get(TRACE_HEADER) if headers else None)
 
 

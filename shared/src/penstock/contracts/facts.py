@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 from pydantic import BaseModel, ConfigDict, Field
 
+from penstock.contracts.envelope import MAX_FACT_DEPTH, require_time, search, within
 from penstock.contracts.errors import ErrorInfo
 from penstock.contracts.json import Json
 from penstock.contracts.structs import (
@@ -99,6 +100,10 @@ class ChatMessage(WireStruct):
     tool_call_id: str | None = None
 
 
+MAX_USED: Final = 10**12
+"""Most tokens, calls, steps or US dollars of one run; the sums of reports stay exact."""
+
+
 class Usage(WireStruct):
     """What model calls cost.
 
@@ -106,12 +111,12 @@ class Usage(WireStruct):
     had no known price, so that the sum is a lower bound.
     """
 
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cost_usd: float = 0.0
+    input_tokens: Count = 0
+    output_tokens: Count = 0
+    cost_usd: Amount = 0.0
     unknown_price: bool = False
-    model_calls: int = 0
-    steps: int = 0
+    model_calls: Count = 0
+    steps: Count = 0
     """Attempts at steps, those of child runs included."""
 
     @property
@@ -120,14 +125,14 @@ class Usage(WireStruct):
         return self.input_tokens + self.output_tokens
 
     def plus(self, other: Usage) -> Usage:
-        """Return the sum of both."""
+        """Return the sum of both, at most ``MAX_USED`` each."""
         return Usage(
-            input_tokens=self.input_tokens + other.input_tokens,
-            output_tokens=self.output_tokens + other.output_tokens,
-            cost_usd=self.cost_usd + other.cost_usd,
+            input_tokens=min(self.input_tokens + other.input_tokens, MAX_USED),
+            output_tokens=min(self.output_tokens + other.output_tokens, MAX_USED),
+            cost_usd=min(self.cost_usd + other.cost_usd, MAX_USED),
             unknown_price=self.unknown_price or other.unknown_price,
-            model_calls=self.model_calls + other.model_calls,
-            steps=self.steps + other.steps,
+            model_calls=min(self.model_calls + other.model_calls, MAX_USED),
+            steps=min(self.steps + other.steps, MAX_USED),
         )
 
 
@@ -278,6 +283,14 @@ class Fact(WireStruct):
     occurred_at: Instant
     """When it happened, by its publisher's clock (UTC)."""
 
+    def __post_init__(self) -> None:
+        """Refuse a time that has no form in another zone.
+
+        Raises:
+            ValueError: It is at an edge of the calendar.
+        """
+        require_time(self.occurred_at)
+
 
 class RunInvoked(Fact, tag="run.invoked"):
     """A run is asked for."""
@@ -319,6 +332,17 @@ class StepResult(Fact, tag="step.result"):
     started_at: Instant
     deltas: int = 0
     """How many pieces of text the attempt emitted."""
+
+    def __post_init__(self) -> None:
+        """Refuse times that have no form in another zone, and a usage that no step can have.
+
+        Raises:
+            ValueError: A time is at an edge of the calendar, or `usage` exceeds ``MAX_USED``.
+        """
+        require_time(self.occurred_at)
+        require_time(self.started_at)
+        if self.usage is not None and max(msgspec.structs.astuple(self.usage)) > MAX_USED:
+            raise ValueError(f"`usage` is more than {MAX_USED}")
 
 
 SignalKind = Literal[
@@ -429,11 +453,12 @@ class RunEnded(Fact, tag="run.ended"):
     usage: Usage = Usage()
 
     def __post_init__(self) -> None:
-        """Refuse a status that is not final.
+        """Refuse a status that is not final, and a time at an edge of the calendar.
 
         Raises:
-            ValueError: The run would still be open.
+            ValueError: The run would still be open, or the time has no form in another zone.
         """
+        require_time(self.occurred_at)
         if not self.status.final:
             raise ValueError(f"`status` of an ended run is {self.status.value!r}, not a final one")
 
@@ -455,16 +480,29 @@ def read_fact(body: bytes | str) -> RunFact:
     """Read a fact from JSON.
 
     Raises:
-        MalformedError: It is no fact; the message names the path.
+        MalformedError: It is no fact, or outside of the envelope; the message names the path.
     """
+    if isinstance(body, str):
+        body = body.encode("utf-8", "surrogatepass")
     try:
-        return _READER.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
+        fact = _READER.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedError(str(error)) from error
+    if not within(body, MAX_FACT_DEPTH):
+        search(msgspec.json.decode(body), MAX_FACT_DEPTH)
+    return fact
 
 
-fact_bytes: Final = encode
-"""Return a fact as JSON; raises ``MalformedError`` where a number is not finite."""
+def fact_bytes(fact: RunFact) -> bytes:
+    """Return a fact as JSON.
+
+    Raises:
+        MalformedError: It is outside of the envelope; the message names the path.
+    """
+    body = encode(fact)
+    if not within(body, MAX_FACT_DEPTH):
+        search(msgspec.json.decode(body), MAX_FACT_DEPTH)
+    return body
 
 
 def fact_type(fact: RunFact) -> str:

@@ -121,7 +121,7 @@ def encode(struct: WireStruct) -> bytes:
     """
     try:
         body = msgspec.json.encode(struct)
-    except (OverflowError, TypeError, RecursionError, UnicodeEncodeError) as error:
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise MalformedError(str(error)) from error
     if b"null" in body:  # msgspec writes NaN and infinity as null
         _require_finite(struct, "$")
@@ -136,7 +136,7 @@ def decode(cls: type[StructT], body: bytes | str) -> StructT:
     """
     try:
         return msgspec.json.decode(body, type=cls)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedError(str(error)) from error
 
 
@@ -148,7 +148,7 @@ def convert(cls: type[StructT], value: object) -> StructT:
     """
     try:
         found = msgspec.convert(value, cls)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, RecursionError) as error:
         raise MalformedError(str(error)) from error
     _require_finite(found, "$")
     return found

@@ -20,6 +20,7 @@ from typing import Final
 
 from pydantic import JsonValue
 
+from penstock.contracts.envelope import EnvelopeError, check_value
 from penstock.contracts.errors import ErrorDetail, RejectedError
 from penstock.expressions import evaluator
 from penstock.expressions.evaluator import Path
@@ -168,8 +169,21 @@ def render(template: JsonValue, scope: Mapping[str, JsonValue]) -> JsonValue:
 
     Raises:
         RejectedError: ``invalid_template``, also for a secret, which has no place here;
-            ``template_unresolved``: a path leads nowhere; ``expression_failed``.
+            ``template_unresolved``: a path leads nowhere; ``expression_failed``;
+            ``invalid_value``: the result is outside of the envelope.
     """
+    return _checked(_filled(template, scope))
+
+
+def _checked(value: JsonValue) -> JsonValue:
+    try:
+        check_value(value)
+    except EnvelopeError as error:
+        raise error.rejected("invalid_value") from error
+    return value
+
+
+def _filled(template: JsonValue, scope: Mapping[str, JsonValue]) -> JsonValue:
     if isinstance(template, str):
         if "{{" not in template:
             return template
@@ -178,9 +192,9 @@ def render(template: JsonValue, scope: Mapping[str, JsonValue]) -> JsonValue:
             return _value(pieces[0], scope)
         return "".join(_as_text(_value(piece, scope)) for piece in pieces)
     if isinstance(template, dict):
-        return {key: render(value, scope) for key, value in template.items()}
+        return {key: _filled(value, scope) for key, value in template.items()}
     if isinstance(template, list):
-        return [render(value, scope) for value in template]
+        return [_filled(value, scope) for value in template]
     return template
 
 
@@ -218,7 +232,7 @@ def render_with_secrets(template: JsonValue, scope: Mapping[str, JsonValue]) -> 
         RejectedError: As ``render``; a secret within an expression is an ``invalid_template``.
     """
     secrets: dict[str, tuple[str | SecretReference, ...]] = {}
-    return Rendered(_render_around(template, scope, "", secrets), secrets)
+    return Rendered(_checked(_render_around(template, scope, "", secrets)), secrets)
 
 
 def _render_around(
@@ -241,7 +255,7 @@ def _render_around(
         return template
     pieces = _pieces(template)
     if not any(isinstance(piece, _Secret) for piece in pieces):
-        return render(template, scope)
+        return _filled(template, scope)
     secrets[pointer] = tuple(
         {"secret": piece.name} if isinstance(piece, _Secret) else _as_text(_value(piece, scope))
         for piece in pieces

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, Protocol
 from msgspec import structs
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
+from penstock.contracts.envelope import MAX_DEPTH, search, within
 from penstock.contracts.errors import (
     THROTTLED,
     ConflictError,
@@ -22,10 +23,17 @@ from penstock.contracts.errors import (
     ErrorInfo,
     TransientError,
 )
-from penstock.contracts.facts import StepKind, StepResult, StepScheduled
+from penstock.contracts.facts import (
+    StepKind,
+    StepResult,
+    StepScheduled,
+    Usage,
+    fact_bytes,
+)
 from penstock.contracts.json import Json
-from penstock.contracts.structs import encode
+from penstock.contracts.structs import MalformedError, decode, encode
 from penstock.failpoints import reach
+from penstock.masks import Mask
 from penstock.runner.attempt import EXPIRED, Attempt
 from penstock.runner.context import StepContext
 from penstock.runner.deltas import DeltaStream
@@ -249,20 +257,20 @@ class StepExecutor:
             status="succeeded",
             runner_id=self._runner_id,
             started_at=started_at,
-            usage=ctx.usage,
-            model=ctx.model if mask is None or ctx.model is None else mask.text(ctx.model),
             deltas=deltas,
         )
-        if failure is None:
-            try:
+        try:
+            result = _with_usage(result, ctx, mask)
+            if failure is None:
                 value = to_jsonable_python(output)
-                return encode(
+                return _checked(
                     structs.replace(result, output=value if mask is None else mask.value(value))
                 )
-            except (PydanticSerializationError, ValueError) as error:
+        except (PydanticSerializationError, ValueError) as error:
+            if failure is None:
                 failure = ErrorInfo(
                     code="invalid_output",
-                    message=f"the handler's return value has no JSON form: {error}",
+                    message=f"what the handler returned cannot be recorded: {error}",
                     family=ErrorFamily.REJECTED,
                 )
                 if mask is not None:
@@ -271,7 +279,35 @@ class StepExecutor:
         status: Literal["unknown", "failed"] = (
             "unknown" if failure.code == OUTCOME_UNKNOWN else "failed"
         )
-        return encode(structs.replace(result, status=status, error=failure))
+        return fact_bytes(structs.replace(result, status=status, error=failure))
+
+
+def _with_usage(result: StepResult, ctx: StepContext, mask: Mask | None) -> StepResult:
+    """Add what the handler set on its context; nothing has checked it before.
+
+    Raises:
+        MalformedError: The usage or the model is none.
+    """
+    usage, model = ctx.usage, ctx.model
+    if usage is not None:
+        usage = decode(Usage, encode(usage))
+    if model is not None:
+        if not isinstance(model, str):
+            raise MalformedError("the model is not text")
+        model = model if mask is None else mask.text(model)
+    return structs.replace(result, usage=usage, model=model)
+
+
+def _checked(result: StepResult) -> bytes:
+    """Return a result as JSON, with its output within the envelope of values.
+
+    Raises:
+        MalformedError: The output cannot be recorded.
+    """
+    body = fact_bytes(result)
+    if not within(body, MAX_DEPTH + 1):  # the fact is one level around its output
+        search(result.output)
+    return body
 
 
 def _uncertain(failure: ErrorInfo) -> ErrorInfo:

@@ -15,6 +15,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError
 
+from penstock.contracts.envelope import MAX_FACT_DEPTH, check_text
 from penstock.contracts.errors import ErrorDetail, RejectedError
 from penstock.contracts.facts import Record, RunEnded, RunInvoked
 from penstock.contracts.messages import LogEntry
@@ -188,6 +189,8 @@ class BundleReader:
 
     def _checked(self, text: bytes) -> tuple[BundleLine, str]:
         try:
+            # A fact stands three deep in its line.
+            check_text(text, MAX_FACT_DEPTH + 3)
             found = json.loads(text)
         except ValueError as error:
             raise self._wrong(f"not JSON: {error}", "one JSON object on each line") from error

@@ -7,8 +7,9 @@ from typing import Annotated
 
 from fastapi import Depends, Query, Request
 from fastapi.params import Depends as Dependency
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
+from penstock.contracts.envelope import BoundedTime
 from penstock.contracts.errors import RejectedError, finding
 from penstock.contracts.facts import DefinitionKind, RunStatus, StepKind, Trigger
 from penstock.contracts.ids import Token
@@ -34,10 +35,10 @@ class RunQuery(Parameters):
     kind: DefinitionKind | None = None
     session_id: Token | None = None
     trigger: list[Trigger] = []
-    created_from: AwareDatetime | None = None
-    created_before: AwareDatetime | None = None
-    ended_from: AwareDatetime | None = None
-    ended_before: AwareDatetime | None = None
+    created_from: BoundedTime | None = None
+    created_before: BoundedTime | None = None
+    ended_from: BoundedTime | None = None
+    ended_before: BoundedTime | None = None
     tag: list[str] = Field(default=[], description="`name=value`; the run has all of them")
     min_cost: Cost | None = Field(default=None, description="In USD, included")
     max_cost: Cost | None = Field(default=None, description="In USD, included")
@@ -61,8 +62,8 @@ class StepQuery(Parameters):
     kind: list[StepKind] = []
     name: Token | None = None
     node_id: Token | None = None
-    scheduled_from: AwareDatetime | None = None
-    scheduled_before: AwareDatetime | None = None
+    scheduled_from: BoundedTime | None = None
+    scheduled_before: BoundedTime | None = None
     limit: int = Field(default=50, ge=1, le=1000)
     cursor: str | None = Field(default=None, description="The `next_cursor` of the page before")
 
@@ -80,8 +81,8 @@ class SignalQuery(Parameters):
 class SpanQuery(Parameters):
     """A span of time, and whose."""
 
-    since: AwareDatetime | None = None
-    until: AwareDatetime | None = Field(default=None, description="Not included")
+    since: BoundedTime | None = None
+    until: BoundedTime | None = Field(default=None, description="Not included")
     name: Token | None = None
 
 

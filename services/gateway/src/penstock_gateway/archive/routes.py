@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Query
-from pydantic import AwareDatetime
 
 from penstock.contracts.archive import (
     GetSession,
@@ -23,6 +22,7 @@ from penstock.contracts.archive import (
     StepPage,
 )
 from penstock.contracts.archive_reports import UsageReport, UsageSummary
+from penstock.contracts.envelope import BoundedTime
 from penstock.contracts.facts import Record, StepKind
 from penstock.contracts.ids import TOKEN_PATTERN
 from penstock_gateway.archive.deletions import deletions
@@ -157,8 +157,8 @@ async def list_messages(
 async def usage(
     gateway: GatewayParts,
     caller: Viewer,
-    since: AwareDatetime | None = None,
-    until: AwareDatetime | None = None,
+    since: BoundedTime | None = None,
+    until: BoundedTime | None = None,
     name: Annotated[str | None, Query(pattern=TOKEN_PATTERN)] = None,
 ) -> UsageReport:
     """Return what model calls cost, the dearest model first."""

@@ -6,7 +6,6 @@ import re
 from typing import Annotated, Final, Literal
 
 from pydantic import (
-    AwareDatetime,
     BaseModel,
     ConfigDict,
     Field,
@@ -15,6 +14,7 @@ from pydantic import (
     TypeAdapter,
 )
 
+from penstock.contracts.envelope import BoundedTime
 from penstock.contracts.errors import RejectedError, finding
 from penstock.contracts.facts import RunStatus
 from penstock.contracts.ids import Token
@@ -112,7 +112,7 @@ class CancelRuns(Input):
     name: Token | None = None
     session_id: Token | None = None
     tag: dict[Tag, Tag] = Field(default_factory=dict, max_length=32)
-    created_before: AwareDatetime | None = None
+    created_before: BoundedTime | None = None
     limit: int = Field(default=1000, ge=1, le=10_000)
     dry_run: bool = False
     """Say only which runs would be asked."""

@@ -13,7 +13,7 @@ from penstock.texts import TextError, decode_text, read_json
 from penstock_gateway.context import Admin, GatewayParts
 from penstock_gateway.core.requests import Input
 from penstock_gateway.openapi import OpenApi
-from penstock_gateway.raw import refused
+from penstock_gateway.raw import refused, require_envelope
 
 
 class ApplyBody(Input):
@@ -78,6 +78,7 @@ def _documents(content_type: str, body: bytes) -> ApplyBody:
     )
     if not is_json:
         return ApplyBody(documents=(text,))
+    require_envelope(text.encode())
     try:
         parsed: JsonValue = read_json(text)
     except TextError as error:

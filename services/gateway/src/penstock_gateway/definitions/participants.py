@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Query
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
+from penstock.contracts.envelope import BoundedTime
 from penstock.contracts.ids import TOKEN_PATTERN, Token
 from penstock.contracts.rpc import (
     AgentRegistration,
@@ -55,7 +56,7 @@ class NewKey(Input):
 
     name: Annotated[str, Field(max_length=200)] = ""
     roles: tuple[Role, ...] = Field(default=("operator",), min_length=1)
-    expires_at: AwareDatetime | None = None
+    expires_at: BoundedTime | None = None
 
 
 @participants.get("/v1/runners", tags=["runners"])

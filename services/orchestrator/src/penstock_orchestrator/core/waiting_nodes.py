@@ -9,6 +9,7 @@ from pydantic import JsonValue
 
 from penstock.contracts.answers import ApprovalAnswer, ResolutionAnswer, ToolAnswer
 from penstock.contracts.durations import DURATION_FORMS, MAX_DURATION_SECONDS, parse_duration
+from penstock.contracts.envelope import require_time
 from penstock.contracts.errors import ErrorDetail, ErrorInfo, RejectedError
 from penstock.contracts.facts import NodeRecord, PendingRequest, RecordKind, SignalReceived
 from penstock.contracts.ids import answer_signal_id, approval_record_id, resolution_record_id
@@ -186,7 +187,7 @@ def _seconds(value: Json, node: Node) -> float:
 def _moment(value: Json, node: Node) -> datetime:
     """Read a time: RFC 3339 text, UTC where it names no offset."""
     try:
-        at = datetime.fromisoformat(str(value))
+        at = require_time(datetime.fromisoformat(str(value)))
     except ValueError as error:
         raise RejectedError(
             "invalid_time",

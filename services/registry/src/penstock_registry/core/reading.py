@@ -9,6 +9,7 @@ from typing import Any, Final
 from pydantic import JsonValue, ValidationError
 from pydantic_core import ErrorDetails
 
+from penstock.contracts.envelope import EnvelopeError, check_value
 from penstock.contracts.errors import ErrorDetail, RejectedError, finding
 from penstock.contracts.json import JsonObject
 from penstock.contracts.rpc import DocumentKind
@@ -39,6 +40,10 @@ def parse_document(
     """
     if not isinstance(raw, dict):
         raise invalid_document([finding(path, "a document must be an object")])
+    try:
+        check_value(raw)
+    except EnvelopeError as error:
+        raise error.rejected("invalid_document", at=path) from error
     written = raw.get("kind")
     kind = BY_WRITTEN.get(written) if isinstance(written, str) else None
     if kind is None or (expected is not None and kind is not expected):

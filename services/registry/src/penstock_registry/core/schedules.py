@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Final, Literal
 
-from pydantic import AwareDatetime, Field, JsonValue, StringConstraints
+from pydantic import Field, JsonValue, StringConstraints
 
 from penstock.contracts.cron import MAX_LENGTH, cron_fault
+from penstock.contracts.envelope import BoundedTime
 from penstock.contracts.errors import ErrorDetail, finding
 from penstock.contracts.schedules import ScheduleRecord, timezone_fault
 from penstock_registry.core.expression_scope import ExpressionScope, template_faults
@@ -48,9 +49,9 @@ class ScheduleSpec(Part):
     """How many of them ``all`` makes up for; the latest ones."""
     grace: Duration = 30.0
     """A tick that is started so much too late is late, not missed."""
-    starts_at: AwareDatetime | None = None
+    starts_at: BoundedTime | None = None
     """No tick before this."""
-    ends_at: AwareDatetime | None = None
+    ends_at: BoundedTime | None = None
     """No tick from here on."""
     jitter: Duration | None = None
     """Spreads the starts over so long after each tick; which moment, name and tick decide."""
