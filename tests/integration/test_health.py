@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import httpx
 import pytest
 
+from penstock import clock
 from penstock.telemetry.health import OFF, Canary, HealthServer
 from tests.support.waiting import eventually
 
@@ -35,7 +36,10 @@ async def get(server: HealthServer, path: str) -> httpx.Response:
 async def test_paths_of_a_healthy_process_answer(start_health: StartHealth) -> None:
     server = await start_health()
 
-    assert (await get(server, "/healthz")).json() == {"status": "ok"}
+    assert (await get(server, "/healthz")).json() == {
+        "status": "ok",
+        "clock_offset_seconds": round(clock.offset_seconds(), 3),
+    }
     assert (await get(server, "/readyz?verbose")).status_code == 200
     assert "penstock_bus_commit_seconds" in (await get(server, "/metrics")).text
     assert (await get(server, "/else")).status_code == 404
@@ -67,7 +71,11 @@ async def test_canary_that_fails_makes_the_process_unready(start_health: StartHe
 
     answer = await get(server, "/readyz")
     assert answer.status_code == 503
-    assert answer.json() == {"status": "failing", "reason": "ConnectionError: no bus"}
+    assert answer.json() == {
+        "status": "failing",
+        "clock_offset_seconds": round(clock.offset_seconds(), 3),
+        "reason": "ConnectionError: no bus",
+    }
     assert (await get(server, "/healthz")).status_code == 200
 
 

@@ -1,15 +1,18 @@
 """Key-value buckets against a real server: TTLs, compare-and-set, watches over restarts."""
 
 import asyncio
+import base64
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
 
+from penstock import clock
 from penstock.bus import kv
 from penstock.bus.connection import Bus, connect
-from penstock.bus.kv import Bucket, KvChange
+from penstock.bus.kv import Bucket
+from penstock.bus.kv_watch import KvChange
 from penstock.contracts.errors import ConflictError, RejectedError, TransientError
 from penstock.embedded import NatsServer
 from penstock.settings import CoreSettings
@@ -126,6 +129,84 @@ async def test_create_succeeds_after_expiry(bucket: Bucket) -> None:
     entry = await bucket.get("a")
     assert entry is not None
     assert entry.value == b"2"
+
+
+@pytest.fixture
+def later() -> Iterator[Callable[[float], None]]:
+    """Let the clock run ahead: what a server forgot to end is still stored then."""
+    before = clock.offset_seconds()
+    yield lambda seconds: clock.correct(before + seconds)
+    clock.correct(before)
+
+
+async def test_value_that_outlived_its_ttl_is_none(
+    bucket: Bucket, later: Callable[[float], None]
+) -> None:
+    await bucket.put("kept.a", b"1")
+    await bucket.put("dead.a", b"1", ttl_seconds=600)
+    assert await bucket.keys() == ["dead.a", "kept.a"]
+
+    later(601 + 2)
+
+    assert await bucket.keys() == ["kept.a"]
+    assert await bucket.get("dead.a") is None
+    assert await bucket.get("kept.a") is not None
+
+
+async def test_create_replaces_a_value_that_outlived_its_ttl(
+    bucket: Bucket, later: Callable[[float], None]
+) -> None:
+    await bucket.create("a", b"dead", ttl_seconds=600)
+    later(601 + 2)
+
+    await bucket.create("a", b"2")
+
+    assert await bucket.get("a") == kv.KvEntry(b"2", 2)
+
+
+async def test_watch_ends_a_value_that_outlived_its_ttl(
+    bucket: Bucket, later: Callable[[float], None]
+) -> None:
+    changes: list[KvChange] = []
+    watch = await bucket.watch(">", changes.append)
+    await bucket.put("kept", b"1")
+    await bucket.put("a", b"1", ttl_seconds=600)
+    await eventually(lambda: len(changes) == 2)
+
+    later(601 + 2)
+
+    await eventually(lambda: len(changes) == 3)
+    assert shown(changes)[2] == ("a", None, "expired")
+    await bucket.put("a", b"2", ttl_seconds=3600)
+    await eventually(lambda: len(changes) == 4)
+    assert shown(changes)[3] == ("a", b"2", "put")
+    await watch.stop()
+
+
+async def test_watch_leaves_out_what_outlived_its_ttl_before(
+    bucket: Bucket, later: Callable[[float], None]
+) -> None:
+    changes: list[KvChange] = []
+    await bucket.put("kept", b"1")
+    await bucket.put("a", b"1", ttl_seconds=600)
+    later(601 + 2)
+
+    watch = await bucket.watch(">", changes.append)
+    await watch.ready()
+
+    assert shown(changes) == [("kept", b"1", "put")]
+    await watch.stop()
+
+
+async def test_marker_of_a_deletion_ends_by_itself(bus: Bus, bucket: Bucket) -> None:
+    await bucket.put("a", b"1")
+    await bucket.delete("a")
+
+    found = await bus.api(
+        f"STREAM.MSG.GET.KV_{bucket.name}", {"last_by_subj": f"$KV.{bucket.name}.a"}
+    )
+
+    assert b"Nats-TTL: 86400s" in base64.b64decode(found["message"]["hdrs"])
 
 
 async def test_only_one_of_many_creators_wins(bucket: Bucket) -> None:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, tzinfo
+from datetime import datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -208,16 +208,12 @@ class Writer:
 def clock_of(world: World) -> Iterator[None]:
     """Let the engine read the simulated time."""
 
-    class Clock(datetime):
-        @classmethod
-        def now(cls, tz: tzinfo | None = None) -> Any:
-            return world.now.astimezone(tz)
+    def epoch() -> float:
+        return world.now.timestamp()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_module, "datetime", Clock)
-        patch.setattr(
-            engine_module, "time", SimpleNamespace(time=lambda: datetime.timestamp(world.now))
-        )
+        simulated = SimpleNamespace(now=lambda: world.now, epoch=epoch)
+        patch.setattr(engine_module, "clock", simulated)
         yield
 
 

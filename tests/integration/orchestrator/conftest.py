@@ -188,7 +188,9 @@ class World:
 
 
 @asynccontextmanager
-async def engine_process(world: World, name: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def engine_process(
+    world: World, name: str, *, metrics_port: int = -1
+) -> AsyncIterator[asyncio.subprocess.Process]:
     """An engine as a process of its own, to be killed."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -200,6 +202,7 @@ async def engine_process(world: World, name: str) -> AsyncIterator[asyncio.subpr
             "PENSTOCK_SHARDS": str(world.settings.shards),
             "PENSTOCK_LEASE_TTL_SECONDS": "1",
             "PENSTOCK_INSTANCE_ID": name,
+            "PENSTOCK_METRICS_PORT": str(metrics_port),
         },
         stderr=asyncio.subprocess.DEVNULL,
     )

@@ -280,7 +280,7 @@ async def test_runner_that_deregisters_is_not_lost(
     await eventually(lambda: runners(ask, tenant, kind="tool"))
 
     key = subjects.runner_key(runner.kind, runner.queue, runner.runner_id)
-    await Bucket(bus, subjects.RUNNERS).delete(key, ttl_seconds=60)
+    await Bucket(bus, subjects.RUNNERS).delete(key)
 
     async def gone() -> bool:
         return tenant not in await runners(ask, tenant)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any, Final
 
+from penstock import clock
 from penstock.contracts.errors import (
     THROTTLED,
     ErrorFamily,
@@ -345,5 +345,5 @@ def _retry_after(error: Exception) -> float | None:
     ):
         value = headers.get("retry-after") if headers else None
         if value is not None:
-            return retry_after_seconds(str(value), datetime.now(UTC))
+            return retry_after_seconds(str(value), clock.now())
     return None

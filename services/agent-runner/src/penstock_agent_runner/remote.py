@@ -10,9 +10,9 @@ import asyncio
 import importlib
 import json
 from collections.abc import AsyncIterator, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+from penstock import clock
 from penstock.contracts.actions import RouteToAgent
 from penstock.contracts.errors import (
     ErrorFamily,
@@ -185,7 +185,7 @@ async def _refusal(response: httpx.Response, request: Request) -> Exception:
     text = request.mask(shown[:READ_BYTES].decode("utf-8", "replace"))[:SHOWN_CHARACTERS].strip()
     message = f"the agent answered {status}: {text}".rstrip(": ")
     if status in TRANSIENT_STATUS or status >= 500:
-        after = retry_after_seconds(response.headers.get("retry-after"), datetime.now(UTC))
+        after = retry_after_seconds(response.headers.get("retry-after"), clock.now())
         return TransientError(f"http_{status}", message, retry_after_seconds=after)
     return RejectedError(f"http_{status}", message)
 

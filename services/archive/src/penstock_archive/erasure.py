@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Iterable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Table, delete, func, insert, select, text, update
 from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
+from penstock import clock
 from penstock.bus.connection import Bus, JetStreamError
 from penstock.contracts import subjects
 from penstock.contracts.archive_maintenance import Erased, EraseRun, EraseSession, EraseTenant
@@ -148,7 +149,7 @@ class Eraser:
             await session.execute(
                 update(tombstones)
                 .where(tombstones.c.tenant == tenant, tombstones.c.erased_at.is_(None))
-                .values(erased_at=datetime.now(UTC))
+                .values(erased_at=clock.now())
             )
         log.info("archive.tenant_erased", tenant=tenant, runs=count, objects=objects)
         return Erased(runs=count, objects=objects, dead_letters=letters)
@@ -189,7 +190,7 @@ class Eraser:
     async def retain(self, keep: timedelta) -> int:
         """Delete runs that ended longer than ``keep`` ago, and old tombstones; return how many."""
         last_seq = await self._caught_up()
-        limit = datetime.now(UTC) - keep
+        limit = clock.now() - keep
         count = 0
         while found := await self._read(
             _runs().where(runs.c.ended_at < limit).order_by(runs.c.ended_at).limit(_AT_ONCE)
@@ -200,7 +201,7 @@ class Eraser:
             for tenant, run_ids in of_tenant.items():
                 await self.erase(tenant, run_ids, last_seq)
             count += len(found)
-        old = datetime.now(UTC) - timedelta(days=TOMBSTONE_DAYS)
+        old = clock.now() - timedelta(days=TOMBSTONE_DAYS)
         async with session_scope(self._factory) as session:
             await session.execute(
                 delete(tombstones).where(
@@ -213,7 +214,7 @@ class Eraser:
 
     async def _bury(self, tenant: str, run_ids: Sequence[str], seq: int) -> set[str]:
         """Delete all rows of runs, leave tombstones; return objects without a claim."""
-        now = datetime.now(UTC)
+        now = clock.now()
         async with session_scope(self._factory) as session:
             await _lock(session)
             own = _of(claims, tenant, run_ids)
@@ -270,7 +271,7 @@ class Eraser:
             await session.execute(
                 update(tombstones)
                 .where(*_of(tombstones, tenant, run_ids))
-                .values(erased_at=datetime.now(UTC))
+                .values(erased_at=clock.now())
             )
         return Erased(runs=len(run_ids), objects=objects, dead_letters=letters)
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from penstock import clock
 from penstock.bus.claims import CLAIM_MARK, Claims
 from penstock.bus.connection import Bus, JetStreamError
 from penstock.bus.reader import LogReader
@@ -390,7 +391,7 @@ class Projector:
             deliveries=1,
             error=ErrorInfo(code="not_projectable", message=reason[:1_000]),
             body=body.decode("utf-8", "replace")[:_DEAD_BODY_CHARACTERS],
-            occurred_at=datetime.now(UTC),
+            occurred_at=clock.now(),
         )
         log.error("projector.dead_letter", subject=subject, seq=seq, reason=reason)
         await self._bus.request(
@@ -412,7 +413,7 @@ class Projector:
 
     def _lag_seconds(self) -> float:
         oldest_at = self._oldest_at
-        return 0.0 if oldest_at is None else max(0.0, time.time() - oldest_at)
+        return 0.0 if oldest_at is None else max(0.0, clock.epoch() - oldest_at)
 
     async def _measure_lag(self) -> None:
         while True:

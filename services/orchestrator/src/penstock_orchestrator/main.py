@@ -19,7 +19,7 @@ from penstock.bus.restore import Restorer
 from penstock.bus.topology import ensure
 from penstock.bus.writer import LogWriter
 from penstock.contracts import subjects
-from penstock.contracts.errors import PenstockError
+from penstock.contracts.errors import InvariantError, PenstockError
 from penstock.memory import settle
 from penstock.telemetry.health import HealthServer
 from penstock.telemetry.logs import EventLog
@@ -182,12 +182,16 @@ async def run_engine(settings: OrchestratorSettings) -> None:
     claims = Claims(bus, settings.claim_threshold_bytes)
     writer = await LogWriter(bus, settings, claims).start()
 
+    process = EngineProcess(settings, bus, writer)
+
     async def canary() -> None:
         await writer.canary()
+        if abandoned := process.leases.abandoned:
+            shown = ", ".join(map(str, abandoned))
+            raise InvariantError("shards_abandoned", f"no engine holds shard {shown}")
 
     health = HealthServer(host=settings.metrics_host, port=settings.metrics_port, canary=canary)
     await health.start()
-    process = EngineProcess(settings, bus, writer)
     await process.start()
     settle()
     log.info("engine.ready", shards=process.leases.held)

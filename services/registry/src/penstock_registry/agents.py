@@ -128,7 +128,7 @@ class HttpAgents:
             if row is None or row.deleted_at is not None:
                 raise _unknown(request.agent_id)
             row.deleted_at = row.updated_at = self._now()
-        await self._runners.delete(_key(row), ttl_seconds=row.ttl_seconds)
+        await self._runners.delete(_key(row))
         gone = Deleted(kind=DocumentKind.AGENT, name=row.agent_id)
         try:
             await self._definitions.delete(

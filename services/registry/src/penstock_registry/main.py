@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from penstock import db
+from penstock import clock, db
 from penstock.bus.connection import Bus, JetStreamError, connect
 from penstock.bus.topology import ensure
 from penstock.contracts import subjects
@@ -149,4 +149,4 @@ async def _keep_repaired(bus: Bus, settings: RegistrySettings, publisher: Publis
 
 
 def _now() -> datetime:
-    return datetime.now(UTC)
+    return clock.now()

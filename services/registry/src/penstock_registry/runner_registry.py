@@ -15,7 +15,8 @@ from prometheus_client import Counter, Gauge
 from pydantic import ValidationError
 
 from penstock.bus.connection import Bus
-from penstock.bus.kv import Bucket, KvChange, Watch
+from penstock.bus.kv import Bucket
+from penstock.bus.kv_watch import KvChange, Watch
 from penstock.contracts import subjects
 from penstock.contracts.rpc import ListRunners, RunnerView
 from penstock.contracts.runners import RunnerRecord

@@ -10,11 +10,11 @@ import asyncio
 import importlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from pydantic_core import from_json
 
+from penstock import clock
 from penstock.contracts.errors import RejectedError, TransientError
 from penstock.contracts.json import Json
 from penstock.masks import Mask
@@ -265,7 +265,7 @@ def _failure(ctx: StepContext, status: int, headers: Mapping[str, str], text: st
         return TransientError(
             f"http_{status}",
             message,
-            retry_after_seconds=retry_after_seconds(headers.get("retry-after"), datetime.now(UTC)),
+            retry_after_seconds=retry_after_seconds(headers.get("retry-after"), clock.now()),
         )
     return RejectedError(f"http_{status}", message)
 

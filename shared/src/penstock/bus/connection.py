@@ -12,18 +12,22 @@ import logging
 import os
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
 from typing import Any, Final, TypedDict
 
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
+from nats.errors import Error as NatsError
 from nats.errors import NoRespondersError, NoServersError
 from nats.errors import TimeoutError as NatsTimeoutError
 
+from penstock import clock
 from penstock.bus.client import HotClient
+from penstock.contracts import subjects
 from penstock.contracts.errors import InvariantError, TransientError
 from penstock.settings import CoreSettings
 from penstock.telemetry.logs import EventLog
-from penstock.telemetry.metrics import BUS_RECONNECTS
+from penstock.telemetry.metrics import BUS_RECONNECTS, CLOCK_OFFSET_SECONDS
 
 log = EventLog(__name__)
 
@@ -37,6 +41,11 @@ EXIT_CONNECTION_LOST: Final = 70
 _USER_INFO: Final = re.compile(r"//[^/@,]*@")
 """Login in a URL of the bus, which no log line shows."""
 _UNAVAILABLE: Final = 503
+_CLOCK_EVERY_SECONDS: Final = 30.0
+_CLOCK_REACH_SECONDS: Final = 1.0
+"""An answer that took longer says too little about the server's time."""
+SKEW_SECONDS: Final = 2.0
+"""From here on the offset of a machine's clock is worth a warning."""
 
 
 class JetStreamError(Exception):
@@ -60,6 +69,7 @@ class Bus:
         """Wrap an open client; use ``connect``."""
         self.nc = nc
         self.on_reconnect: list[Callable[[], None]] = []
+        self._clock: asyncio.Task[None] | None = None
 
     async def publish(
         self, subject: str, body: bytes, *, headers: dict[str, str] | None = None
@@ -121,6 +131,39 @@ class Bus:
             )
         return answer
 
+    async def keep_time(self) -> None:
+        """Measure the bus's clock now, and again every 30 s until `close`."""
+        await self.measure_clock()
+        if self._clock is None:
+            self._clock = asyncio.create_task(self._keep_time(), name="bus clock")
+
+    async def _keep_time(self) -> None:
+        while True:
+            await asyncio.sleep(_CLOCK_EVERY_SECONDS)
+            await self.measure_clock()
+
+    async def measure_clock(self) -> None:
+        """Take the server's time from its answer; keep the last offset where none comes."""
+        before = clock.epoch()
+        try:
+            answer = await self.api(
+                f"STREAM.INFO.{subjects.bucket_stream(subjects.LEASES)}",
+                timeout_seconds=_CLOCK_REACH_SECONDS,
+            )
+        except (JetStreamError, TransientError, NatsError) as error:
+            # Streams that are not there yet, or a server that is away: the next one measures.
+            log.debug("bus.clock_unknown", error=str(error))
+            return
+        after = clock.epoch()
+        if not 0 <= after - before <= _CLOCK_REACH_SECONDS:
+            return
+        error_seconds = datetime.fromisoformat(answer["ts"]).timestamp() - (before + after) / 2
+        offset = clock.offset_seconds() + error_seconds
+        CLOCK_OFFSET_SECONDS.set(offset)
+        if abs(offset) >= SKEW_SECONDS and abs(error_seconds) >= SKEW_SECONDS:
+            log.warning("bus.clock_skewed", offset_seconds=round(offset, 3))
+        clock.correct(offset)
+
     @property
     def max_payload_bytes(self) -> int:
         """The server's limit for payload and headers together."""
@@ -129,6 +172,8 @@ class Bus:
     async def close(self) -> None:
         """Flush queued messages and close the connection; the process continues."""
         self.nc.closing_on_purpose = True
+        if self._clock is not None:
+            self._clock.cancel()
         if not self.nc.is_closed:
             if self.nc.is_connected:
                 await self.nc.settle(2)
@@ -259,4 +304,5 @@ async def connect(settings: CoreSettings, *, name: str, patience_seconds: float 
     except InvariantError:
         await bus.close()
         raise
+    await bus.keep_time()
     return bus

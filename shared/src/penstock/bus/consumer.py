@@ -19,6 +19,7 @@ from typing import Final
 from nats.aio.subscription import Subscription
 from nats.errors import FlushTimeoutError
 
+from penstock import clock
 from penstock.bus.client import parse_headers
 from penstock.bus.connection import Bus, JetStreamError
 from penstock.contracts import subjects
@@ -313,7 +314,7 @@ class Consumer:
             deliveries=delivery.deliveries,
             error=error,
             body=delivery.body[:_LETTER_BYTES].decode("utf-8", "replace"),
-            occurred_at=datetime.now(UTC),
+            occurred_at=clock.now(),
         )
         log.error(
             "consumer.dead_letter", durable=self._durable, subject=delivery.subject, code=error.code

@@ -6,11 +6,10 @@ too young to have lost any.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Final
 
-from penstock import rpc
+from penstock import clock, rpc
 from penstock.bus.claims import Claims
 from penstock.bus.connection import Bus
 from penstock.bus.reader import LogReader
@@ -46,7 +45,7 @@ class HistoryReader(LogReader):
         entries = await super().read_run(
             tenant, shard, run_id, after_seq=after_seq, at_least_seq=at_least_seq
         )
-        if after_seq or is_young(run_id, time.time()):
+        if after_seq or is_young(run_id, clock.epoch()):
             return entries
         if any(isinstance(entry.fact, RunInvoked) for entry in entries):
             return entries

@@ -244,6 +244,8 @@ async def ensure(
             log.warning("bus.topology_delayed", reason=error.message)
             await asyncio.sleep(_AGAIN_SECONDS)
         else:
+            # The first process of an installation had no stream to ask for the time.
+            await bus.measure_clock()
             return
 
 

@@ -10,7 +10,8 @@ from typing import Any, Final, Literal, NamedTuple
 
 import httpx
 
-from penstock.bus.connection import MINIMUM_SERVER, JetStreamError
+from penstock import clock
+from penstock.bus.connection import MINIMUM_SERVER, SKEW_SECONDS, JetStreamError
 from penstock.bus.kv import Bucket
 from penstock.bus.topology import consumer_table, stream_table
 from penstock.child import LOOPBACK
@@ -70,10 +71,22 @@ def _processes(target: Target) -> Iterator[Finding]:
         elif process.ready is not None:
             answer = _get(f"http://{LOOPBACK}:{process.metrics_port}/readyz")
             if answer is not None and answer.is_success:
+                yield from _clock_of(name, answer)
                 yield Finding("warn" if again else "ok", name, f"pid {process.pid} is ready{again}")
             else:
                 reason = "no answer" if answer is None else answer.text.strip()
                 yield Finding("fail", name, f"pid {process.pid} is not ready: {reason}")
+
+
+def _clock_of(name: str, readiness: httpx.Response) -> Iterator[Finding]:
+    """Warn of a process whose clock differs from the bus's."""
+    offset = readiness.json().get("clock_offset_seconds", 0.0)
+    if abs(offset) >= SKEW_SECONDS:
+        yield Finding("warn", name, f"its clock is {_offset_text(offset)} the bus's")
+
+
+def _offset_text(seconds: float) -> str:
+    return f"{abs(seconds):.1f} s {'behind' if seconds > 0 else 'ahead of'}"
 
 
 def _gateway(target: Target) -> Iterator[Finding]:
@@ -97,7 +110,7 @@ async def _bus(wire: Wire, target: Target) -> list[Finding]:
         Finding("ok", "bus", f"nats-server {version} at {target.nats_url} "
                 f"has all that Penstock needs ({needed} or newer)")
     ]  # fmt: skip
-    for examination in (_durability, _streams, _consumers, _leases, _runners, _databases):
+    for examination in (_clock, _durability, _streams, _consumers, _leases, _runners, _databases):
         findings += await _guarded(examination, wire, target)
     return findings
 
@@ -111,6 +124,14 @@ async def _guarded(
         return [finding async for finding in examination(wire, target)]
     except (PenstockError, JetStreamError) as error:
         return [Finding("fail", area, str(error))]
+
+
+async def _clock(wire: Wire, _target: Target) -> AsyncIterator[Finding]:
+    """Compare this machine's clock with the bus's."""
+    await wire.bus.measure_clock()
+    offset = clock.offset_seconds()
+    level: Level = "ok" if abs(offset) < SKEW_SECONDS else "warn"
+    yield Finding(level, "clock", f"this machine's clock is {_offset_text(offset)} the bus's")
 
 
 async def _durability(wire: Wire, target: Target) -> AsyncIterator[Finding]:

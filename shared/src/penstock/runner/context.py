@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
+from datetime import datetime
 
 from msgspec import structs
 
+from penstock import clock
 from penstock.contracts import subjects
 from penstock.contracts.facts import StepScheduled, Usage
 from penstock.contracts.ids import idempotency_key
@@ -147,7 +148,7 @@ class StepContext:
     @property
     def remaining_seconds(self) -> float:
         """Time until the deadline, never negative."""
-        return max(0.0, (self._step.expires_at - datetime.now(UTC)).total_seconds())
+        return max(0.0, (self._step.expires_at - clock.now()).total_seconds())
 
     @property
     def cancelled(self) -> asyncio.Event:

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from time import perf_counter
 from typing import Any, Final, Literal, Protocol
@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, Protocol
 from msgspec import structs
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
+from penstock import clock
 from penstock.contracts.envelope import MAX_DEPTH, search, within
 from penstock.contracts.errors import (
     THROTTLED,
@@ -251,7 +252,7 @@ class StepExecutor:
         """Return the ``StepResult`` as JSON; a return value without a JSON form is a failure."""
         mask, failure = attempt.mask, attempt.failure
         result = StepResult(
-            occurred_at=datetime.now(UTC),
+            occurred_at=clock.now(),
             kind=self._kind,
             name=name,
             status="succeeded",

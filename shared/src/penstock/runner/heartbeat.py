@@ -159,7 +159,7 @@ class Heartbeat:
     async def _deregister(self, bucket: Bucket) -> None:
         try:
             for record in self._describe():
-                await bucket.delete(_key(record), ttl_seconds=self._settings.runner_ttl_seconds)
+                await bucket.delete(_key(record))
         except (PenstockError, JetStreamError) as error:
             # The entry expires by itself.
             log.warning("runner.not_deregistered", reason=str(error))

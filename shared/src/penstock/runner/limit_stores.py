@@ -7,12 +7,12 @@ script, by its own clock, for thousands.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from pydantic import ValidationError
 
+from penstock import clock
 from penstock.bus.connection import Bus, JetStreamError
 from penstock.bus.kv import Bucket
 from penstock.contracts import subjects
@@ -42,10 +42,7 @@ T = TypeVar("T")
 
 
 class BucketStore:
-    """Limits in bucket ``limits``, changed by compare-and-set.
-
-    Each process uses its own clock, so clocks should agree to a fraction of a limit's period.
-    """
+    """Limits in bucket ``limits``, changed by compare-and-set."""
 
     def __init__(self, bus: Bus) -> None:
         self._bucket = Bucket(bus, subjects.LIMITS)
@@ -98,7 +95,7 @@ class BucketStore:
         self, key: str, rule: Rule, change: Callable[[LimitRecord, float], tuple[LimitRecord, T]]
     ) -> T:
         entry = await self._bucket.get(key)
-        now = time.time()
+        now = clock.epoch()
         record, answer = change(_read(rule, entry.value if entry is not None else None), now)
         body = record.model_dump_json().encode()
         ttl = idle_seconds(record, now) + KEPT_SECONDS

@@ -7,17 +7,18 @@ Checked just before the handler is called. A refused step costs nothing: it fail
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
+from penstock import clock
 from penstock.bus.connection import Bus, JetStreamError
-from penstock.bus.kv import Bucket, KvChange, Watch
+from penstock.bus.kv import Bucket
+from penstock.bus.kv_watch import KvChange, Watch
 from penstock.contracts import subjects
 from penstock.contracts.errors import THROTTLED, PenstockError, TransientError
 from penstock.contracts.facts import StepKind
@@ -172,7 +173,7 @@ class Limits:
         if provider is None:
             return
         seconds = min(seconds, LONGEST_BLOCK_SECONDS)
-        until = datetime.now(UTC) + timedelta(seconds=seconds)
+        until = clock.now() + timedelta(seconds=seconds)
         key = name_hash(provider)
         self._blocked[key] = max(self._blocked.get(key, 0.0), until.timestamp())
         log.info("limits.provider_blocked", provider=provider, seconds=round(seconds, 1))
@@ -198,7 +199,7 @@ class Limits:
         self._blocked[key] = max(self._blocked.get(key, 0.0), record.until.timestamp())
 
     def _require_unblocked(self, provider: str) -> None:
-        key, now = name_hash(provider), time.time()
+        key, now = name_hash(provider), clock.epoch()
         until = self._blocked.get(key)
         if until is None:
             return

@@ -7,9 +7,9 @@ import importlib.metadata
 import socket
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from penstock import clock
 from penstock.contracts.facts import StepKind
 from penstock.contracts.ids import require_token
 from penstock.contracts.json import Json
@@ -74,7 +74,7 @@ class Runner:
         self._version = version
         self._handlers: dict[str, Handler] = {}
         self._catch_all: Handler | None = None
-        self._started_at = datetime.now(UTC)
+        self._started_at = clock.now()
         self._draining = False
         self._runner_id = ""
         self._ttl_seconds = 0.0
@@ -194,7 +194,7 @@ class Runner:
             in_flight=self.in_flight,
             draining=self._draining,
             started_at=self._started_at,
-            beat_at=datetime.now(UTC),
+            beat_at=clock.now(),
             ttl_seconds=self._ttl_seconds,
         )
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import Executor
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
+from penstock import clock
 from penstock.bus.claims import CLAIM_MARK
 from penstock.bus.consumer import Delivery
 from penstock.bus.kv import Bucket
@@ -93,7 +94,7 @@ class StepWorker:
         if stops.stopped(run_id, subject.step_id):
             self._metrics.refused.inc()
             return
-        now = datetime.now(UTC)
+        now = clock.now()
         stale = (
             delivery.deliveries > 1
             or now - delivery.stored_at > STALE_AFTER

@@ -20,6 +20,7 @@ from typing import Final
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from penstock import clock
 from penstock.telemetry.logs import EventLog
 from penstock.telemetry.metrics import LOOP_LAG_SECONDS
 
@@ -164,7 +165,12 @@ def _handler_of(health: HealthServer) -> type[BaseHTTPRequestHandler]:
                     self._answer(404, "application/json", b'{"status": "not found"}')
 
         def _verdict(self, reason: str | None) -> None:
-            body = {"status": "ok"} if reason is None else {"status": "failing", "reason": reason}
+            body: dict[str, str | float] = {
+                "status": "ok" if reason is None else "failing",
+                "clock_offset_seconds": round(clock.offset_seconds(), 3),
+            }
+            if reason is not None:
+                body["reason"] = reason
             status = 200 if reason is None else 503
             self._answer(status, "application/json", json.dumps(body).encode())
 

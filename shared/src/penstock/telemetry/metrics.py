@@ -27,6 +27,10 @@ BUS_COMMIT_MESSAGES: Final = Histogram(
     "Messages per group commit",
     buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000),
 )
+CLOCK_OFFSET_SECONDS: Final = Gauge(
+    "penstock_bus_clock_offset_seconds",
+    "By how much the bus's clock is ahead of this machine's; deadlines follow the bus's",
+)
 BUS_RECONNECTS: Final = Counter("penstock_bus_reconnects_total", "Reconnections to the bus")
 RUNNER_STEPS: Final = Counter(
     "penstock_runner_steps_total", "Steps by outcome", ["kind", "queue", "outcome"]

@@ -11,11 +11,12 @@ import asyncio
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Final, Literal, TypedDict, Unpack
 
 from pydantic_core import from_json
 
+from penstock import clock
 from penstock.contracts.errors import ConflictError, ErrorInfo
 from penstock.contracts.facts import Decision, SecretRef, StepKind, StepScheduled, Usage
 from penstock.contracts.json import Json
@@ -127,7 +128,7 @@ class LocalRunner:
         Raises:
             RejectedError: ``invalid_template``: a secret is not named as ``{{ secrets.NAME }}``.
         """
-        now = datetime.now(UTC)
+        now = clock.now()
         step_id, attempt = options.get("step_id", "step"), options.get("attempt", 1)
         values: Json = {"input": input, "config": options.get("config")}
         secrets: dict[str, tuple[str | SecretRef, ...]] = {}

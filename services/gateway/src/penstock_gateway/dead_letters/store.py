@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import base64
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 from typing import Annotated, Final, Literal, NamedTuple
 
 from pydantic import Field
 
+from penstock import clock
 from penstock.bus.connection import JetStreamError
 from penstock.contracts import subjects
 from penstock.contracts.errors import (
@@ -173,7 +173,7 @@ class DeadLetters:
     async def _reload(self, address: Address) -> None:
         """Make the engine reload a run and decide."""
         subject = subjects.timer_due(address.tenant, address.shard, address.run_id, RELOAD)
-        body = encode(TimerDue(due_at=datetime.now(UTC)))
+        body = encode(TimerDue(due_at=clock.now()))
         await self._writer.append(subject, body, headers=_KEPT)
 
     async def _remove(self, seq: int) -> None:
@@ -220,7 +220,7 @@ def _ours(fact: StepResult) -> bool:
 
 def _given_up(step: StepState, letter: Letter) -> StepResult:
     """Return the outcome that lets the engine's retry policy make the next attempt."""
-    now = datetime.now(UTC)
+    now = clock.now()
     why = letter.letter.error
     return StepResult(
         occurred_at=now,

@@ -8,7 +8,8 @@ from typing import Generic, TypeVar
 from pydantic import ValidationError
 
 from penstock.bus.connection import Bus
-from penstock.bus.kv import Bucket, KvChange, Watch
+from penstock.bus.kv import Bucket
+from penstock.bus.kv_watch import KvChange, Watch
 from penstock.telemetry.logs import EventLog
 
 ValueT = TypeVar("ValueT")

@@ -6,7 +6,6 @@ Pure ASGI: nothing here costs a task or a thread.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
-from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final
 
@@ -15,6 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from penstock import clock
 from penstock.contracts.errors import ErrorDetail, PenstockError, RejectedError
 from penstock_gateway.core.access import (
     Caller,
@@ -227,7 +227,7 @@ class Authenticator:
 
 
 def _expired(caller: Caller) -> bool:
-    return caller.expires_at is not None and caller.expires_at <= datetime.now(UTC)
+    return caller.expires_at is not None and caller.expires_at <= clock.now()
 
 
 @lru_cache(maxsize=256)

@@ -7,9 +7,9 @@ reply to a second one contains the first.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Final, Literal, NamedTuple
 
+from penstock import clock
 from penstock.contracts.answers import ApprovalAnswer, ResolutionAnswer, ToolAnswer
 from penstock.contracts.errors import RejectedError, finding
 from penstock.contracts.facts import PendingRequest, SignalReceived
@@ -124,7 +124,7 @@ class Answering:
         fact = convert(
             SignalReceived,
             {
-                "occurred_at": datetime.now(UTC),
+                "occurred_at": clock.now(),
                 "name": one.request.name,
                 "payload": {**one.answer.given.payload(), "digest": one.request.digest},
                 "kind": kind,
@@ -171,7 +171,7 @@ def _was_asked(state: RunState, question: Question, node_record: NodeRecordState
     if node_record.open:
         return False
     return answer_to(state, question, node_record) is not None or expired(
-        node_record.node_record, datetime.now(UTC)
+        node_record.node_record, clock.now()
     )
 
 
@@ -240,7 +240,7 @@ def _require_open(node_record: NodeRecordState, answer: Answer) -> None:
     Raises:
         RejectedError: ``question_expired``, ``not_waiting``.
     """
-    if expired(node_record.node_record, datetime.now(UTC)):
+    if expired(node_record.node_record, clock.now()):
         raise RejectedError(
             "question_expired",
             f"{answer.record_id} waited until {node_record.node_record.due_at}, no longer",

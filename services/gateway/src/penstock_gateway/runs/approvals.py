@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Annotated, Final, Literal
 
 from fastapi import APIRouter, Query, Response
 
+from penstock import clock
 from penstock.contracts.answers import ApprovalAnswer
 from penstock.contracts.errors import RejectedError, finding
 from penstock.runs.replies import ApprovalPage, ApprovalStatus, ApprovalView
@@ -40,7 +40,7 @@ async def list_approvals(
             "other approvals than open ones are listed for one run",
             details=(finding("run_id", "missing", "a run, or status=open"),),
         )
-    now = datetime.now(UTC)
+    now = clock.now()
     items: list[ApprovalView] = []
     last = revision_of(None, cursor)
     async for revision, record in gateway.pending.requests(caller.tenant, after=last):
@@ -82,7 +82,7 @@ def _view(state: RunState, node_record: NodeRecordState) -> ApprovalView:
         state.request.name,
         node_record.node_record,
         node_record.at,
-        now=datetime.now(UTC),
+        now=clock.now(),
         answer=answer.fact if answer is not None else None,
         run_ended=state.ended is not None,
     )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from msgspec import structs
 from starlette.responses import StreamingResponse
 
+from penstock import clock
 from penstock.bus.claims import Claims
 from penstock.bus.copies import FactCopy, put_back
 from penstock.bus.kv import Bucket
@@ -57,7 +57,7 @@ class Bundles:
         prefix = self._runs.prefix(tenant, run_id)
         invoked = next(entry.fact for entry in entries if isinstance(entry.fact, RunInvoked))
         plan = await self._plans.get(invoked.plan_digest)
-        header = BundleHeader(run_id=run_id, tenant=tenant, created_at=datetime.now(UTC))
+        header = BundleHeader(run_id=run_id, tenant=tenant, created_at=clock.now())
         facts = (
             LogEntry(seq=entry.seq, subject=_subject(prefix, entry), fact=entry.fact)
             for entry in entries
@@ -173,7 +173,7 @@ class Bundles:
         ]
         seed = await asyncio.to_thread(seed_of, plan, entries)
         changes = {
-            "occurred_at": datetime.now(UTC),
+            "occurred_at": clock.now(),
             "parent": None,
             "seed": seed,
             "trigger": Trigger.FORK,

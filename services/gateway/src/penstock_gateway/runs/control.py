@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Final, Literal
 
+from penstock import clock
 from penstock.bus.reader import LogReader
 from penstock.bus.writer import LogWriter
 from penstock.contracts import subjects
@@ -64,7 +64,7 @@ class Controls:
         if state.paused == (kind == "pause"):
             return state, False
         fact = SignalReceived(
-            occurred_at=datetime.now(UTC),
+            occurred_at=clock.now(),
             name=kind,
             kind=kind,
             payload={"reason": reason} if reason else None,
@@ -87,9 +87,7 @@ class Controls:
         Raises:
             TransientError: The log did not answer.
         """
-        fact = CancelRequested(
-            occurred_at=datetime.now(UTC), reason=reason, requested_by=caller.key_id
-        )
+        fact = CancelRequested(occurred_at=clock.now(), reason=reason, requested_by=caller.key_id)
         subject = subjects.cancel(self._runs.prefix(caller.tenant, run_id))
         try:
             await self._writer.append(subject, fact_bytes(fact))
@@ -131,7 +129,7 @@ class Controls:
 
     async def _fail(self, caller: Caller, state: RunState, step: StepState, reason: str) -> int:
         """Record a step as cancelled, in its runner's stead: the first result counts."""
-        now = datetime.now(UTC)
+        now = clock.now()
         message = f"{caller.key_id} stopped the step" + (f": {reason}" if reason else "")
         fact = StepResult(
             occurred_at=now,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Final, Literal
 
 from msgspec import structs
 from pydantic import JsonValue, ValidationError
 
+from penstock import clock
 from penstock.bus.kv import Bucket
 from penstock.contracts import subjects
 from penstock.contracts.errors import ConflictError, RejectedError, finding
@@ -124,7 +124,7 @@ class Forks:
         limits = structs.replace(source.limits, **dict(params.limits))
         return structs.replace(
             source,
-            occurred_at=datetime.now(UTC),
+            occurred_at=clock.now(),
             version=version,
             plan_digest=digest,
             input=given,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Path, Response
 
+from penstock import clock
 from penstock.contracts.errors import RejectedError, finding
 from penstock.contracts.facts import SignalReceived
 from penstock.runs.replies import SentSignal, SentSignals
@@ -37,7 +37,7 @@ def signal_view(sent: Sent) -> SentSignal:
 def _fact(caller: Caller, signal: Signal) -> SignalReceived:
     message = isinstance(signal, RunMessage)
     return SignalReceived(
-        occurred_at=datetime.now(UTC),
+        occurred_at=clock.now(),
         name=signal.name,
         payload=signal.payload,
         kind="message" if message else "event",

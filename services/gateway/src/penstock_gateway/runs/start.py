@@ -7,11 +7,11 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Final
 
 from pydantic import TypeAdapter
 
+from penstock import clock
 from penstock.bus.capacity import LogCapacity
 from penstock.bus.connection import Bus
 from penstock.bus.kv import Bucket
@@ -141,7 +141,7 @@ class Starter:
             given = await asyncio.to_thread(accepted_input, version, params.input)
             params = replace(params, input=given)
         history = await self._history(params) if params.session_id is not None else ()
-        invoked = params.invoked(version, datetime.now(UTC), history)
+        invoked = params.invoked(version, clock.now(), history)
         started = await self.append(params.tenant, run_id, invoked, params.traceparent)
         if params.session_id is not None and not started.replayed:
             await self._sessions.put(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
 from hashlib import sha256
 from itertools import islice
 from typing import Annotated, Final
@@ -12,6 +11,7 @@ from zoneinfo import ZoneInfo
 from fastapi import APIRouter, Query, Response
 from pydantic import AwareDatetime, Field
 
+from penstock import clock
 from penstock.contracts.archive import ListRuns, RunPage
 from penstock.contracts.errors import RejectedError, finding
 from penstock.contracts.facts import Trigger
@@ -78,7 +78,7 @@ async def trigger_schedule(
     else:
         run_id = run_id_from_key(tenant, f"schedule\x00{name}\x00trigger\x00{key}")
         digest = sha256(name.encode()).hexdigest()
-    params = scheduled_run(tenant, run_id, record, datetime.now(UTC), caller.key_id)
+    params = scheduled_run(tenant, run_id, record, clock.now(), caller.key_id)
     params = replace(params, request_digest=digest)
     started = await gateway.starter.start(params)
     response.headers["Location"] = f"/v1/runs/{started.run_id}"
@@ -110,7 +110,7 @@ async def list_ticks(
                 scheduled_at=tick.astimezone(zone),
                 due_at=due_at(caller.tenant, record, tick),
             )
-            for tick in islice(ticks_after(record, after or datetime.now(UTC)), next_)
+            for tick in islice(ticks_after(record, after or clock.now()), next_)
         )
     )
 

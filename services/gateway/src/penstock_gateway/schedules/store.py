@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
 
+from penstock import clock
 from penstock.bus.connection import Bus
 from penstock.bus.kv import Bucket
 from penstock.contracts import subjects
@@ -89,7 +89,7 @@ class Schedules:
         if not paused and (known is None or not known.paused):
             return await self.state(tenant, name)
         control = ScheduleControl(
-            paused=paused, changed_at=datetime.now(UTC), changed_by=by, reason=reason
+            paused=paused, changed_at=clock.now(), changed_by=by, reason=reason
         )
         await self._bucket.put(
             subjects.schedule_part_key(tenant, name, "control"),
@@ -121,7 +121,7 @@ def _shown(
         target=record.target if record.selector is None else f"{record.target}@{record.selector}",
         paused=record.paused or by_operator,
         paused_by="document" if record.paused else "operator" if by_operator else None,
-        next_tick=next_tick(record, datetime.now(UTC)),
+        next_tick=next_tick(record, clock.now()),
         pending=len(progress.pending) if progress is not None else 0,
         failure=progress.failure if progress is not None else None,
         **change,

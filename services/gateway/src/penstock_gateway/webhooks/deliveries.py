@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping
 from typing import Final
 
@@ -12,6 +11,7 @@ from pydantic_core import from_json
 from starlette.requests import Request
 from starlette.responses import Response
 
+from penstock import clock
 from penstock.contracts import subjects
 from penstock.contracts.errors import InvariantError, RejectedError, finding
 from penstock.contracts.facts import DefinitionKind, Record, RunStatus, Trigger
@@ -78,7 +78,7 @@ class Hooks:
             headers,
             body,
             secrets=[self._secret(secret) for secret in record.secrets],
-            now=time.time(),
+            now=clock.epoch(),
             tolerance_seconds=record.tolerance_seconds,
         )
         run_input = render(record.input, {"payload": _payload(body), "headers": _shown(headers)})
@@ -111,7 +111,7 @@ class Hooks:
             headers,
             body,
             secrets=secrets,
-            now=time.time(),
+            now=clock.epoch(),
             tolerance_seconds=_TOLERANCE_SECONDS,
         )
         settings = self._gateway.settings

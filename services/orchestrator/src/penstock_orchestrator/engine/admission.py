@@ -12,12 +12,13 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final, Literal
 
 from pydantic import ValidationError
 from pydantic_core import to_json
 
+from penstock import clock
 from penstock.bus.connection import Bus, JetStreamError
 from penstock.bus.kv import Bucket, KvEntry
 from penstock.bus.reader import LogReader
@@ -162,7 +163,7 @@ class Admission:
             TransientError: The bus did not answer, or the key changes all the time.
             JetStreamError: The bus refused.
         """
-        turn = Turn(run_id=run_id, shard=shard, since=datetime.now(UTC), priority=priority)
+        turn = Turn(run_id=run_id, shard=shard, since=clock.now(), priority=priority)
         answers: list[tuple[Answer, bool]] = []
 
         def change(record: TurnRecord) -> TurnRecord:
@@ -200,7 +201,7 @@ class Admission:
 
         def change(record: TurnRecord) -> TurnRecord:
             known.append(record.holds(run_id) or record.position(run_id) is not None)
-            return left(record, (run_id,), datetime.now(UTC))
+            return left(record, (run_id,), clock.now())
 
         record = await self._change(tenant, key, change)
         if not known[-1]:
@@ -230,7 +231,7 @@ class Admission:
                 continue
             tenant = name.split(".", 1)[0]
             logged = await self._logged(tenant, (*record.holders, *record.queue))
-            gone, now = logged.ended, datetime.now(UTC)
+            gone, now = logged.ended, clock.now()
 
             def change(found: TurnRecord, gone: set[str] = gone, now: datetime = now) -> TurnRecord:
                 return left(found, gone, now)
@@ -323,13 +324,13 @@ class Admission:
         await gather_some(work)
 
     async def _admit(self, tenant: str, turn: Turn) -> None:
-        fact = SignalReceived(occurred_at=datetime.now(UTC), name="admitted", kind="admitted")
+        fact = SignalReceived(occurred_at=clock.now(), name="admitted", kind="admitted")
         prefix = subjects.run_prefix(tenant, turn.shard, turn.run_id)
         subject = subjects.signal(prefix, _signal_id(turn.run_id))
         await append_once(self._writer, subject, fact)
 
     async def _cancel(self, tenant: str, turn: Turn, reason: str) -> None:
-        fact = CancelRequested(occurred_at=datetime.now(UTC), reason=reason)
+        fact = CancelRequested(occurred_at=clock.now(), reason=reason)
         prefix = subjects.run_prefix(tenant, turn.shard, turn.run_id)
         await append_once(self._writer, subjects.cancel(prefix), fact)
 
@@ -352,7 +353,7 @@ class Admission:
                 subject = subjects.parse_fact(message.subject)
                 logged.add(subject.event, subject.run_id)
             for turn in part:
-                if datetime.now(UTC) - turn.since > _FORGOTTEN:
+                if clock.now() - turn.since > _FORGOTTEN:
                     stored = await self._reader.stored(tenant, turn.shard, turn.run_id)
                     if not stored:
                         logged.ended.add(turn.run_id)

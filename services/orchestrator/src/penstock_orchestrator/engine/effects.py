@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Coroutine, Iterable, Sequence
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from msgspec.structs import replace
 from pydantic_core import from_json, to_json
 
+from penstock import clock
 from penstock.bus.connection import Bus
 from penstock.bus.kv import Bucket
 from penstock.bus.reader import LogReader
@@ -115,7 +115,7 @@ class Effects:
         if not receivers:
             error = ErrorInfo(code="no_recipient", message=f"no open run takes {fact.name!r}")
         result = StepResult(
-            occurred_at=datetime.now(UTC),
+            occurred_at=clock.now(),
             kind=StepKind.RUN,
             name=fact.name,
             status="succeeded" if receivers else "failed",
@@ -176,7 +176,7 @@ class Effects:
             shard=slot.shard,
             name=state.request.name,
             node_record=node_record,
-            asked_at=datetime.now(UTC),
+            asked_at=clock.now(),
         )
         key = subjects.pending_key(slot.tenant, slot.run_id, node_record.record_id)
         await self._pending.put(key, record.model_dump_json().encode())
@@ -236,7 +236,7 @@ class Effects:
 
     async def _cancel_children(self, slot: Slot, steps: Iterable[StepState]) -> None:
         reason = f"the parent run {slot.run_id} no longer waits for it"
-        fact = CancelRequested(occurred_at=datetime.now(UTC), reason=reason)
+        fact = CancelRequested(occurred_at=clock.now(), reason=reason)
         await gather_some(
             [
                 append_once(self._writer, subjects.cancel(self._child_prefix(slot, step)), fact)

@@ -8,11 +8,11 @@ two engines that work on one run cannot both decide, and the loser reads the log
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final
 
+from penstock import clock
 from penstock.bus.connection import Bus, JetStreamError
 from penstock.bus.consumer import Delivery
 from penstock.bus.reader import LogReader
@@ -106,7 +106,7 @@ class Engine:
         )
         slot = self.runs.slot(subject.tenant, subject.shard, subject.run_id)
         async with slot.lock:
-            self.runs.touch(slot, time.time())
+            self.runs.touch(slot, clock.epoch())
             await self._contain(slot, self._handle(slot, entry, first=first))
         self._wake_granted()
         reach("engine.before_ack")
@@ -121,7 +121,7 @@ class Engine:
             self.runs.reschedule(slot)
         else:
             # The engine's clock: a runner's may be wrong, and the input may have waited long.
-            await self._advance(slot, datetime.now(UTC), entry.seq, fresh=fresh)
+            await self._advance(slot, clock.now(), entry.seq, fresh=fresh)
 
     async def _has_end(self, subject: FactSubject) -> bool:
         entries = await self._reader.read_run(subject.tenant, subject.shard, subject.run_id)
@@ -141,7 +141,7 @@ class Engine:
         if self.runs.has_ended(subject.run_id):
             return
         slot = self.runs.slot(subject.tenant, subject.shard, subject.run_id)
-        now = max(due.due_at, datetime.now(UTC))
+        now = max(due.due_at, clock.now())
         await self.wake(slot, now, reload=subject.timer_id == RELOAD, expire=False)
 
     async def check(self, slot: Slot, now: datetime) -> None:
@@ -154,7 +154,7 @@ class Engine:
             async with slot.lock:
                 stored = await self._reader.stored(slot.tenant, slot.shard, slot.run_id)
                 if stored and stored[-1].seq == slot.checked_seq:
-                    self.runs.touch(slot, time.time())
+                    self.runs.touch(slot, clock.epoch())
                     return
         await self.wake(slot, now, reload=True)
 
@@ -170,7 +170,7 @@ class Engine:
             expire: Also record expired attempts as failed.
         """
         async with slot.lock:
-            self.runs.touch(slot, time.time())
+            self.runs.touch(slot, clock.epoch())
             await self._contain(slot, self._wake(slot, now, reload=reload, expire=expire))
         self._wake_granted()
 
@@ -350,7 +350,7 @@ class Engine:
 
     async def _wake_one(self, slot: Slot) -> None:
         try:
-            await self.wake(slot, datetime.now(UTC), expire=False)
+            await self.wake(slot, clock.now(), expire=False)
         except (PenstockError, JetStreamError) as error:
             log.warning("engine.wake_failed", run_id=slot.run_id, error=str(error))
         finally:

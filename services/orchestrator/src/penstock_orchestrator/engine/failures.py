@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from datetime import UTC, datetime
 
 from msgspec.structs import replace
 
+from penstock import clock
 from penstock.bus.reader import LogReader
 from penstock.contracts import subjects
 from penstock.contracts.errors import ErrorFamily, ErrorInfo, PenstockError
@@ -53,7 +53,7 @@ async def end_failed(reader: LogReader, publisher: Publisher, slot: Slot, error:
         f"under error_id {error_id}",
         family=ErrorFamily.INVARIANT,
     )
-    await publisher.publish(slot, state, unplanned(state, datetime.now(UTC), 0, info))
+    await publisher.publish(slot, state, unplanned(state, clock.now(), 0, info))
 
 
 async def _salvaged(reader: LogReader, slot: Slot) -> RunState:

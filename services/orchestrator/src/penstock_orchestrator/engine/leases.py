@@ -1,7 +1,7 @@
 """Leases on shards: which replica works where. For speed only; safety is the fence's.
 
-Every engine says that it lives and takes its fair share of the shards; what a dead engine held is
-free again after the lease's time. Who has more than its share gives one back at a time.
+Each engine records that it lives and takes its fair share of the shards; a dead engine's shards
+are free again after the lease's time. An engine with more than its share gives back one at a time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from penstock.telemetry.logs import EventLog
 
 log = EventLog(__name__)
 
-_MEMBERS: Final = "member.*"
+_MEMBERS: Final = subjects.member_lease_key("")
 
 
 class ShardLeases:
@@ -54,12 +54,19 @@ class ShardLeases:
         self._on_won = on_won
         self._on_lost = on_lost
         self._held: dict[int, tuple[int, float]] = {}
+        self._seen_at = [time.monotonic()] * shards
         self._task: asyncio.Task[None] | None = None
 
     @property
     def held(self) -> list[int]:
         """The shards whose lease is held."""
         return sorted(self._held)
+
+    @property
+    def abandoned(self) -> list[int]:
+        """The shards that no engine has held for twice the time of a lease: their runs wait."""
+        limit = time.monotonic() - 2 * self._ttl
+        return [shard for shard, seen_at in enumerate(self._seen_at) if seen_at < limit]
 
     async def start(self) -> None:
         """Take free shards and keep them from now on."""
@@ -88,7 +95,11 @@ class ShardLeases:
         await self._bucket.put(
             subjects.member_lease_key(self._instance), b"{}", ttl_seconds=self._ttl
         )
-        members = max(1, len(await self._bucket.keys(_MEMBERS)))
+        keys = set(await self._bucket.keys())
+        members = max(1, sum(key.startswith(_MEMBERS) for key in keys))
+        for shard in range(self._shards):
+            if shard in self._held or subjects.shard_lease_key(shard) in keys:
+                self._seen_at[shard] = time.monotonic()
         for shard in list(self._held):
             await self._renew(shard)
         share = -(-self._shards // members)

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pydantic import ValidationError
 
 from penstock.bus.connection import Bus
-from penstock.bus.kv import Bucket, KvChange, Watch
+from penstock.bus.kv import Bucket
+from penstock.bus.kv_watch import KvChange, Watch
 from penstock.contracts import subjects
 from penstock.contracts.runners import RunnerRecord
 from penstock.telemetry.logs import EventLog

@@ -8,12 +8,11 @@ in the log, and those older than the log in the archive.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Collection
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Final
 
-from penstock import rpc
+from penstock import clock, rpc
 from penstock.bus.connection import Bus, JetStreamError
 from penstock.bus.history import AGAIN_SECONDS, KEPT_SECONDS
 from penstock.contracts import subjects
@@ -87,7 +86,7 @@ class Reconciler:
         while True:
             await asyncio.sleep(_TICK_SECONDS)
             ENGINE_RUNS.set(len(self._engine.runs))
-            now = time.time()
+            now = clock.epoch()
             runs = self._engine.runs
             for slot in runs.due(now):
                 self._wake(slot)
@@ -107,7 +106,7 @@ class Reconciler:
         try:
             async with self._limit:
                 wake = self._engine.check if idle else self._engine.wake
-                await wake(slot, datetime.now(UTC))
+                await wake(slot, clock.now())
         except (PenstockError, JetStreamError) as error:
             log.warning("reconciler.failed", run_id=slot.run_id, error=str(error))
         finally:
@@ -168,7 +167,7 @@ class Reconciler:
                 continue
 
     async def _search_archive(self) -> None:
-        before = datetime.now(UTC) - timedelta(seconds=KEPT_SECONDS)
+        before = clock.now() - timedelta(seconds=KEPT_SECONDS)
         after: int | None = 0
         while after is not None:
             request = OpenRuns(created_before=before, after=after)

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
+from penstock import clock
 from penstock.bus.capacity import log_bytes
 from penstock.bus.connection import Bus, JetStreamError
 from penstock.bus.reader import LogReader, Stored
@@ -83,7 +84,7 @@ class LogRetention:
         while True:
             await asyncio.sleep(_EVERY_SECONDS)
             try:
-                count = await self.trim(datetime.now(UTC))
+                count = await self.trim(clock.now())
             except (PenstockError, JetStreamError) as error:
                 log.warning("retention.delayed", error=str(error))
                 continue

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final
 
 from pydantic import TypeAdapter, ValidationError
 
+from penstock import clock
 from penstock.bus.capacity import LogCapacity
 from penstock.bus.connection import Bus
 from penstock.bus.kv import Bucket
@@ -83,7 +84,7 @@ class Firing:
             log.info("schedule.fired_already", tenant=tenant, run_id=run_id)
             return run_id
         SCHEDULES_FIRED.inc()
-        late = (datetime.now(UTC) - due_at(tenant, record, tick)).total_seconds()
+        late = (clock.now() - due_at(tenant, record, tick)).total_seconds()
         SCHEDULES_LATENESS.observe(max(0.0, late))
         return run_id
 
@@ -96,7 +97,7 @@ class Firing:
             # In a thread: the first check imports its library, and a schema may take its time.
             given = await asyncio.to_thread(accepted_input, version, params.input)
             params = replace(params, input=given)
-        return params.invoked(version, datetime.now(UTC))
+        return params.invoked(version, clock.now())
 
     async def _version(self, tenant: str, record: ScheduleRecord) -> PublishedVersion:
         if record.selector is None:

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Final, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from penstock import clock
 from penstock.bus.capacity import LogCapacity
 from penstock.bus.connection import Bus, JetStreamError
-from penstock.bus.kv import Bucket, KvChange, Watch
+from penstock.bus.kv import Bucket
+from penstock.bus.kv_watch import KvChange, Watch
 from penstock.bus.writer import LogWriter
 from penstock.contracts import subjects
 from penstock.contracts.errors import ConflictError, PenstockError
@@ -138,7 +138,7 @@ class Scheduler:
                 known.revision = change.revision
                 if known.progress is not None and known.progress.pending:
                     # Another engine is about to fire them, or died over it.
-                    self._look_at(key, time.time() + _LEFT_BEHIND_SECONDS)
+                    self._look_at(key, clock.epoch() + _LEFT_BEHIND_SECONDS)
                 return
             case _:
                 return
@@ -146,7 +146,7 @@ class Scheduler:
             del self._known[key]
             self._wake_at.pop(key, None)
         else:
-            self._look_at(key, time.time())
+            self._look_at(key, clock.epoch())
 
     def _look_at(self, key: str, at: float) -> None:
         """Look after a schedule at a time, or sooner if that was arranged before."""
@@ -165,7 +165,7 @@ class Scheduler:
     async def _tick(self) -> None:
         while True:
             self._compare_leases()
-            now = time.time()
+            now = clock.epoch()
             while self._heap and self._heap[0][0] <= now:
                 at, key = heapq.heappop(self._heap)
                 if self._wake_at.get(key) == at and key not in self._busy:
@@ -183,7 +183,7 @@ class Scheduler:
         mine = frozenset(self._held())
         won, self._mine = mine - self._mine, mine
         if won:
-            now = time.time()
+            now = clock.epoch()
             for key in self._known:
                 if self._shard(key) in won:
                     self._look_at(key, now)
@@ -195,7 +195,7 @@ class Scheduler:
         task.add_done_callback(self._tasks.discard)
 
     async def _look_after(self, key: str) -> None:
-        again: float | None = time.time() + _AGAIN_SECONDS
+        again: float | None = clock.epoch() + _AGAIN_SECONDS
         try:
             async with self._limit:
                 again = await self._advance(key)
@@ -216,12 +216,12 @@ class Scheduler:
             if record is None:
                 return None
             if progress is None:
-                await self._store(known, begun(record, datetime.now(UTC)))
+                await self._store(known, begun(record, clock.now()))
                 continue
             if progress.pending:
                 await self._store(known, await self._fired(known.tenant, record, progress))
                 continue
-            found = reckon(known.tenant, record, known.control, progress, datetime.now(UTC))
+            found = reckon(known.tenant, record, known.control, progress, clock.now())
             if found.progress == progress:
                 return found.wake_at.timestamp() if found.wake_at is not None else None
             SCHEDULES_LEFT_OUT.inc(found.progress.left_out - progress.left_out)
