@@ -52,6 +52,9 @@ FORMS = (
     *("{}.map(x, {}, x)", "{}.split({})", "{}.join({})", "min({}, {})", "{}.contains({})"),
     *("lists.range({}).map(x, {})", "has({}.a) || {}", "{} ? {} : 1", "{}.a.b == {}"),
     *("timestamp({}) + duration({})", "string({}) + {}", "-{} > !{}", "int({}) + double({})"),
+    *("{}.transformList(x, y, {})", "{}.transformMap(k, x, {}, x)", "{}.all(x, y, {})"),
+    *("'%s %d'.format([{}, {}])", "{}.format([{}])", "{}.lastIndexOf({}, 1)", "{}.charAt({})"),
+    *("timestamp({}).getHours({})", "max({}, {}, 1)", "math.round({}) + math.sign({})"),
     *("{}.flatten().distinct() == {}", "{}.sort().sum() + {}", "{}.replace({}, 'a')"),
 )
 expressions = st.recursive(

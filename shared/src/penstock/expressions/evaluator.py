@@ -7,7 +7,7 @@ of JSON mix, and a member is looked up only where the expression comes to it: ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any, Final
@@ -346,15 +346,17 @@ def _conditional(test: Step, then: Step, otherwise: Step) -> Step:
     return lambda of: then(of) if truth(test(of), "? :") else otherwise(of)
 
 
+def _name_in_map(name: object) -> str:
+    if not isinstance(name, str):
+        raise failed(f"the names in a map are strings, and this is {article(kind_of(name))}")
+    return name
+
+
 def _map(pairs: tuple[tuple[Step, Step], ...]) -> Step:
     def make(of: Evaluation) -> dict[str, Any]:
         made: dict[str, Any] = {}
         for key, value in pairs:
-            name = key(of)
-            if not isinstance(name, str):
-                raise failed(
-                    f"the names in a map are strings, and this is {article(kind_of(name))}"
-                )
+            name = _name_in_map(key(of))
             if name in made:
                 raise failed(f"{name!r} is in the map twice")
             made[name] = value(of)
@@ -367,35 +369,78 @@ def _macro(tree: Macro) -> Step:
     items, body = _step(tree.items), _step(tree.body)
     where = _step(tree.where) if tree.where is not None else None
     cost = sum(1 for part in (tree.body, tree.where) if part is not None for _ in walk(part))
-    slot, name = tree.slot, tree.function
+    slot, name, pairs = tree.slot, tree.function, tree.variables == 2
 
     def each(of: Evaluation) -> Iterator[Any]:
         values = items(of)
-        if kind_of(values) not in ("list", "map"):
-            raise failed(f"{name}() takes a list or a map, and this is {article(kind_of(values))}")
-        of.locals[slot:] = [None]
-        for value in values:
+        kind = kind_of(values)
+        if kind not in ("list", "map"):
+            raise failed(f"{name}() takes a list or a map, and this is {article(kind)}")
+        of.locals[slot:] = [None] * tree.variables
+        if not pairs:
+            for value in values:
+                of.spend(cost)
+                of.locals[slot] = value
+                if where is None or truth(where(of), f"{name}()"):
+                    yield value
+            return
+        for key, value in enumerate(values) if kind == "list" else values.items():
             of.spend(cost)
-            of.locals[slot] = value
-            yield value
+            of.locals[slot : slot + 2] = (key, value)
+            if where is None or truth(where(of), f"{name}()"):
+                yield key
 
-    return _MACROS[name](each, body, where)
-
-
-def _map_macro(each: Callable[[Evaluation], Iterator[Any]], body: Step, where: Step | None) -> Step:
-    if where is None:
-        return lambda of: [body(of) for _ in each(of)]
-    return lambda of: [body(of) for _ in each(of) if truth(where(of), "map()")]
+    return _MACROS[name](each, body, name)
 
 
-_MACROS: Final[dict[str, Callable[[Callable[[Evaluation], Iterator[Any]], Step, Any], Step]]] = {
-    "map": _map_macro,
+Each = Callable[[Evaluation], Iterator[Any]]
+"""Sets the variables to each element in turn, and yields the element, of two variables the key."""
+
+
+def _transform_list(each: Each, body: Step, _: str) -> Step:
+    return lambda of: [body(of) for _ in each(of)]
+
+
+def _transform_map(each: Each, body: Step, _: str) -> Step:
+    return lambda of: _merged({_name_in_map(key): body(of)} for key in each(of))
+
+
+def _transform_entry(each: Each, body: Step, name: str) -> Step:
+    def entries(of: Evaluation) -> Iterator[Mapping[str, Any]]:
+        for _ in each(of):
+            entry = body(of)
+            if not isinstance(entry, Mapping):
+                raise failed(f"{name}() takes a map, and this is {article(kind_of(entry))}")
+            of.spend(len(entry))
+            yield entry
+
+    return lambda of: _merged(entries(of))
+
+
+def _merged(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for part in parts:
+        for name, value in part.items():
+            if name in made:
+                raise failed(f"{name!r} is in the map twice")
+            made[name] = value
+    return made
+
+
+def _exists_one(each: Each, body: Step, name: str) -> Step:
+    return lambda of: sum(truth(body(of), f"{name}()") for _ in each(of)) == 1
+
+
+_MACROS: Final[dict[str, Callable[[Each, Step, str], Step]]] = {
+    "map": _transform_list,
     "filter": lambda each, body, _: (
         lambda of: [value for value in each(of) if truth(body(of), "filter()")]
     ),
     "all": lambda each, body, _: lambda of: all(truth(body(of), "all()") for _ in each(of)),
     "exists": lambda each, body, _: lambda of: any(truth(body(of), "exists()") for _ in each(of)),
-    "exists_one": lambda each, body, _: (
-        lambda of: sum(truth(body(of), "exists_one()") for _ in each(of)) == 1
-    ),
+    "exists_one": _exists_one,
+    "existsOne": _exists_one,
+    "transformList": _transform_list,
+    "transformMap": _transform_map,
+    "transformMapEntry": _transform_entry,
 }

@@ -5,7 +5,7 @@ Only what would fail whatever the data are is reported: a kind that is open fits
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -14,6 +14,7 @@ from penstock.expressions import functions
 from penstock.expressions.evaluator import Path, compute, show, tree_of
 from penstock.expressions.patterns import check_pattern
 from penstock.expressions.samples import Sample, Unknown
+from penstock.expressions.times import TIMES, zone_of
 from penstock.expressions.tree import (
     Binary,
     Call,
@@ -35,6 +36,18 @@ from penstock.expressions.tree import (
 from penstock.expressions.values import OPERATIONS, article, kind_of, no_operation
 
 _SAME_ITEMS: Final = frozenset({"distinct", "reverse", "slice", "sort"})
+_CHECKED: Final[dict[str, Callable[[str], object]]] = {
+    "matches": check_pattern,
+    **dict.fromkeys(TIMES, zone_of),
+}
+"""Functions of two arguments, and the checks of the second one where it is a constant."""
+_TAKES: Final[dict[str, tuple[str, ...]]] = {
+    "map": (),
+    "transformList": (),
+    "transformMap": (),
+    "transformMapEntry": ("map",),
+}
+"""The kinds that the last part of a macro may have, of others ``bool``; any if there are none."""
 _ONE_ITEM: Final = frozenset({"first", "last"})
 
 
@@ -188,8 +201,8 @@ class _Inference:
         gives = {overload.gives for overload in functions.fitting(name, kinds)}
         if not gives:
             self._report(*functions.no_overload(name, kinds))
-        if name == "matches":
-            self._check_pattern(arguments[1])
+        if name in _CHECKED and len(arguments) == 2:
+            self._check_text(_CHECKED[name], arguments[1])
         if name in _ONE_ITEM:
             return types[0].element()
         items = types[0].element() if name in _SAME_ITEMS else None
@@ -197,12 +210,12 @@ class _Inference:
             items = Type("string")
         return Type(gives.pop(), items=items) if len(gives) == 1 else ANY
 
-    def _check_pattern(self, tree: Tree) -> None:
+    def _check_text(self, check: Callable[[str], object], tree: Tree) -> None:
         if isinstance(tree, Literal) and isinstance(tree.value, str):
             try:
-                check_pattern(tree.value)
+                check(tree.value)
             except RejectedError as error:
-                self._report(error.message)
+                self._report(error.message, error.details[0].allowed if error.details else None)
 
     def _unary(self, operator: str, operand: Tree) -> Type:
         if operator == "!":
@@ -244,17 +257,20 @@ class _Inference:
 
     def _macro(self, tree: Macro) -> Type:
         items = self._expect(tree.items, f"{tree.function}()", "list", "map")
-        variable = Type("string") if items.kind == "map" else items.element()
-        self._locals.append(variable)
-        if tree.where is not None:
-            self._expect(tree.where, "map()", "bool")
-        if tree.function == "map":
-            body = self.type(tree.body)
+        of_map, name = items.kind == "map", tree.function
+        variable = Type("string") if of_map else items.element()
+        if tree.variables == 2:
+            key = {"map": "string", "list": "number"}.get(items.kind, "any")
+            self._locals += (Type(key), ANY if of_map else items.element())
         else:
-            body = self._expect(tree.body, f"{tree.function}()", "bool")
-        self._locals.pop()
-        if tree.function == "map":
+            self._locals.append(variable)
+        if tree.where is not None:
+            self._expect(tree.where, f"{name}()", "bool")
+        takes = _TAKES.get(name, ("bool",))
+        body = self._expect(tree.body, f"{name}()", *takes) if takes else self.type(tree.body)
+        del self._locals[-tree.variables :]
+        if name in ("map", "transformList"):
             return Type("list", items=body)
-        if tree.function == "filter":
+        if name == "filter":
             return Type("list", items=variable)
-        return Type("bool")
+        return Type("map" if name.startswith("transformMap") else "bool")

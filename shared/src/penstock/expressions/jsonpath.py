@@ -7,6 +7,7 @@ what it names is handed over.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -25,6 +26,14 @@ from penstock.expressions.values import Evaluation, failed
 if TYPE_CHECKING:
     from jsonpath_rfc9535 import JSONPathQuery
 
+_SINGULAR: Final = re.compile(
+    r"\$\.[A-Za-z_]\w*(?:\.[A-Za-z_]\w*|\[(?:0|[1-9][0-9]{0,14})\]"
+    r"|\['[^'\\\x00-\x1f]*'\]|\[\"[^\"\\\x00-\x1f]*\"\])*",
+    re.ASCII,
+)
+"""Names and indexes as they are written mostly. Others are left to the library, which knows the
+standard's rules about blanks, digits and escapes."""
+_DOTS: Final = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\.", re.DOTALL)
 _UNITS_OF_A_VALUE: Final = 10
 """A value that a query visits costs as much as so many parts of an expression."""
 
@@ -55,7 +64,7 @@ def parse_query(text: str) -> Query:
     """
     if len(text) > MAX_CHARACTERS:
         raise _invalid(text, f"it has more than {MAX_CHARACTERS} characters")
-    if text.startswith("$."):
+    if _SINGULAR.fullmatch(text):
         try:
             path = parse_path(text[2:])
         except RejectedError:
@@ -94,12 +103,17 @@ def _environment() -> Any:
         def __call__(self, text: object, pattern: object) -> bool:
             if not isinstance(text, str) or not isinstance(pattern, str):
                 return False
-            return matches(_EVALUATION.get(), text, self._form.format(pattern))
+            return matches(_EVALUATION.get(), text, self._form.format(_i_regexp(pattern)))
 
     environment = library.JSONPathEnvironment()
     environment.function_extensions["match"] = Match("^(?:{})$")
     environment.function_extensions["search"] = Match("{}")
     return environment
+
+
+def _i_regexp(pattern: str) -> str:
+    """Return a pattern of RFC 9485 as RE2 has it: its ``.`` finds no carriage return either."""
+    return _DOTS.sub(lambda found: "[^\\n\\r]" if found[0] == "." else found[0], pattern)
 
 
 def _parsed(text: str) -> Query:

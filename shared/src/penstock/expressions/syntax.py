@@ -37,7 +37,19 @@ MAX_DEPTH: Final = 64
 """Deepest tree: brackets in brackets, and operators or members in a row."""
 
 
-MACROS: Final = ("all", "exists", "exists_one", "filter", "map")
+MACROS: Final = {
+    "filter": (1,),
+    "map": (1,),
+    "all": (1, 2),
+    "exists": (1, 2),
+    "exists_one": (1, 2),
+    "existsOne": (1, 2),
+    "transformList": (2,),
+    "transformMap": (2,),
+    "transformMapEntry": (2,),
+}
+"""The numbers of variables that each may have. Two are index and element, or key and value."""
+_WITH_CONDITION: Final = frozenset({"map", "transformList", "transformMap", "transformMapEntry"})
 TYPE_NAMES: Final = ("bool", "bytes", "double", "int", "list", "map", "null_type", "string", "type")
 NAMESPACES: Final = ("lists", "math")
 LITERALS: Final = {"true": True, "false": False, "null": None}
@@ -346,14 +358,31 @@ class _Parser:
         return Call(name, arguments)
 
     def _macro(self, function: str, items: Tree) -> Tree:
+        names = [self._variable(function)]
+        if MACROS[function] == (2,) or (2 in MACROS[function] and self._comma_follows()):
+            names.append(self._variable(function))
+            if names[0] == names[1]:
+                raise refused(f"the variables of {function}() have the same name {names[0]!r}")
+        slot = len(self._locals)
+        self._locals += names
+        parts = self._sequence(")")
+        del self._locals[slot:]
+        if not parts or len(parts) > (2 if function in _WITH_CONDITION else 1):
+            takes, shown = ("two variables", "i, x") if len(names) == 2 else ("a variable", "x")
+            raise refused(f"{function}() takes {takes} and an expression: {function}({shown}, ...)")
+        where = parts[0] if len(parts) > 1 else None
+        return Macro(function, items, slot, len(names), parts[-1], where)
+
+    def _variable(self, function: str) -> str:
+        """Read the name of a variable and the comma behind it."""
         name = self._member_name()
         if name in _NOT_VARIABLES:
             raise refused(f"{name!r} cannot be the name of a variable in {function}()")
         self._expect(",")
-        slot = len(self._locals)
-        self._locals.append(name)
-        parts = self._sequence(")")
-        self._locals.pop()
-        if not parts or len(parts) > (2 if function == "map" else 1):
-            raise refused(f"{function}() takes a variable and an expression: {function}(x, ...)")
-        return Macro(function, items, slot, parts[-1], parts[0] if len(parts) > 1 else None)
+        return name
+
+    def _comma_follows(self) -> bool:
+        """Return whether the token is a name and the next one a comma."""
+        space = _SPACE.match(self._text, self._end)
+        end = space.end() if space is not None else self._end
+        return self.kind == "name" and self._text[end : end + 1] == ","

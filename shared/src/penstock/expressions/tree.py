@@ -29,7 +29,7 @@ class Name:
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """A variable of a macro; ``slot`` counts the macros around it."""
+    """A variable of a macro; ``slot`` counts the variables of the macros around it."""
 
     name: str
     slot: int
@@ -113,6 +113,8 @@ class Macro:
     function: str
     items: Tree
     slot: int
+    """Of the variable; of two variables that of the index or key, before that of the value."""
+    variables: int
     body: Tree
     where: Tree | None
 
@@ -153,7 +155,7 @@ def children(tree: Tree) -> Iterator[Tree]:
         case MapOf(pairs):
             for pair in pairs:
                 yield from pair
-        case Macro(_, items, _, body, where):
+        case Macro(_, items, _, _, body, where):
             yield items
             if where is not None:
                 yield where
