@@ -390,3 +390,31 @@ def _now() -> datetime:
 
 def _shard(bench: Bench, run_id: str) -> int:
     return shard_of(run_id, bench.settings.shards)
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt(), StopIteration()])
+async def test_handler_that_ends_its_thread_fails_its_step_and_the_runner_goes_on(
+    bench: Bench, queue: str, error: BaseException
+) -> None:
+    runner = Runner(kind="tool", queue=queue)
+
+    @runner.tool("exit")
+    def leave() -> None:
+        raise error
+
+    @runner.tool("exit_async")
+    async def leave_async() -> None:
+        raise error
+
+    @runner.tool("add")
+    async def add(a: int) -> int:
+        return a + 1
+
+    await bench.start(runner)
+    for name in ("exit", "exit_async"):
+        result = await bench.done(runner, name)
+        assert result.error is not None
+        assert (result.status, result.error.code) == ("failed", "handler_error")
+        assert type(error).__name__ in result.error.message
+    assert (await bench.done(runner, "add", {"a": 1})).output == 2
+    await eventually(lambda: _is_empty(bench, runner))

@@ -1,16 +1,19 @@
 """One attempt at a step: when it must stop, and its outcome.
 
-An exception of a handler becomes a failed outcome here and nowhere else; a stop request is
-distinguished from the cancellation of a process that ends.
+An exception of a handler becomes a failed outcome here and nowhere else, `SystemExit` and
+`KeyboardInterrupt` included: signals end a process of runners, its handlers do not. A stop request
+is distinguished from the cancellation of a process that ends.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Literal, Self
 
+from msgspec import structs
 from pydantic_core import ValidationError
 
 from penstock.contracts.errors import (
@@ -21,6 +24,7 @@ from penstock.contracts.errors import (
     RejectedError,
 )
 from penstock.contracts.json import Json
+from penstock.contracts.structs import MalformedError, decode, encode
 from penstock.masks import Mask
 from penstock.telemetry.logs import EventLog
 
@@ -127,7 +131,8 @@ class Attempt:
             self._listen(max(0.0, self._beat_at + limit - time.monotonic()))
 
     def _silence(self) -> ErrorInfo:
-        last = "" if self._details is None else f"; the last one reported {self._details!r}"
+        shown = _text_of(self._details, repr)
+        last = "" if self._details is None else f"; the last one reported {shown}"
         return ErrorInfo(
             code="heartbeat_timeout",
             message=f"no heartbeat for {self._heartbeat_seconds:g} s{last}"[:MESSAGE_CHARACTERS],
@@ -163,11 +168,15 @@ class Attempt:
                 self.failure = failure if self.mask is None else self.mask.info(failure)
             else:
                 self.failure = _HALTED[self.halt]
-            return error is None or isinstance(error, Exception | asyncio.CancelledError)
-        if isinstance(error, Exception):
-            self.failure = failure_of(error, self.mask)
-            return True
-        return False
+            return not isinstance(error, GeneratorExit)
+        if error is None or isinstance(error, GeneratorExit):
+            return False
+        if isinstance(error, asyncio.CancelledError) and (
+            task is None or task.cancelling() > self._cancelling
+        ):
+            return False
+        self.failure = failure_of(error, self.mask)
+        return True
 
 
 _HALTED: Final = {
@@ -190,19 +199,47 @@ EXPIRED: Final = ErrorInfo(
 )
 
 
-def failure_of(error: Exception, mask: Mask | None = None) -> ErrorInfo:
+def failure_of(error: BaseException, mask: Mask | None = None) -> ErrorInfo:
     """Return what a handler's exception means; one that is not ours is logged with its stack."""
     if isinstance(error, PenstockError):
-        return error.info() if mask is None else mask.info(error.info())
+        return _recordable(error, mask)
+    if isinstance(error, RuntimeError) and isinstance(
+        error.__cause__, StopIteration | StopAsyncIteration
+    ):
+        error = error.__cause__  # neither coroutines nor futures pass it on
     log.error("runner.handler_failed", error=error)
+    text = _text_of(error)
     # Masked before it is cut: half a secret would not be found any more.
-    text = (str(error) if mask is None else mask.text(str(error)))[:MESSAGE_CHARACTERS]
+    text = (text if mask is None else mask.text(text))[:MESSAGE_CHARACTERS]
     name = type(error).__name__
     return ErrorInfo(
         code="handler_error",
         message=f"{name}: {text}" if text else name,
         family=ErrorFamily.TRANSIENT,
     )
+
+
+def _recordable(error: PenstockError, mask: Mask | None) -> ErrorInfo:
+    """Return an error of ours as a fact can hold it: its parts come from the handler."""
+    info = error.info()
+    try:
+        info = decode(ErrorInfo, encode(structs.replace(info, message=_text_of(info.message))))
+    except MalformedError:
+        info = ErrorInfo(
+            code="handler_error",
+            message=f"{type(error).__name__}: {_text_of(error)}"[:MESSAGE_CHARACTERS],
+            family=error.family,
+        )
+    return info if mask is None else mask.info(info)
+
+
+def _text_of(value: object, write: Callable[[object], str] = str) -> str:
+    """Return the text of a handler's object, with escapes for what is not Unicode."""
+    try:
+        text = write(value)
+    except BaseException as error:  # noqa: BLE001 - code of the handler's: it may raise anything
+        text = f"<its text raised {type(error).__name__}>"
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def invalid_arguments(name: str, error: ValidationError) -> RejectedError:

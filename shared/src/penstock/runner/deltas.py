@@ -106,6 +106,9 @@ class DeltaStream:
             self._on_emit()
         if self._masked is not None and not (text := self._masked.take(text)):
             return
+        if not text.isascii():
+            # Half of a surrogate pair has no form in JSON.
+            text = text.encode("utf-8", "replace").decode()
         await self._add(text)
 
     async def _add(self, text: str) -> None:

@@ -20,8 +20,8 @@ from penstock.contracts.envelope import MAX_DEPTH, search, within
 from penstock.contracts.errors import (
     THROTTLED,
     ConflictError,
-    ErrorFamily,
     ErrorInfo,
+    RejectedError,
     TransientError,
 )
 from penstock.contracts.facts import (
@@ -35,7 +35,7 @@ from penstock.contracts.json import Json
 from penstock.contracts.structs import MalformedError, decode, encode
 from penstock.failpoints import reach
 from penstock.masks import Mask
-from penstock.runner.attempt import EXPIRED, Attempt
+from penstock.runner.attempt import EXPIRED, Attempt, failure_of
 from penstock.runner.context import StepContext
 from penstock.runner.deltas import DeltaStream
 from penstock.runner.handlers import Handler
@@ -135,14 +135,15 @@ class StepExecutor:
             TransientError: The outcome, or text of the handler, could not be recorded.
             ConflictError: The log refuses the outcome as more than a duplicate.
         """
-        output: object = None
+        output: Json = None
         deltas: DeltaStream | None = None
         if attempt.seconds <= 0:
             attempt.failure = EXPIRED
         else:
             clock = perf_counter()
             with attempt:
-                output = await self._call(ctx, step, attempt)
+                # Inside the attempt: the handler's generators and classes run here.
+                output = _as_json(await self._call(ctx, step, attempt))
             self._metrics.seconds.observe(perf_counter() - clock)
             deltas = ctx.emitted
             if attempt.halt == "stopped":
@@ -213,11 +214,15 @@ class StepExecutor:
         loop = asyncio.get_running_loop()
 
         def work() -> Any:
-            # Only now: it may have waited for a thread, and shows no progress meanwhile.
-            loop.call_soon_threadsafe(attempt.watch)
-            return call()
+            if attempt.watched:
+                # Only now: it may have waited for a thread, and shows no progress meanwhile.
+                loop.call_soon_threadsafe(attempt.watch)
+            try:
+                return call()
+            except StopIteration as error:
+                raise RuntimeError("a future cannot hold StopIteration") from error
 
-        return await loop.run_in_executor(self._threads, call if not attempt.watched else work)
+        return await loop.run_in_executor(self._threads, work)
 
     async def _begin(self, ctx: StepContext, attempt: Attempt) -> None:
         """Note that an attempt begins which must not be repeated.
@@ -246,10 +251,10 @@ class StepExecutor:
         name: str,
         deltas: int,
         started_at: datetime,
-        output: object,
+        output: Json,
         attempt: Attempt,
     ) -> bytes:
-        """Return the ``StepResult`` as JSON; a return value without a JSON form is a failure."""
+        """Return the ``StepResult`` as JSON; what cannot be recorded is a failure."""
         mask, failure = attempt.mask, attempt.failure
         result = StepResult(
             occurred_at=clock.now(),
@@ -263,24 +268,32 @@ class StepExecutor:
         try:
             result = _with_usage(result, ctx, mask)
             if failure is None:
-                value = to_jsonable_python(output)
-                return _checked(
-                    structs.replace(result, output=value if mask is None else mask.value(value))
-                )
-        except (PydanticSerializationError, ValueError) as error:
+                value = output if mask is None else mask.value(output)
+                return _checked(structs.replace(result, output=value))
+        except ValueError as error:
             if failure is None:
-                failure = ErrorInfo(
-                    code="invalid_output",
-                    message=f"what the handler returned cannot be recorded: {error}",
-                    family=ErrorFamily.REJECTED,
-                )
-                if mask is not None:
-                    failure = mask.info(failure)
-                attempt.failure = failure
+                failure = attempt.failure = failure_of(_invalid_output(error), mask)
         status: Literal["unknown", "failed"] = (
             "unknown" if failure.code == OUTCOME_UNKNOWN else "failed"
         )
         return fact_bytes(structs.replace(result, status=status, error=failure))
+
+
+def _as_json(output: object) -> Json:
+    """Return what a handler returned as plain values of JSON.
+
+    Raises:
+        RejectedError: ``invalid_output``: it has no such form.
+    """
+    try:
+        value: Json = to_jsonable_python(output)
+    except (PydanticSerializationError, ValueError, RecursionError) as error:
+        raise _invalid_output(error) from error
+    return value
+
+
+def _invalid_output(error: Exception) -> RejectedError:
+    return RejectedError("invalid_output", f"what the handler returned cannot be recorded: {error}")
 
 
 def _with_usage(result: StepResult, ctx: StepContext, mask: Mask | None) -> StepResult:
@@ -322,4 +335,5 @@ def _uncertain(failure: ErrorInfo) -> ErrorInfo:
 
 
 async def _leave(permit: Permit, ctx: StepContext) -> None:
-    await permit.leave(tokens=0 if ctx.usage is None else ctx.usage.tokens)
+    # Handlers may set anything, and the permit must go back.
+    await permit.leave(tokens=ctx.usage.tokens if isinstance(ctx.usage, Usage) else 0)
