@@ -14,7 +14,7 @@ import pytest
 from penstock.stack import Stack, StackOptions
 
 ROOT = Path(__file__).parents[2]
-SECRET = {"PENSTOCK_SECRET_EXAMPLE_WEBHOOK": "tour-secret"}
+SECRET = {"PENSTOCK_SECRET_EXAMPLE_WEBHOOK": "secret-of-the-tour"}
 
 
 @pytest.fixture

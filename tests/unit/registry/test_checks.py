@@ -332,3 +332,32 @@ def test_model_with_an_address_and_a_key_by_reference_is_accepted() -> None:
     }
 
     assert compiled(agent(model="openai/our-own", parameters=parameters)).digest
+
+
+@pytest.mark.parametrize(
+    ("spec", "paths"),
+    [
+        ({"scheme": "hmac"}, ["spec.hmac"]),
+        ({"scheme": "github", "hmac": {"header": "x"}}, ["spec.hmac"]),
+        ({"verify_token": "T"}, ["spec.verify_token"]),
+        (
+            {"scheme": "hmac", "hmac": {"header": "x", "signed": "{id}.{timestamp}.{body}"}},
+            ["spec.hmac.id_header", "spec.hmac.timestamp_header"],
+        ),
+        (
+            {"scheme": "hmac", "hmac": {"header": "x", "timestamp_header": "y"}},
+            ["spec.hmac.timestamp_header"],
+        ),
+        (
+            {
+                "scheme": "hmac",
+                "hmac": {"header": "x", "id_header": "y", "signed": "{id}.{id}.{body}"},
+            },
+            ["spec.hmac.signed"],
+        ),
+    ],
+)
+def test_scheme_of_a_webhook_fits_its_other_fields(spec: dict[str, Any], paths: list[str]) -> None:
+    hook = document("Webhook", "hook", {"target": "helper", **spec})
+
+    assert places(faults_of(hook, agent(), tool())) == paths

@@ -161,7 +161,11 @@ def add_raw_routes(app: FastAPI, gateway: Gateway) -> None:
         body=json_body(InternalInvoke),
     )
     accepted: dict[int | str, OpenApi] = {202: {"model": DeliveryAccepted}}
+    challenge: dict[int | str, OpenApi] = {
+        200: {"description": "The challenge", "content": {"text/plain": {}}}
+    }
     add("POST", "/hooks/{tenant}/{name}", hooks.deliver, tag="webhooks", responses=accepted)
+    add("GET", "/hooks/{tenant}/{name}", hooks.verify, tag="webhooks", responses=challenge)
     add(
         "POST",
         "/webhooks/generic",

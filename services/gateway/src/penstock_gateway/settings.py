@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -59,6 +59,11 @@ class GatewaySettings(CoreSettings):
         gt=0,
         description="Longest wait that `Prefer: wait=N` is granted. 300: as long as one agent "
         "turn may take; beyond it clients poll or stream.",
+    )
+    generic_webhook_scheme: Literal["standard", "github"] = Field(
+        default="standard",
+        description="How deliveries to `POST /webhooks/generic` are signed. `standard`: it signs "
+        "the id and the time of a delivery; `github` signs the body alone.",
     )
     history_messages: int = Field(
         default=50,

@@ -75,6 +75,39 @@ class KeyRecord(Record):
     expires_at: AwareDatetime | None = None
 
 
+WebhookScheme = Literal[
+    "standard",
+    "github",
+    "stripe",
+    "slack",
+    "shopify",
+    "svix",
+    "gitlab",
+    "linear",
+    "sentry",
+    "bitbucket",
+    "meta",
+    "hmac",
+]
+"""How the sender of a webhook signs; ``hmac``: as the webhook's document describes it."""
+
+
+class HmacForm(Record):
+    """A signature by HMAC in a header."""
+
+    header: str
+    """Name of the header of the signature."""
+    algorithm: Literal["sha1", "sha256", "sha512"] = "sha256"
+    encoding: Literal["hex", "base64"] = "hex"
+    prefix: str = ""
+    """Precedes the encoded signature in the header."""
+    signed: str = "{body}"
+    """The signed text, with ``{id}``, ``{timestamp}`` (seconds) and, at its end, ``{body}``."""
+    timestamp_header: str | None = None
+    id_header: str | None = None
+    """Name of the header that identifies the delivery."""
+
+
 class WebhookRecord(Record):
     """Value of bucket ``webhooks``: what a delivery to ``/hooks/{tenant}/{name}`` starts."""
 
@@ -87,3 +120,8 @@ class WebhookRecord(Record):
     input: Json = "{{ payload }}"
     """Template of the run's input over ``payload`` and ``headers``."""
     tolerance_seconds: float = 300.0
+    scheme: WebhookScheme = "standard"
+    hmac: HmacForm | None = None
+    """The signature, where the scheme is ``hmac``."""
+    verify_token: str | None = None
+    """Name of the secret that the sender shows when it verifies the address (``meta``)."""

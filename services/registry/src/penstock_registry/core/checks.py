@@ -14,6 +14,7 @@ from penstock_registry.core.documents import (
     AgentDocument,
     AgentSpec,
     Document,
+    HmacSpec,
     NetworkDocument,
     ScheduleDocument,
     ToolDocument,
@@ -154,3 +155,24 @@ def _webhook_faults(
     yield from known_faults(spec.target, targets, "agent, network or workflow", at(path, "target"))
     yield from repeated_faults(spec.secrets, at(path, "secrets"))
     yield from template_faults(spec.input, at(path, "input"), _WEBHOOK)
+    if (spec.scheme == "hmac") != (spec.hmac is not None):
+        message = "describes the signature of the scheme hmac, and of no other"
+        yield finding(at(path, "hmac"), message, "{header: NAME}, with scheme: hmac")
+    if spec.verify_token is not None and spec.scheme != "meta":
+        message = f"senders of the scheme {spec.scheme} show no token"
+        yield finding(at(path, "verify_token"), message, "scheme: meta")
+    if spec.hmac is not None:
+        yield from _hmac_faults(spec.hmac, at(path, "hmac"))
+
+
+def _hmac_faults(form: HmacSpec, path: str) -> Iterator[ErrorDetail]:
+    for part, header in (("id", form.id_header), ("timestamp", form.timestamp_header)):
+        count = form.signed.count(f"{{{part}}}")
+        if count > 1:
+            yield finding(at(path, "signed"), f"contains {{{part}}} twice")
+        if count and header is None:
+            message = f"is missing: {{{part}}} is signed"
+            yield finding(at(path, f"{part}_header"), message, "name of a header")
+    if form.timestamp_header is not None and "{timestamp}" not in form.signed:
+        message = "is not signed, so it proves nothing"
+        yield finding(at(path, "timestamp_header"), message, "{timestamp} in signed")

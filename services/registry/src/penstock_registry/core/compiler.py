@@ -24,7 +24,7 @@ from penstock.contracts.plan import (
     Plan,
     PublishedVersion,
 )
-from penstock.contracts.runners import WebhookRecord
+from penstock.contracts.runners import HmacForm, WebhookRecord
 from penstock_registry.core.blocks import every_step, timeout_of
 from penstock_registry.core.catalog import Catalog, children_of
 from penstock_registry.core.checks import faults_of
@@ -250,4 +250,7 @@ def webhook_record(document: WebhookDocument) -> WebhookRecord:
         secrets=spec.secrets,
         input=spec.input,
         tolerance_seconds=spec.tolerance_seconds,
+        scheme=spec.scheme,
+        hmac=None if spec.hmac is None else HmacForm(**spec.hmac.model_dump()),
+        verify_token=spec.verify_token,
     )

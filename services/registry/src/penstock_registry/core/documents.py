@@ -13,6 +13,7 @@ from pydantic import AnyHttpUrl, Field, JsonValue, TypeAdapter, UrlConstraints
 from penstock.contracts.durations import MAX_DURATION_SECONDS
 from penstock.contracts.ids import Token
 from penstock.contracts.rpc import DocumentKind, Role
+from penstock.contracts.runners import WebhookScheme
 from penstock_registry.core.parts import (
     Duration,
     JsonSchema,
@@ -248,11 +249,40 @@ class NetworkSpec(Part):
     """For the whole run."""
 
 
+HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,100}$")]
+
+
+class HmacSpec(Part):
+    """A signature by HMAC in a header."""
+
+    header: HeaderName
+    """Name of the header of the signature."""
+    algorithm: Literal["sha1", "sha256", "sha512"] = "sha256"
+    encoding: Literal["hex", "base64"] = "hex"
+    prefix: str = Field(default="", max_length=40)
+    """Precedes the encoded signature, such as ``sha256=``."""
+    signed: str = Field(
+        default="{body}",
+        pattern=r"^[^{}]{0,40}(\{(id|timestamp)\}[.:|,;/]){0,2}\{body\}$",
+    )
+    """The signed text, with ``{id}``, ``{timestamp}`` and, at its end, ``{body}``."""
+    timestamp_header: HeaderName | None = None
+    """Name of the header of the time, in seconds since 1970."""
+    id_header: HeaderName | None = None
+    """Name of the header that identifies the delivery."""
+
+
 class WebhookSpec(Part):
     """A webhook: what a delivery to ``/hooks/{tenant}/{name}`` starts."""
 
     target: Token
+    scheme: WebhookScheme = "standard"
+    """How the sender signs."""
     secrets: tuple[SecretName, ...] = ()
+    hmac: HmacSpec | None = None
+    """The signature, where ``scheme`` is ``hmac``."""
+    verify_token: SecretName | None = None
+    """Secret that the sender shows when it verifies the address, where ``scheme`` is ``meta``."""
     input: JsonValue = "{{ payload }}"
     tolerance_seconds: float = Field(default=300.0, gt=0, le=86_400)
 
