@@ -2,6 +2,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from sqlalchemy import text
@@ -162,6 +163,15 @@ async def test_connection_cut_on_postgres_is_transient_and_replaced(
     async with session_scope(session_factory(engine)) as session:
         assert (await session.execute(text("SELECT 1"))).scalar_one() == 1
     await engine.dispose()
+
+
+@pytest.mark.parametrize("name", ["Bücher ✓", "what?", "a#b", "100%41"])
+async def test_sqlite_file_may_have_any_name(tmp_path: Path, name: str) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path}/{quote(name)}")
+    await make_counter(engine)
+    await engine.dispose()
+
+    assert (tmp_path / name).is_file()
 
 
 async def test_sqlite_units_that_read_and_then_write_wait_for_each_other(tmp_path: Path) -> None:

@@ -1,4 +1,3 @@
-import json
 import os
 import signal
 from collections.abc import Callable
@@ -27,6 +26,16 @@ async def test_start_on_free_port_serves_jetstream(create_nats_server: CreateNat
     assert server.running
     assert account.streams == 0
     assert state["config"].get("sync_always", False) is False
+
+
+@pytest.mark.parametrize(
+    "name", ["Bücher ✓", 'a "b" c', "$HOME {x} # y", "back\\slash", "new\nline"]
+)
+def test_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
+    with NatsServer(tmp_path / name) as server:
+        assert server.running
+
+    assert (tmp_path / name / "store" / "jetstream").is_dir()
 
 
 async def test_start_durable_flushes_every_message(create_nats_server: CreateNatsServer) -> None:
@@ -102,12 +111,3 @@ def test_stop_of_a_frozen_server_ends_it_by_force(create_nats_server: CreateNats
 
     assert not server.running
     assert server.pid is None
-
-
-def test_configuration_quotes_odd_paths(tmp_path: Path) -> None:
-    odd = tmp_path / 'a "quoted" folder'
-
-    with NatsServer(odd) as server:
-        assert server.running
-
-    assert json.dumps(str(odd / "store")) in (odd / "nats-server.conf").read_text()

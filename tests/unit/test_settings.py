@@ -4,6 +4,7 @@ from typing import ClassVar
 import pytest
 from pydantic import Field, SecretStr, ValidationError
 
+from penstock.db import sqlite_file
 from penstock.settings import CoreSettings, DatabaseSettings, settings_markdown
 
 
@@ -70,6 +71,15 @@ def test_database_url_not_given_is_the_services_own_file(tmp_path: Path) -> None
     settings = LedgerSettings(data_dir=tmp_path)
 
     assert settings.resolved_database_url == f"sqlite:///{tmp_path}/ledger.db"
+
+
+@pytest.mark.parametrize(
+    "name", ["Bücher ✓", "what?", "a#b", "100%41", 'a "b"', "not utf-8 \udcff"]
+)
+def test_file_of_the_database_may_be_in_a_folder_of_any_name(tmp_path: Path, name: str) -> None:
+    settings = LedgerSettings(data_dir=tmp_path / name)
+
+    assert sqlite_file(settings.resolved_database_url) == f"{tmp_path}/{name}/ledger.db"
 
 
 def test_database_url_prefers_penstocks_own_variable(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,12 +6,14 @@ functions, so that importing this module costs nothing. Only ``session_scope`` c
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import zlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote_to_bytes
 
 from penstock.contracts.errors import TransientError
 
@@ -51,6 +53,12 @@ _PASSING_SQLSTATES: Final = {"40001", "40P01", "55P03"}
 _READ_ONLY: Final = "penstock_read_only"
 
 
+def sqlite_file(url: str) -> str:
+    """Return the file that a SQLite URL names, percent-decoded, without the query."""
+    path = url.partition("://")[2].removeprefix("/").partition("?")[0]
+    return os.fsdecode(unquote_to_bytes(path))
+
+
 def async_url(url: str) -> str:
     """Return the URL with the async driver, and with libpq's ``sslmode`` as asyncpg names it.
 
@@ -85,18 +93,19 @@ def create_engine(url: str, *, pool_size: int = 5, recycle_seconds: int = 1800) 
     from pathlib import Path  # noqa: PLC0415 - only for SQLite files
 
     from sqlalchemy import event  # noqa: PLC0415 - heavy
+    from sqlalchemy.engine import URL  # noqa: PLC0415 - heavy
     from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415 - heavy
 
-    url = async_url(url)
     if not url.startswith("sqlite"):
         return create_async_engine(
-            url,
+            async_url(url),
             pool_size=pool_size,
             max_overflow=pool_size,
             pool_pre_ping=True,
             pool_recycle=recycle_seconds,
         )
-    engine = create_async_engine(url, connect_args={"timeout": BUSY_SECONDS})
+    location = URL.create(_DRIVERS["sqlite"], database=sqlite_file(url) or None)
+    engine = create_async_engine(location, connect_args={"timeout": BUSY_SECONDS})
     if (file := engine.url.database) and file != ":memory:":
         Path(file).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)

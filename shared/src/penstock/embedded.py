@@ -159,7 +159,9 @@ class NatsServer:
             config.write_text(self._config(), encoding="utf-8")
             # Its own session: Ctrl-C at the terminal must not end the bus before the services.
             self._process = subprocess.Popen(  # noqa: S603 - our binary, our arguments
-                [str(binary), "--config", str(config)],
+                [str(binary), "--config", config.name],
+                # The paths in it are relative: its syntax cannot write every name of a folder.
+                cwd=self._directory,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -228,11 +230,11 @@ class NatsServer:
     def _config(self) -> str:
         lines = [
             f"listen: {json.dumps(f'{HOST}:{self._port or _ANY_PORT}')}",
-            f"pid_file: {json.dumps(str(self._directory / 'nats-server.pid'))}",
-            f"ports_file_dir: {json.dumps(str(self._directory))}",
+            'pid_file: "nats-server.pid"',
+            'ports_file_dir: "."',
             f"max_payload: {self._max_payload_bytes}",
             "jetstream {",
-            f"  store_dir: {json.dumps(str(self._store))}",
+            f'  store_dir: "{self._store.name}"',
         ]
         if self._durable:
             lines.append("  sync_interval: always")

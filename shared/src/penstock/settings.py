@@ -12,6 +12,7 @@ import socket
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal
+from urllib.parse import quote_from_bytes
 
 from pydantic import AliasChoices, Field, SecretStr
 from pydantic.fields import FieldInfo
@@ -193,7 +194,8 @@ class DatabaseSettings(CoreSettings):
         """The URL in force: the configured one, else the SQLite file of the service."""
         if self.database_url is not None:
             return self.database_url.get_secret_value()
-        return f"sqlite:///{(self.data_dir / self.database_file).absolute()}"
+        file = os.fsencode((self.data_dir / self.database_file).absolute())
+        return f"sqlite:///{quote_from_bytes(file)}"
 
 
 def settings_markdown(blocks: Iterable[type[BaseSettings]]) -> str:

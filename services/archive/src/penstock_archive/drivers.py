@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from penstock.db import sqlite_file
 from penstock_archive.store import Store
 
 
@@ -15,7 +16,7 @@ def open_store(url: str) -> Store:
     if scheme.partition("+")[0] == "sqlite":
         from penstock_archive.sqlite import SqliteStore  # noqa: PLC0415 - one of two
 
-        return SqliteStore(rest.removeprefix("/").partition("?")[0])
+        return SqliteStore(sqlite_file(url))
     from penstock_archive.postgres import PostgresStore  # noqa: PLC0415 - one of two
 
     return PostgresStore(f"postgresql://{rest}")
