@@ -285,7 +285,8 @@ class Server:
             self.trace("stored", sender, f"{message.seq} {message.subject}")
         self.consumers.feed(stream)
         if stream.config.get("republish"):
-            self.tell(subjects.live(message.subject), "", message.body, message.headers or None)
+            headers = {**message.headers, "Nats-Sequence": str(message.seq)}
+            self.tell(subjects.live(message.subject), "", message.body, headers)
         ttl = message.headers.get("Nats-TTL")
         if ttl is not None and stream.config.get("allow_msg_ttl"):
             seconds = _seconds(ttl)

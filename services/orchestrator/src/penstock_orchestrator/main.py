@@ -142,6 +142,7 @@ class EngineProcess:
             for stream, durable, handler in sources
         ]
         self._consumers[shard] = consumers
+        await self.engine.cancels.watch(shard)
         for consumer in consumers:
             await consumer.start()
         ENGINE_SHARDS.set(len(self._consumers))
@@ -165,6 +166,7 @@ class EngineProcess:
     async def _lost(self, shard: int) -> None:
         for consumer in self._consumers.pop(shard, []):
             await consumer.drain(grace_seconds=5)
+        await self.engine.cancels.forget(shard)
         self.engine.forget_shard(shard)
         ENGINE_SHARDS.set(len(self._consumers))
 

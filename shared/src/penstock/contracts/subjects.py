@@ -124,6 +124,11 @@ def ends_filter(prefix: str) -> str:
     return f"{prefix}.out.*.end"
 
 
+def cancels_filter(shard: int) -> str:
+    """Return the filter for the requests to cancel a run of a shard."""
+    return f"run.*.{shard}.*.in.cancel"
+
+
 def shard_ends_filter(shard: int) -> str:
     """Return the filter for the ends of all runs of a shard."""
     return f"run.*.{shard}.*.out.*.end"

@@ -31,6 +31,7 @@ from penstock_orchestrator.core.decide import decide, expired, repair, timers_of
 from penstock_orchestrator.core.decisions import Decided
 from penstock_orchestrator.core.progress import Progress
 from penstock_orchestrator.engine.admission import Admission
+from penstock_orchestrator.engine.cancels import Cancels
 from penstock_orchestrator.engine.containment import Containment
 from penstock_orchestrator.engine.effects import Effects
 from penstock_orchestrator.engine.failures import end_failed
@@ -78,6 +79,7 @@ class Engine:
         self._windows: Windows[Slot] = windows or Windows()
         self._waking: set[asyncio.Task[None]] = set()
         self.runs = RunTable()
+        self.cancels = Cancels(bus, self._on_cancel)
 
     # -- inputs and timers -----------------------------------------------------------------------
 
@@ -94,6 +96,7 @@ class Engine:
         first = delivery.deliveries == 1
         if self.runs.has_ended(subject.run_id):
             if not first or subject.event != "invoke" or await self._has_end(subject):
+                self.cancels.delivered(subject.run_id)
                 return  # late: it is in the log, and changes nothing
             # Its log was trimmed, and its id, derived from a key, is used again.
             self.runs.forget_end(subject.run_id)
@@ -108,6 +111,8 @@ class Engine:
         async with slot.lock:
             self.runs.touch(slot, clock.epoch())
             await self._contain(slot, self._handle(slot, entry, first=first))
+        if subject.event == "cancel":
+            self.cancels.delivered(subject.run_id)
         self._wake_granted()
         reach("engine.before_ack")
 
@@ -177,7 +182,7 @@ class Engine:
     async def _wake(self, slot: Slot, now: datetime, *, reload: bool, expire: bool) -> None:
         if slot.failure is not None:
             raise slot.failure
-        fresh = slot.state is None or reload
+        fresh = slot.state is None or reload or slot.generation != self.cancels.generation
         if fresh:
             await self._reload(slot)
         state = slot.state
@@ -221,15 +226,21 @@ class Engine:
     async def _fold_input(self, slot: Slot, entry: Entry, *, first: bool) -> bool:
         """Fold an input into the state; return whether the run was reloaded for it."""
         subject = entry.subject
+        missed = self.cancels.missed(entry.seq)
         if slot.state is None:
-            if subject.event == "invoke" and first:
+            if subject.event == "invoke" and first and not missed:
                 # No engine has handled it before. If that is wrong, the fence refuses the decision.
                 slot.state = new_state(slot.tenant, slot.shard, slot.run_id)
+                slot.generation = self.cancels.generation
                 slot.progress = None
             else:
                 await self._reload(slot, at_least_seq=entry.seq)
                 return True
-        elif not first or (slot.state.invoked is None and subject.event != "invoke"):
+        elif (
+            not first
+            or slot.generation != self.cancels.generation
+            or (slot.state.invoked is None and subject.event != "invoke")
+        ):
             # Without its first fact, which another engine may have, the run has no state.
             await self._reload(slot, at_least_seq=entry.seq)
             return True
@@ -250,6 +261,7 @@ class Engine:
         return False
 
     async def _reload(self, slot: Slot, *, at_least_seq: int = 0) -> None:
+        slot.generation = self.cancels.generation
         entries = await self._reader.read_run(
             slot.tenant, slot.shard, slot.run_id, at_least_seq=at_least_seq
         )
@@ -291,7 +303,7 @@ class Engine:
                 slot.state = slot.progress = None
 
     async def _decide_all(self, slot: Slot, now: datetime, cause_seq: int, *, fresh: bool) -> None:
-        state = slot.state
+        state = self._current(slot)
         if state is None or state.invoked is None or state.ended is not None:
             return
         plan = slot.plan or await self._load_plan(
@@ -309,18 +321,33 @@ class Engine:
         if admitted is not True:
             return
         progress = slot.progress
-        while slot.state is not None:
+        while (latest := self._current(slot)) is not None:
             room = {pool: self._windows.room(pool, slot) for pool in plan.pools}
-            decided = decide(plan, slot.state, now, cause_seq, progress, room)
+            decided = decide(plan, latest, now, cause_seq, progress, room)
             if decided is None:
                 return
             self._use_window(slot, state.invoked.priority, decided)
             if not decided.outputs:
                 return
             reach("engine.decided")
-            await self._publisher.publish(slot, slot.state, decided)
+            await self._publisher.publish(slot, latest, decided)
             if not progress.queue:
                 return
+
+    def _current(self, slot: Slot) -> RunState | None:
+        """Return a run's state with a request to cancel it that is stored and not delivered."""
+        request = self.cancels.request(slot.run_id)
+        if request is not None and slot.state is not None and slot.state.cancel is None:
+            slot.state = evolve(slot.state, request)
+        return slot.state
+
+    def _on_cancel(self, entry: Entry) -> None:
+        """End a run as soon as the request to cancel it is stored, whatever was stored before."""
+        subject = entry.subject
+        if self.runs.has_ended(subject.run_id):
+            self.cancels.delivered(subject.run_id)
+        elif self.runs.known(subject.run_id):
+            self._wake_soon(self.runs.slot(subject.tenant, subject.shard, subject.run_id))
 
     async def _admit(
         self, slot: Slot, plan: Plan, state: RunState, now: datetime, *, fresh: bool
@@ -344,9 +371,12 @@ class Engine:
     def _wake_granted(self) -> None:
         """Wake the runs that a dispatch window has granted steps to."""
         for slot in self._windows.pop_granted():
-            task = asyncio.create_task(self._wake_one(slot))
-            self._waking.add(task)
-            task.add_done_callback(self._waking.discard)
+            self._wake_soon(slot)
+
+    def _wake_soon(self, slot: Slot) -> None:
+        task = asyncio.create_task(self._wake_one(slot))
+        self._waking.add(task)
+        task.add_done_callback(self._waking.discard)
 
     async def _wake_one(self, slot: Slot) -> None:
         try:

@@ -39,6 +39,8 @@ class Slot:
     """The stem of the run's subjects."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     state: RunState | None = None
+    generation: int = 0
+    """``Cancels.generation`` when the state was read."""
     progress: Progress | None = None
     """Derived from the state, and dropped with it."""
     plan: Plan | None = None
