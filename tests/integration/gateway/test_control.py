@@ -11,6 +11,7 @@ from nats.aio.msg import Msg
 from penstock.bus.kv import Bucket
 from penstock.contracts import subjects
 from penstock.contracts.archive import ListRuns, RunPage
+from penstock.contracts.errors import RejectedError
 from penstock.contracts.facts import (
     CancelRequested,
     Decision,
@@ -29,8 +30,10 @@ from penstock.contracts.facts import (
 from penstock.contracts.ids import child_run_id
 from penstock.contracts.plan import Plan, PublishedVersion
 from penstock.contracts.rpc import Reply
+from penstock.contracts.runners import StopRequest
 from penstock.contracts.structs import convert
 from penstock.runs.views import RunView
+from penstock_gateway.core.access import Caller
 from tests.integration.gateway.conftest import Engine, Running, asked, begin
 from tests.integration.gateway.test_access import NO_RUN, answer
 from tests.support.waiting import eventually
@@ -202,6 +205,81 @@ async def test_cancelled_step_has_its_outcome_and_its_runner_comes_too_late(
     assert (again.status_code, again.json()["code"]) == (409, "step_not_cancellable")
     unknown = await gateway.client.post(f"/v1/runs/{run_id}/steps/b/cancel")
     assert (unknown.status_code, unknown.json()["code"]) == (404, "step_not_found")
+
+
+async def test_cancelled_step_is_stopped_at_its_runner(gateway: Running, engine: Engine) -> None:
+    stops: list[Msg] = []
+
+    async def listen(message: Msg) -> None:
+        stops.append(message)
+
+    await engine.bus.subscribe(subjects.STOP_SPACE, listen)
+    run_id = await begin(gateway)
+    await engine.schedule(run_id, 1, "a", StepKind.AGENT)
+    response = await gateway.client.post(f"/v1/runs/{run_id}/steps/a/cancel")
+    assert response.status_code == 202
+    await eventually(lambda: len(stops) == 1, within=10)
+    assert subjects.parse_stop(stops[0].subject) == run_id
+    assert StopRequest.model_validate_json(stops[0].data) == StopRequest(steps=("a",), attempt=1)
+
+
+async def test_command_that_loses_against_the_end_writes_nothing(
+    gateway: Running, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is open when the gateway looks, and has ended when it writes."""
+    run_id = await begin(gateway)
+    open_state = await gateway.gateway.runs.state(engine.tenant, run_id)
+    open_view = await gateway.gateway.runs.view_of(open_state)
+    await engine.end(run_id, 1)
+    facts = await engine.log(run_id)
+
+    async def before_the_end(*_: object, **__: object) -> Any:
+        return open_state
+
+    controls, caller = (
+        gateway.gateway.controls,
+        Caller(engine.tenant, "key", frozenset({"operator"})),
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr(type(gateway.gateway.runs), "state", before_the_end)
+        with pytest.raises(RejectedError, match="run_ended"):
+            await controls.pause_or_resume(caller, run_id, "pause", "")
+    assert await controls.cancel(caller, run_id, "late") == "ended"
+    assert await engine.log(run_id) == facts
+
+    ended_view = await gateway.gateway.runs.view(engine.tenant, run_id)
+    views = [open_view, ended_view]
+
+    async def next_view(*_: object) -> RunView:
+        return views.pop(0)
+
+    monkeypatch.setattr(type(gateway.gateway.runs), "view", next_view)
+    response = await gateway.client.post(f"/v1/runs/{run_id}/cancel")
+    assert (response.status_code, response.json()["status"]) == (200, "done")
+    assert await engine.log(run_id) == facts
+
+
+async def test_events_end_with_the_end_whatever_comes_late(
+    gateway: Running, engine: Engine
+) -> None:
+    run_id = await begin(gateway)
+    await engine.schedule(run_id, 1, "a", StepKind.TOOL)
+    await engine.end(run_id, 2)
+    late = StepResult(
+        occurred_at=datetime.now(UTC),
+        kind=StepKind.TOOL,
+        name="a",
+        status="succeeded",
+        started_at=datetime.now(UTC),
+    )
+    await engine.state(subjects.result(engine.prefix(run_id), "a", 1), late)
+    path = f"/v1/runs/{run_id}/events"
+    page = (await gateway.client.get(path)).json()
+    assert page["items"][-1]["type"] == "run_done"
+    after = {"after": str(page["items"][-1]["id"])}
+    assert (await gateway.client.get(path, params=after)).json()["items"] == []
+    streamed = await gateway.client.get(path, headers={"Accept": "text/event-stream"})
+    assert "tool_call_done" not in streamed.text
 
 
 async def schedule_child(engine: Engine, run_id: str) -> str:

@@ -183,6 +183,16 @@ def test_command_asks_the_gateway_and_shows_the_answer(
     assert sent(requests[0]) == (method, path, body)
 
 
+@pytest.mark.parametrize(("status", "said"), [("done", True), ("running", False)])
+def test_cancel_of_a_run_that_has_ended_says_so(
+    run: Callable[..., Result], gateway: Callable[..., None], status: str, said: bool
+) -> None:
+    gateway(lambda _: httpx.Response(200, json={**RUN, "status": status}))
+    shown = run("runs", "cancel", RUN_ID)
+    assert shown.exit_code == 0
+    assert ("nothing was cancelled" in shown.stdout) is said
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -55,6 +55,15 @@ def test_single_steps_are_stopped_and_the_others_of_the_run_go_on() -> None:
     assert not book.stopped("b", "m-x0")
 
 
+def test_stop_of_an_attempt_does_not_stop_the_next_one() -> None:
+    book = StopBook()
+    first = Attempt(1)
+    book.enter("a", "s", first)
+    book.stop_steps("a", ("s",), attempt=2)
+    assert first.halt == "stopped"
+    assert [book.stopped("a", "s", attempt) for attempt in (1, 2, 3)] == [True, True, False]
+
+
 def test_stop_of_a_thousand_steps_does_not_forget_stopped_runs() -> None:
     book = StopBook(remembered=10)
     book.stop("b")

@@ -93,7 +93,9 @@ class Gateway:
         sessions = Bucket(bus, subjects.SESSIONS)
         self.signals = Signals(self.writer, self.reader, self.runs, self.pending, sessions)
         self.answering = Answering(self.runs, self.signals)
-        self.controls = Controls(self.writer, self.reader, self.archive, self.runs, self.signals)
+        self.controls = Controls(
+            bus, self.writer, self.reader, self.archive, self.runs, self.signals
+        )
         self.schedules = Schedules(bus)
         max_bytes = settings.log_max_bytes
         self.starter = Starter(

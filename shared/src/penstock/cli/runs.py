@@ -264,7 +264,9 @@ def _add(act: Literal["cancel", "pause", "resume"], summary: str) -> None:
         with gateway(context) as client:
             control = {"cancel": client.cancel, "pause": client.pause, "resume": client.resume}
             run = control[act](run_id, reason=reason)
-        console().print(run_id, status_text(run.status))
+        # A request to cancel that counts is followed by its end: the run is still open.
+        ended = " has ended before; nothing was cancelled:" if run.status.final else ""
+        console().print(f"{run_id}{ended}", status_text(run.status))
 
 
 _add("cancel", "Cancel a run.")

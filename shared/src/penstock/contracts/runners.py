@@ -42,6 +42,8 @@ class StopRequest(Record):
 
     steps: tuple[Token, ...] = ()
     """The steps to be stopped; none: everything that works for the run."""
+    attempt: int = 0
+    """The last attempt that is to be stopped; 0: all attempts."""
 
 
 class LimitRecord(Record):

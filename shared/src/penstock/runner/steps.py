@@ -91,7 +91,7 @@ class StepWorker:
         subject = subjects.parse_fact(delivery.subject)
         run_id = subject.run_id
         stops = self._harness.stops
-        if stops.stopped(run_id, subject.step_id):
+        if stops.stopped(run_id, subject.step_id, subject.attempt):
             self._metrics.refused.inc()
             return
         now = clock.now()

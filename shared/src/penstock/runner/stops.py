@@ -30,12 +30,16 @@ class StopBook:
         """Create an empty book that remembers so many stopped runs, and as many stopped steps."""
         self._remembered = remembered
         self._runs: dict[str, None] = {}
-        self._steps: dict[tuple[str, str], None] = {}
+        self._steps: dict[tuple[str, str], int] = {}
+        """Stopped steps, with the last attempt that is stopped (0: all)."""
         self._running: dict[str, list[tuple[str, Attempt]]] = {}
 
-    def stopped(self, run_id: str, step_id: str) -> bool:
-        """Whether the run, or this step of it, was stopped lately."""
-        return run_id in self._runs or (run_id, step_id) in self._steps
+    def stopped(self, run_id: str, step_id: str, attempt: int = 1) -> bool:
+        """Whether the run, or this attempt at a step of it, was stopped lately."""
+        if run_id in self._runs:
+            return True
+        last = self._steps.get((run_id, step_id))
+        return last is not None and (not last or attempt <= last)
 
     def enter(self, run_id: str, step_id: str, attempt: Attempt) -> None:
         """Note that an attempt works for the run."""
@@ -62,17 +66,17 @@ class StopBook:
         for _, attempt in tuple(self._running.get(run_id, ())):
             attempt.stop("stopped")
 
-    def stop_steps(self, run_id: str, steps: tuple[str, ...]) -> None:
-        """Stop some steps of the run at any attempt; its other steps continue."""
+    def stop_steps(self, run_id: str, steps: tuple[str, ...], attempt: int = 0) -> None:
+        """Stop some steps of the run, up to an attempt (0: all); its other steps continue."""
         for step_id in steps:
             self._steps.pop((run_id, step_id), None)
-            self._steps[run_id, step_id] = None
+            self._steps[run_id, step_id] = attempt
         while len(self._steps) > self._remembered:
             del self._steps[next(iter(self._steps))]
         wanted = frozenset(steps)
-        for step_id, attempt in tuple(self._running.get(run_id, ())):
+        for step_id, running in tuple(self._running.get(run_id, ())):
             if step_id in wanted:
-                attempt.stop("stopped")
+                running.stop("stopped")
 
     async def on_message(self, message: Msg) -> None:
         """Take a message of ``subjects.STOP_SPACE``."""
@@ -87,6 +91,6 @@ class StopBook:
             log.warning("runner.stop_unreadable", run_id=run_id, reason=str(error)[:500])
             return
         if request.steps:
-            self.stop_steps(run_id, request.steps)
+            self.stop_steps(run_id, request.steps, request.attempt)
         else:
             self.stop(run_id)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from penstock import clock
+from penstock.bus.connection import Bus
 from penstock.bus.reader import LogReader
 from penstock.bus.writer import LogWriter
 from penstock.contracts import subjects
@@ -22,6 +23,7 @@ from penstock.contracts.facts import (
     fact_bytes,
 )
 from penstock.contracts.ids import child_run_id
+from penstock.contracts.runners import StopRequest
 from penstock.runs.replies import RunsCancelled
 from penstock.runs.state import RunState, StepState
 from penstock.runs.views import CHILD_QUEUE
@@ -29,7 +31,7 @@ from penstock_gateway.archive.requests import Archive
 from penstock_gateway.core.access import Caller
 from penstock_gateway.core.requests import CancelRuns
 from penstock_gateway.runs.read import NOT_FOUND, Runs, available
-from penstock_gateway.runs.signals import Signals, control_signal_id, run_ended
+from penstock_gateway.runs.signals import Signals, append_to_open, control_signal_id, run_ended
 
 OPEN_STATUSES: Final = tuple(status for status in RunStatus if not status.final)
 _PAGE: Final = 500
@@ -42,6 +44,8 @@ Asked = Literal["asked", "asked_before", "ended"]
 class Controls:
     """Control of runs of any tenant."""
 
+    _bus: Bus
+    """Carries requests to stop to the runners."""
     _writer: LogWriter
     _reader: LogReader
     _archive: Archive
@@ -81,19 +85,21 @@ class Controls:
 
     # -- cancelling ----------------------------------------------------------------------------
 
-    async def cancel(self, caller: Caller, run_id: str, reason: str) -> bool:
-        """Ask a run to stop; return whether this request was the first to do so.
+    async def cancel(self, caller: Caller, run_id: str, reason: str) -> Asked:
+        """Ask a run to stop; nothing is stored if it was asked before or has ended.
 
         Raises:
             TransientError: The log did not answer.
         """
         fact = CancelRequested(occurred_at=clock.now(), reason=reason, requested_by=caller.key_id)
-        subject = subjects.cancel(self._runs.prefix(caller.tenant, run_id))
+        prefix = self._runs.prefix(caller.tenant, run_id)
         try:
-            await self._writer.append(subject, fact_bytes(fact))
+            await append_to_open(self._writer, self._reader, prefix, subjects.cancel(prefix), fact)
         except ConflictError:
-            return False
-        return True
+            return "asked_before"
+        except RejectedError:
+            return "ended"
+        return "asked"
 
     async def cancel_step(self, caller: Caller, run_id: str, step_id: str, reason: str) -> RunState:
         """Stop one step: a child run with all below it, or an attempt of an agent or a tool.
@@ -124,11 +130,15 @@ class Controls:
             if error.code != NOT_FOUND:
                 raise
             raise _not_cancellable(step, "its run has not begun yet") from error
-        await self.cancel(caller, child, reason)
+        if await self.cancel(caller, child, reason) == "ended":
+            raise _not_cancellable(step, "its run has ended")
         return await self._runs.state(tenant, run_id)
 
     async def _fail(self, caller: Caller, state: RunState, step: StepState, reason: str) -> int:
-        """Record a step as cancelled, in its runner's stead: the first result counts."""
+        """Record a step as cancelled, in its runner's stead, and stop the runner.
+
+        The first result counts.
+        """
         now = clock.now()
         message = f"{caller.key_id} stopped the step" + (f": {reason}" if reason else "")
         fact = StepResult(
@@ -142,9 +152,13 @@ class Controls:
         )
         subject = subjects.result(state.prefix, step.step_id, step.attempt)
         try:
-            return await self._writer.append(subject, fact_bytes(fact))
+            seq = await self._writer.append(subject, fact_bytes(fact))
         except ConflictError as error:
             raise _not_cancellable(step, "the step has its outcome") from error
+        request = StopRequest(steps=(step.step_id,), attempt=step.attempt)
+        stop = subjects.stop(state.tenant, state.shard, state.run_id)
+        await self._bus.publish(stop, request.model_dump_json().encode())
+        return seq
 
     async def cancel_many(self, caller: Caller, wanted: CancelRuns) -> RunsCancelled:
         """Ask all open runs that match to stop, the latest first.
@@ -212,9 +226,7 @@ class Controls:
             return "ended"
         if any(isinstance(fact, CancelRequested) for fact in facts):
             return "asked_before"
-        if wanted.dry_run or await self.cancel(caller, run_id, wanted.reason):
-            return "asked"
-        return "asked_before"
+        return "asked" if wanted.dry_run else await self.cancel(caller, run_id, wanted.reason)
 
 
 def _not_cancellable(step: StepState, why: str) -> RejectedError:

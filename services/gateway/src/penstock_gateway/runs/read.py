@@ -13,7 +13,7 @@ from penstock.bus.connection import Bus
 from penstock.bus.reader import LogReader, Stored, read_entries
 from penstock.contracts import subjects
 from penstock.contracts.errors import InvariantError, RejectedError, TransientError, finding
-from penstock.contracts.facts import RunInvoked
+from penstock.contracts.facts import RunEnded, RunInvoked
 from penstock.contracts.ids import is_run_id, shard_of
 from penstock.runs.state import Entry, RunState, fold, new_state
 from penstock.runs.views import RunView, StepWindow, run_view
@@ -121,7 +121,9 @@ class Runs:
         return await aside(len(stored), partial(read_entries, stored))
 
     async def entries_after(self, tenant: str, run_id: str, seq: int) -> AsyncGenerator[Entry]:
-        """Yield the facts of a run after a sequence, read from the log page by page.
+        """Yield the facts of a run after a sequence up to its end, read from the log page by page.
+
+        Late outcomes are in the log after the end; they are left out.
 
         Args:
             tenant: The caller's tenant.
@@ -132,16 +134,23 @@ class Runs:
             RejectedError: ``run_not_found``.
             TransientError: The log or the archive did not answer.
         """
-        if not is_run_id(run_id) or not await self._in_log(tenant, run_id):
+        end_seq = await self._end_in_log(tenant, run_id) if is_run_id(run_id) else None
+        if end_seq is None:
             for entry in await self.entries(tenant, run_id):
                 if entry.seq > seq:
                     yield entry
+                if isinstance(entry.fact, RunEnded):
+                    return
+            return
+        if 0 < end_seq <= seq:
             return
         subject_filter = subjects.run_filter(tenant, shard_of(run_id, self._shards), run_id)
         with available():
             async for page in self._reader.pages(subjects.RUNS, subject_filter, after_seq=seq):
                 for entry in read_entries(await self._reader.unpacked(page)):
                     yield entry
+                    if isinstance(entry.fact, RunEnded):
+                        return
 
     async def require(self, tenant: str, run_id: str) -> None:
         """Check that a run exists, as cheaply as that can be known; errors as for ``entries``."""
@@ -151,10 +160,16 @@ class Runs:
             await self.entries(tenant, run_id)
 
     async def _in_log(self, tenant: str, run_id: str) -> bool:
-        subject = subjects.invoke(self.prefix(tenant, run_id))
+        return await self._end_in_log(tenant, run_id) is not None
+
+    async def _end_in_log(self, tenant: str, run_id: str) -> int | None:
+        """Return the sequence of a run's end, 0 if it is open; ``None``: it is not in the log."""
+        prefix = self.prefix(tenant, run_id)
+        wanted = [subjects.invoke(prefix), subjects.ends_filter(prefix)]
         with available():
-            page = await self._reader.get_many(subjects.RUNS, {"multi_last": [subject]})
-        return bool(page.messages)
+            page = await self._reader.get_many(subjects.RUNS, {"multi_last": wanted})
+        found = {message.subject.endswith(".end"): message.seq for message in page.messages}
+        return found.get(True, 0) if False in found else None
 
     async def state(
         self, tenant: str, run_id: str, *, at_seq: int | None = None, at_least_seq: int = 0

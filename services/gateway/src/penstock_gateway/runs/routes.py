@@ -322,7 +322,7 @@ class ReadRoutes:
         view = await runs.view(caller.tenant, run_id)
         if view.status.final:
             return Answer(RUN_VIEW.dump_json(view))
-        if not await self._gateway.controls.cancel(caller, run_id, requested.reason):
+        if await self._gateway.controls.cancel(caller, run_id, requested.reason) != "asked":
             # An earlier request has the same effect.
             view = await runs.view(caller.tenant, run_id)
         return Answer(RUN_VIEW.dump_json(view), 200 if view.status.final else 202)

@@ -16,7 +16,14 @@ from penstock.bus.reader import LogReader
 from penstock.bus.writer import LogWriter
 from penstock.contracts import subjects
 from penstock.contracts.errors import ConflictError, RejectedError, TransientError, finding
-from penstock.contracts.facts import RunEnded, RunInvoked, SignalKind, SignalReceived, fact_bytes
+from penstock.contracts.facts import (
+    CancelRequested,
+    RunEnded,
+    RunInvoked,
+    SignalKind,
+    SignalReceived,
+    fact_bytes,
+)
 from penstock.contracts.ids import TOKEN_PATTERN, is_run_id
 from penstock.failpoints import reach
 from penstock.runs.state import Entry
@@ -51,6 +58,32 @@ def control_signal_id(kind: str) -> str:
 def run_ended(run_id: str) -> RejectedError:
     """Return the error of asking something of a run that has ended."""
     return RejectedError("run_ended", f"run {run_id} has ended")
+
+
+async def append_to_open(
+    writer: LogWriter,
+    reader: LogReader,
+    prefix: str,
+    subject: str,
+    fact: SignalReceived | CancelRequested,
+) -> int:
+    """Append an input to the log of a run unless the log has the run's end; return its sequence.
+
+    Raises:
+        RejectedError: ``run_ended``: nothing was stored.
+        ConflictError: ``duplicate_fact``: the log has another fact on this subject.
+        TransientError: The log did not answer.
+    """
+    body, ends = fact_bytes(fact), subjects.ends_filter(prefix)
+    try:
+        return await writer.append(subject, body, fence=ends)
+    except ConflictError as conflict:
+        if conflict.code == "duplicate_fact":
+            raise
+        if await reader.read_message(subjects.RUNS, ends) is None:
+            # An end was under way and was refused.
+            return await writer.append(subject, body)
+        raise run_ended(prefix.rpartition(".")[2]) from conflict
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,14 +160,16 @@ class Signals:
         return None
 
     async def publish(self, tenant: str, run_id: str, signal_id: str, fact: SignalReceived) -> Sent:
-        """Publish a signal to a run that is known to be open, or return the one with its id.
+        """Publish a signal to a run, or return the one with its id.
 
         Raises:
+            RejectedError: ``run_ended``.
             TransientError: The log did not answer.
         """
-        subject = subjects.signal(self._runs.prefix(tenant, run_id), signal_id)
+        prefix = self._runs.prefix(tenant, run_id)
+        subject = subjects.signal(prefix, signal_id)
         try:
-            seq = await self._writer.append(subject, fact_bytes(fact))
+            seq = await append_to_open(self._writer, self._reader, prefix, subject, fact)
             reach("gateway.signal_stored")
         except ConflictError:
             entry = await self._reader.read_fact(subject)

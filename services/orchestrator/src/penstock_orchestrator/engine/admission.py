@@ -40,7 +40,7 @@ from penstock.runs.state import RunState
 from penstock.telemetry.logs import EventLog
 from penstock_orchestrator.core.budget import run_deadline
 from penstock_orchestrator.core.view import View
-from penstock_orchestrator.engine.effects import append_once, gather_some
+from penstock_orchestrator.engine.effects import append_once, cancel_once, gather_some
 from penstock_orchestrator.engine.runs import Slot
 
 log = EventLog(__name__)
@@ -332,7 +332,7 @@ class Admission:
     async def _cancel(self, tenant: str, turn: Turn, reason: str) -> None:
         fact = CancelRequested(occurred_at=clock.now(), reason=reason)
         prefix = subjects.run_prefix(tenant, turn.shard, turn.run_id)
-        await append_once(self._writer, subjects.cancel(prefix), fact)
+        await cancel_once(self._writer, prefix, fact)
 
     async def _logged(self, tenant: str, turns: Collection[Turn]) -> _Logged:
         """Read which runs of a key have ended, or have their admission or cancellation."""

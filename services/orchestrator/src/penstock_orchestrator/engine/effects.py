@@ -239,7 +239,7 @@ class Effects:
         fact = CancelRequested(occurred_at=clock.now(), reason=reason)
         await gather_some(
             [
-                append_once(self._writer, subjects.cancel(self._child_prefix(slot, step)), fact)
+                cancel_once(self._writer, self._child_prefix(slot, step), fact)
                 for step in steps
                 if step.kind == StepKind.RUN and step.queue == CHILD
             ]
@@ -332,9 +332,7 @@ class Effects:
 
 
 async def append_once(
-    writer: LogWriter,
-    subject: str,
-    fact: RunInvoked | SignalReceived | StepResult | CancelRequested,
+    writer: LogWriter, subject: str, fact: RunInvoked | SignalReceived | StepResult
 ) -> None:
     """Append a fact; a duplicate has no effect.
 
@@ -343,6 +341,19 @@ async def append_once(
     """
     try:
         await writer.append(subject, fact_bytes(fact))
+    except ConflictError:
+        log.debug("effects.duplicate", subject=subject)
+
+
+async def cancel_once(writer: LogWriter, prefix: str, fact: CancelRequested) -> None:
+    """Request to cancel a run; nothing is stored if it was requested before or the run has ended.
+
+    Raises:
+        PenstockError: The bus does not answer.
+    """
+    subject = subjects.cancel(prefix)
+    try:
+        await writer.append(subject, fact_bytes(fact), fence=subjects.ends_filter(prefix))
     except ConflictError:
         log.debug("effects.duplicate", subject=subject)
 
