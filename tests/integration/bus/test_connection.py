@@ -106,6 +106,30 @@ async def test_connect_to_a_server_without_jetstream_is_refused(fake_server: Fak
     assert refused.value.code == "jetstream_missing"
 
 
+async def test_attempts_that_fail_leave_no_connection_open(
+    create_nats_server: Callable[..., NatsServer],
+) -> None:
+    server = create_nats_server()
+    bus = await connect(CoreSettings(nats_url=server.url), name="test")
+    attempts: list[asyncio.StreamWriter] = []
+
+    # A server that is about to end accepts a connection and closes it before its first word.
+    async def close_at_once(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        attempts.append(bus.nc._transport._io_writer)  # type: ignore[union-attr]
+        writer.close()
+
+    await asyncio.to_thread(server.kill)
+    dying = await asyncio.start_server(close_at_once, "127.0.0.1", server.port)
+    await eventually(lambda: len(attempts) >= 4)
+    dying.close()
+    await asyncio.to_thread(server.start)
+    await eventually(lambda: bus.nc.is_connected)
+
+    used = bus.nc._transport._io_writer  # type: ignore[union-attr]
+    assert all(writer.is_closing() for writer in attempts if writer is not used)
+    await bus.close()
+
+
 async def test_connect_where_nobody_listens_gives_up_after_its_patience(
     create_nats_server: Callable[..., NatsServer],
 ) -> None:

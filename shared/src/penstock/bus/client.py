@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 from typing import Final
 
-from nats.aio.client import Client
+from nats.aio.client import Client, Srv
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import FlushTimeoutError
@@ -106,6 +106,12 @@ class HotClient(Client):
         elif urgent and not self._write_soon:
             self._write_due.cancel()
             self._schedule_write(urgent=True)
+
+    async def _connect_to_server(self, s: Srv) -> None:
+        # nats-py forgets the connection of an attempt that failed after it was open.
+        if self._transport:
+            self._transport.close()  # type: ignore[no-untyped-call]
+        await super()._connect_to_server(s)
 
     def _schedule_write(self, *, urgent: bool) -> None:
         """Choose when to write. Each write wakes the server up, so under load they are spaced."""
