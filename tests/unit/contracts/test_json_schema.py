@@ -7,12 +7,8 @@ from typing import Any
 import pytest
 
 from penstock.contracts.errors import ErrorDetail
-from penstock.contracts.json_schema import (
-    UnusableSchemaError,
-    schema_faults,
-    value_faults,
-    with_defaults,
-)
+from penstock.contracts.json_schema import schema_faults, value_faults, with_defaults
+from penstock.contracts.schema_defaults import UnusableSchemaError
 
 DEEP: Any = {}
 for _ in range(5000):
@@ -70,6 +66,7 @@ def test_schema_without_faults(schema: dict[str, Any]) -> None:
         ({"additionalItems": False}, "additionalItems", "prefixItems"),
         ({"$schema": "http://json-schema.org/draft-07/schema#"}, "$schema", "2020-12"),
         ({"$ref": "#nowhere"}, "", None),
+        ({"$defs": {"a": {"$id": "https://example.com/a"}}}, "$defs.a.$id", "of the whole"),
     ],
 )
 def test_fault_of_a_schema_has_its_place_and_what_is_allowed(

@@ -1,8 +1,9 @@
 import pytest
 from pydantic import JsonValue
 
+from penstock.contracts.envelope import MAX_DEPTH
 from penstock.contracts.errors import RejectedError
-from penstock_registry.core.yaml_text import MAX_DEPTH, MAX_DOCUMENTS, MAX_NODES, YamlReader
+from penstock_registry.core.yaml_text import MAX_DOCUMENTS, MAX_NODES, YamlReader
 
 
 def load_yaml(text: str, *, path: str = "") -> list[JsonValue]:

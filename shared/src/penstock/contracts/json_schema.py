@@ -7,22 +7,27 @@ linear time, so that no schema stops a process; a reference leads into its own s
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from msgspec import structs
 
 from penstock.contracts.errors import ErrorDetail, finding
-from penstock.contracts.json import Json, JsonObject
+from penstock.contracts.json import Json
+from penstock.contracts.schema_defaults import Defaults, UnusableSchemaError
+from penstock.contracts.schema_work import MAX_SPREAD, SchemaWork, at_pointer, larger
 
 if TYPE_CHECKING:
     from jsonschema_rs import Draft202012Validator, ValidationError
 
 MAX_FINDINGS: Final = 20
-MAX_DEFAULTS: Final = 100_000
-"""Of one value. A schema of some lines may ask for any number of them."""
-_NESTED_DEFAULTS: Final = 32
+MAX_CHECKS: Final = 2_000_000
+"""Of one value, by subschemas: about a second."""
+_MAX_LISTED: Final = 5_000
+"""Parts of a value above which the first error stands for all: each takes 50 us and more."""
+_MAX_REPEATED: Final = 200
+"""Most checks of one part of a value where errors are collected, each with those inside it."""
 _MESSAGE: Final = 300
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 _PATTERNS: Final = "a regular expression without lookaround and back references"
@@ -39,7 +44,6 @@ _INSTEAD: Final = {
     "nullable": '"null" as one of the types',
 }
 """Keywords of other dialects, which 2020-12 would ignore in silence."""
-_NONE: Final = object()
 
 
 class Place(NamedTuple):
@@ -47,10 +51,6 @@ class Place(NamedTuple):
 
     schema: Mapping[str, Json]
     path: str
-
-
-class UnusableSchemaError(Exception):
-    """A schema that no value can be checked against; the text says why."""
 
 
 def schema_faults(schema: Mapping[str, Json], path: str) -> Iterator[ErrorDetail]:
@@ -72,7 +72,7 @@ def schema_faults(schema: Mapping[str, Json], path: str) -> Iterator[ErrorDetail
                 for detail in _place_faults(schema, place):
                     found[detail.path, detail.message] = detail
         if not found:
-            _compile(schema)
+            _checker(json.dumps(schema, sort_keys=True))
             with_defaults(dict(schema), {})
     except UnusableSchemaError as error:
         found[path, ""] = finding(path, f"not JSON Schema: {error}")
@@ -94,12 +94,32 @@ def value_faults(schema: Json, value: Json, path: str = "") -> list[ErrorDetail]
     Raises:
         UnusableSchemaError: The schema is none, or a reference leads out of it.
     """
-    validator = _validator(json.dumps(schema, sort_keys=True))
+    validator, work = _checker(json.dumps(schema, sort_keys=True))
+    if larger(value, MAX_CHECKS // work.spread) and work.exceeds(value, MAX_CHECKS):
+        return [finding(path, f"takes more than {MAX_CHECKS} checks by its schema", "less data")]
     try:
-        found = [_finding(error, path) for error in validator.iter_errors(value)]
+        if validator.is_valid(value):
+            return []
+        if work.repeats(value, _MAX_REPEATED):
+            message = "does not fit its schema, which has too many alternatives to name the place"
+            return [finding(path, message)]
+        found = [_finding(error, path) for error in _errors(validator, value)]
     except (ValueError, RecursionError) as error:  # half a surrogate, or nested too deeply
         return [finding(path, f"not JSON: {error}"[:_MESSAGE])]
     return sorted(found, key=lambda detail: detail.path)[:MAX_FINDINGS]
+
+
+def _errors(validator: Draft202012Validator, value: Json) -> Iterable[ValidationError]:
+    """Return the errors of a value, of a large one the first."""
+    from jsonschema_rs import ValidationError  # noqa: PLC0415 - see `_compile`
+
+    if not larger(value, _MAX_LISTED):
+        return validator.iter_errors(value)
+    try:
+        validator.validate(value)
+    except ValidationError as error:
+        return (error,)
+    return ()
 
 
 def with_defaults(schema: Json, value: Json) -> Json:
@@ -116,78 +136,22 @@ def with_defaults(schema: Json, value: Json) -> Json:
     text = json.dumps(schema, sort_keys=True)
     if '"default"' not in text:
         return value
-    _validator(text)  # keywords have the right types from here on
-    return _Defaults(schema).fill(schema, value, 0)
+    _checker(text)  # keywords have the right types from here on
+    return Defaults(schema).fill(schema, value, 0)
 
 
-class _Defaults:
-    """Fills in one value, by a schema whose keywords have their right types."""
-
-    def __init__(self, whole: Any) -> None:
-        self._whole = whole
-        self._left = MAX_DEFAULTS
-
-    def fill(self, schema: Any, value: Json, nested: int) -> Json:
-        """Return a value with defaults; it lies in so many defaults itself."""
-        if not isinstance(value, dict | list):
-            return value
-        return self._apply(schema, value, nested, set())
-
-    def _apply(self, schema: Any, value: Json, nested: int, seen: set[int]) -> Json:
-        """Apply each schema once to a value, however many references lead to it."""
-        if not isinstance(schema, Mapping) or id(schema) in seen:
-            return value
-        seen.add(id(schema))
-        for one in (self._target(schema), *schema.get("allOf", ())):
-            value = self._apply(one, value, nested, seen)
-        if isinstance(value, dict):
-            return self._object(schema, value, nested)
-        if isinstance(value, list):
-            prefix, items = schema.get("prefixItems", ()), schema.get("items")
-            return [
-                self.fill(prefix[index] if index < len(prefix) else items, item, nested)
-                for index, item in enumerate(value)
-            ]
-        return value
-
-    def _object(self, schema: Any, value: JsonObject, nested: int) -> JsonObject:
-        members = schema.get("properties", {})
-        filled: JsonObject = {}
-        for name, member in members.items():
-            if name in value:
-                filled[name] = self.fill(member, value[name], nested)
-            elif (default := self._default(member)) is not _NONE:
-                self._left -= 1
-                if nested >= _NESTED_DEFAULTS or self._left < 0:
-                    raise UnusableSchemaError(f"its defaults have no end: {name[:80]!r}")
-                filled[name] = self.fill(member, default, nested + 1)
-        others = schema.get("additionalProperties")
-        if isinstance(others, Mapping) and "patternProperties" not in schema:
-            for name in value.keys() - members.keys():
-                filled[name] = self.fill(others, value[name], nested)
-        return {**value, **filled} if filled else value
-
-    def _default(self, schema: Any) -> Any:
-        """Return the default of a member, or that of the schema which it refers to."""
-        for _ in range(_NESTED_DEFAULTS):
-            if not isinstance(schema, Mapping):
-                break
-            if "default" in schema:
-                return schema["default"]
-            schema = self._target(schema)
-        return _NONE
-
-    def _target(self, schema: Any) -> Any:
-        """Return the schema behind a reference by path; ``None`` if there is none."""
-        reference = schema.get("$ref")
-        if not isinstance(reference, str):
-            return None
-        return _at(self._whole, reference.partition("#")[2])
+class _Checker(NamedTuple):
+    validator: Draft202012Validator
+    work: SchemaWork
 
 
 @lru_cache(maxsize=1024)
-def _validator(schema: str) -> Draft202012Validator:
-    return _compile(json.loads(schema))
+def _checker(text: str) -> _Checker:
+    schema = json.loads(text)
+    validator, work = _compile(schema), SchemaWork(schema)
+    if work.spread > MAX_SPREAD:
+        raise UnusableSchemaError(f"it asks for more than {MAX_SPREAD} checks of one value")
+    return _Checker(validator, work)
 
 
 def _compile(schema: Any) -> Draft202012Validator:
@@ -239,6 +203,8 @@ def _place_faults(whole: Mapping[str, Json], place: Place) -> Iterator[ErrorDeta
     dialect = schema.get("$schema")
     if isinstance(dialect, str) and dialect.rstrip("#") != _DIALECT:
         yield finding(_join(path, "$schema"), f"is {dialect[:80]!r}", _DIALECT)
+    if "$id" in schema and schema is not whole:
+        yield finding(_join(path, "$id"), "stands within another schema", "$id of the whole")
     for keyword, instead in _INSTEAD.items():
         if keyword in schema:
             yield finding(_join(path, keyword), "is no keyword of JSON Schema 2020-12", instead)
@@ -279,23 +245,7 @@ def _leads_somewhere(whole: object, fragment: str) -> bool:
     """Return whether a JSON pointer finds a schema; other forms are left to the library."""
     if not fragment.startswith("/") or "%" in fragment:
         return True
-    return isinstance(_at(whole, fragment), Mapping | bool)
-
-
-def _at(whole: object, pointer: str) -> object:
-    """Return the part of a schema at a JSON pointer; ``None`` if there is none."""
-    found = whole
-    if pointer and not pointer.startswith("/"):
-        return None
-    for part in pointer.split("/")[1:]:
-        key = part.replace("~1", "/").replace("~0", "~")
-        if isinstance(found, Mapping) and key in found:
-            found = found[key]
-        elif isinstance(found, list) and key.isdecimal() and int(key) < len(found):
-            found = found[int(key)]
-        else:
-            return None
-    return found
+    return isinstance(at_pointer(whole, fragment), Mapping | bool)
 
 
 def _definitions(whole: Mapping[str, Json]) -> str:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 
 from penstock.contracts.errors import RejectedError
 from penstock.contracts.json import Json, JsonObject
-from penstock.contracts.json_schema import UnusableSchemaError, value_faults, with_defaults
+from penstock.contracts.json_schema import value_faults, with_defaults
 from penstock.contracts.plan import PublishedVersion
+from penstock.contracts.schema_defaults import UnusableSchemaError
 
 
 def routed(version: PublishedVersion, run_id: str) -> PublishedVersion:

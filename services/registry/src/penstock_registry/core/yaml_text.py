@@ -14,12 +14,11 @@ from typing import Final, NamedTuple, cast
 import yaml
 from pydantic import JsonValue
 
+from penstock.contracts.envelope import MAX_DEPTH
 from penstock.contracts.errors import finding
 from penstock.texts import place_at
 from penstock_registry.core.places import invalid_document
 
-MAX_DEPTH: Final = 100
-"""Of mappings and sequences in one another."""
 MAX_NODES: Final = 100_000
 """Of one request, aliases expanded; each 100 characters of a scalar count as one more. They are
 read in about half a second."""

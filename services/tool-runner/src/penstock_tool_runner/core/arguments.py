@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from penstock.contracts.errors import RejectedError
 from penstock.contracts.json import Json
-from penstock.contracts.json_schema import UnusableSchemaError, value_faults
+from penstock.contracts.json_schema import value_faults
+from penstock.contracts.schema_defaults import UnusableSchemaError
 
 
 def check_arguments(schema: Json, arguments: Json) -> None:
