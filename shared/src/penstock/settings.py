@@ -77,6 +77,11 @@ class CoreSettings(BaseSettings):
         description="Size of the log (stream `RUNS`) above which the engine deletes the oldest "
         "ended runs from it, and above which no new run starts. None: only their age limits it.",
     )
+    nats_monitor_url: str | None = Field(
+        default=None,
+        description="Monitoring HTTP of nats-server. With it a run is refused at once while the "
+        "server's disk is full; without it, after the 30 s of an append without an answer.",
+    )
     object_keep_days: float = Field(
         default=400.0,
         gt=0,

@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import sys
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TextIO
 
-from penstock.child import LOOPBACK, Child, free_ports, http_get
+from penstock.child import LAST_RESTART_SECONDS, LOOPBACK, Child, free_ports, http_get
 from penstock.embedded import NatsServer
 from penstock.stack import (
     STACK_FILE,
@@ -41,7 +42,14 @@ PROBE_EVERY_SECONDS: Final = 0.02
 SLOW_SECONDS: Final = 20.0
 STOP_SECONDS: Final = 10.0
 GIVE_UP_AFTER: Final = 4
-"""Deaths in a row of a child that was never ready, after which the stack ends."""
+"""Deaths in a row of a child, after which a stack that was never ready ends."""
+LOOK_EVERY_SECONDS: Final = 2.0
+"""How often nats-server is asked whether it could write."""
+ROOM_BYTES: Final = 16 * 2**20
+"""Free space on a disk that was full, from which on nats-server is started again."""
+
+_DISK_FULL: Final = "disk full"
+_UNWRITTEN: Final = "unwritten"
 
 
 class Supervisor:
@@ -62,14 +70,18 @@ class Supervisor:
         self._output = output
         self._data_dir = Path(options.data_dir).absolute()
         self._children: list[Child] = []
+        self._monitor_port = free_ports(1)[0]
         self._nats = NatsServer(
             self._data_dir / "nats",
             port=options.nats_port or free_ports(1)[0],
             durable=options.durable,
-            monitor_port=free_ports(1)[0],
+            monitor_port=self._monitor_port,
             die_with_parent=True,
         )
         self._nats_restarts = 0
+        self._nats_at = 0.0
+        self._look_at = 0.0
+        self._troubles: set[str] = set()
         self._port = options.port or free_ports(1)[0]
         self._signals = 0
         self._started_at = time.monotonic()
@@ -120,6 +132,7 @@ class Supervisor:
         return {
             **os.environ,
             "PENSTOCK_NATS_URL": self._nats.url,
+            "PENSTOCK_NATS_MONITOR_URL": str(self._nats.monitor_url),
             "PENSTOCK_DATA_DIR": str(self._data_dir),
             "PENSTOCK_METRICS_HOST": LOOPBACK,
             "PENSTOCK_METRICS_PORT": str(metrics_port),
@@ -174,17 +187,12 @@ class Supervisor:
 
     def _revive(self) -> None:
         """Restart dead processes, each after its back-off."""
-        if not self._nats.running:
-            self._say("nats-server died; starting it again")
-            self._nats_restarts += 1
-            self._start_nats()
-            self._write()
-        changed = False
+        changed = self._revive_nats()
         for child in self._children:
             if (code := child.died()) is not None:
                 changed = True
                 self._say(f"{child.service.name} ended with {_how(code)}; starting it again")
-                if child.failures >= GIVE_UP_AFTER:
+                if child.failures >= GIVE_UP_AFTER and self._ready_seconds is None:
                     raise StackError(
                         f"{child.service.name} does not start: {self._last_words(child)}"
                     )
@@ -193,8 +201,55 @@ class Supervisor:
                 changed = True
             elif self._ready_seconds is not None and not child.ready:
                 changed = child.probe() or changed
-        if changed:
+        if changed or _UNWRITTEN in self._troubles:
             self._write()
+
+    def _revive_nats(self) -> bool:
+        """Start nats-server again where it died, or where its disk was full; return whether."""
+        now = time.monotonic()
+        if now < self._nats_at:
+            return False
+        if not self._nats.running:
+            self._say("nats-server died; starting it again")
+        elif self._nats_has_room_again():
+            self._say("the disk has room again; starting nats-server again")
+        else:
+            return False
+        self._nats_restarts += 1
+        try:
+            self._nats.stop()
+            self._start_nats()
+        except (StackError, OSError) as error:
+            if self._ready_seconds is None:
+                raise
+            self._say(f"nats-server does not start: {error}")
+            self._nats_at = now + LAST_RESTART_SECONDS
+        return True
+
+    def _nats_has_room_again(self) -> bool:
+        """Return whether nats-server failed to write and could write now."""
+        if time.monotonic() < self._look_at:
+            return False
+        self._look_at = time.monotonic() + LOOK_EVERY_SECONDS
+        status, body = http_get(self._monitor_port, "/healthz")
+        if status != 503 or b"write error" not in body:
+            self._troubles.discard(_DISK_FULL)
+            return False
+        free = shutil.disk_usage(self._data_dir).free
+        if free >= ROOM_BYTES:
+            return True
+        self._trouble(
+            _DISK_FULL,
+            f"the disk of {self._data_dir} is full: no run is accepted until "
+            f"{ROOM_BYTES // 2**20} MiB are free",
+        )
+        return False
+
+    def _trouble(self, kind: str, text: str) -> None:
+        """Report a trouble once, until it is over."""
+        if kind not in self._troubles:
+            self._troubles.add(kind)
+            self._say(text)
 
     def _last_words(self, child: Child) -> str:
         log_file = self._log_file(child)
@@ -245,8 +300,15 @@ class Supervisor:
         )
         file = self._data_dir / STACK_FILE
         draft = file.with_suffix(".tmp")
-        draft.write_text(json.dumps(state.to_json(), indent=2) + "\n", encoding="utf-8")
-        draft.replace(file)
+        try:
+            draft.write_text(json.dumps(state.to_json(), indent=2) + "\n", encoding="utf-8")
+            draft.replace(file)
+        except OSError as error:
+            if self._ready_seconds is None:
+                raise
+            self._trouble(_UNWRITTEN, f"{file} is out of date: {error.strerror}")
+        else:
+            self._troubles.discard(_UNWRITTEN)
 
     def _paint(self, code: str, text: str) -> str:
         if not self._output.isatty() or os.environ.get("NO_COLOR"):

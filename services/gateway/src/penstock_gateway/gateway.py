@@ -97,14 +97,13 @@ class Gateway:
             bus, self.writer, self.reader, self.archive, self.runs, self.signals
         )
         self.schedules = Schedules(bus)
-        max_bytes = settings.log_max_bytes
         self.starter = Starter(
             bus,
             self.writer,
             self.reader,
             self.published,
             self.runs,
-            None if max_bytes is None else LogCapacity(bus, max_bytes),
+            LogCapacity(bus, settings.log_max_bytes, settings.nats_monitor_url),
             shards=settings.shards,
             history_messages=settings.history_messages,
         )

@@ -73,11 +73,10 @@ class EngineProcess:
             on_won=self._won,
             on_lost=self._lost,
         )
-        max_bytes = settings.log_max_bytes
         self._scheduler = Scheduler(
             bus,
             writer,
-            None if max_bytes is None else LogCapacity(bus, max_bytes),
+            LogCapacity(bus, settings.log_max_bytes, settings.nats_monitor_url),
             shards=settings.shards,
             held=lambda: self.leases.held,
         )

@@ -64,7 +64,7 @@ class Starter:
         reader: LogReader,
         published: Mirror[PublishedVersion],
         runs: Runs,
-        capacity: LogCapacity | None,
+        capacity: LogCapacity,
         *,
         shards: int,
         history_messages: int,
@@ -171,11 +171,11 @@ class Starter:
         )
         if not self._bus.nc.is_connected:
             await self._reconnected()
-        if self._capacity is not None and await self._capacity.full():
+        if (refusal := await self._capacity.refusal()) is not None:
             stored = await self.earlier(tenant, run_id, invoked.request_digest)
             if stored is not None:
                 return stored
-            await self._capacity.require()
+            raise refusal
         headers = None if traceparent is None else {"traceparent": traceparent}
         reach("gateway.before_invoke")
         try:

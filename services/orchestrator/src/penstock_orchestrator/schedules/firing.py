@@ -43,9 +43,7 @@ _VERSION: Final[TypeAdapter[PublishedVersion]] = TypeAdapter(PublishedVersion)
 class Firing:
     """Starts runs; the same tick fired twice, also by two engines, is one run."""
 
-    def __init__(
-        self, bus: Bus, writer: LogWriter, capacity: LogCapacity | None, *, shards: int
-    ) -> None:
+    def __init__(self, bus: Bus, writer: LogWriter, capacity: LogCapacity, *, shards: int) -> None:
         """Use a connection and a writer.
 
         Args:

@@ -70,7 +70,7 @@ class Scheduler:
         self,
         bus: Bus,
         writer: LogWriter,
-        capacity: LogCapacity | None,
+        capacity: LogCapacity,
         *,
         shards: int,
         held: Callable[[], Collection[int]],
