@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise, takewhile
 from typing import Any
 
+from penstock.bus.capacity import LogCapacity
 from penstock.bus.kv import Bucket
 from penstock.contracts import subjects
 from penstock.contracts.errors import TransientError
@@ -141,7 +142,7 @@ async def test_two_engines_fire_each_tick_once(create_world: CreateWorld) -> Non
         Scheduler(
             bus,
             engine._writer,
-            None,
+            LogCapacity(bus, None),
             shards=world.settings.shards,
             held=lambda: range(2),
         )
