@@ -134,6 +134,14 @@ def test_value_without_a_json_form_is_refused() -> None:
             check_value(unfit)
 
 
+def test_nul_is_refused_where_a_database_has_to_hold_the_text() -> None:
+    values: list[JsonValue] = [{"a": ["\0"]}, {"a\0": 1}]
+    for value in values:
+        check_value(value)
+        with pytest.raises(EnvelopeError, match=r"U\+0000"):
+            check_value(value, nul=False)
+
+
 def test_finding_stands_behind_the_place_of_the_value() -> None:
     with pytest.raises(EnvelopeError) as refused:
         search({"a": [float("inf")]})

@@ -12,7 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from penstock.contracts.rpc import DocumentKind
 from penstock.runs.replies import Problem
 from penstock_gateway.archive.routes import archives
-from penstock_gateway.context import json_body
+from penstock_gateway.context import checked_request
 from penstock_gateway.core.problems import MEDIA_TYPE
 from penstock_gateway.dead_letters.routes import dead_letters
 from penstock_gateway.definitions.apply import application
@@ -53,7 +53,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         version=version("penstock-gateway"),
         summary="Durable agent orchestration on NATS JetStream",
         lifespan=lifespan,
-        dependencies=[Depends(json_body)],
+        dependencies=[Depends(checked_request)],
         redirect_slashes=False,
         redoc_url=None,
         # Spans of the gateway continue the trace of the log; FastAPI's would duplicate them.

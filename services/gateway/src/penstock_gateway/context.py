@@ -7,6 +7,7 @@ from typing import Annotated, cast
 from fastapi import Depends, Header, Path, Request
 from fastapi.params import Depends as Dependency
 
+from penstock.contracts.errors import RejectedError, finding
 from penstock.contracts.ids import TOKEN_PATTERN
 from penstock_gateway.core.access import Caller, Role
 from penstock_gateway.core.preferences import idempotency_key
@@ -18,12 +19,19 @@ async def _gateway(request: Request) -> Gateway:
     return cast("Gateway", request.app.state.gateway)
 
 
-async def json_body(request: Request) -> None:
-    """Check the values of a JSON body, which the framework has read by then.
+async def checked_request(request: Request) -> None:
+    """Refuse U+0000 in path and query, and values of a JSON body outside of the envelope.
+
+    The framework has read the body by then.
 
     Raises:
         RejectedError: ``invalid_request``.
     """
+    for name in ("path", "query_string"):
+        raw: str | bytes = request.scope[name]
+        if ("\0" in raw) if isinstance(raw, str) else (b"%00" in raw):
+            place = finding(name.partition("_")[0], "contains U+0000", "text without it")
+            raise RejectedError("invalid_request", "U+0000 has no place in a URL", details=(place,))
     media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip()
     if media_type == "application/json" or media_type.endswith("+json"):
         require_envelope(await request.body(), at="body")

@@ -18,7 +18,7 @@ from re import compile as pattern
 from typing import Annotated, Final
 
 import msgspec
-from pydantic import AfterValidator, AwareDatetime
+from pydantic import AfterValidator, AwareDatetime, Field
 
 from penstock.contracts.errors import RejectedError, finding
 from penstock.contracts.json import Json
@@ -81,12 +81,13 @@ def depth_of(text: bytes) -> int:
     return max(accumulate(array("b", structure.translate(_STEPS))), default=0)
 
 
-def search(value: object, depth: int = MAX_DEPTH) -> None:
+def search(value: object, depth: int = MAX_DEPTH, *, nul: bool = True) -> None:
     """Look at a value item by item.
 
     Args:
         value: Plain values of JSON, in lists and dictionaries.
         depth: How deep it may be nested.
+        nul: Whether its text may contain U+0000.
 
     Raises:
         EnvelopeError: The first item that is outside of the envelope.
@@ -97,7 +98,7 @@ def search(value: object, depth: int = MAX_DEPTH) -> None:
     while stack:
         for part, item in stack[-1]:
             place = "".join([*path, part]).removeprefix(".")
-            _require_scalar(item, place)
+            _require_scalar(item, place, nul=nul)
             if isinstance(item, dict | list | tuple):
                 # The outermost iterator is none of the value.
                 if len(stack) > depth:
@@ -105,7 +106,7 @@ def search(value: object, depth: int = MAX_DEPTH) -> None:
                         _short(place), f"is nested more than {depth} deep", f"{depth} levels"
                     )
                 path.append(part)
-                stack.append(_members(item, place))
+                stack.append(_members(item, place, nul=nul))
                 break
         else:
             stack.pop()
@@ -114,17 +115,19 @@ def search(value: object, depth: int = MAX_DEPTH) -> None:
 
 
 def _members(
-    item: dict[object, object] | list[object] | tuple[object, ...], place: str
+    item: dict[object, object] | list[object] | tuple[object, ...], place: str, *, nul: bool
 ) -> Iterator[tuple[str, object]]:
     if not isinstance(item, dict):
         return ((f"[{index}]", inner) for index, inner in enumerate(item))
     for name in item:
-        _require_scalar(name, place)
+        _require_scalar(name, place, nul=nul)
     return ((f".{name}", inner) for name, inner in item.items())
 
 
-def _require_scalar(item: object, place: str) -> None:
+def _require_scalar(item: object, place: str, *, nul: bool) -> None:
     if isinstance(item, str):
+        if not nul and "\0" in item:
+            raise EnvelopeError(place.replace("\0", ""), "contains U+0000", "text without it")
         if not item.isascii() and any("\ud800" <= char <= "\udfff" for char in item):
             place = place.encode("utf-8", "replace").decode()
             raise EnvelopeError(place, "contains half of a surrogate pair", "text that is Unicode")
@@ -139,8 +142,8 @@ def _short(place: str) -> str:
     return place if len(place) <= 120 else f"{place[:60]}...{place[-57:]}"
 
 
-def check_value(value: Json, depth: int = MAX_DEPTH) -> None:
-    """Check a value that a program made, such as a template's result.
+def check_value(value: Json, depth: int = MAX_DEPTH, *, nul: bool = True) -> None:
+    """Check a value that a program made, such as a template's result; arguments as for `search`.
 
     Raises:
         EnvelopeError: It is outside of the envelope, or no JSON.
@@ -150,11 +153,11 @@ def check_value(value: Json, depth: int = MAX_DEPTH) -> None:
     try:
         text = msgspec.json.encode(value)
     except (TypeError, ValueError, RecursionError) as error:
-        search(value, depth)
+        search(value, depth, nul=nul)
         raise EnvelopeError("", f"has no JSON form: {error}", "JSON") from error
     # msgspec writes NaN and infinity as null.
-    if b"null" in text or not within(text, depth):
-        search(value, depth)
+    if b"null" in text or not within(text, depth) or (not nul and b"\\u0000" in text):
+        search(value, depth, nul=nul)
 
 
 def check_text(text: bytes, depth: int = MAX_DEPTH) -> None:
@@ -200,5 +203,21 @@ def require_time(at: datetime) -> datetime:
     return at
 
 
+def _require_no_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("contains U+0000, which databases do not store")
+    return text
+
+
+StorableText = Annotated[str, AfterValidator(_require_no_nul)]
+"""Text that columns of databases can hold."""
+MAX_INT32: Final = 2**31 - 1
+MAX_INT64: Final = 2**63 - 1
+VersionNumber = Annotated[int, Field(ge=1, le=MAX_INT32)]
+"""A version of a definition, for which databases have four bytes."""
+Revision = Annotated[int, Field(ge=0, le=MAX_INT32)]
+"""A revision of a document, for which databases have four bytes."""
+StreamSequence = Annotated[int, Field(ge=1, le=MAX_INT64)]
+"""The place of a message in a stream, for which databases have eight bytes."""
 BoundedTime = Annotated[AwareDatetime, AfterValidator(require_time)]
 """A point in time with its offset that can be converted to any zone."""

@@ -22,7 +22,7 @@ from penstock.contracts.archive import (
     StepPage,
 )
 from penstock.contracts.archive_reports import UsageReport, UsageSummary
-from penstock.contracts.envelope import BoundedTime
+from penstock.contracts.envelope import MAX_INT64, BoundedTime
 from penstock.contracts.facts import Record, StepKind
 from penstock.contracts.ids import TOKEN_PATTERN
 from penstock_gateway.archive.deletions import deletions
@@ -142,7 +142,7 @@ async def list_messages(
     caller: Viewer,
     session_id: PathToken,
     limit: Limit = 200,
-    cursor: Annotated[int, Query(ge=0)] = 0,
+    cursor: Annotated[int, Query(ge=0, le=MAX_INT64)] = 0,
 ) -> MessageItems:
     """List the messages of a session, oldest first."""
     request = SessionMessages(

@@ -14,7 +14,7 @@ from pydantic import (
     TypeAdapter,
 )
 
-from penstock.contracts.envelope import BoundedTime
+from penstock.contracts.envelope import BoundedTime, StorableText
 from penstock.contracts.errors import RejectedError, finding
 from penstock.contracts.facts import RunStatus
 from penstock.contracts.ids import Token
@@ -22,7 +22,7 @@ from penstock.contracts.ids import Token
 _SELECTOR: Final = r"^[A-Za-z0-9_-]{1,64}(@[A-Za-z0-9_-]{1,64})?$"
 _NAMED: Final = re.compile(_SELECTOR)
 
-Tag = Annotated[str, StringConstraints(max_length=200)]
+Tag = Annotated[StorableText, StringConstraints(max_length=200)]
 Reason = Annotated[str, StringConstraints(max_length=1000)]
 EventName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Selector = Annotated[str, StringConstraints(pattern=_SELECTOR)]

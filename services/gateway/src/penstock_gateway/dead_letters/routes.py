@@ -7,6 +7,7 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Path, Query
 from pydantic import Field
 
+from penstock.contracts.envelope import MAX_INT64, StreamSequence
 from penstock.contracts.ids import TOKEN_PATTERN
 from penstock.runs.replies import (
     DeadLetterPage,
@@ -19,7 +20,7 @@ from penstock_gateway.core.requests import Input
 from penstock_gateway.dead_letters.store import DeadLetters, Filter, Letter, Verb
 from penstock_gateway.gateway import Gateway
 
-Seq = Annotated[int, Path(ge=1, description="Sequence of the letter")]
+Seq = Annotated[StreamSequence, Path(description="Sequence of the letter")]
 
 dead_letters: Final = APIRouter(tags=["dead letters"])
 
@@ -58,7 +59,7 @@ async def list_dead_letters(
     run_id: Annotated[str | None, Query(pattern=TOKEN_PATTERN)] = None,
     code: Annotated[str | None, Query(max_length=100)] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-    cursor: Annotated[int, Query(ge=0)] = 0,
+    cursor: Annotated[int, Query(ge=0, le=MAX_INT64)] = 0,
 ) -> DeadLetterPage:
     """List dead letters, the oldest first."""
     items: list[DeadLetterView] = []

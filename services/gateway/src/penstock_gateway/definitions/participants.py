@@ -7,7 +7,7 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Query
 from pydantic import Field
 
-from penstock.contracts.envelope import BoundedTime
+from penstock.contracts.envelope import MAX_INT32, BoundedTime, StorableText
 from penstock.contracts.ids import TOKEN_PATTERN, Token
 from penstock.contracts.rpc import (
     AgentRegistration,
@@ -47,14 +47,14 @@ class AgentIntroduction(Input):
 class Beat(Input):
     """A heartbeat."""
 
-    in_flight: int = Field(default=0, ge=0)
+    in_flight: int = Field(default=0, ge=0, le=MAX_INT32)
     draining: bool = False
 
 
 class NewKey(Input):
     """An API key to make."""
 
-    name: Annotated[str, Field(max_length=200)] = ""
+    name: Annotated[StorableText, Field(max_length=200)] = ""
     roles: tuple[Role, ...] = Field(default=("operator",), min_length=1)
     expires_at: BoundedTime | None = None
 

@@ -8,7 +8,9 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Body, Depends, Query, Request, Response
 from pydantic import Field
 
+from penstock.contracts.envelope import Revision, VersionNumber
 from penstock.contracts.errors import RejectedError, finding
+from penstock.contracts.ids import Token
 from penstock.contracts.json import JsonObject
 from penstock.contracts.rpc import (
     Alias,
@@ -42,10 +44,10 @@ RUNNABLE: Final = (DocumentKind.AGENT, DocumentKind.WORKFLOW, DocumentKind.NETWO
 """Kinds that are started by name, and may have aliases."""
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
-Cursor = Annotated[str | None, Query(description="The `next_cursor` of the page before.")]
+Cursor = Annotated[Token | None, Query(description="The `next_cursor` of the page before.")]
 Document = Annotated[JsonObject, Body(description="A document, as `apply` takes it.")]
 Publish = Annotated[bool, Query(description="Bring it into force as well.")]
-ExpectedRevision = Annotated[int | None, Query(description="Change only this revision.")]
+ExpectedRevision = Annotated[Revision | None, Query(description="Change only this revision.")]
 
 
 async def _strict_json(request: Request) -> None:
@@ -66,13 +68,13 @@ async def _strict_json(request: Request) -> None:
 class PublishVersion(Input):
     """What to publish: the stored document, or an older version."""
 
-    version: int | None = Field(default=None, ge=1)
+    version: VersionNumber | None = None
 
 
 class CanaryBody(Input):
     """A second version, which a share of the runs uses."""
 
-    version: int = Field(ge=1)
+    version: VersionNumber
     weight: int = Field(ge=1, le=100)
     """Of a hundred runs so many."""
 
@@ -80,7 +82,7 @@ class CanaryBody(Input):
 class AliasBody(Input):
     """What an alias stands for."""
 
-    version: int = Field(ge=1)
+    version: VersionNumber
     canary: CanaryBody | None = None
 
 
@@ -203,7 +205,7 @@ def definition_routes(kind: DocumentKind, prefix: str | None = None) -> APIRoute
         caller: Viewer,
         name: PathToken,
         limit: Limit = 100,
-        cursor: Annotated[int | None, Query()] = None,
+        cursor: Annotated[Revision | None, Query()] = None,
     ) -> VersionItems:
         """List the versions that were published, newest first."""
         request = ListVersions(

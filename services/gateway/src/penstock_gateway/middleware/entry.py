@@ -152,16 +152,22 @@ class EntryMiddleware:
             await self._app(scope, limited, dressed)
             return
         try:
-            answer = await endpoint(Request(scope, limited))
-        except PenstockError as error:
-            answer = self._failed(error)
-        except BodyTooLargeError as error:
-            answer = self._failed(too_large(error.limit))
+            answer = await self._answer(endpoint, Request(scope, limited))
+        except ClientDisconnect:
+            return
         if whole is None or secure or self._others_add_headers or not isinstance(answer, Answer):
             await answer(scope, limited, dressed)
         else:
             RESPONSES_BY_CLASS[answer.status_code // 100].inc()
             await whole(answer.status_code, answer.header_lines() + _SAFETY_LINES, answer.body)
+
+    async def _answer(self, endpoint: Endpoint, request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except PenstockError as error:
+            return self._failed(error)
+        except BodyTooLargeError as error:
+            return self._failed(too_large(error.limit))
 
 
 _AUTHORIZATION: Final = b"authorization"

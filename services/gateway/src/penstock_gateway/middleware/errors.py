@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from penstock.contracts.errors import ErrorFamily, PenstockError
 from penstock.telemetry.logs import EventLog
@@ -26,6 +27,7 @@ def add_error_handlers(app: FastAPI) -> None:
     """Have all errors of ``app`` answered as problem documents."""
     app.add_exception_handler(PenstockError, _ours)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Exception, _unexpected)
 
@@ -53,6 +55,11 @@ async def _invalid(_request: Request, error: Exception) -> Response:
     malformed = any(one["type"] == "json_invalid" for one in found)
     code = "malformed_json" if malformed else "invalid_request"
     return problem_answer(problem(code, "the request is not valid", errors=findings_of(found)))
+
+
+async def _gone(_request: Request, _error: Exception) -> Response:
+    # Not read by anyone; without an answer it would count as a crash.
+    return problem_answer(problem("malformed_request", "the client closed the connection"))
 
 
 async def _unexpected(_request: Request, error: Exception) -> Response:

@@ -8,6 +8,7 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Path, Response
 from pydantic import ConfigDict, Field, JsonValue
 
+from penstock.contracts.envelope import StreamSequence, VersionNumber
 from penstock.contracts.ids import Token, run_id_from_key
 from penstock.runs.views import RunView
 from penstock_gateway.context import GatewayParts, IdempotencyKey, Operator
@@ -17,7 +18,6 @@ from penstock_gateway.gateway import Gateway
 from penstock_gateway.runs.fork import ForkParams, Forks, Mode
 
 RunId = Annotated[str, Path(description="The source run")]
-Sequence = Annotated[int, Field(ge=1)]
 Overrides = Annotated[dict[Token, JsonValue], Field(max_length=1000)]
 """Outputs by step or node instance, instead of the recorded ones."""
 
@@ -37,11 +37,11 @@ class RetryRun(Input):
 class ForkRun(RetryRun):
     """The sequence to continue from, and differences of the new run."""
 
-    at_seq: Sequence | None = None
+    at_seq: StreamSequence | None = None
     """Sequence of the log; later facts do not count. Absent: all facts count."""
     input: JsonValue = None
     """Another input; steps that read its changed parts are executed again."""
-    version: Annotated[int, Field(ge=1)] | Token | None = None
+    version: VersionNumber | Token | None = None
     """Another version or an alias; steps that it defines otherwise are executed again."""
 
 
@@ -50,7 +50,7 @@ class ReplayRun(Input):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=False)
 
-    from_: Sequence | None = Field(default=None, alias="from")
+    from_: StreamSequence | None = Field(default=None, alias="from")
     """Sequence of the log; later decisions are made again."""
     overrides: Overrides = {}
     tags: dict[Tag, Tag] = Field(default_factory=dict, max_length=32)

@@ -41,7 +41,7 @@ def parse_document(
     if not isinstance(raw, dict):
         raise invalid_document([finding(path, "a document must be an object")])
     try:
-        check_value(raw)
+        check_value(raw, nul=False)
     except EnvelopeError as error:
         raise error.rejected("invalid_document", at=path) from error
     written = raw.get("kind")
