@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -12,10 +12,12 @@ from nats.aio.msg import Msg
 
 from penstock.contracts import subjects
 from penstock.contracts.facts import RunEnded, RunInvoked
-from penstock.contracts.ids import shard_of
+from penstock.contracts.ids import content_digest, shard_of
+from penstock.contracts.plan import Plan, PublishedVersion
 from penstock.contracts.rpc import Reply
 from penstock.contracts.structs import encode
 from penstock.runs import bundles
+from penstock_gateway.core.access import Caller, key_digest
 from penstock_gateway.settings import GatewaySettings
 from tests.integration.gateway.conftest import Running, running
 from tests.integration.gateway.test_access import NO_RUN
@@ -29,6 +31,7 @@ class Site:
 
     def __init__(self, world: World, gateway: Running, tenant: str) -> None:
         self.world = world
+        self.gateway = gateway.gateway
         self.client = gateway.client
         self.tenant = tenant
 
@@ -38,8 +41,28 @@ class Site:
         assert answer.headers["content-type"] == bundles.MEDIA_TYPE
         return answer.content
 
-    async def load(self, bundle: bytes, status: int = 201, query: str = "", key: str = "") -> Any:
-        headers = {"Idempotency-Key": key} if key else {}
+    def operator(self) -> dict[str, str]:
+        """Add a key that has no role but operator; return the header that sends it."""
+        caller = Caller(self.tenant, "op", frozenset({"operator", "viewer"}))
+        self.gateway.keys.values[key_digest(b"operator")] = caller
+        return {"authorization": "Bearer operator"}
+
+    def publish(self, plan: Plan, tenant: str | None = None) -> None:
+        """Make a plan a published version of a tenant, as the registry would."""
+        version = PublishedVersion(
+            name=plan.name, kind=plan.kind, version=3, plan_digest=plan.digest()
+        )
+        self.gateway.published.values[f"{tenant or self.tenant}.{plan.name}.3"] = version
+
+    async def load(
+        self,
+        bundle: bytes,
+        status: int = 201,
+        query: str = "",
+        key: str = "",
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:
+        headers = {**(headers or {}), **({"Idempotency-Key": key} if key else {})}
         answer = await self.client.post(f"/v1/runs/import{query}", content=bundle, headers=headers)
         assert answer.status_code == status, answer.text
         return answer.json()
@@ -189,3 +212,94 @@ async def test_bundle_that_was_changed_is_refused_with_its_line(create_site: Cre
 
     assert changed["code"] == cut["code"] == empty["code"] == "invalid_bundle"
     assert changed["errors"][0]["path"] == "line 3"
+
+
+async def test_operator_imports_runs_of_plans_that_are_published_for_the_tenant_alone(
+    create_site: CreateSite,
+) -> None:
+    here, there = await create_site(), await create_site()
+    run_id = await done(here)
+    bundle, operator = await here.export(run_id), there.operator()
+
+    refused = await there.load(bundle, 403, headers=operator)
+    there.publish(chain("a", "b"), tenant="another")
+    other = await there.load(bundle, 403, headers=operator)
+    assert refused["code"] == other["code"] == "plan_not_published"
+    assert (await there.client.get(f"/v1/runs/{run_id}")).status_code == 404
+
+    there.publish(chain("a", "b"))
+    await there.load(bundle, headers=operator)
+
+    mark = (await there.view(run_id))["imported"]
+    assert (mark["run_id"], mark["tenant"], mark["imported_by"]) == (run_id, TENANT, "op")
+    assert not mark.get("signed", False)
+    assert "imported" not in {
+        name for name, value in (await here.view(run_id)).items() if value is not None
+    }
+
+
+async def test_mark_of_an_import_stays_with_what_continues_the_run(create_site: CreateSite) -> None:
+    here, there = await create_site(), await create_site()
+    run_id = await done(here)
+    await there.load(await here.export(run_id))
+
+    copy = await there.client.post(f"/v1/runs/{run_id}/replay", json={})
+
+    assert copy.is_success, copy.text
+    assert (await there.view(copy.json()["run_id"]))["imported"]["run_id"] == run_id
+
+
+async def test_another_bundle_of_a_run_that_was_imported_changes_nothing(
+    create_site: CreateSite,
+) -> None:
+    here, there = await create_site(), await create_site()
+    run_id = await done(here)
+    await there.load(await here.export(run_id))
+
+    again = await there.load(await here.export(run_id), 200)
+    back = await here.load(await there.export(run_id), 200)
+
+    assert (again["stored"], back["stored"]) == (0, 0)
+
+
+async def test_plan_that_could_not_be_published_is_refused_for_an_admin_too(
+    create_site: CreateSite,
+) -> None:
+    here, there = await create_site(), await create_site()
+    known = bundles.read((await here.export(await done(here))).splitlines())
+    first = known.entries[0]
+    assert known.plan is not None
+    assert isinstance(first.fact, RunInvoked)
+    plan = known.plan.replace(b'"ref":"noop"', b'"ref":"unknown"')
+    fact = structs.replace(first.fact, plan_digest=content_digest(plan))
+    entries = [structs.replace(first, fact=fact), *known.entries[1:]]
+    forged = b"".join(bundles.write(known.header, plan, entries))
+
+    refused = await there.load(forged, 422)
+
+    assert refused["code"] == "invalid_plan"
+    assert refused["errors"][0]["path"] == "nodes.a.ref"
+
+
+async def test_with_a_key_only_bundles_that_it_signed_are_imported_by_operators(
+    create_site: CreateSite,
+) -> None:
+    key = "a key of at least 16 bytes"
+    here, there = await create_site(bundle_key=key), await create_site(bundle_key=key)
+    unsigned = await (site := await create_site()).export(await done(site))
+    run_id = await done(here)
+    bundle, operator = await here.export(run_id), there.operator()
+    signature = bundles.read(bundle.splitlines()).signature
+    assert signature is not None
+
+    # A chain of hashes can be computed again; the signature cannot.
+    known = bundles.read(bundle.splitlines())
+    other = b"".join(bundles.write(known.header, known.plan, known.entries, b"another key" * 2))
+    for wrong in (unsigned, other):
+        there.publish(chain("a", "b"))
+        assert (await there.load(wrong, 403, headers=operator))["code"] == "bundle_unsigned"
+    there.gateway.published.values.clear()
+
+    await there.load(bundle, headers=operator)
+
+    assert (await there.view(run_id))["imported"]["signed"]

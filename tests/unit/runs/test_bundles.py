@@ -97,3 +97,22 @@ def test_bundle_with_the_plan_of_another_run_is_refused() -> None:
 
 def test_subject_is_moved_to_another_run() -> None:
     assert moved("run.a.1.R.in.result.s.1", "run.b.2.Q") == "run.b.2.Q.in.result.s.1"
+
+
+def test_signature_is_that_of_one_key_and_of_the_whole_content() -> None:
+    source = driver()
+    header = BundleHeader(run_id=RUN_ID, tenant=TENANT, created_at=START)
+    entries = [
+        LogEntry(seq=m.seq, subject=m.subject, fact=m.entry.fact) for m in source.log.messages
+    ]
+    key = b"a key of at least 16 bytes"
+
+    signed = read(write(header, source.plan.to_bytes(), entries, key))
+    unsigned = read(write(header, source.plan.to_bytes(), entries))
+    other = read(write(header, source.plan.to_bytes(), entries[:-1], key))
+
+    assert signed.signed_by(key)
+    assert not signed.signed_by(b"another key of 16 bytes")
+    assert not unsigned.signed_by(key)
+    assert signed.hash == unsigned.hash != other.hash
+    assert signed.signature != other.signature

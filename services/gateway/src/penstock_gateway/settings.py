@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, model_validator
 
 from penstock.settings import CoreSettings
 
@@ -53,6 +53,12 @@ class GatewaySettings(CoreSettings):
         ge=1024,
         description="Largest bundle that `POST /v1/runs/import` takes. 256 MiB: it is held in "
         "memory until its last hash is checked.",
+    )
+    bundle_key: SecretStr | None = Field(
+        default=None,
+        min_length=16,
+        description="Signs the bundles of exported runs, and checks imported ones. None: bundles "
+        "are not signed. With a key, only admins may import bundles that it has not signed.",
     )
     max_wait_seconds: float = Field(
         default=300.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -59,8 +60,9 @@ def export(
 
 @app.command()
 def verify(file: File, as_json: AsJson = False) -> None:
-    """Check every hash of a bundle; needs no server."""
+    """Check every hash of a bundle, and its signature by PENSTOCK_BUNDLE_KEY; needs no server."""
     bundle = _read(file)
+    signature = _signature(bundle, os.environ.get("PENSTOCK_BUNDLE_KEY"))
     status = bundle.ended.status.value if bundle.ended is not None else "running"
     name, version = bundle.invoked.name, bundle.invoked.version
     if as_json:
@@ -73,6 +75,7 @@ def verify(file: File, as_json: AsJson = False) -> None:
             "facts": len(bundle.entries),
             "plan": bundle.plan is not None,
             "hash": bundle.hash,
+            "signature": signature,
         }
         print_json(shown)
         return
@@ -80,6 +83,20 @@ def verify(file: File, as_json: AsJson = False) -> None:
     screen.print(bundle.header.run_id, status_text(status), f"{name} v{version}")
     plan = "with its plan" if bundle.plan is not None else "without its plan"
     screen.print(f"{len(bundle.entries)} facts, {plan}, {bundle.hash}")
+    screen.print(f"signature: {signature}")
+
+
+def _signature(bundle: Bundle, key: str | None) -> str:
+    """Return the state of a bundle's signature: none, not checked or valid.
+
+    Raises:
+        CommandError: There is a key, and the bundle has no signature by it.
+    """
+    if key is None:
+        return "none" if bundle.signature is None else "not checked"
+    if not bundle.signed_by(key.encode()):
+        raise CommandError("the bundle has no signature by PENSTOCK_BUNDLE_KEY")
+    return "valid"
 
 
 @app.command("import")

@@ -167,6 +167,7 @@ def show(
         "left": _left(run.budget),
         "parent": run.parent and run.parent.run_id,
         "from": origin and f"{origin.run_id} at {origin.at_seq} ({origin.mode})",
+        "imported": run.imported and f"{run.imported.run_id} of {run.imported.tenant}",
         "children": ", ".join(child.run_id for child in run.children),
     }
     print_facts(screen, facts)

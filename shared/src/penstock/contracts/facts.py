@@ -183,6 +183,19 @@ class ForkedFrom(WireStruct):
     mode: Literal["fork", "retry", "replay"] = "fork"
 
 
+class ImportedFrom(WireStruct):
+    """The bundle from which a run was imported."""
+
+    run_id: str
+    """Id of the run in the installation that exported it."""
+    tenant: str
+    hash: str
+    """The last hash of the bundle."""
+    signed: bool = False
+    """Whether the bundle had a valid signature by the key of the importing installation."""
+    imported_by: str | None = None
+
+
 class SeededStep(WireStruct):
     """The recorded outcome of a step, taken over from another run."""
 
@@ -312,6 +325,8 @@ class RunInvoked(Fact, tag="run.invoked"):
     parent: ParentRef | None = None
     seed: Seed | None = None
     forked_from: ForkedFrom | None = None
+    imported: ImportedFrom | None = None
+    """Set where the run, or one that it continues, was imported."""
     priority: Annotated[int, Meta(ge=-100, le=100), Field(ge=-100, le=100)] = 0
     """Higher goes first where runs queue for the same runners."""
 

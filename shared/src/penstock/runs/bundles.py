@@ -8,6 +8,7 @@ unseen. Large bodies are written out; a bundle needs no object store.
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -60,6 +61,8 @@ class BundleFooter(Record):
     entries: int
     hash: str
     """The hash of the line before."""
+    signature: str | None = None
+    """HMAC-SHA256 over ``hash``, in hexadecimal, where the exporting installation has a key."""
 
 
 BundleLine = BundleHeader | BundlePlan | BundleEntry | BundleFooter
@@ -77,7 +80,15 @@ class Bundle:
     """The plan's canonical bytes."""
     entries: tuple[LogEntry, ...]
     hash: str
-    """The last hash: it stands for all of the content."""
+    """The hash before the footer: it stands for all of the content."""
+    signature: str | None = None
+
+    def signed_by(self, key: bytes) -> bool:
+        """Return whether the bundle has a signature by a key."""
+        expected = _signature(key, self.hash)
+        return self.signature is not None and hmac.compare_digest(
+            expected.encode(), self.signature.encode("utf-8", "replace")
+        )
 
     @property
     def invoked(self) -> RunInvoked:
@@ -90,13 +101,19 @@ class Bundle:
         return next((e.fact for e in self.entries if isinstance(e.fact, RunEnded)), None)
 
 
-def write(header: BundleHeader, plan: bytes | None, entries: Iterable[LogEntry]) -> Iterator[bytes]:
+def write(
+    header: BundleHeader,
+    plan: bytes | None,
+    entries: Iterable[LogEntry],
+    key: bytes | None = None,
+) -> Iterator[bytes]:
     """Yield the lines of a bundle, each with its line break.
 
     Args:
         header: What it is of.
         plan: The plan's canonical bytes; ``None`` where it is lost.
         entries: The facts in order.
+        key: Signs the bundle.
     """
     chained, count = _START, 0
     for line in _lines(header, plan, entries):
@@ -104,7 +121,9 @@ def write(header: BundleHeader, plan: bytes | None, entries: Iterable[LogEntry])
         chained = _hash(chained, content)
         count += isinstance(line, BundleEntry)
         yield _dumped({"hash": chained, "line": content}) + b"\n"
-    footer = BundleFooter(entries=count, hash=chained).model_dump(mode="json")
+    signature = None if key is None else _signature(key, chained)
+    closing = BundleFooter(entries=count, hash=chained, signature=signature)
+    footer = closing.model_dump(mode="json", exclude_none=True)
     yield _dumped({"hash": _hash(chained, footer), "line": footer}) + b"\n"
 
 
@@ -141,6 +160,8 @@ class BundleReader:
         self._plan: bytes | None = None
         self._entries: list[LogEntry] = []
         self._ended = False
+        self._signature: str | None = None
+        self._signed_hash = _START
 
     def add(self, text: bytes) -> None:
         """Take the next line.
@@ -167,7 +188,8 @@ class BundleReader:
                 raise self._wrong(
                     f"the footer counts {line.entries} facts", f"{len(self._entries)}, as read"
                 )
-            self._ended = True
+            self._ended, self._signature = True, line.signature
+            self._signed_hash = line.hash
         self._hash = chained
 
     def finish(self) -> Bundle:
@@ -178,7 +200,9 @@ class BundleReader:
         """
         if self._header is None or not self._ended:
             raise self._wrong("the bundle is cut off", "a footer at the end")
-        bundle = Bundle(self._header, self._plan, tuple(self._entries), self._hash)
+        bundle = Bundle(
+            self._header, self._plan, tuple(self._entries), self._signed_hash, self._signature
+        )
         if not any(isinstance(entry.fact, RunInvoked) for entry in self._entries):
             raise self._wrong("nothing asks for the run", "a fact run.invoked")
         if self._plan is not None:
@@ -234,6 +258,10 @@ class BundleReader:
 def moved(subject: str, prefix: str) -> str:
     """Return a fact's subject as it is in a run with another prefix."""
     return f"{prefix}.{subject.split('.', 4)[4]}"
+
+
+def _signature(key: bytes, last: str) -> str:
+    return hmac.new(key, f"{FORMAT}:{last}".encode(), hashlib.sha256).hexdigest()
 
 
 def _hash(before: str, content: object) -> str:

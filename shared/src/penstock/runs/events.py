@@ -196,6 +196,8 @@ def _of_start(entry: Entry, fact: RunInvoked) -> list[ClientEvent]:
         started["parent_run_id"] = fact.parent.run_id
     if fact.forked_from is not None:
         started["forked_from"] = plain(fact.forked_from)
+    if fact.imported is not None:
+        started["imported"] = plain(fact.imported)
     return [
         _event(entry, EventType.RUN_STARTED, started),
         _event(entry, EventType.USER_INPUT, {"input": fact.input}),

@@ -12,6 +12,7 @@ from penstock.contracts.errors import ErrorInfo
 from penstock.contracts.facts import (
     DefinitionKind,
     ForkedFrom,
+    ImportedFrom,
     ParentRef,
     PendingRequest,
     Record,
@@ -135,6 +136,8 @@ class RunView(Record):
     children: tuple[ChildView, ...] = ()
     """Child runs of the steps in ``steps``."""
     forked_from: ForkedFrom | None = None
+    imported: ImportedFrom | None = None
+    """The bundle that the run, or one that it continues, was imported from."""
     priority: int = 0
     limits: RunLimits = RunLimits()
     """As the run was asked for; the definition's own apply as well."""
@@ -360,6 +363,7 @@ def _view(state: RunState, invoked: RunInvoked, **parts: Unpack[_Parts]) -> RunV
         last_seq=state.last_seq,
         parent=invoked.parent,
         forked_from=invoked.forked_from,
+        imported=invoked.imported,
         priority=invoked.priority,
         limits=invoked.limits,
         **parts,

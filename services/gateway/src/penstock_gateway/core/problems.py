@@ -36,6 +36,8 @@ STATUS_OF_CODE: Final[Mapping[str, int]] = {
     "signature_expired": 401,
     "forbidden": 403,
     "origin_refused": 403,
+    "bundle_unsigned": 403,
+    "plan_not_published": 403,
     "not_found": 404,
     "unknown_agent": 404,
     "unknown_definition": 404,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Final
 
@@ -16,16 +17,26 @@ from penstock.bus.copies import FactCopy, put_back
 from penstock.bus.kv import Bucket
 from penstock.contracts import subjects
 from penstock.contracts.errors import ConflictError, RejectedError, finding
-from penstock.contracts.facts import ForkedFrom, RunFact, RunInvoked, Trigger, fact_bytes, fact_type
+from penstock.contracts.facts import (
+    ForkedFrom,
+    ImportedFrom,
+    RunFact,
+    RunInvoked,
+    Trigger,
+    fact_bytes,
+    fact_type,
+)
 from penstock.contracts.ids import content_digest, is_run_id, run_id_from_key, shard_of
 from penstock.contracts.messages import LogEntry
 from penstock.contracts.plan import PLAN, Plan
 from penstock.runs import bundles
 from penstock.runs.bundles import MEDIA_TYPE, Bundle, BundleHeader, BundleReader
 from penstock.runs.forks import seed_of
+from penstock.runs.plan_checks import child_digests, plan_faults
 from penstock.runs.replies import RunImported
 from penstock.runs.state import Entry
 from penstock_gateway.context import GatewayParts, IdempotencyKey, Operator, Viewer
+from penstock_gateway.core.access import Caller
 from penstock_gateway.gateway import Gateway
 from penstock_gateway.runs.read import NOT_FOUND
 from penstock_gateway.runs.start import new_run_id
@@ -45,6 +56,9 @@ class Bundles:
         self._shards = gateway.settings.shards
         self._claims = Claims(gateway.bus, gateway.settings.claim_threshold_bytes)
         self._plans = Bucket(gateway.bus, subjects.PLANS)
+        self._published = gateway.published.values
+        secret = gateway.settings.bundle_key
+        self._key = None if secret is None else secret.get_secret_value().encode()
 
     async def export(self, tenant: str, run_id: str) -> Iterator[bytes]:
         """Return a run as the lines of a bundle, several at a time.
@@ -64,10 +78,10 @@ class Bundles:
         )
         whole = plan is not None and content_digest(plan.value) == invoked.plan_digest
         canonical = plan.value if plan is not None and whole else None
-        return _gathered(bundles.write(header, canonical, facts))
+        return _gathered(bundles.write(header, canonical, facts, self._key))
 
     async def load(
-        self, tenant: str, bundle: Bundle, *, as_new: bool, run_id: str | None = None
+        self, caller: Caller, bundle: Bundle, *, as_new: bool, run_id: str | None = None
     ) -> RunImported:
         """Put a bundle's run into the log; may be repeated.
 
@@ -75,13 +89,14 @@ class Bundles:
         continue as a new run, which takes over its recorded outcomes.
 
         Args:
-            tenant: Whose run it becomes.
+            caller: Imports the run, into its tenant.
             bundle: The bundle.
             as_new: Store it under a new id.
             run_id: The new id, where the caller has one.
 
         Raises:
-            RejectedError: ``invalid_bundle``, ``plan_missing``, ``outcome_unknown``.
+            RejectedError: ``invalid_bundle``, ``plan_missing``, ``outcome_unknown``;
+                ``bundle_unsigned``, ``plan_not_published`` or ``invalid_plan``.
             ConflictError: ``run_exists``: its id stands for other facts. ``run_not_ended``.
             TransientError: The log did not take all; ask again.
         """
@@ -95,6 +110,10 @@ class Bundles:
                 "import it as a new run, which continues from there",
             )
         target = (run_id or new_run_id()) if as_new else source.run_id
+        tenant = caller.tenant
+        signed = self._key is not None and bundle.signed_by(self._key)
+        await self._require_permitted(caller, bundle, signed=signed)
+        bundle = _marked(bundle, caller, signed=signed)
         if bundle.plan is not None:
             await self._plans.put(bundle.invoked.plan_digest, bundle.plan)
         if bundle.ended is None:
@@ -111,6 +130,51 @@ class Bundles:
             there=there,
         )
         return _imported(target, bundle, stored)
+
+    async def _require_permitted(self, caller: Caller, bundle: Bundle, *, signed: bool) -> None:
+        """Refuse what the caller may not run: an import can be forked, so it is a start.
+
+        Plans that the registry published for the tenant are permitted, and those of the tenant's
+        own bundles that this installation has signed. Admins may import others, which are checked
+        as the registry checks documents.
+
+        Raises:
+            RejectedError: ``bundle_unsigned``, ``plan_not_published`` or ``invalid_plan``.
+        """
+        admin = "admin" in caller.may
+        if self._key is not None and not signed and not admin:
+            raise RejectedError(
+                "bundle_unsigned",
+                "this installation has not signed the bundle; only an admin may import it",
+                details=(finding("footer.signature", "missing or invalid", "role admin"),),
+            )
+        if signed and bundle.header.tenant == caller.tenant:
+            return
+        prefix = f"{caller.tenant}."
+        published = {
+            version.plan_digest
+            for key, version in self._published.items()
+            if key.startswith(prefix)
+        }
+        plan = None if bundle.plan is None else PLAN.validate_json(bundle.plan)
+        executed = {bundle.invoked.plan_digest}
+        if plan is not None:
+            executed |= await asyncio.to_thread(child_digests, plan)
+        if executed <= published:
+            return
+        if not admin:
+            raise RejectedError(
+                "plan_not_published",
+                "the run's plan is not published for this tenant; only an admin may import it",
+                details=(finding("plan", "not published", "role admin"),),
+            )
+        faults = () if plan is None else tuple(await asyncio.to_thread(list, plan_faults(plan)))
+        if faults:
+            raise RejectedError(
+                "invalid_plan",
+                f"the bundle's plan could not be published: {faults[0].path}: {faults[0].message}",
+                details=faults,
+            )
 
     def _copies(
         self, tenant: str, bundle: Bundle, target: str, *, as_new: bool
@@ -145,7 +209,7 @@ class Bundles:
                     raise
         for entry in known:
             subject = _subject(prefix, entry)
-            if subject not in copies or copies[subject][1] != entry.fact:
+            if subject not in copies or _unmarked(copies[subject][1]) != _unmarked(entry.fact):
                 raise ConflictError(
                     "run_exists",
                     f"run {target} is there with other facts: import it as a new one",
@@ -185,6 +249,29 @@ class Bundles:
         except ConflictError:
             return _imported(target, bundle, 0)
         return _imported(target, bundle, 1)
+
+
+def _marked(bundle: Bundle, caller: Caller, *, signed: bool) -> Bundle:
+    """Return a bundle whose run says that it was imported, and from where."""
+    mark = ImportedFrom(
+        run_id=bundle.header.run_id,
+        tenant=bundle.header.tenant,
+        hash=bundle.hash,
+        signed=signed,
+        imported_by=caller.key_id,
+    )
+    entries = tuple(
+        structs.replace(entry, fact=structs.replace(entry.fact, imported=mark))
+        if isinstance(entry.fact, RunInvoked)
+        else entry
+        for entry in bundle.entries
+    )
+    return dataclasses.replace(bundle, entries=entries)
+
+
+def _unmarked(fact: RunFact) -> RunFact:
+    """Return a fact without the mark of its import, which differs for each bundle of a run."""
+    return structs.replace(fact, imported=None) if isinstance(fact, RunInvoked) else fact
 
 
 def _imported(run_id: str, bundle: Bundle, stored: int) -> RunImported:
@@ -265,12 +352,14 @@ async def import_run(
 ) -> RunImported:
     """Put the run of a bundle into the log. 201, or 200 if all of it was there.
 
-    Every hash is checked first. An ended run stays as it was and nothing of it is done again; a
-    run that had not ended needs `as_new` and continues from its recorded facts.
+    Every hash is checked first. The run's plan must be published for the tenant; others need the
+    role admin, and are checked like documents. The run is marked as imported. An ended run stays
+    as it was and nothing of it is done again; a run that had not ended needs `as_new` and
+    continues from its recorded facts.
     """
     bundle = await _read(request)
     run_id = None if key is None else run_id_from_key(caller.tenant, key)
-    done = await Bundles(gateway).load(caller.tenant, bundle, as_new=as_new, run_id=run_id)
+    done = await Bundles(gateway).load(caller, bundle, as_new=as_new, run_id=run_id)
     response.headers["location"] = f"/v1/runs/{done.run_id}"
     if not done.stored:
         response.status_code = 200
