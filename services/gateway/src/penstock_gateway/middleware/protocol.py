@@ -45,13 +45,13 @@ class LimitedProtocol(HttpToolsProtocol):
 
     arrival_seconds = ARRIVAL_SECONDS
     _timer: asyncio.TimerHandle | None = None
-    _arriving = True
-    """Whether a request is expected or incomplete. Between requests, uvicorn's own limit holds."""
     _in_head = True
+    """Whether a head is expected or incomplete. Between requests, uvicorn's own limit holds."""
     _began_at = 0.0
     _piece_bytes = 0
     _received_bytes = 0
-    """Before the current piece."""
+    """Of the current request, before the current piece."""
+    _refusal = b""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Expect the first request."""
@@ -66,9 +66,9 @@ class LimitedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Parse a piece and check the limits."""
         self._piece_bytes = len(data)
-        super().data_received(data)
-        self._received_bytes += len(data)
-        if not self._arriving:
+        HttpToolsProtocol.data_received(self, data)
+        self._received_bytes += self._piece_bytes
+        if not (self._in_head or self.cycle.more_body):
             if self._timer is not None:
                 self._disarm()
         elif self._in_head and self._received_bytes > MAX_HEAD_BYTES:
@@ -78,35 +78,35 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Begin to count a request."""
-        super().on_message_begin()
-        self._arriving = self._in_head = True
+        HttpToolsProtocol.on_message_begin(self)
+        self._in_head = True
         self._received_bytes = 0
 
     def on_headers_complete(self) -> None:
-        """Check the headers before the request is begun."""
-        self._in_head = False
+        """Check the headers before the request is begun.
+
+        Raises:
+            ValueError: They are beyond the limits; the parser stops.
+        """
         if len(self.headers) > MAX_HEADERS or (
             # Else there is nothing to add up.
             self._received_bytes + self._piece_bytes > MAX_HEAD_BYTES
             and self._head_bytes() > MAX_HEAD_BYTES
         ):
-            self._refuse(_TOO_LARGE)
+            self._refusal = _TOO_LARGE
+            raise ValueError("headers beyond the limits")
+        HttpToolsProtocol.on_headers_complete(self)
+        self._in_head = False
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse a request that the parser does not read, by the limits or by its form."""
+        if self._refusal:
+            self._refuse(self._refusal)
         else:
-            super().on_headers_complete()
+            super().send_400_response(msg)
 
     def _head_bytes(self) -> int:
         return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
-
-    def on_body(self, body: bytes) -> None:
-        """Pass a piece on, unless the request was refused."""
-        if not self.transport.is_closing():
-            super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        """Note that the request is here."""
-        self._arriving = False
-        if not self.transport.is_closing():
-            super().on_message_complete()
 
     def _expect(self) -> None:
         self._began_at = self.loop.time()
@@ -134,8 +134,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._disarm()
         if self.transport.is_closing():
             return
-        # Where the application has begun to answer, a second answer would be part of the first.
         cycle: RequestResponseCycle | None = self.cycle
+        # Where the application has begun to answer, a second answer would be part of the first.
         if cycle is None or cycle.response_complete or not cycle.response_started:
             self.transport.write(
                 b"HTTP/1.1 %b\r\ncontent-length: 0\r\nconnection: close\r\n\r\n" % status
