@@ -174,9 +174,16 @@ templates = st.recursive(
 
 
 @given(templates, scopes)
+@example({"\ud800": None}, {})
 def test_render_without_templates_is_the_identity(template: Any, scope: dict[str, Any]) -> None:
     if "{{" in json.dumps(template, ensure_ascii=False):
         template = json.loads(json.dumps(template).replace("{{", "{ "))
+    try:
+        check_value(template)
+    except EnvelopeError:
+        with pytest.raises(RejectedError, match="invalid_value"):
+            render(template, scope)
+        return
 
     assert render(template, scope) == template
     assert list(template_references(template)) == []
