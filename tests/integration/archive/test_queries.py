@@ -618,3 +618,20 @@ async def test_verbs_over_the_bus_answer_and_refuse_in_the_envelope(
     finally:
         await bus.close()
         await engine.dispose()
+
+
+async def test_row_that_cannot_be_read_does_not_hide_the_others(
+    store: Store, queries: Queries, reports: Reports, engine: AsyncEngine
+) -> None:
+    await archive(store, create_run("R1") + create_run("R2"))
+    broken = {"output": "[" * 300 + "]" * 300, "error": "no JSON"}
+    async with engine.begin() as connection:
+        for table in (tables.runs, tables.steps):
+            of_first = table.c.run_id == "R1"
+            await connection.execute(table.update().where(of_first).values(**broken))
+
+    listed = await queries.list_runs(ListRuns(tenant="acme"))
+    steps = await reports.list_steps(ListSteps(tenant="acme"))
+
+    assert {run.run_id: run.output for run in listed.items} == {"R1": None, "R2": "because"}
+    assert {step.run_id for step in steps.items} == {"R1", "R2"}

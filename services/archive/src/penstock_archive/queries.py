@@ -6,8 +6,6 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from pydantic import JsonValue
-from pydantic_core import from_json
 from sqlalchemy import ColumnElement, Select, and_, func, or_, select, type_coerce, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import Row
@@ -33,13 +31,14 @@ from penstock.contracts.archive import (
     SessionPage,
     SessionView,
 )
-from penstock.contracts.errors import ErrorInfo, RejectedError
+from penstock.contracts.errors import RejectedError
 from penstock.contracts.facts import RunInvoked, Usage
 from penstock.contracts.structs import decode
 from penstock.db import session_factory, session_scope
 from penstock.runs.state import fold, new_state
 from penstock.runs.views import RunView, run_view
 from penstock_archive import cursors
+from penstock_archive.columns import read, read_error, read_value
 from penstock_archive.instants import to_micros
 from penstock_archive.projection import read_entry
 from penstock_archive.tables import (
@@ -113,8 +112,14 @@ class Queries:
         seqs = [row.seq for row in rows if row.parent_run_id or row.forked_from]
         if not seqs:
             return {}
-        found = await self._read(select(facts.c.seq, facts.c.body).where(facts.c.seq.in_(seqs)))
-        return {row.seq: decode(RunInvoked, row.body) for row in found}
+        found = await self._read(
+            select(facts.c.seq, facts.c.run_id, facts.c.body).where(facts.c.seq.in_(seqs))
+        )
+        facts_read = {
+            row.seq: read(row.body, lambda body: decode(RunInvoked, body), row.run_id)
+            for row in found
+        }
+        return {seq: fact for seq, fact in facts_read.items() if fact is not None}
 
     async def get_run(self, request: GetRun) -> RunView:
         """Return one run with its steps.
@@ -365,19 +370,15 @@ def _run(row: Row[Any], origin: RunInvoked | None) -> RunView:
     return RunView.model_validate(
         {
             **{name: getattr(row, name) for name in _SHOWN},
-            "input": _value(row.input),
-            "output": _value(row.output),
-            "error": decode(ErrorInfo, row.error) if row.error is not None else None,
+            "input": read_value(row.input, row.run_id),
+            "output": read_value(row.output, row.run_id),
+            "error": read_error(row.error, row.run_id),
             "usage": Usage(**{name: getattr(row, name) for name in Usage.__struct_fields__}),
-            "tags": (from_json(tags) if isinstance(tags, str) else tags) or {},
+            "tags": (read_value(tags, row.run_id) if isinstance(tags, str) else tags) or {},
             "parent": origin.parent if origin is not None else None,
             "forked_from": origin.forked_from if origin is not None else None,
         }
     )
-
-
-def _value(text: str | None) -> JsonValue:
-    return None if text is None else from_json(text)
 
 
 def _no_session(session_id: str) -> RejectedError:

@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from pydantic_core import from_json
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
@@ -42,12 +41,13 @@ from penstock.contracts.archive_reports import (
     UsageReport,
     UsageSummary,
 )
-from penstock.contracts.errors import ErrorInfo, InvariantError, RejectedError
+from penstock.contracts.errors import InvariantError, RejectedError
 from penstock.contracts.facts import Usage
 from penstock.contracts.structs import decode, encode
 from penstock.db import session_factory, session_scope
 from penstock.runs.profiles import ModelCost, NodeProfile, RunProfile, profile_of_entries
 from penstock_archive import cursors
+from penstock_archive.columns import read_error, read_usage, read_value
 from penstock_archive.instants import to_micros
 from penstock_archive.projection import read_entry
 from penstock_archive.tables import facts, runs, signals, steps, usage
@@ -378,9 +378,9 @@ def _step(row: Row[Any]) -> StepExecution:
         scheduled_at=row.scheduled_at,
         started_at=started,
         ended_at=ended,
-        output=from_json(row.output) if row.output and not row.output_truncated else None,
-        error=decode(ErrorInfo, row.error) if row.error is not None else None,
-        usage=decode(Usage, row.usage) if row.usage is not None else None,
+        output=None if row.output_truncated else read_value(row.output or None, row.run_id),
+        error=read_error(row.error, row.run_id),
+        usage=read_usage(row.usage, row.run_id),
         model=row.model,
         queue_wait_ms=_between_ms(row.scheduled_at, started),
         duration_ms=_between_ms(started, ended),
@@ -403,6 +403,6 @@ def _signal(row: Row[Any]) -> SignalView:
         target=row.target,
         from_run=row.from_run,
         sent_by=row.sent_by,
-        payload=from_json(row.payload) if row.payload is not None else None,
+        payload=read_value(row.payload, row.run_id),
         occurred_at=row.occurred_at,
     )
