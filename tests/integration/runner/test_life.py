@@ -366,3 +366,29 @@ async def test_step_longer_than_the_ack_wait_is_done_once(
     result = await bench.done(first, "slow")
     assert result.output == "done"
     assert taken == 1
+
+
+async def test_process_outlives_handlers_that_exit(bench: Bench, queue: str) -> None:
+    process = subprocess.Popen(  # noqa: ASYNC220 - it only forks
+        [sys.executable, str(Path(__file__).with_name("exiting_runner.py"))],
+        env={
+            **os.environ,
+            "PENSTOCK_NATS_URL": bench.settings.nats_url,
+            "PENSTOCK_METRICS_PORT": "-1",
+            "QUEUE": queue,
+        },
+        stderr=subprocess.DEVNULL,
+    )
+    runner = Runner(kind="tool", queue=queue)
+    try:
+        for name in ("here", "thread", "task"):
+            result = await bench.done(runner, name)
+            assert result.error is not None
+            assert (result.error.code, result.error.message) == ("handler_error", "SystemExit: 3")
+        assert (await bench.done(runner, "callback")).output == "alive"
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(process.wait, 30) == 0
+    finally:
+        process.kill()
+        await asyncio.to_thread(process.wait)

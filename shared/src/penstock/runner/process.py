@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Final, NoReturn, Protocol
 
@@ -73,13 +73,24 @@ def run(
 
 
 def _run_loop(serving: Coroutine[object, object, None]) -> None:
-    """Run under uvloop where it is installed, else under asyncio's own loop."""
+    """Run under uvloop where it is installed, else under asyncio's own loop.
+
+    A task or callback of a handler that raises ``SystemExit`` stops the loop, which continues.
+    """
+    factory: Callable[[], asyncio.AbstractEventLoop] | None
     try:
-        import uvloop  # noqa: PLC0415 - optional
+        from uvloop import new_event_loop as factory  # noqa: PLC0415 - optional
     except ModuleNotFoundError:
-        asyncio.run(serving)
-    else:
-        uvloop.run(serving)
+        factory = None
+    with asyncio.Runner(loop_factory=factory) as runner:
+        loop = runner.get_loop()
+        main = loop.create_task(serving)
+        while not main.done():
+            try:
+                loop.run_until_complete(main)
+            except (SystemExit, KeyboardInterrupt) as error:
+                log.error("runner.exit_refused", error=error)  # noqa: TRY400 - with its class
+        main.result()
 
 
 def _leave(status: int) -> NoReturn:
