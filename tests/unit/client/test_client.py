@@ -115,7 +115,7 @@ def test_refusal_carries_the_problem_document() -> None:
     assert error.retry_after_seconds == 3
 
 
-@pytest.mark.parametrize("body", [b"<html>", b"[1]", b"", b'{"status": "x"}'])
+@pytest.mark.parametrize("body", [b"<html>", b"[1]", b"", b'{"status": "x"}', b"[" * 100_000])
 def test_refusal_without_a_problem_document_has_the_status(body: bytes) -> None:
     client, _ = connect(lambda _: httpx.Response(502, content=body))
     with pytest.raises(ProblemError, match=r"^502 Bad Gateway$"):

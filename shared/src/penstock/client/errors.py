@@ -79,10 +79,10 @@ def problem_of(response: httpx.Response) -> ProblemError:
     fallback = {"status": response.status_code, "title": response.reason_phrase}
     try:
         problem = Problem.model_validate({**fallback, **response.json()})
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         problem = Problem.model_validate(fallback)
     after = response.headers.get("retry-after", "")
-    return ProblemError(problem, retry_after_seconds=float(after) if after.isdigit() else None)
+    return ProblemError(problem, retry_after_seconds=float(after) if after.isdecimal() else None)
 
 
 @contextmanager

@@ -76,5 +76,6 @@ def given_faults(
             yield from known_faults(name, known, "parameter", at(path, name))
     required = schema.get("required")
     for needed in required if isinstance(required, list) else []:
-        if needed not in names and needed not in provided:
-            yield finding(at(path, str(needed)), "is missing")
+        # A schema that is none has errors elsewhere.
+        if isinstance(needed, str) and needed not in names and needed not in provided:
+            yield finding(at(path, needed), "is missing")
