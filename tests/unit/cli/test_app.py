@@ -172,6 +172,28 @@ def test_command_shows_no_trace_whatever_the_arguments_and_the_terminal(
     assert b"PENSTOCK_DEBUG" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("apply -f - <&-", "error: no documents in -"),
+        ("invoke x --input @- <&-", "error: no gateway at"),
+        ("runs list >&-", "error: no gateway at"),
+        ("version >&- 2>&-", ""),
+    ],
+)
+def test_command_whose_streams_are_closed_shows_no_trace(command: str, words: str) -> None:
+    result = subprocess.run(
+        f"{sys.executable} -m penstock.cli.app {command}",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PENSTOCK_URL": "http://127.0.0.1:9"},
+    )
+    assert result.stderr.startswith(words)
+    assert len(result.stderr.splitlines()) == bool(words)
+
+
 def test_error_that_no_command_expects_is_one_line() -> None:
     code = (
         "from penstock.cli import app\n"
