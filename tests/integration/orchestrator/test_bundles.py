@@ -11,8 +11,9 @@ from msgspec import structs
 from nats.aio.msg import Msg
 
 from penstock.contracts import subjects
-from penstock.contracts.facts import RunEnded, RunInvoked
+from penstock.contracts.facts import NodeRecord, RunEnded, RunInvoked, SignalReceived
 from penstock.contracts.ids import content_digest, shard_of
+from penstock.contracts.messages import LogEntry
 from penstock.contracts.plan import Plan, PublishedVersion
 from penstock.contracts.rpc import Reply
 from penstock.contracts.structs import encode
@@ -303,3 +304,29 @@ async def test_with_a_key_only_bundles_that_it_signed_are_imported_by_operators(
     await there.load(bundle, headers=operator)
 
     assert (await there.view(run_id))["imported"]["signed"]
+
+
+async def test_approval_that_anyone_may_have_written_is_not_imported_by_an_operator(
+    create_site: CreateSite,
+) -> None:
+    here, there = await create_site(), await create_site()
+    there.publish(chain("a", "b"))
+    operator = there.operator()
+    known = bundles.read((await here.export(await done(here))).splitlines())
+    end = known.entries[-1]
+    assert isinstance(end.fact, RunEnded)
+    signal = SignalReceived(
+        occurred_at=end.fact.occurred_at, name="approval", kind="approval", target="b-a"
+    )
+    prefix = end.subject.split(".out.")[0]
+    answered = LogEntry(seq=end.seq + 1, subject=subjects.signal(prefix, "s1"), fact=signal)
+    record = NodeRecord(record_id="b-a", kind="approval", status="succeeded")
+    decision = structs.replace(end.fact.decision, node_records=(record,))
+    decided = structs.replace(end, fact=structs.replace(end.fact, decision=decision))
+
+    for entries in ((*known.entries, answered), (*known.entries[:-1], decided)):
+        forged = b"".join(bundles.write(known.header, known.plan, entries))
+        refused = await there.load(forged, 403, headers=operator)
+        assert refused["code"] == "bundle_unsigned"
+    unchanged = b"".join(bundles.write(known.header, known.plan, known.entries))
+    await there.load(unchanged, headers=operator)

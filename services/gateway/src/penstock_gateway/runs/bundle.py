@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -18,10 +18,13 @@ from penstock.bus.kv import Bucket
 from penstock.contracts import subjects
 from penstock.contracts.errors import ConflictError, RejectedError, finding
 from penstock.contracts.facts import (
+    Decision,
     ForkedFrom,
     ImportedFrom,
+    NodeRecord,
     RunFact,
     RunInvoked,
+    SignalReceived,
     Trigger,
     fact_bytes,
     fact_type,
@@ -42,6 +45,7 @@ from penstock_gateway.runs.read import NOT_FOUND
 from penstock_gateway.runs.start import new_run_id
 
 _PARTS: Final = 64 * 1024
+_ANSWERS: Final = frozenset({"approval", "resolution"})
 
 
 class Bundles:
@@ -142,7 +146,7 @@ class Bundles:
             RejectedError: ``bundle_unsigned``, ``plan_not_published`` or ``invalid_plan``.
         """
         admin = "admin" in caller.may
-        if self._key is not None and not signed and not admin:
+        if not signed and not admin and (self._key is not None or _has_answers(bundle)):
             raise RejectedError(
                 "bundle_unsigned",
                 "this installation has not signed the bundle; only an admin may import it",
@@ -267,6 +271,25 @@ def _marked(bundle: Bundle, caller: Caller, *, signed: bool) -> Bundle:
         for entry in bundle.entries
     )
     return dataclasses.replace(bundle, entries=entries)
+
+
+def _has_answers(bundle: Bundle) -> bool:
+    """Return whether a bundle contains approvals or resolutions.
+
+    A run that continues it takes them over, and whoever writes a bundle can write those too.
+    """
+    facts = [entry.fact for entry in bundle.entries]
+    records = [record for fact in facts for record in _node_records(fact)]
+    return any(isinstance(fact, SignalReceived) and fact.kind in _ANSWERS for fact in facts) or any(
+        record.kind in _ANSWERS and record.status != "open" for record in records
+    )
+
+
+def _node_records(fact: RunFact) -> Iterable[NodeRecord]:
+    if isinstance(fact, RunInvoked):
+        return () if fact.seed is None else fact.seed.node_records
+    decision: Decision | None = getattr(fact, "decision", None)
+    return () if decision is None else decision.node_records
 
 
 def _unmarked(fact: RunFact) -> RunFact:
