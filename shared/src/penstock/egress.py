@@ -171,13 +171,13 @@ class _GuardedTransport(httpx.AsyncHTTPTransport):
 
 
 def guarded_client(
-    allow: Sequence[str] = (), *, connections: int = 100, context: ssl.SSLContext | None = None
+    allow: Sequence[str] = (), *, connections: int = 1000, context: ssl.SSLContext | None = None
 ) -> httpx.AsyncClient:
     """Return a client that reaches allowed addresses only and neither retries nor redirects.
 
     Args:
         allow: See ``EgressGuard``.
-        connections: Most at the same time.
+        connections: Most at the same time; more than a runner has steps in work.
         context: For TLS; the system's trust store if not given.
     """
     context = context if context is not None else httpx.create_ssl_context()

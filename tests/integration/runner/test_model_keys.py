@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from collections.abc import Iterator
@@ -209,3 +210,16 @@ async def test_secret_that_is_empty_counts_as_missing(
     parameters = {"api_base": server.url, "api_key": {"secret": "EMPTY"}}
     assert (await ask(model, "openai/m", parameters)).code == "secret_missing"
     assert server.calls == []
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+async def test_turns_at_the_same_time_reach_their_own_address_each(
+    model: ProviderModel, server: HttpServer, provider: str
+) -> None:
+    with HttpServer(lambda _: Answer(status=400, body={"error": {"message": "no"}})) as other:
+        addresses = [server.url, other.url] * 3
+        errors = await asyncio.gather(
+            *(ask(model, f"{provider}/m", {"api_base": address}) for address in addresses)
+        )
+        assert {error.code for error in errors} == {"model_request_invalid"}
+        assert (len(server.calls), len(other.calls)) == (3, 3)
