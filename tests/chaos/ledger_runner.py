@@ -51,7 +51,7 @@ async def effect(ctx: StepContext, seconds: float = 0.0) -> dict[str, int]:
     """Work for a while, then have the effect: one line in the ledger."""
     if not _watches:
         _watches.add(asyncio.create_task(_watch()))
-    _write("begin", key=ctx.idempotency_key, attempt=ctx.attempt)
+    _write("begin", key=ctx.idempotency_key, attempt=ctx.attempt, deliveries=ctx.deliveries)
     await asyncio.sleep(seconds)
     _write("effect", key=ctx.idempotency_key, attempt=ctx.attempt)
     return {"pid": os.getpid()}

@@ -68,6 +68,8 @@ class Effect:
     pid: int
     began_at: float
     at: float
+    deliveries: int = 0
+    """How often the bus had delivered the attempt, by its own count; 0: unknown."""
 
 
 @dataclass
@@ -82,7 +84,7 @@ class Ledger:
 
 def read_ledger(path: Path) -> Ledger:
     """Read what the runners wrote."""
-    open_: dict[tuple[str, int, int], list[float]] = defaultdict(list)
+    open_: dict[tuple[str, int, int], list[tuple[float, int]]] = defaultdict(list)
     ledger = Ledger([], [], defaultdict(list))
     with path.open(encoding="utf-8") as file:
         for text in file:
@@ -93,12 +95,13 @@ def read_ledger(path: Path) -> Ledger:
                 continue
             place = (str(line["key"]), int(line["attempt"]), pid)
             if line["what"] == "begin":
-                open_[place].append(at)
+                open_[place].append((at, int(line.get("deliveries", 0))))
             else:
-                ledger.effects.append(Effect(*place, open_[place].pop(0), at))
+                began_at, deliveries = open_[place].pop(0)
+                ledger.effects.append(Effect(*place, began_at, at, deliveries))
     ledger.begins += ledger.effects
     for place, begins in open_.items():
-        ledger.begins += [Effect(*place, began, float("inf")) for began in begins]
+        ledger.begins += [Effect(*place, at, float("inf"), count) for at, count in begins]
     return ledger
 
 

@@ -28,6 +28,7 @@ class StepContext:
         "_loop",
         "_step",
         "_subject",
+        "deliveries",
         "model",
         "traceparent",
         "usage",
@@ -40,6 +41,8 @@ class StepContext:
         attempt: Attempt,
         bus: Requester,
         traceparent: str | None = None,
+        *,
+        deliveries: int = 1,
     ) -> None:
         """Made by the runner.
 
@@ -49,6 +52,7 @@ class StepContext:
             attempt: Knows when the handler is to stop.
             bus: Takes the pieces of text.
             traceparent: The trace that the step belongs to.
+            deliveries: How often the bus has delivered this attempt, this time included.
         """
         self._subject = subject
         self._step = step
@@ -62,6 +66,9 @@ class StepContext:
         """What model calls of this step cost; set by the handler, recorded with the result."""
         self.model: str | None = None
         """Which model answered; set by the handler, recorded with the result."""
+        self.deliveries = deliveries
+        """How often the bus has delivered this attempt, this time included. Above 1 an earlier
+        delivery may have had the effect already."""
 
     @property
     def tenant(self) -> str:

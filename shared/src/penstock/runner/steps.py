@@ -114,7 +114,14 @@ class StepWorker:
             trace_id=traceparent[3:35] if traceparent else None,
         )
         attempt = Attempt((step.expires_at - now).total_seconds(), step.heartbeat_seconds)
-        ctx = StepContext(subject, step, attempt, self._harness.bus, traceparent)
+        ctx = StepContext(
+            subject,
+            step,
+            attempt,
+            self._harness.bus,
+            traceparent,
+            deliveries=delivery.deliveries,
+        )
         if step.at_most_once and attempt.seconds <= 0 and delivery.deliveries > 1:
             attempt.begun = await self._once.get(ctx.once_key) is not None
         reach("runner.step_taken")
