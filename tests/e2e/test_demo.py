@@ -57,7 +57,12 @@ def test_demo_with_a_key_asks_the_real_model(tmp_path: Path) -> None:
                 chunks=[chunk("For 50,000 "), chunk("of them.", finish="stop"), usage_chunk(110, 9)]
             ),
         ]
-        shown = run_demo(tmp_path, OPENAI_API_KEY="sk-test", OPENAI_API_BASE=model.url)
+        shown = run_demo(
+            tmp_path,
+            OPENAI_API_KEY="sk-test",
+            OPENAI_API_BASE=model.url,
+            PENSTOCK_HTTP_ALLOW="127.0.0.1",
+        )
     assert shown.returncode == 0, shown.stdout + shown.stderr
     assert "[/]" not in shown.stdout
     assert "asking openai/gpt-5-mini" in shown.stdout
