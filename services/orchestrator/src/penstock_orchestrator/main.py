@@ -52,7 +52,13 @@ class EngineProcess:
         reader = HistoryReader(bus, Claims(bus, settings.claim_threshold_bytes))
         windows: Windows[Slot] = Windows(factor=settings.window_factor)
         self.engine = Engine(
-            bus, writer, reader, Plans(bus), shards=settings.shards, windows=windows
+            bus,
+            writer,
+            reader,
+            Plans(bus),
+            shards=settings.shards,
+            windows=windows,
+            run_max_work=settings.run_max_work,
         )
         self._pools = PoolWatch(bus, self.engine.resize_pool)
         self._sweeper: asyncio.Task[None] | None = None

@@ -37,3 +37,10 @@ class OrchestratorSettings(CoreSettings):
         "engine by priority and tenant. 2: runners find their next step when one is done, and a "
         "long queue of one tenant does not stand before another's.",
     )
+    run_max_work: int = Field(
+        default=300_000_000,
+        ge=1,
+        description="Work that the expressions of one run may cost, in units (an element touched, "
+        "16 characters of text); beyond it the run fails as `work_exhausted`. 300,000,000: about "
+        "100 seconds of a core; more is work for a tool.",
+    )

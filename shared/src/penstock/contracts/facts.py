@@ -420,6 +420,8 @@ class Decision(WireStruct):
     """Steps whose outcome has no effect any more."""
     reserves: dict[str, Reservation] = {}
     """What the steps of the manifest have reserved, those that have."""
+    work: int = 0
+    """Work of the run's expressions so far, in units; 0: no more than in earlier decisions."""
 
 
 class SecretRef(WireStruct):

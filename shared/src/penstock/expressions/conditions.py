@@ -171,6 +171,13 @@ def _boolean(value: Any) -> bool:
 
 def _holds(operator: str, found: Any, wanted: Any) -> bool:
     of = Evaluation({})
+    try:
+        return _applies(of, operator, found, wanted)
+    finally:
+        of.close()
+
+
+def _applies(of: Evaluation, operator: str, found: Any, wanted: Any) -> bool:
     match operator:
         case "eq":
             return equal(of, found, wanted)

@@ -134,13 +134,16 @@ def compute(tree: Tree) -> None:
 
 
 def _value(step: Step, scope: Mapping[str, JsonValue], *, as_json: bool = True) -> JsonValue:
+    of = Evaluation(scope)
     try:
-        value = step(Evaluation(scope))
+        value = step(of)
         return Output().json(value) if as_json else None
     except RecursionError as error:
         raise failed("its values are nested too deeply") from error
     except ArithmeticError as error:
         raise failed("a number, time or duration is out of range") from error
+    finally:
+        of.close()
 
 
 def references(expression: str) -> tuple[Path, ...]:

@@ -253,3 +253,4 @@ def _nodes(query: Any, document: dict[str, JsonValue]) -> list[Any]:
         raise failed("its values are nested too deeply") from error
     finally:
         _EVALUATION.reset(token)
+        of.close()

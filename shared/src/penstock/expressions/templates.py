@@ -26,6 +26,7 @@ from penstock.expressions import evaluator
 from penstock.expressions.evaluator import Path
 from penstock.expressions.secrets import SecretReference, masked
 from penstock.expressions.syntax import LITERALS, MAX_CHARACTERS, TOKEN
+from penstock.expressions.values import CHARACTERS_OF_A_UNIT, charge
 
 _HEAD: Final = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*)")
 _PART: Final = re.compile(
@@ -212,7 +213,9 @@ def _value(piece: _Piece, scope: Mapping[str, JsonValue]) -> JsonValue:
 
 
 def _as_text(value: JsonValue) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    charge(len(text) // CHARACTERS_OF_A_UNIT)
+    return text
 
 
 @dataclass(frozen=True, slots=True)

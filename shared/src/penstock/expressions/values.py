@@ -7,6 +7,7 @@ both operands are. Every operation whose work grows with its operands pays for i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from math import fmod, isfinite, trunc
 from typing import Any, Final
@@ -43,6 +44,38 @@ _KINDS: Final[dict[type, str]] = {
 }
 
 
+UNITS_OF_AN_EVALUATION: Final = 10
+"""What an evaluation costs at least."""
+
+
+class Meter:
+    """Counts the work of all evaluations while it is the value of ``METER``."""
+
+    __slots__ = ("limit", "spent")
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.spent = 0
+        """Units so far."""
+        self.limit = limit
+        """Beyond so many units, evaluations fail."""
+
+
+METER: Final[ContextVar[Meter | None]] = ContextVar("penstock_work", default=None)
+
+
+def charge(units: int) -> None:
+    """Count the work of an evaluation, or of making text.
+
+    Raises:
+        RejectedError: It is more than the limit of the meter.
+    """
+    meter = METER.get()
+    if meter is not None:
+        meter.spent += units
+        if meter.limit is not None and meter.spent > meter.limit:
+            raise failed("it is too much work for the expressions of a step; do it in a tool")
+
+
 class Evaluation:
     """One evaluation: what it sees, the variables of its macros, and what it may still spend."""
 
@@ -63,6 +96,14 @@ class Evaluation:
         self.left -= units
         if self.left < 0:
             raise failed("it is too much work for an expression; do it in a tool")
+
+    def close(self) -> None:
+        """Have the work counted.
+
+        Raises:
+            RejectedError: It is more than the limit of the meter.
+        """
+        charge(MAX_WORK - self.left + UNITS_OF_AN_EVALUATION)
 
     def spend_text(self, characters: int) -> None:
         """Pay for making or reading text.

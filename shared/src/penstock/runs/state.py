@@ -147,6 +147,8 @@ class RunState(Struct, frozen=True):
     """What the open steps may still cost."""
     control: tuple[int, str] = (0, "")
     """Sequence and kind of the latest signal that pauses or resumes the run."""
+    work: int = 0
+    """Work of its expressions, in units, as far as decisions have recorded it."""
     admitted: bool = False
     """Whether its turn has come, where runs with the same key queue."""
     updated_at: datetime | None = None
@@ -448,6 +450,8 @@ def _with_decision(
             state = _put(state, step, replace(step, status="stopped"))
     if decision.waits:
         state = _with_waits(state, decision.waits)
+    if decision.work > state.work:
+        state = replace(state, work=decision.work)
     reserves = decision.reserves
     for suffix in decision.manifest:
         kind, queue, step_id, attempt = subjects.parse_suffix(suffix)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Final, Literal
 
-from penstock.contracts.errors import ErrorFamily, ErrorInfo, RejectedError
+from penstock.contracts.errors import ErrorFamily, ErrorInfo, RejectedError, finding
 from penstock.contracts.facts import (
     Decision,
     NodeRecord,
@@ -26,6 +26,7 @@ from penstock.contracts.ids import parse_step_id
 from penstock.contracts.plan import Plan
 from penstock.contracts.subjects import END_SUFFIX, STATE_SUFFIX
 from penstock.contracts.versions import check_against
+from penstock.expressions.values import METER
 from penstock.runs.state import RunState, StepState
 from penstock_orchestrator.core import attempts, phases
 from penstock_orchestrator.core.budget import run_deadline
@@ -40,7 +41,7 @@ from penstock_orchestrator.core.decisions import (
 from penstock_orchestrator.core.kinds import advance
 from penstock_orchestrator.core.progress import Progress, instance_of
 from penstock_orchestrator.core.view import View
-from penstock_orchestrator.core.walk import Walk
+from penstock_orchestrator.core.walk import MOST_WORK, Walk
 
 EXPIRY_GRACE: Final = timedelta(seconds=2)
 """How long after a step's expiry its runner may still report; then it is recorded as failed."""
@@ -53,8 +54,13 @@ def decide(
     cause_seq: int,
     progress: Progress | None = None,
     room: Mapping[str, int] | None = None,
+    most_work: int | None = None,
 ) -> Decided | None:
     """Return the run's next decision, or ``None`` if there is nothing to decide.
+
+    A decision whose expressions cost much is cut: the next one continues, and ``progress.spent`` is
+    at least ``MOST_WORK``, also where nothing was found before the cut. Where it is cut may depend
+    on what ``progress`` has cached.
 
     Args:
         plan: The plan that the run executes.
@@ -67,7 +73,10 @@ def decide(
         room: How many more steps of this run each runner pool (``{kind}.{queue}``) takes; a pool
             that is not named takes any number. Steps beyond that are decided later, and the
             result names their pools.
+        most_work: Work that the expressions of a run may cost, in units; beyond it the run fails.
     """
+    if progress is not None:
+        progress.spent = 0
     if state.ended is not None or state.invoked is None:
         return None
     if state.cancel is not None:
@@ -85,13 +94,27 @@ def decide(
             check_against(plan.name, plan.input_schema, state.invoked.input)
         except RejectedError as rejected:
             return _end(state, now, cause_seq, RunStatus.FAILED, error=rejected.info())
-    if progress is None:
-        progress = Progress()
-    walk = Walk(plan, state, now, progress, advance, room)
+    remembered = progress is not None
+    walk = Walk(plan, state, now, progress or Progress(), advance, room, interruptible=remembered)
+    return _advance(state, now, cause_seq, walk, most_work)
+
+
+def _advance(
+    state: RunState, now: datetime, cause_seq: int, walk: Walk, most_work: int | None
+) -> Decided | None:
+    progress, meter = walk.progress, walk.meter
+    token = METER.set(meter)
     try:
         ended = phases.advance(walk)
     except RejectedError as rejected:
         return _end(state, now, cause_seq, RunStatus.FAILED, error=rejected.info(), walk=walk)
+    finally:
+        METER.reset(token)
+        if meter.spent:
+            progress.spent = meter.spent
+            progress.work = max(state.work, progress.work) + meter.spent
+    if most_work is not None and progress.work > most_work:
+        return _end(state, now, cause_seq, RunStatus.FAILED, error=_exhausted(most_work))
     if ended is None:
         return _continue(state, now, cause_seq, walk)
     if ended.error is not None:
@@ -109,6 +132,21 @@ def decide(
     return Decided(state.decisions + 1, outputs, stop=stop, node_records=_node_records(walk))
 
 
+def _exhausted(most_work: int) -> ErrorInfo:
+    message = (
+        f"the expressions of the run cost more than {most_work} units of work "
+        "(PENSTOCK_RUN_MAX_WORK); do it in a tool"
+    )
+    detail = finding("expressions", "too much work", f"<= {most_work} units")
+    return ErrorInfo(code="work_exhausted", message=message, details=(detail,))
+
+
+def _work(walk: Walk) -> int:
+    """Return the work so far as a decision records it; 0 while it has hardly grown."""
+    work = walk.progress.work // MOST_WORK * MOST_WORK
+    return work if work > walk.state.work else 0
+
+
 def _continue(state: RunState, now: datetime, cause_seq: int, walk: Walk) -> Decided | None:
     """Build the decision from the walk's findings, or return ``None`` if there are none."""
     node_records = _node_records(walk)
@@ -124,6 +162,7 @@ def _continue(state: RunState, now: datetime, cause_seq: int, walk: Walk) -> Dec
         waits=tuple(walk.waits),
         stops=stops,
         reserves=_reserves(walk),
+        work=_work(walk),
     )
     outputs: tuple[Output, ...]
     if walk.steps:

@@ -110,9 +110,11 @@ class Progress:
         "phase",
         "queue",
         "scopes",
+        "spent",
         "starved",
         "turns",
         "waits",
+        "work",
     )
 
     def __init__(self) -> None:
@@ -121,6 +123,10 @@ class Progress:
         self.queue: OrderedDict[str, Instance[Node]] = OrderedDict()
         """Instances to visit by their ids, each once, in the order in which they were added."""
         self.limits: RunLimits | None = None
+        self.spent = 0
+        """Work of the latest decision, in units of expressions."""
+        self.work = 0
+        """Work of the run's expressions, in units, with what no decision has recorded."""
         self.outcomes: dict[str, Outcome] = {}
         self.begun: set[str] = set()
         self.opened: set[str] = set()

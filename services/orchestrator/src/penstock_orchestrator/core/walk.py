@@ -16,6 +16,7 @@ from penstock.contracts.json import Json
 from penstock.contracts.plan import Block, MapNode, Node, Plan
 from penstock.expressions.conditions import holds
 from penstock.expressions.templates import render
+from penstock.expressions.values import Meter
 from penstock.runs.state import RunState
 from penstock_orchestrator.core.budget import Budget, limits_of
 from penstock_orchestrator.core.decisions import Planned, Timer
@@ -36,6 +37,11 @@ MOST_RECORDS: Final = 1000
 """Steps and node records of one decision; the rest follows in the next. So many steps go out in
 one atomic batch, and so many node records into one message."""
 
+MOST_WORK: Final = 100_000
+"""Work of one decision, in units of expressions (about 30 ms); the rest follows in the next."""
+MOST_WORK_OF_A_VISIT: Final = 3_000_000
+"""Work of one visit, such as for all results of a map (about 1 s); beyond it the node fails."""
+
 _STARVED_AT_ONCE: Final = 8
 _HELD_AT_ONCE: Final = 256
 
@@ -54,6 +60,8 @@ class Walk:
         progress: Progress,
         handler: Handler,
         room: Mapping[str, int] | None = None,
+        *,
+        interruptible: bool = False,
     ) -> None:
         """Prepare a traversal.
 
@@ -65,7 +73,11 @@ class Walk:
             handler: Advances a node of any kind.
             room: How many more steps of this run each runner pool (``{kind}.{queue}``) takes; a
                 pool that is not named takes any number.
+            interruptible: Whether ``progress`` is kept, so that a traversal that has found
+                nothing yet may be interrupted as well.
         """
+        self.meter = Meter(MOST_WORK_OF_A_VISIT)
+        self._interruptible = interruptible
         self.plan = plan
         self.state = state
         self.now = now
@@ -96,8 +108,13 @@ class Walk:
 
     @property
     def full(self) -> bool:
-        """Whether enough is found for one decision."""
-        return len(self.steps) >= MOST_STEPS or len(self.view.made) >= MOST_RECORDS
+        """Whether enough is found, or computed, for one decision."""
+        if len(self.steps) >= MOST_STEPS or len(self.view.made) >= MOST_RECORDS:
+            return True
+        if self.meter.spent < MOST_WORK:
+            return False
+        # A traversal that is forgotten must leave something in the log.
+        return self._interruptible or bool(self.steps or self.view.made)
 
     # -- visiting ----------------------------------------------------------------------------
 
@@ -140,6 +157,12 @@ class Walk:
         while queue and not self.full and not self.over:
             _, instance = queue.popitem(last=False)
             self._visit(instance)
+        if self.meter.spent:
+            self._renew_limit()
+
+    def _renew_limit(self) -> None:
+        meter = self.meter
+        meter.limit = meter.spent + MOST_WORK_OF_A_VISIT
 
     def enter_now(self, block: Block, path: Path) -> None:
         """Begin a block and visit its nodes at once, so that their steps are counted."""
@@ -158,6 +181,8 @@ class Walk:
         node, path, iid = instance
         if iid in progress.outcomes or iid in self.ordered:
             return
+        if self.meter.spent:
+            self._renew_limit()
         position = self.plan.positions[node.id]
         if position.phase != progress.phase:
             return  # its phase is over

@@ -10,7 +10,7 @@ from nats.errors import Error as NatsError
 from penstock.bus.connection import JetStreamError
 from penstock.contracts.errors import ConflictError, TransientError
 
-_OF_THE_BUS: Final = (TransientError, ConflictError, JetStreamError, NatsError, OSError)
+OF_THE_BUS: Final = (TransientError, ConflictError, JetStreamError, NatsError, OSError)
 """Errors that say nothing about the run: its input is delivered again."""
 
 
@@ -35,7 +35,7 @@ class Containment:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        if not isinstance(error, Exception) or isinstance(error, _OF_THE_BUS):
+        if not isinstance(error, Exception) or isinstance(error, OF_THE_BUS):
             return False
         self.error = error
         return True

@@ -7,29 +7,30 @@ two engines that work on one run cannot both decide, and the loser reads the log
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable
 from datetime import datetime
 from typing import Final
 
 from penstock import clock
-from penstock.bus.connection import Bus, JetStreamError
+from penstock.bus.connection import Bus
 from penstock.bus.consumer import Delivery
 from penstock.bus.reader import LogReader
 from penstock.bus.writer import LogWriter
 from penstock.contracts import subjects
-from penstock.contracts.errors import ConflictError, ErrorInfo, InvariantError, PenstockError
+from penstock.contracts.errors import ConflictError, ErrorInfo, InvariantError
 from penstock.contracts.facts import StepKind, StepResult, fact_bytes
 from penstock.contracts.messages import TimerDue
 from penstock.contracts.plan import Plan
 from penstock.contracts.structs import decode
 from penstock.contracts.subjects import FactSubject
+from penstock.expressions.values import METER, Meter
 from penstock.failpoints import reach
 from penstock.runs.state import Entry, RunState, evolve, fold, new_state
 from penstock.telemetry.logs import EventLog
 from penstock_orchestrator.core.decide import decide, expired, repair, timers_of, unplanned
 from penstock_orchestrator.core.decisions import Decided
 from penstock_orchestrator.core.progress import Progress
+from penstock_orchestrator.core.walk import MOST_WORK
 from penstock_orchestrator.engine.admission import Admission
 from penstock_orchestrator.engine.cancels import Cancels
 from penstock_orchestrator.engine.containment import Containment
@@ -38,11 +39,13 @@ from penstock_orchestrator.engine.failures import end_failed
 from penstock_orchestrator.engine.metrics import ENGINE_CONFLICTS, ENGINE_ENDED
 from penstock_orchestrator.engine.publisher import Publisher, trace_headers
 from penstock_orchestrator.engine.runs import Plans, RunTable, Slot
+from penstock_orchestrator.engine.wakeups import Wakeups
 from penstock_orchestrator.engine.windows import Windows
 
 log = EventLog(__name__)
 
 _MAX_CONFLICTS: Final = 20
+_AGAIN_SECONDS: Final = 1.0
 RELOAD: Final = "reload"
 """Id of a timer that makes the engine reload the run."""
 
@@ -59,6 +62,7 @@ class Engine:
         *,
         shards: int = 8,
         windows: Windows[Slot] | None = None,
+        run_max_work: int | None = None,
     ) -> None:
         """Work on the given log.
 
@@ -69,6 +73,7 @@ class Engine:
             plans: Plans by digest.
             shards: Number of shards of the installation.
             windows: Dispatch windows; the default ones have no runners.
+            run_max_work: Work that the expressions of a run may cost, in units.
         """
         self._writer = writer
         self._reader = reader
@@ -77,8 +82,9 @@ class Engine:
         self._publisher = Publisher(bus, writer, self._effects)
         self.admission = Admission(bus, writer, reader, shards=shards)
         self._windows: Windows[Slot] = windows or Windows()
-        self._waking: set[asyncio.Task[None]] = set()
+        self._run_max_work = run_max_work
         self.runs = RunTable()
+        self._wakeups = Wakeups(self._wake_now, self._windows, self.runs)
         self.cancels = Cancels(bus, self._on_cancel)
 
     # -- inputs and timers -----------------------------------------------------------------------
@@ -113,7 +119,7 @@ class Engine:
             await self._contain(slot, self._handle(slot, entry, first=first))
         if subject.event == "cancel":
             self.cancels.delivered(subject.run_id)
-        self._wake_granted()
+        self._wakeups.granted()
         reach("engine.before_ack")
 
     async def _handle(self, slot: Slot, entry: Entry, *, first: bool) -> None:
@@ -177,7 +183,7 @@ class Engine:
         async with slot.lock:
             self.runs.touch(slot, clock.epoch())
             await self._contain(slot, self._wake(slot, now, reload=reload, expire=expire))
-        self._wake_granted()
+        self._wakeups.granted()
 
     async def _wake(self, slot: Slot, now: datetime, *, reload: bool, expire: bool) -> None:
         if slot.failure is not None:
@@ -218,7 +224,7 @@ class Engine:
             await self._finish_or_keep(slot)
         if failed.error is not None:
             log.error("engine.finish_failed", error=failed.error, run_id=slot.run_id)
-            self._windows.drop(slot)
+            self._wakeups.drop(slot)
             self.runs.end(slot)
 
     # -- state -------------------------------------------------------------------------------
@@ -315,23 +321,30 @@ class Engine:
             await self._repair(slot, plan, now)
         if slot.progress is None:
             slot.progress = Progress()
+        if state.cancel is None and self._wakeups.in_turn(slot):
+            return
         admitted = await self._admit(slot, plan, state, now, fresh=fresh)
         if isinstance(admitted, ErrorInfo):
             await self._publisher.publish(slot, state, unplanned(state, now, cause_seq, admitted))
-        if admitted is not True:
-            return
-        progress = slot.progress
-        while (latest := self._current(slot)) is not None:
+        if admitted is True:
+            await self._decide_on(slot, plan, now, cause_seq, slot.progress)
+
+    async def _decide_on(
+        self, slot: Slot, plan: Plan, now: datetime, cause_seq: int, progress: Progress
+    ) -> None:
+        """Decide a run that may continue; the rest of what costs much follows in turn."""
+        while (state := self._current(slot)) is not None:
             room = {pool: self._windows.room(pool, slot) for pool in plan.pools}
-            decided = decide(plan, latest, now, cause_seq, progress, room)
-            if decided is None:
+            decided = decide(plan, state, now, cause_seq, progress, room, self._run_max_work)
+            self._wakeups.shares.spend(slot.tenant, progress.spent)
+            if decided is not None:
+                self._use_window(slot, state.request.priority, decided)
+            if decided is not None and decided.outputs:
+                reach("engine.decided")
+                await self._publisher.publish(slot, state, decided)
+            elif progress.spent < MOST_WORK:
                 return
-            self._use_window(slot, state.invoked.priority, decided)
-            if not decided.outputs:
-                return
-            reach("engine.decided")
-            await self._publisher.publish(slot, latest, decided)
-            if not progress.queue:
+            if not progress.queue or self._wakeups.in_turn(slot):
                 return
 
     def _current(self, slot: Slot) -> RunState | None:
@@ -347,19 +360,25 @@ class Engine:
         if self.runs.has_ended(subject.run_id):
             self.cancels.delivered(subject.run_id)
         elif self.runs.known(subject.run_id):
-            self._wake_soon(self.runs.slot(subject.tenant, subject.shard, subject.run_id))
+            self._wakeups.soon(self.runs.slot(subject.tenant, subject.shard, subject.run_id))
 
     async def _admit(
         self, slot: Slot, plan: Plan, state: RunState, now: datetime, *, fresh: bool
     ) -> bool | ErrorInfo:
         """Index the correlation key; return whether the run may continue, or its final error."""
-        if plan.correlation is not None and (fresh or not state.decisions):
-            error = await self._effects.index_run(slot, plan, state)
-            if error is not None:
-                return error
-        if plan.concurrency is None:
-            return True
-        return await self.admission.admit(slot, plan, plan.concurrency, state, now)
+        meter = Meter()
+        token = METER.set(meter)
+        try:
+            if plan.correlation is not None and (fresh or not state.decisions):
+                error = await self._effects.index_run(slot, plan, state)
+                if error is not None:
+                    return error
+            if plan.concurrency is None:
+                return True
+            return await self.admission.admit(slot, plan, plan.concurrency, state, now)
+        finally:
+            METER.reset(token)
+            self._wakeups.shares.spend(slot.tenant, meter.spent)
 
     def _use_window(self, slot: Slot, priority: int, decided: Decided) -> None:
         """Count a decision's steps, and queue the run for the pools without room."""
@@ -368,35 +387,18 @@ class Engine:
         for pool in decided.full_pools:
             self._windows.wait(slot.tenant, pool, priority, slot)
 
-    def _wake_granted(self) -> None:
-        """Wake the runs that a dispatch window has granted steps to."""
-        for slot in self._windows.pop_granted():
-            self._wake_soon(slot)
-
-    def _wake_soon(self, slot: Slot) -> None:
-        task = asyncio.create_task(self._wake_one(slot))
-        self._waking.add(task)
-        task.add_done_callback(self._waking.discard)
-
-    async def _wake_one(self, slot: Slot) -> None:
-        try:
-            await self.wake(slot, clock.now(), expire=False)
-        except (PenstockError, JetStreamError) as error:
-            log.warning("engine.wake_failed", run_id=slot.run_id, error=str(error))
-        finally:
-            # A run that is paused or cancelled by now must not keep steps from others.
-            self._windows.return_unused(slot)
-            self._wake_granted()
+    async def _wake_now(self, slot: Slot) -> None:
+        await self.wake(slot, clock.now(), expire=False)
 
     def resize_pool(self, pool: str, slots: int) -> None:
         """Set the number of steps that the live runners of a pool can execute at a time."""
         self._windows.resize(pool, slots)
-        self._wake_granted()
+        self._wakeups.granted()
 
     def forget_shard(self, shard: int) -> None:
         """Drop the states of a shard that another engine leads now."""
         for slot in self.runs.forget_shard(shard):
-            self._windows.drop(slot)
+            self._wakeups.drop(slot)
 
     async def _load_plan(
         self, slot: Slot, state: RunState, digest: str, now: datetime, cause_seq: int
@@ -444,7 +446,7 @@ class Engine:
                 if plan is not None and plan.concurrency is not None:
                     await self.admission.release_run(slot, plan, plan.concurrency, state)
                 reach("engine.run_finished")
-            self._windows.drop(slot)
+            self._wakeups.drop(slot)
             if self.runs.end(slot):
                 ENGINE_ENDED.labels(state.ended.status.value).inc()
             return

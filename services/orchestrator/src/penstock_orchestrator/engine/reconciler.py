@@ -20,6 +20,7 @@ from penstock.contracts.archive import OpenRunPage, OpenRuns
 from penstock.contracts.errors import PenstockError
 from penstock.contracts.ids import shard_of
 from penstock.telemetry.logs import EventLog
+from penstock_orchestrator.engine.containment import OF_THE_BUS
 from penstock_orchestrator.engine.engine import Engine
 from penstock_orchestrator.engine.metrics import ENGINE_RUNS
 from penstock_orchestrator.engine.runs import Slot
@@ -107,7 +108,7 @@ class Reconciler:
             async with self._limit:
                 wake = self._engine.check if idle else self._engine.wake
                 await wake(slot, clock.now())
-        except (PenstockError, JetStreamError) as error:
+        except (PenstockError, *OF_THE_BUS) as error:
             log.warning("reconciler.failed", run_id=slot.run_id, error=str(error))
         finally:
             self._busy.discard(slot.run_id)
