@@ -39,6 +39,10 @@ class WorkShares(Generic[SlotT]):
         """Return whether the runs of a tenant have to wait."""
         return tenant in self._owed
 
+    def owed(self, tenant: str) -> int:
+        """Return the work that a tenant owes, in units."""
+        return self._owed.get(tenant, 0)
+
     def wait(self, tenant: str, slot: SlotT) -> None:
         """Queue a run, unless it is queued."""
         self._waiting.setdefault(tenant, OrderedDict())[slot] = None

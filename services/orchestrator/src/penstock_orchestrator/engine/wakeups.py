@@ -8,6 +8,7 @@ from typing import Final
 
 from penstock.contracts.errors import PenstockError
 from penstock.telemetry.logs import EventLog
+from penstock_orchestrator.core.walk import MOST_WORK
 from penstock_orchestrator.engine.containment import OF_THE_BUS
 from penstock_orchestrator.engine.runs import RunTable, Slot
 from penstock_orchestrator.engine.shares import WorkShares
@@ -17,7 +18,7 @@ log = EventLog(__name__)
 
 _AGAIN_SECONDS: Final = 1.0
 _REST_SECONDS: Final = 0.005
-"""Pause between two costly decisions, each of which takes about 30 ms."""
+"""Pause for each ``MOST_WORK`` units of a costly decision, which take about 30 ms."""
 
 
 class Wakeups:
@@ -72,7 +73,8 @@ class Wakeups:
                     await asyncio.sleep(_AGAIN_SECONDS)
                     self.shares.wait(slot.tenant, slot)
                 # Others need the event loop several times for each of their steps.
-                await asyncio.sleep(_REST_SECONDS)
+                decisions = max(1, self.shares.owed(slot.tenant) // MOST_WORK)
+                await asyncio.sleep(decisions * _REST_SECONDS)
         finally:
             self._sharing = None
 
