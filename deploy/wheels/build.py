@@ -31,6 +31,7 @@ COMPILED: Final = {
         f"{_BUS}/claims.py",
         f"{_BUS}/consumer.py",
         f"{_BUS}/kv.py",
+        f"{_BUS}/kv_watch.py",
         f"{_BUS}/parser.py",
         f"{_BUS}/writer.py",
         f"{_RUNNER}/attempt.py",

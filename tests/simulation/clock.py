@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from types import SimpleNamespace
 from typing import Any
 
+from penstock import clock
 from tests.simulation.loop import PROCESS, SimLoop
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
@@ -60,6 +61,11 @@ def clock_of(loop: SimLoop) -> Iterator[None]:
         id(uuid): SimpleNamespace(uuid4=draw_uuid),
         id(uuid.uuid4): draw_uuid,
     }
+    process_clock = {
+        id(clock.correct): lambda seconds: setattr(PROCESS.get(), "corrected_by", seconds),
+        id(clock.offset_seconds): lambda: PROCESS.get().corrected_by,
+    }
+    replaced |= process_clock
     undo: list[tuple[dict[str, Any], str, Any]] = []
     for name, module in list(sys.modules.items()):
         if name.startswith("penstock"):

@@ -32,6 +32,8 @@ class Process:
     def __init__(self, name: str, *, skew_seconds: float = 0.0, mortal: bool = True) -> None:
         self.name = name
         self.skew_seconds = skew_seconds
+        self.corrected_by = 0.0
+        """What the process itself believes its clock's error to be, with the sign turned."""
         self.mortal = mortal
         self.dead = False
         self.paused = False

@@ -11,7 +11,7 @@ import base64
 import json
 import re
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from penstock.bus.client import header_block
@@ -362,7 +362,12 @@ class Server:
             self._answer(reply, {"message": message})
         elif verb == "INFO":
             state: dict[str, Any] = {"last_seq": stream.last_seq}
-            answer: dict[str, Any] = {"config": stream.config, "state": state}
+            now = EPOCH + timedelta(seconds=self.loop.now)
+            answer: dict[str, Any] = {
+                "config": stream.config,
+                "state": state,
+                "ts": now.isoformat(),
+            }
             wanted = request.get("subjects_filter")
             if wanted:
                 found_subjects = sorted({m.subject: 1 for m in stream.select(wanted)})

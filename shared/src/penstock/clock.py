@@ -14,7 +14,7 @@ _offset_seconds = 0.0
 
 def epoch() -> float:
     """Return the bus's time in seconds since 1970."""
-    return time.time() + _offset_seconds
+    return time.time() + offset_seconds()
 
 
 def now() -> datetime:
