@@ -155,7 +155,7 @@ class Bus:
             log.debug("bus.clock_unknown", error=str(error))
             return
         after = clock.epoch()
-        if not 0 <= after - before <= _CLOCK_REACH_SECONDS or "ts" not in answer:
+        if not 0 <= after - before <= _CLOCK_REACH_SECONDS:
             return
         error_seconds = datetime.fromisoformat(answer["ts"]).timestamp() - (before + after) / 2
         offset = clock.offset_seconds() + error_seconds
