@@ -296,6 +296,10 @@ class Engine:
             state = self.reload()
         else:
             state = self._fold(state, entry)
+            cancel = self.log.get(subjects.cancel(PREFIX))
+            if cancel is not None and cancel.seq not in self.folded:
+                # Its live copy arrives before inputs that were stored earlier.
+                state = self._fold(state, cancel.entry)
             if self.progress is not None and entry.subject.event == "result":
                 if self.progress.absorb(self.plan, state, entry.subject.step_id):
                     now = entry.fact.occurred_at

@@ -151,6 +151,7 @@ class ShardLeases:
                 await self._lose(shard)
 
     async def _lose(self, shard: int) -> None:
-        del self._held[shard]
+        if self._held.pop(shard, None) is None:
+            return  # given back while its renewal was under way
         log.info("leases.lost", shard=shard)
         await self._on_lost(shard)
