@@ -10,10 +10,8 @@ from fastapi import Depends, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from penstock.contracts.rpc import DocumentKind
-from penstock.runs.replies import Problem
 from penstock_gateway.archive.routes import archives
 from penstock_gateway.context import checked_request
-from penstock_gateway.core.problems import MEDIA_TYPE
 from penstock_gateway.dead_letters.routes import dead_letters
 from penstock_gateway.definitions.apply import application
 from penstock_gateway.definitions.networks import network_routes
@@ -23,6 +21,7 @@ from penstock_gateway.gateway import Gateway
 from penstock_gateway.health import health_routes
 from penstock_gateway.middleware.entry import EntryMiddleware
 from penstock_gateway.middleware.errors import add_error_handlers, failed
+from penstock_gateway.openapi import Api
 from penstock_gateway.raw import RawRoute
 from penstock_gateway.routes import add_raw_routes
 from penstock_gateway.runs.approvals import approvals
@@ -48,7 +47,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
             gateway.drain()
             await gateway.close()
 
-    app = FastAPI(
+    app = Api(
         title="Penstock",
         version=version("penstock-gateway"),
         summary="Durable agent orchestration on NATS JetStream",
@@ -58,12 +57,8 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         redoc_url=None,
         # Spans of the gateway continue the trace of the log; FastAPI's would duplicate them.
         telemetry={"tracing": False, "metrics": False, "logs": False},
-        responses={
-            "default": {
-                "description": "A problem document (RFC 9457)",
-                "content": {MEDIA_TYPE: {"schema": Problem.model_json_schema()}},
-            }
-        },
+        # Else FastAPI describes its own form of errors; the document has problems instead.
+        responses={"default": {"description": "A problem document"}},
     )
     app.state.gateway = gateway
     _add_routes(app, gateway)

@@ -20,7 +20,9 @@ class Health(Record):
     metrics: str = "/metrics"
 
 
-@health_routes.get("/health")
+@health_routes.get(
+    "/health", responses={503: {"model": Health, "description": "The bus is not reached"}}
+)
 async def health(gateway: GatewayParts, response: Response) -> Health:
     """Return whether the gateway reaches the bus. Needs no key."""
     if gateway.bus.nc.is_connected:

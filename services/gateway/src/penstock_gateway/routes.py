@@ -6,7 +6,10 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+from pydantic import JsonValue
 
+from penstock.runs.events import EventPage
 from penstock.runs.views import RunView
 from penstock_gateway.core.requests import (
     CancelRun,
@@ -17,7 +20,7 @@ from penstock_gateway.core.requests import (
     StartRun,
 )
 from penstock_gateway.gateway import Gateway
-from penstock_gateway.openapi import OpenApi, json_body, parameter
+from penstock_gateway.openapi import OLDER, OpenApi, json_body, parameter
 from penstock_gateway.raw import RawRoute
 from penstock_gateway.runs.older import InternallyInvoked, Invoked, Older
 from penstock_gateway.runs.routes import ReadRoutes, StartRoutes
@@ -25,8 +28,8 @@ from penstock_gateway.webhooks.deliveries import DeliveryAccepted, Hooks
 
 Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
 
-_OLDER: Final = "older paths"
 _EVENT_STREAM: Final[OpenApi] = {"text/event-stream": {"schema": {"type": "string"}}}
+_START: Final[JsonValue] = {"name": "greeter", "input": {"text": "Hello"}, "session_id": "ada"}
 _START_HEADERS: Final = [
     parameter(
         "header", "Idempotency-Key", "The same key gives the same run; with another body 422."
@@ -50,6 +53,13 @@ _RUN_PARAMETERS: Final = [
         "header", "Prefer", "`wait=N`: answer when it has ended, or waits for its caller's tools."
     ),
 ]
+_DELIVERY: Final[OpenApi] = {
+    "description": "Whatever the sender sends.",
+    "content": {
+        "application/json": {"schema": {}},
+        "application/x-www-form-urlencoded": {"schema": {"type": "object"}},
+    },
+}
 _RUN: Final[OpenApi] = {"model": RunView, "description": "The run"}
 
 
@@ -65,6 +75,7 @@ def add_raw_routes(app: FastAPI, gateway: Gateway) -> None:
         responses: dict[int | str, OpenApi] | None = None,
         body: OpenApi | None = None,
         parameters: list[OpenApi] | None = None,
+        media: type[Response] = JSONResponse,
     ) -> None:
         route = RawRoute(
             path,
@@ -74,6 +85,7 @@ def add_raw_routes(app: FastAPI, gateway: Gateway) -> None:
             tags=[tag],
             status_code=next((int(status) for status in responses or ()), 200),
             responses=responses,
+            response_class=media,
         )
         of_path = [parameter("path", name, f"The {name}") for name in route.param_convertors]
         route.openapi_extra = {"parameters": [*of_path, *(parameters or ())]}
@@ -92,13 +104,14 @@ def add_raw_routes(app: FastAPI, gateway: Gateway) -> None:
             "content": _EVENT_STREAM,
         },
     }
-    execution = json_body(ExecuteDefinition, required=False)
+    execution = json_body(ExecuteDefinition, example={"input": {"text": "Hello"}}, required=False)
+    start = json_body(StartRun, example=_START)
     for path, endpoint, body, tag in (
-        ("/v1/runs", starting.start_run, json_body(StartRun), "runs"),
+        ("/v1/runs", starting.start_run, start, "runs"),
         ("/v1/agents/{name}/execute", starting.execute_agent, execution, "agents"),
         ("/v1/workflows/{name}/execute", starting.execute_workflow, execution, "workflows"),
         ("/v1/networks/{name}/execute", starting.execute_network, execution, "networks"),
-        ("/v1/workflows/workflows/execute", starting.start_run, json_body(StartRun), _OLDER),
+        ("/v1/workflows/workflows/execute", starting.start_run, start, OLDER),
     ):
         add(
             "POST",
@@ -111,13 +124,13 @@ def add_raw_routes(app: FastAPI, gateway: Gateway) -> None:
         )
 
     events: dict[int | str, OpenApi] = {
-        200: {"description": "A page, or a stream", "content": _EVENT_STREAM}
+        200: {"model": EventPage, "description": "A page, or a stream", "content": _EVENT_STREAM}
     }
     cancelled: dict[int | str, OpenApi] = {
         202: {"model": RunView, "description": "It was asked to stop"},
         200: _RUN,
     }
-    for run, tag in (("/v1/runs/{run_id}", "runs"), ("/v1/workflows/executions/{run_id}", _OLDER)):
+    for run, tag in (("/v1/runs/{run_id}", "runs"), ("/v1/workflows/executions/{run_id}", OLDER)):
         add(
             "GET",
             run,
@@ -132,9 +145,9 @@ def add_raw_routes(app: FastAPI, gateway: Gateway) -> None:
             reading.cancel_run,
             tag=tag,
             responses=cancelled,
-            body=json_body(CancelRun, required=False),
+            body=json_body(CancelRun, example={"reason": "no longer needed"}, required=False),
         )
-    for path, tag in (("/v1/runs/{run_id}/events", "runs"), ("/runs/{run_id}/events", _OLDER)):
+    for path, tag in (("/v1/runs/{run_id}/events", "runs"), ("/runs/{run_id}/events", OLDER)):
         add(
             "GET",
             path,
@@ -148,7 +161,7 @@ def add_raw_routes(app: FastAPI, gateway: Gateway) -> None:
         "POST",
         "/invoke",
         older.invoke,
-        tag=_OLDER,
+        tag=OLDER,
         responses={202: {"model": Invoked}},
         body=json_body(Invoke),
     )
@@ -156,16 +169,33 @@ def add_raw_routes(app: FastAPI, gateway: Gateway) -> None:
         "POST",
         "/internal/invoke",
         older.internal_invoke,
-        tag=_OLDER,
+        tag=OLDER,
         responses={202: {"model": InternallyInvoked}},
         body=json_body(InternalInvoke),
     )
     accepted: dict[int | str, OpenApi] = {202: {"model": DeliveryAccepted}}
     challenge: dict[int | str, OpenApi] = {
-        200: {"description": "The challenge", "content": {"text/plain": {}}}
+        200: {
+            "description": "The challenge",
+            "content": {"text/plain": {"schema": {"type": "string"}}},
+        }
     }
-    add("POST", "/hooks/{tenant}/{name}", hooks.deliver, tag="webhooks", responses=accepted)
-    add("GET", "/hooks/{tenant}/{name}", hooks.verify, tag="webhooks", responses=challenge)
+    add(
+        "POST",
+        "/hooks/{tenant}/{name}",
+        hooks.deliver,
+        tag="webhooks",
+        responses=accepted,
+        body=_DELIVERY,
+    )
+    add(
+        "GET",
+        "/hooks/{tenant}/{name}",
+        hooks.verify,
+        tag="webhooks",
+        responses=challenge,
+        media=PlainTextResponse,
+    )
     add(
         "POST",
         "/webhooks/generic",

@@ -136,6 +136,14 @@ class ClientEvent(Record):
     data: dict[str, Json] = {}
 
 
+class EventPage(Record):
+    """A page of a run's events. ``last_id`` is the id of the last fact that was read."""
+
+    items: tuple[ClientEvent, ...]
+    next_cursor: str | None = None
+    last_id: int
+
+
 CLIENT_EVENT: Final[TypeAdapter[ClientEvent]] = TypeAdapter(ClientEvent)
 
 

@@ -16,6 +16,7 @@ from penstock_gateway.core.access import Caller
 from penstock_gateway.core.node_records import approval_view
 from penstock_gateway.core.preferences import cursor as revision_of
 from penstock_gateway.core.requests import Verdict
+from penstock_gateway.openapi import DONE_BEFORE
 from penstock_gateway.runs.answer import Answer, answer_to, find_record
 
 approvals: Final = APIRouter(tags=["approvals"])
@@ -97,7 +98,9 @@ async def get_approval(
     return _view(state, find_record(state, "approval", record_id))
 
 
-@approvals.post("/v1/approvals/{run_id}/{record_id}/approve", status_code=202)
+@approvals.post(
+    "/v1/approvals/{run_id}/{record_id}/approve", status_code=202, responses=DONE_BEFORE
+)
 async def approve(
     gateway: GatewayParts,
     caller: AnyCaller,
@@ -110,7 +113,7 @@ async def approve(
     return await _decide(gateway, caller, run_id, record_id, "approve", body, response)
 
 
-@approvals.post("/v1/approvals/{run_id}/{record_id}/reject", status_code=202)
+@approvals.post("/v1/approvals/{run_id}/{record_id}/reject", status_code=202, responses=DONE_BEFORE)
 async def reject(
     gateway: GatewayParts,
     caller: AnyCaller,

@@ -41,6 +41,7 @@ from penstock.runs.state import Entry
 from penstock_gateway.context import GatewayParts, IdempotencyKey, Operator, Viewer
 from penstock_gateway.core.access import Caller
 from penstock_gateway.gateway import Gateway
+from penstock_gateway.openapi import DONE_BEFORE
 from penstock_gateway.runs.read import NOT_FOUND
 from penstock_gateway.runs.start import new_run_id
 
@@ -348,7 +349,9 @@ bundle_routes: Final = APIRouter(tags=["runs"])
 @bundle_routes.get(
     "/v1/runs/{run_id}/export",
     response_class=Response,
-    responses={200: {"description": "The bundle", "content": {MEDIA_TYPE: {}}}},
+    responses={
+        200: {"description": "The bundle", "content": {MEDIA_TYPE: {"schema": {"type": "string"}}}}
+    },
 )
 async def export_run(gateway: GatewayParts, caller: Viewer, run_id: RunId) -> StreamingResponse:
     """Stream a run as a bundle: its plan and all its facts, chained by hashes."""
@@ -363,7 +366,10 @@ async def export_run(gateway: GatewayParts, caller: Viewer, run_id: RunId) -> St
 @bundle_routes.post(
     "/v1/runs/import",
     status_code=201,
-    openapi_extra={"requestBody": {"required": True, "content": {MEDIA_TYPE: {}}}},
+    responses=DONE_BEFORE,
+    openapi_extra={
+        "requestBody": {"required": True, "content": {MEDIA_TYPE: {"schema": {"type": "string"}}}}
+    },
 )
 async def import_run(
     request: Request,

@@ -10,6 +10,7 @@ from penstock.runs.replies import RunsCancelled
 from penstock.runs.views import RunView
 from penstock_gateway.context import GatewayParts, Operator, PathToken
 from penstock_gateway.core.requests import CancelRuns, Control
+from penstock_gateway.openapi import DONE_BEFORE
 
 controlling: Final = APIRouter(tags=["runs"])
 
@@ -20,7 +21,7 @@ async def cancel_runs(gateway: GatewayParts, caller: Operator, body: CancelRuns)
     return await gateway.controls.cancel_many(caller, body)
 
 
-@controlling.post("/v1/runs/{run_id}/pause", status_code=202)
+@controlling.post("/v1/runs/{run_id}/pause", status_code=202, responses=DONE_BEFORE)
 async def pause_run(
     gateway: GatewayParts,
     caller: Operator,
@@ -32,7 +33,7 @@ async def pause_run(
     return await _control(gateway, caller, run_id, "pause", body, response)
 
 
-@controlling.post("/v1/runs/{run_id}/resume", status_code=202)
+@controlling.post("/v1/runs/{run_id}/resume", status_code=202, responses=DONE_BEFORE)
 async def resume_run(
     gateway: GatewayParts,
     caller: Operator,
@@ -60,7 +61,9 @@ async def _control(
     return await gateway.runs.view_of(state)
 
 
-@controlling.post("/v1/runs/{run_id}/steps/{step_id}/cancel", status_code=202)
+@controlling.post(
+    "/v1/runs/{run_id}/steps/{step_id}/cancel", status_code=202, responses=DONE_BEFORE
+)
 async def cancel_step(
     gateway: GatewayParts,
     caller: Operator,

@@ -15,6 +15,7 @@ from penstock_gateway.context import GatewayParts, IdempotencyKey, Operator
 from penstock_gateway.core.access import Caller
 from penstock_gateway.core.requests import Input, Limits, Tag
 from penstock_gateway.gateway import Gateway
+from penstock_gateway.openapi import DONE_BEFORE
 from penstock_gateway.runs.fork import ForkParams, Forks, Mode
 
 RunId = Annotated[str, Path(description="The source run")]
@@ -95,7 +96,7 @@ async def _answer(
     return await gateway.runs.view_of(state)
 
 
-@forks.post("/v1/runs/{run_id}/fork", status_code=202)
+@forks.post("/v1/runs/{run_id}/fork", status_code=202, responses=DONE_BEFORE)
 async def fork_run(
     gateway: GatewayParts,
     caller: Operator,
@@ -113,7 +114,7 @@ async def fork_run(
     return await _answer(gateway, caller, run_id, params, response)
 
 
-@forks.post("/v1/runs/{run_id}/retry", status_code=202)
+@forks.post("/v1/runs/{run_id}/retry", status_code=202, responses=DONE_BEFORE)
 async def retry_run(
     gateway: GatewayParts,
     caller: Operator,
@@ -130,7 +131,7 @@ async def retry_run(
     return await _answer(gateway, caller, run_id, params, response)
 
 
-@forks.post("/v1/runs/{run_id}/replay", status_code=202)
+@forks.post("/v1/runs/{run_id}/replay", status_code=202, responses=DONE_BEFORE)
 async def replay_run(
     gateway: GatewayParts,
     caller: Operator,

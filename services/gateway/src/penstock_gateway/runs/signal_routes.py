@@ -14,6 +14,7 @@ from penstock.runs.replies import SentSignal, SentSignals
 from penstock_gateway.context import GatewayParts, IdempotencyKey, Operator, PathToken
 from penstock_gateway.core.access import Caller
 from penstock_gateway.core.requests import CorrelatedSignal, RunMessage, Signal
+from penstock_gateway.openapi import DONE_BEFORE
 from penstock_gateway.runs.read import NOT_FOUND
 from penstock_gateway.runs.signals import Sent, signal_id_of
 
@@ -52,7 +53,7 @@ def _status(response: Response, sent: Sequence[Sent]) -> None:
         response.headers["idempotent-replayed"] = "true"
 
 
-@signalling.post("/v1/runs/{run_id}/signals", status_code=202)
+@signalling.post("/v1/runs/{run_id}/signals", status_code=202, responses=DONE_BEFORE)
 async def signal_run(
     gateway: GatewayParts,
     caller: Operator,
@@ -67,7 +68,7 @@ async def signal_run(
     return signal_view(sent)
 
 
-@signalling.post("/v1/signals", status_code=202)
+@signalling.post("/v1/signals", status_code=202, responses=DONE_BEFORE)
 async def signal_waiting(
     gateway: GatewayParts,
     caller: Operator,
@@ -83,7 +84,7 @@ async def signal_waiting(
     return SentSignals(items=tuple(signal_view(one) for one in sent))
 
 
-@signalling.post("/v1/runs/{run_id}/messages", status_code=202)
+@signalling.post("/v1/runs/{run_id}/messages", status_code=202, responses=DONE_BEFORE)
 async def message_run(
     gateway: GatewayParts,
     caller: Operator,
@@ -99,7 +100,7 @@ async def message_run(
     return signal_view(sent)
 
 
-@signalling.post("/v1/sessions/{session_id}/messages", status_code=202)
+@signalling.post("/v1/sessions/{session_id}/messages", status_code=202, responses=DONE_BEFORE)
 async def message_session(
     gateway: GatewayParts,
     caller: Operator,

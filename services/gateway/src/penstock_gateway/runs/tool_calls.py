@@ -16,6 +16,7 @@ from penstock_gateway.context import AnyCaller, GatewayParts, PathToken, Viewer
 from penstock_gateway.core.node_records import call_view, unknown_view
 from penstock_gateway.core.preferences import wait_seconds
 from penstock_gateway.core.requests import Resolution, ToolFailure, ToolResult, ToolResults
+from penstock_gateway.openapi import DONE_BEFORE
 from penstock_gateway.runs.answer import Answer
 from penstock_gateway.runs.wait import open_calls
 
@@ -35,7 +36,7 @@ async def list_tool_calls(gateway: GatewayParts, caller: Viewer, run_id: str) ->
     )
 
 
-@tool_calls.post("/v1/runs/{run_id}/tool_results", status_code=202)
+@tool_calls.post("/v1/runs/{run_id}/tool_results", status_code=202, responses=DONE_BEFORE)
 async def post_tool_results(
     gateway: GatewayParts,
     caller: AnyCaller,
@@ -110,7 +111,9 @@ async def list_unknown(gateway: GatewayParts, caller: Viewer, run_id: str) -> Un
     return Unknowns(run_id=run_id, items=items)
 
 
-@tool_calls.post("/v1/runs/{run_id}/steps/{step_id}/resolve", status_code=202)
+@tool_calls.post(
+    "/v1/runs/{run_id}/steps/{step_id}/resolve", status_code=202, responses=DONE_BEFORE
+)
 async def resolve(
     gateway: GatewayParts,
     caller: AnyCaller,
