@@ -112,6 +112,20 @@ def test_runs_help_names_command(run: Callable[..., Result], command: str) -> No
     assert f"  {command}" in run("runs", "--help").stdout
 
 
+@pytest.mark.parametrize("arguments", [(), ("runs",)])
+def test_help_of_a_group_has_sections_and_whole_sentences(
+    run: Callable[..., Result], arguments: tuple[str, ...]
+) -> None:
+    shown = run(*arguments, "--help", env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"}).stdout
+    assert "..." not in shown.partition("Commands:")[2]
+    assert max(map(len, shown.splitlines())) <= 80
+    headings = [line for line in shown.splitlines() if line.endswith(":") and line[0] != " "]
+    expected = ["Definitions:", "Runs:", "Operation:"]
+    if arguments:
+        expected = ["Control:", "Answers:", "Repetitions:", "Bundles:"]
+    assert [one for one in headings if one not in ("Options:", "Commands:")] == expected
+
+
 def test_version_printed_is_the_installed_one(run: Callable[..., Result]) -> None:
     assert run("version").stdout.startswith("penstock 0.")
 

@@ -1,4 +1,5 @@
 import json
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -249,6 +250,51 @@ def test_invoke_sends_priority_tags_and_limits(
         "tags": {"team": "a"},
         "limits": {"max_tokens": 100, "max_cost_usd": 0.5},
     }
+
+
+@pytest.mark.parametrize(
+    ("kind", "record_id", "choice", "path"),
+    [
+        ("approval", "pay-a", "approve", "approvals/{}/pay-a/approve"),
+        ("approval", "ask", "reject", "approvals/{}/ask/reject"),
+        ("client_tool", "screen-x1", "", "runs/{}/tool_results"),
+        ("resolution", "pay-r", "retry", "runs/{}/steps/pay/resolve"),
+        ("wait", "until-paid", "", "runs/{}/signals"),
+    ],
+)
+def test_show_of_a_waiting_run_prints_the_command_that_answers(
+    run: Callable[..., Result],
+    gateway: Callable[..., None],
+    requests: list[httpx.Request],
+    kind: str,
+    record_id: str,
+    choice: str,
+    path: str,
+) -> None:
+    record = {"record_id": record_id, "kind": kind, "status": "open", "at": AT,
+              "request": {"name": "it's paid"}}  # fmt: skip
+    view = {**RUNNING, "status": "waiting", "waiting_for": [record]}
+    gateway(lambda _: httpx.Response(200, json=view))
+    shown = run("runs", "show", RUN_ID).stdout
+    program, *typed = shlex.split(shown.partition("to answer: ")[2])
+    assert program == "penstock"
+    replies = {"approval": APPROVAL, "wait": SIGNAL}
+    gateway(lambda _: httpx.Response(200, json=replies.get(kind, RUN)))
+    typed = [choice if "|" in word else "1" if word == "JSON" else word for word in typed]
+    result = run(*typed)
+    assert result.exit_code == 0, result.output
+    assert requests[-1].method == "POST"
+    assert requests[-1].url.path == "/v1/" + path.format(RUN_ID)
+
+
+def test_show_of_a_run_that_waits_for_a_time_prints_no_command(
+    run: Callable[..., Result], gateway: Callable[..., None]
+) -> None:
+    record = {"record_id": "nap", "kind": "wait", "status": "open", "at": AT, "due_at": AT}
+    gateway(lambda _: httpx.Response(200, json={**RUN, "waiting_for": [record]}))
+    shown = run("runs", "show", RUN_ID)
+    assert "nap" in shown.stdout
+    assert "to answer" not in shown.stdout
 
 
 def test_show_at_a_sequence_asks_for_it_and_tells_what_the_run_waits_for(

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import Result
 
 from penstock.cli.failure import CommandError
-from penstock.cli.inputs import read_input
+from penstock.cli.inputs import read_input, read_start_input
 from tests.unit.cli.conftest import RUN
 
 
@@ -41,7 +41,12 @@ def test_read_input_unreadable_is_misuse(text: str) -> None:
 def test_invoke_sends_key_session_and_wait(
     run: Callable[..., Result], gateway: Callable[..., None], requests: list[httpx.Request]
 ) -> None:
-    gateway(lambda _: httpx.Response(200, json={**RUN, "status": "done", "output": "42"}))
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "POST":
+            return httpx.Response(202, json=RUN)
+        return httpx.Response(200, json={**RUN, "status": "done", "output": "42"})
+
+    gateway(answer)
     arguments = ["--session", "s1", "--idempotency-key", "k1", "--wait", "5"]
     shown = run("invoke", "helper", "--input", '{"q": 1}', *arguments)
     assert shown.exit_code == 0, shown.output
@@ -49,7 +54,8 @@ def test_invoke_sends_key_session_and_wait(
     sent = requests[0]
     assert json.loads(sent.content) == {"name": "helper", "input": {"q": 1}, "session_id": "s1"}
     assert sent.headers["idempotency-key"] == "k1"
-    assert sent.headers["prefer"] == "wait=5"
+    assert requests[1].headers["prefer"] == "wait=5"
+    assert shown.stderr == f"{RUN['run_id']}\n"
 
 
 @pytest.mark.parametrize("status", ["failed", "running", "cancelled"])
@@ -84,3 +90,41 @@ def test_invoke_followed_prints_events_and_ends_with_the_run(
     assert shown.exit_code == 0, shown.output
     assert "hello world\n" in shown.stdout
     assert "run_done" in shown.stdout.splitlines()[-1]
+    assert shown.stderr == f"{RUN['run_id']}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("invoke", "helper", "--follow"), ("invoke", "helper", "--wait", "9"), ("runs", "tail", "R")],
+)
+def test_interrupted_command_shows_how_to_find_the_run_again(
+    run: Callable[..., Result], gateway: Callable[..., None], arguments: tuple[str, ...]
+) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "POST":
+            return httpx.Response(202, json=RUN)
+        raise KeyboardInterrupt
+
+    gateway(answer)
+    shown = run(*arguments)
+    assert shown.exit_code == 130
+    run_id = RUN["run_id"] if arguments[0] == "invoke" else "R"
+    assert f"penstock runs tail {run_id}" in shown.stderr
+    assert f"penstock runs cancel {run_id}" in shown.stderr
+
+
+@pytest.mark.parametrize("text", ["17", '{"a": 1}', "@no/such/file", "[", ""])
+def test_invoke_with_text_sends_it_as_it_is(
+    run: Callable[..., Result],
+    gateway: Callable[..., None],
+    requests: list[httpx.Request],
+    text: str,
+) -> None:
+    gateway(lambda _: httpx.Response(202, json=RUN))
+    assert run("invoke", "helper", "--text", text).exit_code == 0
+    assert json.loads(requests[0].content) == {"name": "helper", "input": text}
+
+
+def test_invoke_with_two_inputs_is_misuse() -> None:
+    with pytest.raises(CommandError, match="either --input or --text"):
+        read_start_input("1", "2")

@@ -15,41 +15,48 @@ from penstock.cli.failure import FAILED, CommandError, print_error
 from penstock.cli.lazy import Entry, LazyGroup
 from penstock.target import DEFAULT_DATA_DIR, find_target
 
+DEFINITIONS: Final = "Definitions"
+RUNS: Final = "Runs"
+OPERATION: Final = "Operation"
+
 COMMANDS: Final = {
-    "dev": Entry("dev:dev", help="Start a bus and all services on this machine, until Ctrl-C."),
+    "dev": Entry("dev:dev", "Start a bus and all services on this machine, until Ctrl-C."),
+    "version": Entry("app:version", "Print the version."),
     "apply": Entry(
         "definitions:apply",
-        help="Store and publish documents, all or none. Kinds: agents, tools, workflows, "
+        "Store and publish documents, all or none. Kinds: agents, tools, workflows, "
         "networks, webhooks, schedules.",
+        DEFINITIONS,
     ),
-    "invoke": Entry("invoke:invoke", help="Start a run of an agent, workflow or network."),
-    "runners": Entry("runs:runners", help="List live runners."),
-    "doctor": Entry(
-        "doctor:doctor",
-        help="Check bus, services and databases. The exit code is 1 if a check fails.",
-    ),
-    "version": Entry("app:version", help="Print the version."),
-    "signal": Entry(
-        "signals:signal", help="Send an event to a run, or to those that wait for a key."
-    ),
-    "versions": Entry("definitions:versions", help="List the versions of a definition."),
-    "publish": Entry("definitions:publish", help="Publish a definition."),
+    "versions": Entry("definitions:versions", "List the versions of a definition.", DEFINITIONS),
+    "publish": Entry("definitions:publish", "Publish a definition.", DEFINITIONS),
     "archive": Entry(
         "definitions:archive",
-        help="Archive a definition with all versions. Publishing restores it.",
+        "Archive a definition with all versions. Publishing restores it.",
+        DEFINITIONS,
     ),
-    "runs": Entry("runs:app", help="Inspect, follow, control and recover runs."),
-    "approvals": Entry("approvals:app", help="List, approve or reject pending approvals."),
-    "schedules": Entry("schedules:app", help="Inspect and control schedules."),
     "alias": Entry(
-        "definitions:aliases", help="Set, list or delete aliases of versions: NAME@ALIAS."
+        "definitions:aliases", "Set, list or delete aliases of versions: NAME@ALIAS.", DEFINITIONS
     ),
-    "dead": Entry("dead:app", help="Inspect, requeue or discard dead letters."),
-    "observability": Entry("reports:app", help="Archive status, cost and profile reports."),
-    "history": Entry("restore:app", help="Rebuild the archive, restore or delete runs."),
-    "sink": Entry("sinks:app", help="Export ended runs to other systems."),
-    "keys": Entry("keys:app", help="Create, list and revoke API keys."),
-    "services": Entry("dev:services", help="List or run single services of the local stack."),
+    "invoke": Entry("invoke:invoke", "Start a run of an agent, workflow or network.", RUNS),
+    "signal": Entry(
+        "signals:signal", "Send an event to a run, or to those that wait for a key.", RUNS
+    ),
+    "runs": Entry("runs:app", "Inspect, follow, control and recover runs.", RUNS),
+    "approvals": Entry("approvals:app", "List, approve or reject pending approvals.", RUNS),
+    "schedules": Entry("schedules:app", "Inspect and control schedules.", RUNS),
+    "runners": Entry("runs:runners", "List live runners.", OPERATION),
+    "doctor": Entry(
+        "doctor:doctor",
+        "Check bus, services and databases. The exit code is 1 if a check fails.",
+        OPERATION,
+    ),
+    "dead": Entry("dead:app", "Inspect, requeue or discard dead letters.", OPERATION),
+    "observability": Entry("reports:app", "Archive status, cost and profile reports.", OPERATION),
+    "history": Entry("restore:app", "Rebuild the archive, restore or delete runs.", OPERATION),
+    "sink": Entry("sinks:app", "Export ended runs to other systems.", OPERATION),
+    "keys": Entry("keys:app", "Create, list and revoke API keys.", OPERATION),
+    "services": Entry("dev:services", "List or run single services of the local stack.", OPERATION),
 }
 
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
+import typer
 from rich.console import Console
 from rich.text import Text
 
 from penstock.cli.display import compact, console, moment, print_json
-from penstock.cli.failure import FAILED, CommandError
+from penstock.cli.failure import FAILED, INTERRUPTED, CommandError
 from penstock.client import Client
 from penstock.runs.events import ClientEvent, EventType
 
@@ -104,7 +105,7 @@ class EventPrinter:
 def follow_run(
     client: Client, run_id: str, *, after: int = 0, limit: int | None = None, as_json: bool = False
 ) -> str:
-    """Print a run's events while they happen; return its final status, or ``running`` if cut short.
+    """Print a run's events while they happen; return its final status, ``running`` at the limit.
 
     Args:
         client: The gateway.
@@ -115,6 +116,7 @@ def follow_run(
 
     Raises:
         CommandError: The stream ended before the run.
+        Exit: Ctrl-C was pressed.
     """
     printer, seen = EventPrinter(console()), 0
     try:
@@ -129,10 +131,21 @@ def follow_run(
             if limit is not None and seen >= limit:
                 return "running"
     except KeyboardInterrupt:
-        return "running"
+        printer.close()
+        raise interrupted(run_id) from None
     finally:
         printer.close()
     raise CommandError(f"the event stream of {run_id} ended before the run did")
+
+
+def interrupted(run_id: str) -> typer.Exit:
+    """Return the exit after Ctrl-C; standard error shows how to follow or cancel the run."""
+    typer.echo(
+        f"\nThe run continues. Follow it: penstock runs tail {run_id}\n"
+        f"Cancel it: penstock runs cancel {run_id}",
+        err=True,
+    )
+    return typer.Exit(INTERRUPTED)
 
 
 def exit_code(status: str) -> int:

@@ -10,6 +10,8 @@ from penstock.cli.printable import printable
 
 FAILED: Final = 1
 MISUSED: Final = 2
+INTERRUPTED: Final = 130
+"""Exit code after Ctrl-C, as of shells."""
 
 
 class Finding(NamedTuple):

@@ -154,10 +154,7 @@ def tail_subject(target: Target, pattern: str, *, limit: int | None, as_json: bo
             _show_message(screen, await arrived.get(), as_json=as_json)
             seen += 1
 
-    try:
-        on_wire(target, work)
-    except KeyboardInterrupt:
-        return
+    on_wire(target, work)
 
 
 def _show_message(screen: Console, message: Msg, *, as_json: bool) -> None:

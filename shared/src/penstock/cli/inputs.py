@@ -39,6 +39,19 @@ def read_input(text: str, *, option: str = "--input") -> Json:
         raise CommandError(f"{option}: {error}", exit_code=MISUSED) from error
 
 
+def read_start_input(value: str | None, text: str | None) -> Json:
+    """Return the input of a run: of ``--input`` as ``read_input``, of ``--text`` as it is.
+
+    Raises:
+        CommandError: Both were given, or the input cannot be read.
+    """
+    if text is None:
+        return read_input("null" if value is None else value)
+    if value is not None:
+        raise CommandError("give either --input or --text", exit_code=MISUSED)
+    return text
+
+
 def read_pairs(texts: Iterable[str] | None, *, option: str) -> dict[str, str]:
     """Return the values of a repeated option ``NAME=VALUE`` by name.
 

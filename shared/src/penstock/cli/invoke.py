@@ -8,7 +8,7 @@ import typer
 
 from penstock.cli.display import compact, console, print_json, status_text
 from penstock.cli.gateway import gateway
-from penstock.cli.inputs import read_input, read_pairs, read_values
+from penstock.cli.inputs import read_pairs, read_start_input, read_values
 from penstock.cli.options import AsJson, Follow, StartKey, Tag
 
 if TYPE_CHECKING:
@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 def invoke(  # noqa: PLR0913, PLR0917 - one parameter for each option
     context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="NAME, NAME@VERSION or NAME@ALIAS.")],
-    input_text: Annotated[
-        str,
+    input_value: Annotated[
+        str | None,
         typer.Option("--input", "-i", help="JSON, text, @file, or @- for standard input."),
-    ] = "null",
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(help="Input that is text, also if it looks like JSON or @file.")
+    ] = None,
     follow: Follow = False,
     wait: Annotated[
         int | None, typer.Option(min=1, help="Wait up to this many seconds for the end.")
@@ -40,10 +43,10 @@ def invoke(  # noqa: PLR0913, PLR0917 - one parameter for each option
     as_json: AsJson = False,
 ) -> None:
     """Start a run; the exit code is 1 if its end was awaited and is not ``done``."""
-    value = read_input(input_text)
+    value = read_start_input(input_value, text)
     tags = read_pairs(tag, option="--tag")
     limits = read_values(limit, option="--limit")
-    from penstock.cli.events import exit_code, follow_run
+    from penstock.cli.events import exit_code, follow_run, interrupted
 
     with gateway(context) as client:
         run = client.start(
@@ -54,10 +57,16 @@ def invoke(  # noqa: PLR0913, PLR0917 - one parameter for each option
             limits=limits,
             priority=priority,
             idempotency_key=idempotency_key,
-            wait_seconds=None if follow else wait,
         )
+        if follow or wait:
+            typer.echo(run.run_id, err=True)  # before its events or its end, which may be late
         if follow:
             raise typer.Exit(exit_code(follow_run(client, run.run_id, as_json=as_json)))
+        if wait:
+            try:
+                run = client.wait(run.run_id, wait)
+            except KeyboardInterrupt:
+                raise interrupted(run.run_id) from None
     if as_json:
         print_json(run)
     else:

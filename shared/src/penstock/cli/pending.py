@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -16,10 +17,29 @@ from penstock.cli.options import AsJson, Digest, Output, Reason, RunId, StepId
 if TYPE_CHECKING:
     from penstock.contracts.json import Json
     from penstock.runs.replies import CallView, UnknownView
+    from penstock.runs.views import NodeRecordView
 
 _DIGEST_SHOWN: Final = 12
 
 app = group()
+
+
+def answer_command(run_id: str, record: NodeRecordView) -> str:
+    """Return the command line that answers a pending request; empty where time alone does."""
+    from penstock.contracts.ids import RecordId
+
+    if (request := record.request) is None:
+        return ""
+    step_id = shlex.quote(RecordId.parse(record.record_id).step_id)
+    match record.kind:
+        case "approval":
+            return f"penstock approvals approve|reject {run_id} {shlex.quote(record.record_id)}"
+        case "client_tool":
+            return f"penstock runs tool-result {run_id} {step_id} --output JSON"
+        case "resolution":
+            return f"penstock runs resolve {run_id} {step_id} retry|succeed|fail"
+        case _:
+            return f"penstock signal {run_id} {shlex.quote(request.name)} --payload JSON"
 
 
 @app.command("tool-calls")

@@ -49,6 +49,9 @@ if TYPE_CHECKING:
 _LIST_WIDTH: Final = 92
 """Columns that a list of runs takes before the outcome."""
 
+CONTROL: Final = "Control"
+"""Heading of the commands that control runs."""
+
 Sort = Literal["created", "ended"]
 
 app = group()
@@ -189,6 +192,9 @@ def show(
         if records:
             columns = (title, "kind", "status", "until", "what")
             screen.print(table(columns, map(_record_row, records)))
+    for record in run.waiting_for:
+        if answer := pending.answer_command(run.run_id, record):
+            screen.print(f"  to answer: {answer}")
 
 
 def _record_row(record: NodeRecordView) -> tuple[str, str, Text, str, str]:
@@ -260,7 +266,7 @@ def tail(
 def _add(act: Literal["cancel", "pause", "resume"], summary: str) -> None:
     """Add a command that controls one run."""
 
-    @app.command(act, help=summary)
+    @app.command(act, help=summary, rich_help_panel=CONTROL)
     def command(context: typer.Context, run_id: RunId, reason: Reason = "") -> None:
         with gateway(context) as client:
             control = {"cancel": client.cancel, "pause": client.pause, "resume": client.resume}
@@ -275,7 +281,7 @@ _add("pause", "Pause a run: running steps finish, no new step starts.")
 _add("resume", "Resume a paused run.")
 
 
-@app.command("cancel-step")
+@app.command("cancel-step", rich_help_panel=CONTROL)
 def cancel_step(
     context: typer.Context, run_id: RunId, step_id: StepId, reason: Reason = ""
 ) -> None:
@@ -287,7 +293,7 @@ def cancel_step(
     console().print(run_id, step_id, status_text(step.status))
 
 
-@app.command("cancel-many")
+@app.command("cancel-many", rich_help_panel=CONTROL)
 def cancel_many(  # noqa: PLR0913, PLR0917 - one parameter for each filter
     context: typer.Context,
     status: Annotated[
@@ -352,7 +358,14 @@ def fold(
     fold_run(context.obj, run_id, until_seq=until, as_json=as_json)
 
 
-for part in (signals, pending, forks, bundles):
+for section, part in (
+    (CONTROL, signals),
+    ("Answers", pending),
+    ("Repetitions", forks),
+    ("Bundles", bundles),
+):
+    for added in part.app.registered_commands:
+        added.rich_help_panel = section
     app.add_typer(part.app)
 
 
