@@ -28,6 +28,7 @@ COMMANDS: Final = {
         "networks, webhooks, schedules.",
         DEFINITIONS,
     ),
+    "definitions": Entry("stored:app", "List, show or delete definitions.", DEFINITIONS),
     "versions": Entry("definitions:versions", "List the versions of a definition.", DEFINITIONS),
     "publish": Entry("definitions:publish", "Publish a definition.", DEFINITIONS),
     "archive": Entry(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from penstock.contracts.rpc import Alias, Applied, AppliedDefinition, Version
 
 Kind = Literal["workflow", "network", "agent", "tool", "webhook", "schedule"]
-KINDS: Final = ("workflow", "network", "agent", "tool", "webhook", "schedule")
+KINDS: Final[tuple[Kind, ...]] = ("workflow", "network", "agent", "tool", "webhook", "schedule")
 """In the order in which a name is looked up."""
 SUFFIXES: Final = frozenset({".yaml", ".yml", ".json"})
 STANDARD_INPUT: Final = "-"
@@ -165,7 +165,9 @@ def versions(
     """Print the versions of a definition, newest first."""
     from penstock.runs.definition_views import VersionItems
 
-    found = send(context, VersionItems, "GET", _path(context, name, kind) + "/versions").items
+    found = send(
+        context, VersionItems, "GET", definition_path(context, name, kind) + "/versions"
+    ).items
     columns: dict[str, Callable[[Version], str]] = {
         "version": lambda one: f"v{one.version}",
         "": lambda one: "in force" if one.in_force else "",
@@ -188,7 +190,7 @@ def publish(
     from penstock.contracts.rpc import AppliedDefinition
 
     body: Json = {"version": version} if version is not None else {}
-    path = _path(context, name, kind) + "/publish"
+    path = definition_path(context, name, kind) + "/publish"
     done = send(context, AppliedDefinition, "POST", path, body)
     console().print(f"{name}: v{done.version} is in force")
 
@@ -197,7 +199,7 @@ def archive(context: typer.Context, name: Name, kind: OfKind = None) -> None:
     """Archive a definition that no other one uses."""
     from penstock.contracts.rpc import Definition
 
-    send(context, Definition, "POST", _path(context, name, kind) + "/archive")
+    send(context, Definition, "POST", definition_path(context, name, kind) + "/archive")
     console().print(f"{name} is archived")
 
 
@@ -225,7 +227,7 @@ def set_alias(
     body: dict[str, Json] = {"version": version}
     if canary is not None:
         body["canary"] = {"version": canary, "weight": weight}
-    path = _path(context, name, kind) + "/aliases/{}"
+    path = definition_path(context, name, kind) + "/aliases/{}"
     stored = send(context, Alias, "PUT", path, body, ids=[alias])
     console().print(f"{name}@{alias} is {_aim(stored)}")
 
@@ -237,7 +239,7 @@ def list_aliases(
     """List the aliases of a definition."""
     from penstock.contracts.rpc import Aliases
 
-    found = send(context, Aliases, "GET", _path(context, name, kind) + "/aliases").items
+    found = send(context, Aliases, "GET", definition_path(context, name, kind) + "/aliases").items
     columns: dict[str, Callable[[Alias], str]] = {
         "alias": lambda one: f"{name}@{one.alias}",
         "stands for": _aim,
@@ -251,7 +253,7 @@ def delete_alias(context: typer.Context, name: Name, alias: AliasName, kind: OfK
     """Remove an alias."""
     from penstock.contracts.facts import Record
 
-    path = _path(context, name, kind) + "/aliases/{}"
+    path = definition_path(context, name, kind) + "/aliases/{}"
     send(context, Record, "DELETE", path, ids=[alias])
     console().print(f"{name}@{alias} is gone")
 
@@ -261,7 +263,7 @@ def _aim(alias: Alias) -> str:
     return f"v{alias.version}" + (f", {canary.weight}% v{canary.version}" if canary else "")
 
 
-def _path(context: typer.Context, name: str, kind: Kind | None) -> str:
+def definition_path(context: typer.Context, name: str, kind: Kind | None) -> str:
     """Return the path of a definition; without its kind the first one with the name."""
     from penstock.client import Call, ProblemError, path_of
     from penstock.contracts.rpc import Definition

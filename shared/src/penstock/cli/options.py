@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
+
+from penstock.cli.failure import MISUSED, CommandError
 
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run.")]
 StepId = Annotated[str, typer.Argument(metavar="STEP", help="Id of the step.")]
@@ -38,4 +41,21 @@ Since = Annotated[
 Until = Annotated[
     str | None, typer.Option(help="Until this time, in the same form.", show_default=False)
 ]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list what matches.")]
+
+
+def confirm(what: str, *, sure: bool) -> None:
+    """Ask whether to delete something, unless the caller is sure.
+
+    Raises:
+        CommandError: The answer was no, or there is no terminal to ask on.
+    """
+    if sure:
+        return
+    if not sys.stdin.isatty():
+        raise CommandError(f"deleting {what} needs --yes here", exit_code=MISUSED)
+    sys.stdout.write(f"Delete {what} for good? [y/N] ")
+    sys.stdout.flush()
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise CommandError("nothing was deleted")

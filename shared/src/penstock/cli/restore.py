@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from penstock.cli.display import console, print_json
-from penstock.cli.failure import MISUSED, CommandError
 from penstock.cli.gateway import LONG_SECONDS, send
 from penstock.cli.lazy import group
-from penstock.cli.options import RunId
+from penstock.cli.options import RunId, Yes, confirm
 from penstock.cli.reports import AsFormat, Format
 
 if TYPE_CHECKING:
@@ -19,8 +17,6 @@ if TYPE_CHECKING:
     from penstock.contracts.archive import ArchiveStatus
 
 _PROBE_SECONDS: Final = 0.5
-
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 
 app = group()
 
@@ -129,13 +125,7 @@ def _delete(context: typer.Context, path: str, one: str, what: str, *, sure: boo
     """
     from penstock.contracts.archive_maintenance import Erased
 
-    if not sure:
-        if not sys.stdin.isatty():
-            raise CommandError(f"deleting {what} needs --yes here", exit_code=MISUSED)
-        sys.stdout.write(f"Delete {what} for good? [y/N] ")
-        sys.stdout.flush()
-        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-            raise CommandError("nothing was deleted")
+    confirm(what, sure=sure)
     done = send(context, Erased, "DELETE", path, ids=[one], timeout_seconds=LONG_SECONDS)
     console().print(
         f"deleted {done.runs} runs, {done.objects} objects, {done.dead_letters} dead letters"
