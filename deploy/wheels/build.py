@@ -34,7 +34,6 @@ COMPILED: Final = {
         f"{_BUS}/kv_watch.py",
         f"{_BUS}/parser.py",
         f"{_BUS}/writer.py",
-        f"{_RUNNER}/attempt.py",
         f"{_RUNNER}/deltas.py",
         f"{_RUNNER}/execution.py",
         f"{_RUNNER}/stops.py",

@@ -16,10 +16,11 @@ from penstock.bus.topology import ensure
 from penstock.bus.writer import Record
 from penstock.contracts import subjects
 from penstock.contracts.errors import ConflictError, TransientError
+from penstock.contracts.facts import StepScheduled, fact_bytes
 from penstock.contracts.messages import Claim
 from penstock.contracts.structs import decode
 from penstock.embedded import NatsServer
-from tests.integration.bus.conftest import Bench, OpenBench, fact, more_than
+from tests.integration.bus.conftest import NOW, Bench, OpenBench, fact, more_than
 from tests.support.waiting import eventually
 
 MODES = pytest.mark.parametrize("batches", [False, True], ids=["singles", "batches"])
@@ -421,12 +422,15 @@ async def test_append_at_the_threshold_stores_the_body_itself(bench: Bench) -> N
 
 
 async def test_append_all_puts_each_large_body_into_a_claim(bench: Bench) -> None:
-    records = decision(bench, 1, "step.tool.q.a.1", "step.tool.q.b.1", body=fact("y" * 200_000))
+    step = StepScheduled(
+        occurred_at=NOW, node_id="a", name="a", input="y" * 200_000, expires_at=NOW
+    )
+    records = decision(bench, 1, "step.tool.q.a.1", "step.tool.q.b.1", body=fact_bytes(step))
 
     await bench.writer.append_all(records)
 
     entries = await bench.reader.read_run(bench.tenant, bench.shard, bench.run_id)
-    assert [entry.fact.payload for entry in entries] == [  # type: ignore[union-attr]
+    assert [entry.fact.input for entry in entries] == [  # type: ignore[union-attr]
         "y" * 200_000
     ] * 2
 
