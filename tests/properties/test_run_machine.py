@@ -27,9 +27,9 @@ from penstock.contracts.facts import (
     StepKind,
     StepResult,
     StepScheduled,
-    Usage,
 )
 from penstock.contracts.plan import Node, Plan, RetryPolicy
+from penstock.contracts.usage import Usage
 from penstock.runs.state import fold, new_state
 from penstock_orchestrator.core.decide import decide, expired, repair
 from penstock_orchestrator.core.decisions import Timer as DecidedTimer
@@ -257,7 +257,9 @@ class RunMachine(RuleBasedStateMachine):
     def _deliver(self, process: Process, message: Message) -> None:
         redelivered = self.world.delivered[message.seq] > 0
         self.world.delivered[message.seq] += 1
-        process.effects = process.engine.handle(message, redelivered=redelivered)
+        # The engine's clock: a runner's may be wrong, and the input may have waited long.
+        now = self.world.now
+        process.effects = process.engine.handle(message, now, redelivered=redelivered)
         process.works_on = message.seq
 
     @precondition(lambda self: self.idle and self.undelivered)

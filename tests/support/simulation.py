@@ -27,7 +27,6 @@ from penstock.contracts.facts import (
     StepKind,
     StepResult,
     StepScheduled,
-    Usage,
     fact_bytes,
     read_fact,
 )
@@ -40,6 +39,7 @@ from penstock.contracts.plan import (
     RetryPolicy,
     ToolNode,
 )
+from penstock.contracts.usage import Usage
 from penstock.runs.state import Entry, RunState, evolve, fold, new_state
 from penstock_orchestrator.core.budget import run_deadline
 from penstock_orchestrator.core.decide import decide, expired, repair
@@ -286,9 +286,12 @@ class Engine:
         self.state = evolve(state, entry)
         return self.state
 
-    def handle(self, message: Message, *, redelivered: bool = False) -> Effects:
-        """Work on an input fact."""
+    def handle(
+        self, message: Message, now: datetime | None = None, *, redelivered: bool = False
+    ) -> Effects:
+        """Work on an input fact at a time of the engine; by default that of the fact."""
         entry = message.entry
+        now = now or entry.fact.occurred_at
         state = self.state
         fresh = state is None or redelivered
         if state is None or redelivered:
@@ -302,7 +305,6 @@ class Engine:
                 state = self._fold(state, cancel.entry)
             if self.progress is not None and entry.subject.event == "result":
                 if self.progress.absorb(self.plan, state, entry.subject.step_id):
-                    now = entry.fact.occurred_at
                     alone = state.cancel is None and now < run_deadline(self.plan, state.request)
                     if alone:
                         assert decide(self.plan, state, now, entry.seq) is None
@@ -310,7 +312,7 @@ class Engine:
                     self.progress.touch_step(self.plan, entry.subject.step_id)
             elif self.progress is not None and entry.subject.event == "signal":
                 self.progress.touch_signal(self.plan, state, entry.subject.step_id)
-        yield from self.advance(entry.fact.occurred_at, entry.seq, fresh=fresh)
+        yield from self.advance(now, entry.seq, fresh=fresh)
 
     def wake(self, now: datetime, *, reload: bool = True) -> Effects:
         """Let time pass: state what has expired, decide what is due."""

@@ -7,15 +7,9 @@ from typing import Any
 import pytest
 
 from penstock.contracts import subjects
-from penstock.contracts.facts import (
-    CancelRequested,
-    RunEnded,
-    RunLimits,
-    RunStatus,
-    StepScheduled,
-    Usage,
-)
+from penstock.contracts.facts import CancelRequested, RunEnded, RunStatus, StepScheduled
 from penstock.contracts.plan import Node
+from penstock.contracts.usage import RunLimits, Usage
 from penstock_orchestrator.core.budget import run_deadline
 from penstock_orchestrator.core.decide import decide, expired, repair, wake_at
 from tests.support.simulation import (
@@ -481,3 +475,17 @@ def test_decide_without_room_publishes_nothing_but_names_full_pools() -> None:
     assert decided.outputs == ()
     assert decided.used == {}
     assert decided.full_pools == {pool}
+
+
+# -- what an engine remembers --------------------------------------------------------------------
+
+
+def test_attempts_that_are_due_together_are_scheduled_in_the_order_of_the_plan() -> None:
+    driver = start(tool_node("a"), tool_node("b"))
+    driver.result("a", error=transient(9.0))
+    driver.result("b", error=transient(2.0))
+
+    # The wait of b is over first. An engine that remembers both decides as one that does not.
+    driver.wake(20)
+
+    assert driver.scheduled[2:] == ["a.2", "b.2"]

@@ -8,23 +8,24 @@ it returns the remaining actions, in the end none.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 from penstock.contracts.errors import ErrorFamily, ErrorInfo, RejectedError, finding
 from penstock.contracts.facts import (
     Decision,
     NodeRecord,
-    Reservation,
     RunEnded,
     RunStatus,
     StateChanged,
     StepResult,
+    Wait,
 )
 from penstock.contracts.ids import parse_step_id
 from penstock.contracts.plan import Plan
 from penstock.contracts.subjects import END_SUFFIX, STATE_SUFFIX
+from penstock.contracts.usage import Reservation
 from penstock.contracts.versions import check_against
 from penstock.expressions.values import METER
 from penstock.runs.state import RunState, StepState
@@ -34,14 +35,17 @@ from penstock_orchestrator.core.decisions import (
     Decided,
     Expired,
     Output,
+    Planned,
     Repair,
     Timer,
     timer_at,
 )
 from penstock_orchestrator.core.kinds import advance
-from penstock_orchestrator.core.progress import Progress, instance_of
+from penstock_orchestrator.core.progress import Path, Progress, instance_of
 from penstock_orchestrator.core.view import View
 from penstock_orchestrator.core.walk import MOST_WORK, Walk
+
+FoundT = TypeVar("FoundT", Planned, Wait)
 
 EXPIRY_GRACE: Final = timedelta(seconds=2)
 """How long after a step's expiry its runner may still report; then it is recorded as failed."""
@@ -154,29 +158,30 @@ def _continue(state: RunState, now: datetime, cause_seq: int, walk: Walk) -> Dec
     if not (walk.steps or node_records or walk.waits or walk.stops or walk.blocked):
         return Decided(state.decisions + 1, (), full_pools=full_pools) if full_pools else None
     stops = tuple(walk.stops)
+    steps = _in_order(walk.plan, walk.steps)
     decision = Decision(
         cause_seq=cause_seq,
-        manifest=tuple(planned.suffix for planned in walk.steps[1:]),
+        manifest=tuple(planned.suffix for planned in steps[1:]),
         blocked=tuple(walk.blocked),
         node_records=node_records,
-        waits=tuple(walk.waits),
+        waits=tuple(_in_order(walk.plan, walk.waits)),
         stops=stops,
-        reserves=_reserves(walk),
+        reserves=_reserves(walk, steps),
         work=_work(walk),
     )
     outputs: tuple[Output, ...]
-    if walk.steps:
-        first, *others = walk.steps
+    if steps:
+        first, *others = steps
         outputs = (first.output(decision), *(planned.output() for planned in others))
     else:
         outputs = (Output(STATE_SUFFIX, StateChanged(occurred_at=now, decision=decision)),)
     return Decided(
         state.decisions + 1,
         outputs,
-        tuple(walk.timers),
+        tuple(sorted(walk.timers, key=_due)),
         stops=stops,
         node_records=node_records,
-        used={} if walk.room is None else Counter(planned.pool for planned in walk.steps),
+        used={} if walk.room is None else Counter(planned.pool for planned in steps),
         full_pools=full_pools,
     )
 
@@ -185,14 +190,29 @@ def _node_records(walk: Walk) -> tuple[NodeRecord, ...]:
     return tuple(walk.view.made.values())
 
 
-def _reserves(walk: Walk) -> dict[str, Reservation]:
+def _in_order(plan: Plan, found: Sequence[FoundT]) -> Sequence[FoundT]:
+    """Return what a walk has found in the order of the plan.
+
+    A walk that remembers visits other nodes than one that does not, and must decide the same.
+    """
+
+    def place(one: FoundT) -> tuple[Path, int]:
+        node_id, path, _, _ = parse_step_id(one.step_id)
+        return path, plan.positions[node_id].order
+
+    return found if len(found) < 2 else sorted(found, key=place)
+
+
+def _due(timer: Timer) -> tuple[datetime, str]:
+    return timer.due_at, timer.timer_id
+
+
+def _reserves(walk: Walk, steps: Sequence[Planned]) -> dict[str, Reservation]:
     """Return what the steps after the first have reserved: a repair must say the same."""
     if not walk.budgeted:
         return {}
     return {
-        planned.step_id: planned.reserve
-        for planned in walk.steps[1:]
-        if planned.reserve is not None
+        planned.step_id: planned.reserve for planned in steps[1:] if planned.reserve is not None
     }
 
 
