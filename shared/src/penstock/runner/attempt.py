@@ -16,6 +16,7 @@ from typing import Final, Literal, Self
 from msgspec import structs
 from pydantic_core import ValidationError
 
+from penstock.containment import Containment
 from penstock.contracts.errors import (
     ErrorDetail,
     ErrorFamily,
@@ -235,10 +236,11 @@ def _recordable(error: PenstockError, mask: Mask | None) -> ErrorInfo:
 
 def _text_of(value: object, write: Callable[[object], str] = str) -> str:
     """Return the text of a handler's object, with escapes for what is not Unicode."""
-    try:
+    text = ""
+    with Containment(BaseException) as raised:
         text = write(value)
-    except BaseException as error:  # noqa: BLE001 - code of the handler's: it may raise anything
-        text = f"<its text raised {type(error).__name__}>"
+    if raised.error is not None:
+        text = f"<its text raised {type(raised.error).__name__}>"
     return text.encode("utf-8", "backslashreplace").decode()
 
 

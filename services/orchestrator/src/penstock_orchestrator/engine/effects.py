@@ -30,7 +30,6 @@ from penstock.contracts.facts import (
     StepKind,
     StepResult,
     StepScheduled,
-    Usage,
     fact_bytes,
 )
 from penstock.contracts.ids import child_run_id, is_run_id, require_token, shard_of
@@ -39,6 +38,7 @@ from penstock.contracts.pending import CorrelationRecord, PendingRecord, correla
 from penstock.contracts.plan import Plan
 from penstock.contracts.structs import convert
 from penstock.contracts.subjects import FactSubject
+from penstock.contracts.usage import Usage
 from penstock.expressions.templates import render
 from penstock.failpoints import reach
 from penstock.runs.engine_steps import SendConfig, SendTarget

@@ -33,7 +33,7 @@ from penstock_orchestrator.core.progress import Progress
 from penstock_orchestrator.core.walk import MOST_WORK
 from penstock_orchestrator.engine.admission import Admission
 from penstock_orchestrator.engine.cancels import Cancels
-from penstock_orchestrator.engine.containment import Containment
+from penstock_orchestrator.engine.containment import contained
 from penstock_orchestrator.engine.effects import Effects
 from penstock_orchestrator.engine.failures import end_failed
 from penstock_orchestrator.engine.metrics import ENGINE_CONFLICTS, ENGINE_ENDED
@@ -215,12 +215,12 @@ class Engine:
 
     async def _contain(self, slot: Slot, work: Awaitable[None]) -> None:
         """Await work on a run whose lock is held; an error that the run causes ends the run."""
-        with Containment() as failed:
+        with contained() as failed:
             await work
         if failed.error is None:
             return
         await end_failed(self._reader, self._publisher, slot, failed.error)
-        with Containment() as failed:
+        with contained() as failed:
             await self._finish_or_keep(slot)
         if failed.error is not None:
             log.error("engine.finish_failed", error=failed.error, run_id=slot.run_id)
@@ -415,9 +415,11 @@ class Engine:
         return slot.plan
 
     async def _readable_plan(self, digest: str) -> Plan | None:
-        with Containment():
+        with contained() as failed:
             return await self._plans.get(digest)
-        return None  # the run has failed for it, and has begun nothing
+        # The run has failed for it, and has begun nothing.
+        log.warning("engine.plan_unreadable", digest=digest, error=failed.error)
+        return None
 
     async def _repair(self, slot: Slot, plan: Plan, now: datetime) -> None:
         """Repeat messages and effects of earlier decisions that may be missing."""

@@ -13,7 +13,7 @@ from penstock.contracts.errors import ErrorFamily, ErrorInfo, PenstockError
 from penstock.runs.state import RunState, evolve, new_state
 from penstock.telemetry.logs import EventLog
 from penstock_orchestrator.core.decide import unplanned
-from penstock_orchestrator.engine.containment import Containment
+from penstock_orchestrator.engine.containment import contained
 from penstock_orchestrator.engine.metrics import ENGINE_FAILED
 from penstock_orchestrator.engine.publisher import Publisher
 from penstock_orchestrator.engine.runs import Slot
@@ -60,9 +60,11 @@ async def _salvaged(reader: LogReader, slot: Slot) -> RunState:
     """Fold the facts of a run's log that can be folded; all of them count as decisions."""
     state = new_state(slot.tenant, slot.shard, slot.run_id)
     for message in await reader.stored(slot.tenant, slot.shard, slot.run_id):
-        with Containment():
+        with contained() as failed:
             entry = await reader.entry(message)
             state = evolve(state, entry)
+        if failed.error is not None:
+            log.warning("engine.fact_left_out", error=failed.error, subject=message.subject)
         decision = subjects.parse_fact(message.subject).decision
         if decision > state.decisions:
             state = replace(state, decisions=decision)

@@ -20,7 +20,7 @@ from penstock.contracts.plan import PLAN, Plan
 from penstock.runs.state import RunState
 from penstock_orchestrator.core.decide import wake_at
 from penstock_orchestrator.core.progress import Progress
-from penstock_orchestrator.engine.containment import Containment
+from penstock_orchestrator.engine.containment import contained
 
 _ENDED_KEPT: Final = 20_000
 _PLANS_KEPT: Final = 1000
@@ -206,7 +206,7 @@ def _wake_at(slot: Slot) -> float:
     """Return when time alone changes something; computed late, as most runs end before that."""
     if slot.wake_at is None:
         at = None
-        with Containment() as failed:
+        with contained() as failed:
             if slot.plan is not None and slot.state is not None:
                 at = wake_at(slot.plan, slot.state)
             slot.wake_at = at.timestamp() if at is not None else _NEVER
