@@ -38,10 +38,10 @@ from penstock.contracts.facts import (
     StepKind,
     StepResult,
     StepScheduled,
-    Usage,
     fact_bytes,
 )
 from penstock.contracts.ids import shard_of
+from penstock.contracts.usage import Usage
 from penstock.embedded import NatsServer
 from penstock_gateway.runs.start import new_run_id
 from penstock_gateway.settings import GatewaySettings

@@ -24,7 +24,6 @@ from penstock.contracts.facts import (
     SignalReceived,
     StepKind,
     StepResult,
-    Usage,
 )
 from penstock.contracts.ids import answer_signal_id
 from penstock.contracts.plan import (
@@ -40,6 +39,7 @@ from penstock.contracts.plan import (
     TransformNode,
     WaitNode,
 )
+from penstock.contracts.usage import Usage
 from penstock.runs.state import RunState
 from tests.support.simulation import (
     PREFIX,

@@ -21,14 +21,8 @@ from penstock.bus.reader import LogReader
 from penstock.bus.writer import LogWriter
 from penstock.contracts import subjects
 from penstock.contracts.errors import ConflictError, ErrorFamily, ErrorInfo, PenstockError
-from penstock.contracts.facts import (
-    Reservation,
-    StepKind,
-    StepResult,
-    StepScheduled,
-    Usage,
-    fact_bytes,
-)
+from penstock.contracts.facts import StepKind, StepResult, StepScheduled, fact_bytes
+from penstock.contracts.usage import Reservation, Usage
 from penstock_orchestrator.main import EngineProcess
 from penstock_orchestrator.settings import OrchestratorSettings
 from tests.simulation.client import SimClient

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 
 from pydantic import TypeAdapter
 
-from penstock.contracts.facts import DefinitionKind, Reservation, RunLimits
+from penstock.contracts.facts import DefinitionKind
 from penstock.contracts.plan import (
     ApprovalPolicy,
     Block,
@@ -26,6 +26,7 @@ from penstock.contracts.plan import (
     RetryPolicy,
     ToolNode,
 )
+from penstock.contracts.usage import Reservation, RunLimits
 
 TOOLS = ("add", "look")
 MORE_TOOLS = ("guarded", "client", "once")

@@ -16,13 +16,13 @@ from penstock.contracts.facts import (
     DefinitionKind,
     NodeRecord,
     RunInvoked,
-    RunLimits,
     SignalKind,
     SignalReceived,
     fact_bytes,
 )
 from penstock.contracts.ids import answer_signal_id
 from penstock.contracts.plan import AgentNode, Node, ToolNode
+from penstock.contracts.usage import RunLimits
 from tests.simulation.actors import Actor
 from tests.simulation.clock import wall
 from tests.simulation.loop import Process

@@ -35,11 +35,11 @@ from penstock.contracts.facts import (
     StepResult,
     StepScheduled,
     Trigger,
-    Usage,
     Wait,
     fact_bytes,
 )
 from penstock.contracts.ids import run_id_from
+from penstock.contracts.usage import Usage
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 TENANTS = ("acme", "beta")

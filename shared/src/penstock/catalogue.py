@@ -193,6 +193,7 @@ def _describe(definition: JsonSchemaValue, texts: dict[str, str]) -> None:
 def _texts() -> dict[str, dict[str, str]]:
     """Read the texts below the fields of every model from its source, by model and field."""
     modules = {message.model.__module__ for message in MESSAGES}
+    modules |= {name for name in sys.modules if name.startswith("penstock.contracts.")}
     found: dict[str, dict[str, str]] = {}
     for module in sorted(modules):
         tree = ast.parse(inspect.getsource(sys.modules[module]))

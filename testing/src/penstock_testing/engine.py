@@ -16,16 +16,15 @@ from penstock.contracts.errors import ErrorFamily, ErrorInfo
 from penstock.contracts.facts import (
     CancelRequested,
     RunInvoked,
-    RunLimits,
     SignalReceived,
     StepKind,
     StepResult,
     StepScheduled,
-    Usage,
 )
 from penstock.contracts.ids import answer_signal_id, child_run_id, run_id_from_key
 from penstock.contracts.json import Json
 from penstock.contracts.plan import Plan, PublishedVersion
+from penstock.contracts.usage import RunLimits, Usage
 from penstock.contracts.versions import accepted_input
 from penstock.runs.start import StartParams, child_run
 from penstock.runs.state import StepState

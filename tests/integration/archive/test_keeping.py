@@ -47,12 +47,12 @@ from penstock.contracts.facts import (
     StepKind,
     StepResult,
     StepScheduled,
-    Usage,
     fact_bytes,
 )
 from penstock.contracts.ids import run_id_from_key, shard_of
 from penstock.contracts.messages import DeadLetter, DeltaBatch, TimerDue
 from penstock.contracts.structs import encode
+from penstock.contracts.usage import Usage
 from penstock.runs.state import Entry, fold, new_state
 from penstock.runs.views import RunView, run_view
 from penstock_archive import tables

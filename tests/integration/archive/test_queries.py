@@ -44,9 +44,9 @@ from penstock.contracts.facts import (
     StepKind,
     StepResult,
     StepScheduled,
-    Usage,
     fact_bytes,
 )
+from penstock.contracts.usage import Usage
 from penstock.db import create_engine
 from penstock.embedded import NatsServer
 from penstock.runs.state import Entry, fold, new_state

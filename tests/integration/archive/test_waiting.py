@@ -11,7 +11,6 @@ from penstock.contracts import subjects
 from penstock.contracts.facts import (
     DefinitionKind,
     RunInvoked,
-    RunLimits,
     RunStatus,
     SignalReceived,
     fact_bytes,
@@ -22,6 +21,7 @@ from penstock.contracts.plan import (
     ToolNode,
     WaitNode,
 )
+from penstock.contracts.usage import RunLimits
 from penstock_archive.settings import ArchiveSettings
 from tests.integration.archive.test_keeping import archive, settled
 from tests.integration.orchestrator.conftest import NOOP, TENANT, World

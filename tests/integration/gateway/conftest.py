@@ -33,7 +33,6 @@ from penstock.contracts.facts import (
     StepKind,
     StepResult,
     StepScheduled,
-    Usage,
     fact_bytes,
 )
 from penstock.contracts.ids import shard_of
@@ -53,6 +52,7 @@ from penstock.contracts.plan import (
 )
 from penstock.contracts.runners import WebhookRecord
 from penstock.contracts.structs import encode
+from penstock.contracts.usage import Usage
 from penstock.embedded import NatsServer
 from penstock.runs.state import Entry
 from penstock.settings import CoreSettings

@@ -19,7 +19,6 @@ from penstock.contracts.facts import (
     NodeRecord,
     ParentRef,
     RunInvoked,
-    RunLimits,
     RunStatus,
     SignalReceived,
     StepKind,
@@ -32,6 +31,7 @@ from penstock.contracts.plan import Plan, PublishedVersion
 from penstock.contracts.rpc import Reply
 from penstock.contracts.runners import StopRequest
 from penstock.contracts.structs import convert
+from penstock.contracts.usage import RunLimits
 from penstock.runs.views import RunView
 from penstock_gateway.core.access import Caller
 from tests.integration.gateway.conftest import Engine, Running, asked, begin

@@ -26,7 +26,6 @@ from penstock.contracts.facts import (
     DefinitionKind,
     RunEnded,
     RunInvoked,
-    RunLimits,
     StepKind,
     StepResult,
     fact_bytes,
@@ -39,6 +38,7 @@ from penstock.contracts.plan import (
     RetryPolicy,
     ToolNode,
 )
+from penstock.contracts.usage import RunLimits
 from penstock.embedded import NatsServer
 from penstock.runs.state import Entry, RunState, fold, new_state
 from penstock_gateway.runs.start import new_run_id

@@ -13,7 +13,6 @@ from penstock.contracts.facts import (
     Decision,
     DefinitionKind,
     RunEnded,
-    RunLimits,
     RunStatus,
     SignalReceived,
     StepResult,
@@ -21,6 +20,7 @@ from penstock.contracts.facts import (
 )
 from penstock.contracts.ids import shard_of
 from penstock.contracts.plan import Plan, WaitNode
+from penstock.contracts.usage import RunLimits
 from penstock_orchestrator.core.decide import decide
 from penstock_orchestrator.engine.engine import Engine
 from penstock_orchestrator.engine.runs import Plans

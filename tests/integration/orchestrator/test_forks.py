@@ -12,7 +12,7 @@ import pytest
 from penstock.bus.kv import Bucket
 from penstock.contracts import subjects
 from penstock.contracts.errors import ErrorInfo
-from penstock.contracts.facts import DefinitionKind, RunInvoked, RunLimits
+from penstock.contracts.facts import DefinitionKind, RunInvoked
 from penstock.contracts.plan import (
     Block,
     MapNode,
@@ -21,6 +21,7 @@ from penstock.contracts.plan import (
     PublishedVersion,
     ToolNode,
 )
+from penstock.contracts.usage import RunLimits
 from penstock_gateway.settings import GatewaySettings
 from tests.integration.gateway.conftest import running
 from tests.integration.orchestrator.conftest import NOOP, TENANT, World, chain

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from penstock.contracts.errors import ErrorDetail, RejectedError
-from penstock.contracts.facts import Usage
+from penstock.contracts.usage import Usage
 from penstock.runner import Runner, StepContext
 
 runner = Runner(kind="tool", queue=os.environ["QUEUE"])

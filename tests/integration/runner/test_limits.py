@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from penstock.contracts.errors import ErrorFamily, TransientError
-from penstock.contracts.facts import StepKind, Usage
+from penstock.contracts.facts import StepKind
+from penstock.contracts.usage import Usage
 from penstock.embedded import NatsServer
 from penstock.runner import Runner, StepContext
 from penstock.runner.limit_stores import BucketStore, RedisStore

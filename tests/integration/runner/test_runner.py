@@ -12,17 +12,11 @@ from pydantic import BaseModel, JsonValue
 
 from penstock.contracts import subjects
 from penstock.contracts.errors import ErrorFamily, RejectedError, TransientError
-from penstock.contracts.facts import (
-    CancelRequested,
-    Decision,
-    RunEnded,
-    RunStatus,
-    Usage,
-    fact_bytes,
-)
+from penstock.contracts.facts import CancelRequested, Decision, RunEnded, RunStatus, fact_bytes
 from penstock.contracts.ids import shard_of
 from penstock.contracts.messages import DeltaBatch
 from penstock.contracts.structs import decode
+from penstock.contracts.usage import Usage
 from penstock.runner import Runner, StepContext
 from penstock.telemetry.metrics import step_metrics
 from tests.integration.runner.conftest import Bench

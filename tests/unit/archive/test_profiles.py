@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from penstock.contracts.facts import Usage
+from penstock.contracts.usage import Usage
 from penstock.runs.profiles import (
     Attempt,
     RunProfile,

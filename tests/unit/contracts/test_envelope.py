@@ -23,15 +23,9 @@ from penstock.contracts.envelope import (
     search,
     within,
 )
-from penstock.contracts.facts import (
-    MAX_USED,
-    StepKind,
-    StepResult,
-    Usage,
-    fact_bytes,
-    read_fact,
-)
+from penstock.contracts.facts import StepKind, StepResult, fact_bytes, read_fact
 from penstock.contracts.structs import MalformedError
+from penstock.contracts.usage import MAX_USED, Usage
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 VALUES = st.recursive(

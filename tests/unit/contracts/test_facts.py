@@ -13,13 +13,12 @@ from penstock.contracts.facts import (
     CancelRequested,
     RunEnded,
     RunInvoked,
-    RunLimits,
     RunStatus,
-    Usage,
     fact_bytes,
     read_fact,
 )
 from penstock.contracts.structs import MalformedError, convert, plain
+from penstock.contracts.usage import RunLimits, Usage
 from tests.support.simulation import START, make_invoked, make_plan, tool_node
 
 PLAN = make_plan(tool_node("a"))

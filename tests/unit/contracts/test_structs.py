@@ -8,16 +8,10 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from penstock.contracts.errors import ErrorInfo
-from penstock.contracts.facts import (
-    RunLimits,
-    StepKind,
-    StepResult,
-    Usage,
-    fact_bytes,
-    read_fact,
-)
+from penstock.contracts.facts import StepKind, StepResult, fact_bytes, read_fact
 from penstock.contracts.json import Json
 from penstock.contracts.structs import MalformedError, convert, decode, encode, plain
+from penstock.contracts.usage import RunLimits, Usage
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from penstock.bus.connection import Bus
 from penstock.bus.reader import LogReader
-from penstock.contracts.facts import RunLimits
+from penstock.contracts.usage import RunLimits
 from penstock.runs.state import RunState
 from penstock_gateway.runs.plans import PlanGist, Plans
 from penstock_gateway.runs.read import Runs

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from penstock.contracts.errors import PenstockError, RejectedError, TransientError
-from penstock.contracts.facts import Usage
+from penstock.contracts.usage import Usage
 from penstock.runner import Runner, StepContext
 from penstock.testing import LocalRunner
 

@@ -20,10 +20,10 @@ from penstock.contracts.facts import (
     StepKind,
     StepResult,
     StepScheduled,
-    Usage,
 )
 from penstock.contracts.messages import DeltaBatch
 from penstock.contracts.structs import convert
+from penstock.contracts.usage import Usage
 from penstock.runs.events import FINAL_EVENTS, EventType, delta_events, events_of
 from penstock.runs.state import Entry
 from tests.support.simulation import (

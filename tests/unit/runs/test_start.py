@@ -6,17 +6,11 @@ from datetime import timedelta
 
 from msgspec.structs import replace
 
-from penstock.contracts.facts import (
-    ChatMessage,
-    DefinitionKind,
-    ParentRef,
-    RunLimits,
-    StepScheduled,
-    Trigger,
-)
+from penstock.contracts.facts import ChatMessage, DefinitionKind, ParentRef, StepScheduled, Trigger
 from penstock.contracts.json import Json
 from penstock.contracts.plan import PublishedVersion
 from penstock.contracts.schedules import SCHEDULE_TAG, ScheduleRecord
+from penstock.contracts.usage import RunLimits
 from penstock.runs.start import StartParams, child_run, scheduled_run
 from penstock.runs.state import RunState
 from tests.support.simulation import START, Driver, make_plan, tool_node

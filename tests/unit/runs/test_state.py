@@ -16,9 +16,9 @@ from penstock.contracts.facts import (
     StepKind,
     StepResult,
     StepScheduled,
-    Usage,
     Wait,
 )
+from penstock.contracts.usage import Usage
 from penstock.runs.state import Entry, RunState, Signal, evolve, fold, new_state
 from tests.support.simulation import (
     PREFIX,

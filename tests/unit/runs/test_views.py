@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from penstock.contracts.facts import RunStatus, Usage
+from penstock.contracts.facts import RunStatus
+from penstock.contracts.usage import Usage
 from penstock.runs.views import RUN_VIEW, RunView, StepWindow, run_view
 from tests.support.simulation import (
     START,

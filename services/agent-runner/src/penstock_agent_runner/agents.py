@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from penstock.contracts.actions import Action
-from penstock.contracts.facts import Usage
+from penstock.contracts.usage import Usage
 from penstock.runner import StepContext
 from penstock.telemetry.tracing import exporting, span
 from penstock_agent_runner.core.turn import SCRIPTED, AgentConfig, Turn, TurnInput, read_config

@@ -18,7 +18,6 @@ from penstock.contracts.errors import (
     RejectedError,
     TransientError,
 )
-from penstock.contracts.facts import Usage
 from penstock.contracts.json import Json
 from penstock.contracts.models import (
     PROVIDERS,
@@ -28,6 +27,7 @@ from penstock.contracts.models import (
     parameter_faults,
     provider_name,
 )
+from penstock.contracts.usage import Usage
 from penstock_agent_runner.core.routes import instructions_of, route_tools, split_route
 from penstock_agent_runner.core.turn import (
     AgentConfig,

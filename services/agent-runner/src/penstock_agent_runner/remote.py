@@ -21,9 +21,9 @@ from penstock.contracts.errors import (
     TransientError,
     error_from,
 )
-from penstock.contracts.facts import Usage
 from penstock.contracts.json import Json, JsonObject
 from penstock.contracts.structs import plain
+from penstock.contracts.usage import Usage
 from penstock.sse import SseEvent, SseReader
 from penstock.telemetry.tracing import TRACEPARENT
 from penstock_agent_runner.core.turn import Turn, last_user_index

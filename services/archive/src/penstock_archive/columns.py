@@ -8,9 +8,9 @@ from typing import TypeVar
 from pydantic_core import from_json
 
 from penstock.contracts.errors import ErrorInfo
-from penstock.contracts.facts import Usage
 from penstock.contracts.json import Json
 from penstock.contracts.structs import decode
+from penstock.contracts.usage import Usage
 from penstock.telemetry.logs import EventLog
 
 ValueT = TypeVar("ValueT")

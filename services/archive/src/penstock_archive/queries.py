@@ -32,8 +32,9 @@ from penstock.contracts.archive import (
     SessionView,
 )
 from penstock.contracts.errors import RejectedError
-from penstock.contracts.facts import RunInvoked, Usage
+from penstock.contracts.facts import RunInvoked
 from penstock.contracts.structs import decode
+from penstock.contracts.usage import Usage
 from penstock.db import session_factory, session_scope
 from penstock.runs.state import fold, new_state
 from penstock.runs.views import RunView, run_view

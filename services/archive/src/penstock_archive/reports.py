@@ -42,8 +42,8 @@ from penstock.contracts.archive_reports import (
     UsageSummary,
 )
 from penstock.contracts.errors import InvariantError, RejectedError
-from penstock.contracts.facts import Usage
 from penstock.contracts.structs import decode, encode
+from penstock.contracts.usage import Usage
 from penstock.db import session_factory, session_scope
 from penstock.runs.profiles import ModelCost, NodeProfile, RunProfile, profile_of_entries
 from penstock_archive import cursors

@@ -13,10 +13,11 @@ from typing import Any, Final, NamedTuple
 from msgspec.structs import astuple
 from pydantic_core import to_json
 
-from penstock.contracts.facts import RunInvoked, SignalReceived, StepResult, Usage
+from penstock.contracts.facts import RunInvoked, SignalReceived, StepResult
 from penstock.contracts.json import Json
 from penstock.contracts.structs import WireStruct, encode
 from penstock.contracts.subjects import FactSubject
+from penstock.contracts.usage import Usage
 from penstock.runs.profiles import priced, provider_of
 from penstock.runs.state import RunState, StepState
 

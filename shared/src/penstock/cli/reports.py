@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from penstock.client.calls import QueryValue
     from penstock.contracts.archive_reports import CostLine
-    from penstock.contracts.facts import Usage
+    from penstock.contracts.usage import Usage
 
 _HIGHEST: Final = "bold red"
 _SLOW: Final = "bold yellow"

@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from penstock.contracts.errors import ErrorInfo
-    from penstock.contracts.facts import Usage
     from penstock.contracts.json import Json
     from penstock.contracts.rpc import RunnerView
+    from penstock.contracts.usage import Usage
     from penstock.runs.views import BudgetView, NodeRecordView, RunView
 
 _LIST_WIDTH: Final = 92

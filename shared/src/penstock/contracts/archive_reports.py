@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from pydantic import AwareDatetime, Field
 
-from penstock.contracts.facts import (
-    Record,
-    RunStatus,
-    Usage,
-)
+from penstock.contracts.facts import Record, RunStatus
 from penstock.contracts.ids import Token
+from penstock.contracts.usage import Usage
 from penstock.runs.profiles import THRESHOLD, ModelCost, RunProfile
 
 

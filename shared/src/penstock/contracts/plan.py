@@ -13,9 +13,10 @@ from pydantic import Field, SerializerFunctionWrapHandler, TypeAdapter, model_se
 from pydantic_core import to_json
 
 from penstock.contracts.errors import ErrorFamily
-from penstock.contracts.facts import DefinitionKind, Record, Reservation, RunLimits
+from penstock.contracts.facts import DefinitionKind, Record
 from penstock.contracts.ids import NodeId, Token, content_digest
 from penstock.contracts.json import Json, JsonObject
+from penstock.contracts.usage import Reservation, RunLimits
 
 
 class RetryPolicy(Record):
@@ -377,6 +378,8 @@ class Position(NamedTuple):
     """How many maps and loops enclose it."""
     phase: str
     """``main``, ``compensation``, ``on_error`` or ``finally``."""
+    order: int
+    """How many nodes come before it in the plan."""
 
 
 class Plan(Record):
@@ -427,11 +430,11 @@ class Plan(Record):
 
         def walk(block: Block, owner: Node | None, depth: int, phase: str) -> None:
             for node in block.nodes:
-                found[node.id] = Position(node, block, owner, depth, phase)
+                found[node.id] = Position(node, block, owner, depth, phase, len(found))
                 if node.compensate is not None:
                     undo = node.compensate
                     alone = Block.model_construct(name=undo.id, nodes=(undo,), output=None)
-                    found[undo.id] = Position(undo, alone, None, depth, "compensation")
+                    found[undo.id] = Position(undo, alone, None, depth, "compensation", len(found))
                 below = depth + isinstance(node, BodyNode)
                 for inner in node.blocks:
                     walk(inner, node, below, phase)

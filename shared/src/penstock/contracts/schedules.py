@@ -20,9 +20,10 @@ from pydantic_core import to_json
 
 from penstock.contracts import cron
 from penstock.contracts.errors import ErrorInfo
-from penstock.contracts.facts import Record, RunLimits
+from penstock.contracts.facts import Record
 from penstock.contracts.ids import Token, run_id_from_key
 from penstock.contracts.json import Json
+from penstock.contracts.usage import RunLimits
 
 SCHEDULE_TAG: Final = "schedule"
 """The tag by which the runs of a schedule are found."""

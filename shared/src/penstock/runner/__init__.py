@@ -6,7 +6,7 @@ handler's view of its step. A handler raises ``RejectedError`` to fail for good 
 """
 
 from penstock.contracts.errors import RejectedError, TransientError
-from penstock.contracts.facts import Usage
+from penstock.contracts.usage import Usage
 from penstock.runner.context import StepContext
 from penstock.runner.runner import Runner
 

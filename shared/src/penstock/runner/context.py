@@ -9,10 +9,11 @@ from msgspec import structs
 
 from penstock import clock
 from penstock.contracts import subjects
-from penstock.contracts.facts import StepScheduled, Usage
+from penstock.contracts.facts import StepScheduled
 from penstock.contracts.ids import idempotency_key
 from penstock.contracts.json import Json
 from penstock.contracts.subjects import FactSubject
+from penstock.contracts.usage import Usage
 from penstock.runner.attempt import Attempt
 from penstock.runner.deltas import DeltaStream, Requester
 from penstock.runner.secrets import Filled

@@ -24,15 +24,10 @@ from penstock.contracts.errors import (
     RejectedError,
     TransientError,
 )
-from penstock.contracts.facts import (
-    StepKind,
-    StepResult,
-    StepScheduled,
-    Usage,
-    fact_bytes,
-)
+from penstock.contracts.facts import StepKind, StepResult, StepScheduled, fact_bytes
 from penstock.contracts.json import Json
 from penstock.contracts.structs import MalformedError, decode, encode
+from penstock.contracts.usage import Usage
 from penstock.failpoints import reach
 from penstock.masks import Mask
 from penstock.runner.attempt import EXPIRED, Attempt, failure_of

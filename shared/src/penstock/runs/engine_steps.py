@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from penstock.contracts.facts import DefinitionKind, RunLimits
+from penstock.contracts.facts import DefinitionKind
 from penstock.contracts.json import Json
 from penstock.contracts.structs import WireStruct
+from penstock.contracts.usage import RunLimits
 
 
 class ChildRunConfig(WireStruct):

@@ -13,16 +13,10 @@ from typing import Final, NamedTuple
 
 from msgspec import structs
 
-from penstock.contracts.facts import (
-    RunEnded,
-    RunInvoked,
-    StateChanged,
-    StepResult,
-    StepScheduled,
-    Usage,
-)
+from penstock.contracts.facts import RunEnded, RunInvoked, StateChanged, StepResult, StepScheduled
 from penstock.contracts.structs import WireStruct
 from penstock.contracts.subjects import parse_suffix
+from penstock.contracts.usage import Usage
 from penstock.runs.state import Entry
 
 THRESHOLD: Final = 0.5

@@ -12,7 +12,6 @@ from penstock.contracts.facts import (
     DefinitionKind,
     ParentRef,
     RunInvoked,
-    RunLimits,
     StepScheduled,
     Trigger,
 )
@@ -20,6 +19,7 @@ from penstock.contracts.json import Json
 from penstock.contracts.plan import PublishedVersion
 from penstock.contracts.schedules import SCHEDULE_TAG, ScheduleRecord, schedule_scope
 from penstock.contracts.structs import convert
+from penstock.contracts.usage import RunLimits
 from penstock.expressions.templates import render
 from penstock.runs.engine_steps import ChildRunConfig
 from penstock.runs.state import RunState

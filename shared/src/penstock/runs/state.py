@@ -21,7 +21,6 @@ from penstock.contracts.facts import (
     CancelRequested,
     Decision,
     NodeRecord,
-    Reservation,
     RunEnded,
     RunFact,
     RunInvoked,
@@ -32,11 +31,11 @@ from penstock.contracts.facts import (
     StepKind,
     StepResult,
     StepScheduled,
-    Usage,
     Wait,
 )
 from penstock.contracts.json import Json
 from penstock.contracts.subjects import FactSubject
+from penstock.contracts.usage import Reservation, Usage
 
 _NOTHING: Final = Reservation()
 _DUST_USD: Final = 1e-9

@@ -19,14 +19,13 @@ from penstock.contracts.facts import (
     RecordKind,
     RunEnded,
     RunInvoked,
-    RunLimits,
     RunStatus,
     StepKind,
     Trigger,
-    Usage,
 )
 from penstock.contracts.ids import answer_signal_id, child_run_id
 from penstock.contracts.json import Json
+from penstock.contracts.usage import RunLimits, Usage
 from penstock.runs.state import PENDING, NodeRecordState, RunState, StepState
 
 ANSWER_KINDS: Final = {

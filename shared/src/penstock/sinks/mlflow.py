@@ -16,8 +16,9 @@ import httpx
 import msgspec
 
 from penstock.contracts.errors import RejectedError, TransientError
-from penstock.contracts.facts import RunEnded, RunInvoked, RunStatus, Usage
+from penstock.contracts.facts import RunEnded, RunInvoked, RunStatus
 from penstock.contracts.json import Json
+from penstock.contracts.usage import Usage
 from penstock.runs.profiles import RunProfile, micros, profile_of_entries
 from penstock.runs.state import Entry
 

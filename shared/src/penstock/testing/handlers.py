@@ -18,9 +18,10 @@ from pydantic_core import from_json
 
 from penstock import clock
 from penstock.contracts.errors import ConflictError, ErrorInfo
-from penstock.contracts.facts import Decision, SecretRef, StepKind, StepScheduled, Usage
+from penstock.contracts.facts import Decision, SecretRef, StepKind, StepScheduled
 from penstock.contracts.json import Json
 from penstock.contracts.subjects import FactSubject
+from penstock.contracts.usage import Usage
 from penstock.expressions.templates import render_with_secrets
 from penstock.runner.attempt import Attempt
 from penstock.runner.context import StepContext

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from penstock.contracts.facts import ChatMessage, DefinitionKind, RunLimits, RunStatus
+from penstock.contracts.facts import ChatMessage, DefinitionKind, RunStatus
 from penstock.contracts.plan import CompiledTool
 from penstock.contracts.structs import convert, plain
+from penstock.contracts.usage import RunLimits
 from tests.support.simulation import (
     NEVER,
     Driver,

@@ -11,14 +11,11 @@ from penstock.contracts import subjects
 from penstock.contracts.facts import (
     DefinitionKind,
     ParentRef,
-    Reservation,
-    RunLimits,
     RunStatus,
     Seed,
     SeededStep,
     SignalReceived,
     StepKind,
-    Usage,
 )
 from penstock.contracts.ids import answer_signal_id
 from penstock.contracts.plan import (
@@ -36,6 +33,7 @@ from penstock.contracts.plan import (
     WaitNode,
     WorkflowNode,
 )
+from penstock.contracts.usage import Reservation, RunLimits, Usage
 from tests.support.simulation import (
     NEVER,
     PREFIX,

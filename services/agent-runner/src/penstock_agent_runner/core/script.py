@@ -23,8 +23,9 @@ from penstock.contracts.errors import (
     error_from,
     finding,
 )
-from penstock.contracts.facts import ChatMessage, ToolCall, Usage
+from penstock.contracts.facts import ChatMessage, ToolCall
 from penstock.contracts.json import Json, JsonObject
+from penstock.contracts.usage import Usage
 from penstock.expressions.templates import render
 from penstock_agent_runner.core.turn import Turn, last_user_index
 

@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from penstock.contracts.actions import Action, Respond, RouteToAgent, UseTools
 from penstock.contracts.errors import RejectedError, TransientError, finding
-from penstock.contracts.facts import ChatMessage, ToolCall, Usage
+from penstock.contracts.facts import ChatMessage, ToolCall
 from penstock.contracts.json import Json, JsonObject
+from penstock.contracts.usage import Usage
 
 SCRIPTED: Final = "scripted/"
 

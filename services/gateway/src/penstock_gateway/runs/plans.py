@@ -11,7 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 from penstock.bus.connection import Bus
 from penstock.bus.kv import Bucket
 from penstock.contracts import subjects
-from penstock.contracts.facts import Record, RunLimits
+from penstock.contracts.facts import Record
+from penstock.contracts.usage import RunLimits
 from penstock.telemetry.logs import EventLog
 
 _KEPT: Final = 1000

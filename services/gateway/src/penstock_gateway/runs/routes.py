@@ -11,8 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from penstock.contracts import subjects
-from penstock.contracts.facts import DefinitionKind, RunLimits
+from penstock.contracts.facts import DefinitionKind
 from penstock.contracts.ids import run_id_from_key
+from penstock.contracts.usage import RunLimits
 from penstock.runs.events import CLIENT_EVENT, EventType, events_of
 from penstock.runs.start import StartParams
 from penstock.runs.state import Entry

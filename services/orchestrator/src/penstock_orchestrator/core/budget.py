@@ -14,8 +14,9 @@ from typing import Final, Literal
 from msgspec import structs
 
 from penstock.contracts.errors import ErrorDetail, ErrorInfo
-from penstock.contracts.facts import Reservation, RunInvoked, RunLimits, Usage
+from penstock.contracts.facts import RunInvoked
 from penstock.contracts.plan import CalledNode, CompiledAgent, Plan
+from penstock.contracts.usage import Reservation, RunLimits, Usage
 from penstock.runs.state import RunState
 
 DEFAULT_OUTPUT_TOKENS: Final = 4096

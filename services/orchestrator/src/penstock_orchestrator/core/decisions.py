@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from penstock.contracts.facts import (
     Decision,
     NodeRecord,
-    Reservation,
     RunEnded,
     SecretRef,
     StateChanged,
@@ -20,6 +19,7 @@ from penstock.contracts.facts import (
     StepScheduled,
 )
 from penstock.contracts.json import Json
+from penstock.contracts.usage import Reservation
 
 
 @dataclass(slots=True)

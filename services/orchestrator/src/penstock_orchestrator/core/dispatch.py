@@ -10,7 +10,7 @@ from pydantic import JsonValue
 
 from penstock.contracts import subjects
 from penstock.contracts.errors import ErrorDetail, ErrorInfo, RejectedError
-from penstock.contracts.facts import Reservation, RunLimits, SecretRef
+from penstock.contracts.facts import SecretRef
 from penstock.contracts.ids import turn_step_id
 from penstock.contracts.json import Json, JsonObject
 from penstock.contracts.plan import (
@@ -23,6 +23,7 @@ from penstock.contracts.plan import (
     WorkflowNode,
 )
 from penstock.contracts.structs import plain
+from penstock.contracts.usage import Reservation, RunLimits
 from penstock.contracts.versions import filled_input
 from penstock.expressions.templates import render, render_with_secrets
 from penstock.runs.engine_steps import ChildRunConfig, SendConfig, SendTarget

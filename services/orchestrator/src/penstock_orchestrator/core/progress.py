@@ -16,7 +16,7 @@ from typing import Generic, Literal, NamedTuple, TypeVar
 
 from penstock.contracts.actions import ACTION, Action, Respond
 from penstock.contracts.errors import ErrorInfo
-from penstock.contracts.facts import NodeRecord, RunLimits
+from penstock.contracts.facts import NodeRecord
 from penstock.contracts.ids import (
     RecordId,
     approval_record_id,
@@ -26,6 +26,7 @@ from penstock.contracts.ids import (
 )
 from penstock.contracts.json import Json
 from penstock.contracts.plan import BaseNode, Block, Node, Plan
+from penstock.contracts.usage import RunLimits
 from penstock.runs.state import RunState, StepState
 
 Path = tuple[int, ...]

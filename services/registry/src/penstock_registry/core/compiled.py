@@ -7,7 +7,6 @@ from typing import Final
 
 from pydantic import JsonValue
 
-from penstock.contracts.facts import Reservation
 from penstock.contracts.plan import (
     ApprovalPolicy,
     CompiledAgent,
@@ -15,6 +14,7 @@ from penstock.contracts.plan import (
     Price,
     ToolParameter,
 )
+from penstock.contracts.usage import Reservation
 from penstock_registry.core.catalog import Catalog
 from penstock_registry.core.documents import (
     AgentSpec,

@@ -13,7 +13,7 @@ from typing import Final
 from msgspec import structs
 
 from penstock.contracts.errors import ErrorDetail, RejectedError, finding
-from penstock.contracts.facts import DefinitionKind, RunLimits
+from penstock.contracts.facts import DefinitionKind
 from penstock.contracts.ids import content_digest
 from penstock.contracts.json_schema import has_defaults
 from penstock.contracts.plan import (
@@ -25,6 +25,7 @@ from penstock.contracts.plan import (
     PublishedVersion,
 )
 from penstock.contracts.runners import HmacForm, WebhookRecord
+from penstock.contracts.usage import RunLimits
 from penstock_registry.core.blocks import every_step, timeout_of
 from penstock_registry.core.catalog import Catalog, children_of
 from penstock_registry.core.checks import faults_of

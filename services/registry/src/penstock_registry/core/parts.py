@@ -19,9 +19,9 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from penstock.contracts.durations import DURATION_FORMS, MAX_DURATION_SECONDS, parse_duration
-from penstock.contracts.facts import RunLimits
 from penstock.contracts.ids import TOKEN_PATTERN, Token
 from penstock.contracts.plan import RetryPolicy
+from penstock.contracts.usage import RunLimits
 
 SecretName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
 
