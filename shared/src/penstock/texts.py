@@ -7,13 +7,15 @@ surrogate are refused, each with its place.
 from __future__ import annotations
 
 import codecs
-import math
 from typing import Final
 
 import jiter
 
+from penstock.contracts.envelope import EnvelopeError, search
 from penstock.contracts.json import Json
 
+_READER_DEPTH: Final = 200
+"""jiter refuses deeper JSON itself."""
 _OTHER_ENCODINGS: Final = {
     codecs.BOM_UTF32_LE: "UTF-32",  # before UTF-16, whose mark is its beginning
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -71,20 +73,12 @@ def read_json(text: str | bytes) -> Json:
         raise
     except ValueError as error:
         raise NotJsonError(str(error)) from error
-    _require_finite(value, "")
+    try:
+        search(value, _READER_DEPTH)
+    except EnvelopeError as error:
+        place, message, allowed = error.finding.path, error.finding.message, error.finding.allowed
+        raise TextError(f"{place or 'the value'} {message} (allowed: {allowed})") from error
     return value
-
-
-def _require_finite(value: Json, path: str) -> None:
-    """Refuse infinity, which stands for numbers such as ``1e400``; jiter bounds the depth."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise TextError(f"{path or 'the number'} is beyond the range of a double")
-    if isinstance(value, dict):
-        for key, item in value.items():
-            _require_finite(item, f"{path}.{key}" if path else key)
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            _require_finite(item, f"{path}[{index}]")
 
 
 def documents_of(name: str, body: bytes) -> list[Json]:

@@ -146,7 +146,7 @@ class LocalEngine:
             tenant=TENANT,
             run_id=run_id,
             name=name,
-            input=accepted_input(version, input),
+            input=accepted_input(plan, input),
             limits=limits or RunLimits(),
         )
         run = self._open(run_id, plan, params.invoked(version, self.now))

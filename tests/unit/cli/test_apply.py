@@ -46,7 +46,10 @@ def test_read_documents_takes_json_as_json(tmp_path: Path) -> None:
     [
         (b'{"a": 1,\n "a": 2}', 'not JSON: Detected duplicate key "a" at line 2 column 6'),
         (b'{"a": NaN}', "not JSON: expected value at line 1 column 7"),
-        (b'{"a": [1, -1e400]}', "not JSON: a[1] is beyond the range of a double"),
+        (
+            b'{"a": [1, -1e400]}',
+            "not JSON: a[1] is not a finite number (allowed: numbers from -1.8e+308 to 1.8e+308)",
+        ),
         (b'{"a": "\\ud83d"}', "not JSON: unexpected end of hex escape at line 1 column 14"),
         (b"a: 1", "not JSON: expected value at line 1 column 1"),
         (b'{"a": 1,}', "not JSON: trailing comma at line 1 column 9"),

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from penstock.contracts.errors import RejectedError
 from penstock.contracts.json import Json, JsonObject
 from penstock.contracts.json_schema import value_faults, with_defaults
-from penstock.contracts.plan import PublishedVersion
+from penstock.contracts.plan import Plan, PublishedVersion
 from penstock.contracts.schema_defaults import UnusableSchemaError
 
 
@@ -30,8 +30,8 @@ def routed(version: PublishedVersion, run_id: str) -> PublishedVersion:
     )
 
 
-def accepted_input(version: PublishedVersion, given: Json) -> Json:
-    """Return a run's input with the defaults of its definition, once it fits its schema.
+def accepted_input(version: PublishedVersion | Plan, given: Json) -> Json:
+    """Return a run's input with the defaults of its version or plan, once it fits its schema.
 
     The first call imports what it needs, which takes a moment.
 

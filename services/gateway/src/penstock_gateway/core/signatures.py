@@ -12,7 +12,7 @@ import hashlib
 import hmac
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from penstock.contracts.errors import InvariantError, RejectedError
@@ -70,15 +70,8 @@ _STANDARD: Final = Scheme(
 
 SCHEMES: Final[Mapping[str, Scheme]] = {
     "standard": _STANDARD,
-    "svix": Scheme(
-        "svix-signature",
-        _STANDARD.signed,
-        encoding="base64",
-        prefix="v1,",
-        separator=" ",
-        timestamp="svix-timestamp",
-        ids=("svix-id",),
-        encoded_key=True,
+    "svix": replace(
+        _STANDARD, header="svix-signature", timestamp="svix-timestamp", ids=("svix-id",)
     ),
     "github": Scheme("x-hub-signature-256", prefix="sha256=", ids=("x-github-delivery",)),
     "stripe": Scheme(

@@ -22,7 +22,7 @@ from penstock.contracts.facts import (
     Seed,
     Trigger,
 )
-from penstock.contracts.plan import PLAN, Plan, PublishedVersion
+from penstock.contracts.plan import PLAN, Plan
 from penstock.contracts.versions import accepted_input
 from penstock.runs.forks import FROM_OUTSIDE, seed_of
 from penstock.runs.lineage import Lineage, changed_nodes
@@ -116,7 +116,7 @@ class Forks:
             drop |= changed
         given = source.input
         if "input" in params.changes:
-            given = await self._accepted_input(source, plan, params.changes["input"])
+            given = await asyncio.to_thread(accepted_input, plan, params.changes["input"])
             if given != source.input:
                 drop |= Lineage(plan).readers(source.input, given)
         # In a thread: a long run takes a moment to be sorted out.
@@ -141,19 +141,6 @@ class Forks:
                 mode=params.mode,
             ),
         )
-
-    @staticmethod
-    async def _accepted_input(source: RunInvoked, plan: Plan, given: JsonValue) -> JsonValue:
-        if plan.input_schema is None:
-            return given
-        version = PublishedVersion(
-            name=source.name,
-            kind=source.kind,
-            version=source.version,
-            plan_digest=source.plan_digest,
-            input_schema=plan.input_schema,
-        )
-        return await asyncio.to_thread(accepted_input, version, given)
 
     def _seed(
         self,

@@ -45,7 +45,6 @@ from penstock_orchestrator.engine.windows import Windows
 log = EventLog(__name__)
 
 _MAX_CONFLICTS: Final = 20
-_AGAIN_SECONDS: Final = 1.0
 RELOAD: Final = "reload"
 """Id of a timer that makes the engine reload the run."""
 
