@@ -9,6 +9,7 @@ connection that was lost, a process that was stopped), it decides from the log i
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
@@ -31,7 +32,7 @@ _STALL_SECONDS: Final = 0.5
 """A process whose event loop has been silent for so long may have inputs in its socket."""
 _AGAIN_SECONDS: Final = 1.0
 _KEPT: Final = 10_000
-_ALL: Final = float("inf")
+_ALL: Final = sys.maxsize
 
 
 class Cancels:
