@@ -35,7 +35,6 @@ COMPILED: Final = {
         f"{_BUS}/parser.py",
         f"{_BUS}/writer.py",
         f"{_RUNNER}/deltas.py",
-        f"{_RUNNER}/execution.py",
         f"{_RUNNER}/stops.py",
         "shared/src/penstock/contracts/subjects.py",
         "shared/src/penstock/runs/state.py",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -224,6 +226,23 @@ async def test_bus_answers_requests_again_after_the_server_was_killed(
 
     await eventually(lambda: bench.bus.nc.is_connected, within=30)
     assert (await bench.bus.api("STREAM.INFO.RUNS"))["config"]["name"] == "RUNS"
+
+
+async def test_bus_of_a_server_that_stands_still_is_closed(
+    create_nats_server: Callable[..., NatsServer], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    server = create_nats_server()
+    bus = await connect(CoreSettings(nats_url=server.url), name="test")
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        await bus.close()
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+
+    assert bus.nc.is_closed
+    assert "bus.unsettled" in caplog.text
 
 
 CHILD = """

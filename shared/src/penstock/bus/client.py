@@ -9,15 +9,17 @@ Written against the pinned nats-py 2.16.0; ``tests/integration/bus/test_client.p
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import Final
 
 from nats.aio.client import Client, Srv
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.errors import FlushTimeoutError
+from nats.errors import Error as NatsError
 
 from penstock.bus.parser import DirectHandler, HotParser
+from penstock.telemetry.logs import EventLog
+
+log = EventLog(__name__)
 
 _HEADER_LINE: Final = b"NATS/1.0"
 _MANY: Final = 4
@@ -58,9 +60,8 @@ class HotClient(Client):
             self._out.append(b"UNSUB %d\r\n" % sid)
             if self._write_due is None:
                 self._schedule_write(urgent=True)
-            with contextlib.suppress(FlushTimeoutError):
-                # The server's answer comes after the last message that it sent for it.
-                await self.settle(2)
+            # The server's answer comes after the last message that it sent for it.
+            await self.settle(2)
         self._direct.pop(sid, None)
         if not self.is_closed:
             await subscription.unsubscribe()
@@ -140,11 +141,18 @@ class HotClient(Client):
             transport.write(b"".join(out))
 
     async def settle(self, seconds: float) -> None:
-        """Write gathered messages; wait until the server has read them (``seconds`` at most)."""
+        """Write gathered messages; wait until the server has read them (``seconds`` at most).
+
+        A server that goes away meanwhile is logged: a message that must be stored has an
+        acknowledgement, which its publisher awaits.
+        """
         if self._write_due is not None:
             self._write_due.cancel()
             self._write_out()
-        await self.flush(timeout=seconds)  # type: ignore[arg-type]
+        try:
+            await self.flush(timeout=seconds)  # type: ignore[arg-type]
+        except NatsError as error:
+            log.info("bus.unsettled", error=str(error))
 
     async def _process_msg(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes

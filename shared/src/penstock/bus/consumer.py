@@ -8,7 +8,6 @@ the server. Its handler's effects must be acknowledged before it returns.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -17,7 +16,6 @@ from datetime import UTC, datetime
 from typing import Final
 
 from nats.aio.subscription import Subscription
-from nats.errors import FlushTimeoutError
 
 from penstock import clock
 from penstock.bus.client import parse_headers
@@ -186,8 +184,7 @@ class Consumer:
             self._keeper.cancel()
         if not self._bus.nc.is_closed and self._bus.nc.is_connected:
             # Acknowledgements that do not get through are made good by redelivery.
-            with contextlib.suppress(FlushTimeoutError):
-                await self._bus.nc.settle(5)
+            await self._bus.nc.settle(5)
 
     # -- pulling -----------------------------------------------------------------------------
 
