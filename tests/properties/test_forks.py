@@ -185,6 +185,7 @@ def test_replay_of_any_run_spends_nothing_and_ends_the_same(seed: int) -> None:
 @SETTINGS
 @given(seed=st.integers(0, 10**6), share=st.floats(0, 1))
 @example(seed=846696, share=1.0)
+@example(seed=633961, share=0.5)
 def test_fork_from_any_sequence_ends(seed: int, share: float) -> None:
     source = source_of(seed)
     at_seq = 1 + int(share * (len(source.log.messages) - 1))

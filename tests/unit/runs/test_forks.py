@@ -256,6 +256,22 @@ def test_step_of_unknown_outcome_is_not_repeated_in_silence() -> None:
     assert fork(source, at_seq=1).scheduled == ["a.1"]
 
 
+def test_unknown_outcome_of_a_step_in_finally_can_be_given() -> None:
+    pay = make_tool("pay", at_most_once=True)
+    plan = make_plan(
+        tool_node("a"), finally_=(tool_node("f", ref="pay"),), tools=[make_tool("add"), pay]
+    )
+    source = Driver(plan).start().result("a", 1)
+    assert source.scheduled[-1] == "f.1"
+
+    with pytest.raises(RejectedError) as refused:
+        seed_of(source.plan, source.log.entries)
+
+    assert refused.value.code == "outcome_unknown"
+    copy = fork(source, overrides={"f": "paid"})
+    assert (copy.end.status, copy.scheduled) == ("done", [])
+
+
 def test_unknown_outcome_that_was_decided_is_taken_over() -> None:
     source = once()
     signal(

@@ -44,7 +44,7 @@ class Overrides:
         """
         for step_id, output in overrides.items():
             found = self._source.element(step_id)
-            if found is None or found.phase != "main" or not self._reached(found):
+            if found is None or not (self._replaceable(step_id, found) and self._reached(found)):
                 raise self._unknown(step_id)
             if found.node.kind == "end":
                 raise invalid(step_id, "an end has no outcome to replace", "another step")
@@ -75,6 +75,13 @@ class Overrides:
                     f"agent {iid} begins anew, for something that it depends on changes",
                     f"{turn_step_id(iid, 1)}, or {iid} as a whole",
                 )
+
+    def _replaceable(self, step_id: str, found: Element) -> bool:
+        """Whether an element is of the main phase, or a handler's step that has no outcome."""
+        step = self._source.state.steps.get(step_id)
+        return found.phase == "main" or (
+            step is not None and step.status not in ("succeeded", "failed")
+        )
 
     def _reached(self, found: Element) -> bool:
         """Whether the run knows the items and iterations that an instance is in."""
