@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from importlib.resources import files
 from typing import Any, Final, Literal, NamedTuple
 
 from pydantic import BaseModel, TypeAdapter
@@ -196,14 +197,19 @@ def _texts() -> dict[str, dict[str, str]]:
     modules |= {name for name in sys.modules if name.startswith("penstock.contracts.")}
     found: dict[str, dict[str, str]] = {}
     for module in sorted(modules):
-        tree = ast.parse(inspect.getsource(sys.modules[module]))
-        for node in tree.body:
-            if isinstance(node, ast.ClassDef):
-                found[node.name] = dict(_field_texts(node))
+        found |= {node.name: dict(field_texts(node)) for node in classes_of(module)}
     return found
 
 
-def _field_texts(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
+def classes_of(module: str) -> Iterator[ast.ClassDef]:
+    """Yield the classes in the source of a module, which may be a compiled one."""
+    package, _, name = module.rpartition(".")
+    source = files(package).joinpath(f"{name}.py").read_text("utf-8")
+    yield from (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
+
+
+def field_texts(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
+    """Yield the name of each annotated field of a class with the text below it."""
     for field, text in zip(node.body, node.body[1:], strict=False):
         if (
             isinstance(field, ast.AnnAssign)
@@ -212,7 +218,7 @@ def _field_texts(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
             and isinstance(text.value, ast.Constant)
             and isinstance(text.value.value, str)
         ):
-            yield field.target.id, inspect.cleandoc(text.value.value)
+            yield _alias(field) or field.target.id, inspect.cleandoc(text.value.value)
 
 
 def pages() -> dict[str, str]:
@@ -249,3 +255,12 @@ def _index() -> str:
             + "\n"
         )
     return "".join(parts)
+
+
+def _alias(field: ast.AnnAssign) -> str | None:
+    """Return the name that users write, where it is not the field's own."""
+    if isinstance(field.value, ast.Call):
+        for keyword in field.value.keywords:
+            if keyword.arg == "alias" and isinstance(keyword.value, ast.Constant):
+                return str(keyword.value.value)
+    return None

@@ -7,11 +7,10 @@ running installation imports this module; ``make docs`` does.
 from __future__ import annotations
 
 import ast
-import inspect
 import sys
-from collections.abc import Iterator
 from functools import lru_cache
 
+from penstock.catalogue import classes_of, field_texts
 from penstock.contracts.rpc import DocumentKind
 from penstock_registry.core.documents import MODELS
 from penstock_registry.core.parts import GeneratedSchema, Part
@@ -66,35 +65,13 @@ def _texts() -> dict[str, dict[str, str]]:
     own = [name for name in sys.modules if name.startswith(f"{package}.")]
     classes: dict[str, ast.ClassDef] = {}
     for module in ("penstock.contracts.plan", *sorted(own)):
-        tree = ast.parse(inspect.getsource(sys.modules[module]))
-        classes |= {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+        classes |= {node.name: node for node in classes_of(module)}
 
     def texts(name: str) -> dict[str, str]:
         if (node := classes.get(name)) is None:
             return {}
         bases = [texts(base.id) for base in node.bases if isinstance(base, ast.Name)]
         inherited = {field: text for base in bases for field, text in base.items()}
-        return {**inherited, **dict(_field_texts(node))}
+        return {**inherited, **dict(field_texts(node))}
 
     return {name: texts(name) for name in classes}
-
-
-def _field_texts(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
-    for field, text in zip(node.body, node.body[1:], strict=False):
-        if (
-            isinstance(field, ast.AnnAssign)
-            and isinstance(field.target, ast.Name)
-            and isinstance(text, ast.Expr)
-            and isinstance(text.value, ast.Constant)
-            and isinstance(text.value.value, str)
-        ):
-            yield _alias(field) or field.target.id, inspect.cleandoc(text.value.value)
-
-
-def _alias(field: ast.AnnAssign) -> str | None:
-    """Return the name that users write, where it is not the field's own."""
-    if isinstance(field.value, ast.Call):
-        for keyword in field.value.keywords:
-            if keyword.arg == "alias" and isinstance(keyword.value, ast.Constant):
-                return str(keyword.value.value)
-    return None
