@@ -114,6 +114,23 @@ async def test_ticks_to_come_are_shown_on_both_clocks(gateway: Running, engine: 
     assert len((await call(gateway, "GET", "ticks"))["items"]) == 5
 
 
+@pytest.mark.parametrize(
+    ("cron", "timezone", "after", "first"),
+    [
+        ("1 * * * 0", "America/St_Johns", "2010-11-06T00:00:00Z", "2010-11-07T03:31:00Z"),
+        ("0 * * * SAT", "America/Nuuk", "2024-03-30T00:00:00Z", "2024-03-30T02:00:00Z"),
+        ("0 * * * *", "Pacific/Apia", "2011-12-30T09:30:00Z", "2011-12-30T10:00:00Z"),
+    ],
+)
+async def test_gateway_serves_ticks_at_a_gap_at_midnight(
+    gateway: Running, engine: Engine, cron: str, timezone: str, after: str, first: str
+) -> None:
+    await define(engine, cron=cron, timezone=timezone)
+    ticks = await call(gateway, "GET", "ticks", params={"next": 100, "after": after})
+    assert (len(ticks["items"]), ticks["items"][0]["tick"]) == (100, first)
+    assert (await gateway.client.get("/health")).status_code == 200
+
+
 async def test_trigger_starts_a_run_now_once_per_key(gateway: Running, engine: Engine) -> None:
     await define(engine, paused=True)
     headers = {"Idempotency-Key": "by-hand"}
