@@ -11,10 +11,12 @@ import sys
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 from penstock.bus.kv import Bucket
 from penstock.contracts import subjects
+from penstock.contracts.json import Json
 from penstock.contracts.messages import DeltaBatch
 from penstock.contracts.runners import RunnerRecord
 from penstock.contracts.structs import decode
@@ -96,6 +98,41 @@ async def test_load_and_draining_stand_in_the_heartbeat(
     await asyncio.wait_for(serving, 30)
     assert (await bench.result(prefix)).output == "finished"
     assert await registered(bench, runner) is None
+
+
+async def test_steps_in_work_are_shown_long_before_the_next_heartbeat_is_due(
+    nats_server: NatsServer, open_bench: OpenBench, queue: str
+) -> None:
+    bench = await open_bench(nats_server, runner_ttl_seconds=3600)
+    runner = Runner(kind="tool", queue=queue)
+    reported: asyncio.Queue[Json] = asyncio.Queue()
+
+    @runner.tool("work")
+    async def work(ctx: StepContext) -> str:
+        while (progress := await reported.get()) is not None:
+            ctx.heartbeat(progress)
+        return "done"
+
+    ending = asyncio.Event()
+    serving = asyncio.create_task(serve([runner], bench.settings, name="test", until=ending))
+    await eventually(lambda: registered(bench, runner))
+    prefix = await bench.schedule(runner, "work", step_id="s")
+
+    async def shown(*expected: tuple[str, str, int, str]) -> bool:
+        record = await registered(bench, runner)
+        assert record is not None
+        steps = [(one.tenant, one.step_id, one.attempt, one.progress) for one in record.steps]
+        return steps == list(expected)
+
+    reports: list[tuple[Json, str]] = [("", ""), ({"page": 7}, '{"page": 7}'), ("soon", "soon")]
+    for progress, text in reports:
+        reported.put_nowait(progress)
+        await eventually(partial(shown, (bench.tenant, "s", 1, text)))
+    reported.put_nowait(None)
+    assert (await bench.result(prefix, "s")).output == "done"
+    await eventually(shown)
+    ending.set()
+    await asyncio.wait_for(serving, 30)
 
 
 async def test_heartbeat_goes_on_while_the_event_loop_is_blocked(

@@ -287,6 +287,35 @@ def test_show_of_a_waiting_run_prints_the_command_that_answers(
     assert requests[-1].url.path == "/v1/" + path.format(RUN_ID)
 
 
+def test_show_distinguishes_steps_in_work_from_those_that_wait(
+    run: Callable[..., Result], gateway: Callable[..., None]
+) -> None:
+    waiting = {**STEP, "queue": "text", "status": "scheduled"}
+    steps = [
+        {**waiting, "step_id": "a", "activity": "unserved"},
+        {**waiting, "step_id": "b", "activity": "unserved"},
+        {**waiting, "step_id": "c", "activity": "queued"},
+        {**waiting, "step_id": "d", "activity": "working", "progress": "page 7"},
+        {**waiting, "step_id": "e", "kind": "run", "queue": "workflow"},
+    ]
+    gateway(lambda _: httpx.Response(200, json={**RUNNING, "steps": steps}))
+
+    shown = run("runs", "show", RUN_ID)
+
+    assert shown.exit_code == 0, shown.output
+    lines = [line.split() for line in shown.stdout.splitlines()]
+    assert [line[3] for line in lines if line and line[0] in "abcde"] == [
+        "unserved",
+        "unserved",
+        "queued",
+        "working",
+        "scheduled",
+    ]
+    assert "page 7" in shown.stdout
+    hints = [line.strip() for line in shown.stdout.splitlines() if "no runner" in line]
+    assert hints == ["no runner serves queue tool.text: 2 steps wait"]
+
+
 def test_show_of_a_run_that_waits_for_a_time_prints_no_command(
     run: Callable[..., Result], gateway: Callable[..., None]
 ) -> None:

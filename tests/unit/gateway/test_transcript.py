@@ -22,7 +22,7 @@ from penstock.contracts.facts import (
     StepScheduled,
 )
 from penstock.contracts.messages import DeltaBatch
-from penstock.runs.events import CLIENT_EVENT, EventType, delta_events, events_of
+from penstock.runs.events import CLIENT_EVENT, ClientEvent, EventType, delta_events, events_of
 from penstock.runs.state import Entry
 from penstock_gateway.core.transcript import (
     Delta,
@@ -320,3 +320,30 @@ def test_any_loss_delay_and_reread_gives_the_stream_by_the_book(seed: int) -> No
     data += drain(transcript)
     assert transcript.finished
     assert data == expected(log, deltas)
+
+
+def test_open_pools_are_those_of_attempts_without_a_result() -> None:
+    transcript = Transcript(RUN)
+    transcript.history(
+        [invoked(1), scheduled(2), scheduled(3, "b-1"), scheduled(4, "c", kind="run")]
+    )
+    drain(transcript)
+    assert transcript.open_pools == {"agent.default"}
+
+    transcript.fact(result(5, 0))
+    transcript.fact(result(6, 0, "b-1"))
+    drain(transcript)
+
+    assert transcript.open_pools == set()
+
+
+def test_event_without_a_fact_has_no_id_and_obeys_the_filter() -> None:
+    event = ClientEvent(type=EventType.QUEUE_UNSERVED, run_id=RUN, data={"queue": "tool.q"})
+    every = Transcript(RUN)
+    every.live(event)
+    assert drain(every) == frame(event)
+    assert b"id:" not in frame(event)
+
+    some = Transcript(RUN, types=frozenset({EventType.RUN_DONE}))
+    some.live(event)
+    assert drain(some) == b""

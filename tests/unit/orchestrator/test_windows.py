@@ -267,3 +267,16 @@ def test_take_and_release_cost_about_nothing_while_nobody_waits() -> None:
 
     # A shared machine may be slow: the best of many, and a bound far above what is seen.
     assert min(timeit.repeat(step, number=1000, repeat=20)) / 1000 < 5e-6
+
+
+def test_steps_are_unserved_while_no_live_runner_takes_them() -> None:
+    pool: Windows[str] = Windows(least=2)
+    assert pool.take("a", QUEUE, 0, "a/1", 3) == 2
+    pool.take("a", "run.workflow", 0, "a/1", 1)
+    assert pool.unserved() == {QUEUE: 3}
+
+    pool.resize(QUEUE, 4)
+    assert pool.unserved() == {}
+
+    pool.resize(QUEUE, 0)
+    assert pool.unserved() == {QUEUE: 3}

@@ -3,8 +3,8 @@ from datetime import UTC, datetime
 import pytest
 
 from penstock.contracts.rpc import RunnerState
-from penstock.contracts.runners import RunnerRecord
-from penstock_registry.core.liveness import HTTP_AGENT, state_of, visible_to
+from penstock.contracts.runners import RunnerRecord, StepInWork
+from penstock_registry.core.liveness import HTTP_AGENT, shown_to, state_of, visible_to
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
 
@@ -46,3 +46,14 @@ def test_http_agent_is_visible_to_its_tenant_alone() -> None:
     assert visible_to("acme", agent)
     assert not visible_to("other", agent)
     assert visible_to("other", runner())
+
+
+def test_steps_of_other_tenants_are_not_shown() -> None:
+    steps = tuple(
+        StepInWork(tenant=tenant, run_id="r", step_id="s", attempt=1, started_at=NOW)
+        for tenant in ("acme", "other")
+    )
+    busy = runner().model_copy(update={"steps": steps})
+
+    assert shown_to("acme", busy).steps == steps[:1]
+    assert shown_to("third", busy).steps == ()

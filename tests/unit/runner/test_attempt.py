@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from penstock.contracts.errors import ErrorFamily, InvariantError
-from penstock.runner.attempt import MESSAGE_CHARACTERS, Attempt
+from penstock.masks import Mask
+from penstock.runner.attempt import MESSAGE_CHARACTERS, PROGRESS_CHARACTERS, Attempt
 
 
 async def forever() -> None:
@@ -162,3 +164,33 @@ async def test_attempt_without_a_limit_is_not_watched() -> None:
         assert not attempt.watched
         await asyncio.sleep(0.01)
     assert attempt.failure is None
+
+
+@pytest.mark.parametrize(
+    ("details", "shown"),
+    [
+        (None, ""),
+        ("page 7", "page 7"),
+        ({"seite": "ü"}, '{"seite": "ü"}'),
+        ("x" * 1000, "x" * PROGRESS_CHARACTERS),
+        ("\ud800", "\\ud800"),
+        (object, "<its text raised TypeError>"),
+    ],
+)
+def test_progress_is_the_text_of_the_last_details(details: Any, shown: str) -> None:
+    attempt = Attempt(5)
+    attempt.beat("first")
+    attempt.beat(None)
+    assert attempt.progress == "first"
+
+    attempt.beat(details)
+
+    assert attempt.progress == (shown or "first")
+
+
+def test_progress_holds_no_secrets() -> None:
+    attempt = Attempt(5)
+    attempt.mask = Mask(["hunter22222"])
+    attempt.beat({"at": "hunter22222"})
+
+    assert "hunter" not in attempt.progress

@@ -40,6 +40,10 @@ def test_run_view_of_a_running_run_shows_its_steps_in_order() -> None:
         ("b", "succeeded", 7),
         ("a", "scheduled", None),
     ]
+    assert [step.queue for step in view.steps] == [
+        driver.state.steps[name].queue for name in ("b", "a")
+    ]
+    assert all(step.queue for step in view.steps)
     assert (view.created_at, view.updated_at, view.ended_at) == (START, at(3), None)
     assert view.last_seq == driver.log.messages[-1].seq
 

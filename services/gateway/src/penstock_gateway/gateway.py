@@ -12,7 +12,7 @@ from penstock.bus.restore import Restorer
 from penstock.bus.writer import LogWriter
 from penstock.contracts import subjects
 from penstock.contracts.plan import PublishedVersion
-from penstock.contracts.runners import KeyRecord, WebhookRecord
+from penstock.contracts.runners import KeyRecord, RunnerRecord, WebhookRecord
 from penstock_gateway.archive.requests import Archive
 from penstock_gateway.core.access import Caller, caller_of
 from penstock_gateway.definitions.mirrors import Mirror
@@ -44,6 +44,7 @@ class Gateway:
     published: Mirror[PublishedVersion]
     keys: Mirror[Caller]
     webhooks: Mirror[WebhookRecord]
+    runners: Mirror[RunnerRecord]
     archive: Archive
     registry: Registry
     plans: Plans
@@ -81,12 +82,15 @@ class Gateway:
         self.published = Mirror(bus, subjects.PUBLISHED, PublishedVersion.model_validate_json)
         self.keys = Mirror(bus, subjects.KEYS, _caller, removed=self._on_key_removed)
         self.webhooks = Mirror(bus, subjects.WEBHOOKS, WebhookRecord.model_validate_json)
-        for mirror in (self.published, self.keys, self.webhooks):
+        self.runners = Mirror(bus, subjects.RUNNERS, RunnerRecord.model_validate_json)
+        for mirror in (self.published, self.keys, self.webhooks, self.runners):
             await mirror.start()
         self.archive = Archive(bus)
         self.registry = Registry(bus, self.published, self.webhooks, self.keys)
         self.plans = Plans(bus)
-        self.runs = Runs(bus, self.reader, self.archive, self.plans, settings.shards)
+        self.runs = Runs(
+            bus, self.reader, self.archive, self.plans, self.runners.values, settings.shards
+        )
         self.waiter = RunWaiter(bus, self.reader, self.runs, self.plans, settings.shards)
         await self.waiter.start()
         self.pending = PendingIndex(self.reader)
@@ -130,7 +134,7 @@ class Gateway:
         """Wait for pending writes, then close the connection."""
         self._restorer.stop()
         await self.waiter.stop()
-        for mirror in (self.published, self.keys, self.webhooks):
+        for mirror in (self.published, self.keys, self.webhooks, self.runners):
             await mirror.stop()
         await self.writer.close()
         await self.bus.close()

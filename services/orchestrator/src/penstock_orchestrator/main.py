@@ -26,7 +26,7 @@ from penstock.telemetry.logs import EventLog
 from penstock.telemetry.process import observed
 from penstock_orchestrator.engine.engine import Engine
 from penstock_orchestrator.engine.leases import ShardLeases
-from penstock_orchestrator.engine.metrics import ENGINE_SHARDS
+from penstock_orchestrator.engine.metrics import ENGINE_SHARDS, ENGINE_UNSERVED
 from penstock_orchestrator.engine.pools import PoolWatch
 from penstock_orchestrator.engine.reconciler import Reconciler
 from penstock_orchestrator.engine.retention import LogRetention
@@ -50,14 +50,14 @@ class EngineProcess:
         self._bus = bus
         self._writer = writer
         reader = HistoryReader(bus, Claims(bus, settings.claim_threshold_bytes))
-        windows: Windows[Slot] = Windows(factor=settings.window_factor)
+        self._windows: Windows[Slot] = Windows(factor=settings.window_factor)
         self.engine = Engine(
             bus,
             writer,
             reader,
             Plans(bus),
             shards=settings.shards,
-            windows=windows,
+            windows=self._windows,
             run_max_work=settings.run_max_work,
         )
         self._pools = PoolWatch(bus, self.engine.resize_pool)
@@ -116,9 +116,12 @@ class EngineProcess:
         await self._writer.close()
 
     async def _sweep(self) -> None:
-        """Release the concurrency slots of ended runs, every ``_SWEEP_SECONDS``."""
+        """Release the concurrency slots of ended runs, and count the steps without a runner."""
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
+            ENGINE_UNSERVED.clear()
+            for pool, steps in self._windows.unserved().items():
+                ENGINE_UNSERVED.labels(pool).set(steps)
             try:
                 await self.engine.admission.sweep(self.leases.held)
             except (PenstockError, JetStreamError) as error:

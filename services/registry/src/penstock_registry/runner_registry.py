@@ -21,7 +21,7 @@ from penstock.contracts import subjects
 from penstock.contracts.rpc import ListRunners, RunnerView
 from penstock.contracts.runners import RunnerRecord
 from penstock.telemetry.logs import EventLog
-from penstock_registry.core.liveness import state_of, visible_to
+from penstock_registry.core.liveness import shown_to, state_of, visible_to
 
 log = EventLog(__name__)
 
@@ -92,7 +92,8 @@ class RunnerRegistry:
                 and request.queue in (None, runner.queue)
                 and request.state in (None, state)
             ):
-                view = RunnerView(runner=runner, state=state, silent_seconds=round(silent, 3))
+                shown = shown_to(request.tenant, runner)
+                view = RunnerView(runner=shown, state=state, silent_seconds=round(silent, 3))
                 found.append(view)
         return found
 

@@ -46,7 +46,7 @@ COMMANDS: Final = {
     "runs": Entry("runs:app", "Inspect, follow, control and recover runs.", RUNS),
     "approvals": Entry("approvals:app", "List, approve or reject pending approvals.", RUNS),
     "schedules": Entry("schedules:app", "Inspect and control schedules.", RUNS),
-    "runners": Entry("runs:runners", "List live runners.", OPERATION),
+    "runners": Entry("runners:runners", "List live runners.", OPERATION),
     "doctor": Entry(
         "doctor:doctor",
         "Check bus, services and databases. The exit code is 1 if a check fails.",

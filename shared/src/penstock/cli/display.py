@@ -26,10 +26,10 @@ STATUS_STYLE: Final = {
     status: style
     for style, statuses in {
         "dim": "created planned stopped closed skipped",
-        "cyan": "running scheduled",
+        "cyan": "running scheduled working queued",
         "green": "ok done succeeded approved live",
         "bold red": "fail failed unknown rejected lost",
-        "yellow": "warn cancelled waiting paused open suspect draining",
+        "yellow": "unserved warn cancelled waiting paused open suspect draining",
         "red": "expired",
     }.items()
     for status in statuses.split()

@@ -31,6 +31,7 @@ EVENT_STYLE: Final = {
         ("→", "magenta", "resolution_decision"),
         ("?", "yellow", "approval_created resolution_created"),
         ("…", "yellow", "wait_started step_waiting"),
+        ("!", "bold yellow", "queue_unserved"),
         ("…", "green", "wait_ended"),
         ("⑂", "cyan", "branch_taken"),
         ("·", "dim", "node_skipped phase_ended"),
@@ -172,6 +173,8 @@ def describe(kind: str, data: Mapping[str, Any]) -> str:
             return f"{name} {_action(data.get('output'))}{_cost(data.get('usage'))}"
         case "policy_decision":
             return f"{name} {data.get('decision')}: {data.get('reason')}"
+        case "queue_unserved":
+            return f"no runner serves {data.get('queue')}: {data.get('steps')} steps wait"
         case "step_waiting":
             return f"until {moment(str(data.get('due_at')))}"
         case "run_cancel_requested":

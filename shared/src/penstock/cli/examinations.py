@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 import httpx
 
-from penstock import clock
+from penstock import clock, rpc
 from penstock.bus.connection import MINIMUM_SERVER, SKEW_SECONDS, JetStreamError
 from penstock.bus.kv import Bucket
 from penstock.bus.topology import consumer_table, stream_table
@@ -19,6 +19,7 @@ from penstock.cli.failure import CommandError
 from penstock.cli.wire import Wire, on_wire
 from penstock.contracts import subjects
 from penstock.contracts.errors import PenstockError
+from penstock.contracts.rpc import Definition, DefinitionPage, DocumentKind, ListDefinitions
 from penstock.contracts.runners import RunnerRecord
 from penstock.target import Target
 
@@ -110,7 +111,16 @@ async def _bus(wire: Wire, target: Target) -> list[Finding]:
         Finding("ok", "bus", f"nats-server {version} at {target.nats_url} "
                 f"has all that Penstock needs ({needed} or newer)")
     ]  # fmt: skip
-    for examination in (_clock, _durability, _streams, _consumers, _leases, _runners, _databases):
+    for examination in (
+        _clock,
+        _durability,
+        _streams,
+        _consumers,
+        _leases,
+        _runners,
+        _queues,
+        _databases,
+    ):
         findings += await _guarded(examination, wire, target)
     return findings
 
@@ -257,20 +267,50 @@ async def _leases(wire: Wire, _target: Target) -> AsyncIterator[Finding]:
         yield Finding("ok", "leases", f"all {len(shards)} shards are held")
 
 
-async def _runners(wire: Wire, _target: Target) -> AsyncIterator[Finding]:
-    """List the pools of live runners."""
+async def _pools(wire: Wire) -> dict[str, int]:
+    """Return the number of runners that take steps, by ``{kind}.{queue}``."""
     bucket = Bucket(wire.bus, subjects.RUNNERS)
     pools: dict[str, int] = {}
     for key in await bucket.keys():
         if (entry := await bucket.get(key)) is not None:
             record = RunnerRecord.model_validate_json(entry.value)
-            pool = f"{record.kind}.{record.queue}"
-            pools[pool] = pools.get(pool, 0) + 1
+            pools[record.pool] = pools.get(record.pool, 0) + (not record.draining)
+    return pools
+
+
+async def _runners(wire: Wire, _target: Target) -> AsyncIterator[Finding]:
+    """List the pools of live runners."""
+    pools = await _pools(wire)
     if not pools:
         yield Finding("fail", "runners", "none is registered: no step will run")
     else:
         shown = ", ".join(f"{count} of {pool}" for pool, count in sorted(pools.items()))
         yield Finding("ok", "runners", shown)
+
+
+async def _queues(wire: Wire, target: Target) -> AsyncIterator[Finding]:
+    """Report published tools and agents that name a queue without a runner."""
+    pools = await _pools(wire)
+    for kind in (DocumentKind.AGENT, DocumentKind.TOOL):
+        request = ListDefinitions(tenant=target.tenant, kind=kind, limit=1000)
+        page = await rpc.call(wire.bus, "registry", "list_definitions", request, DefinitionPage)
+        for one in page.items:
+            pool = f"{kind}.{_queue_of(one)}"
+            if one.status == "published" and pool != f"{kind}." and not pools.get(pool):
+                text = f"no runner serves queue {pool}: steps of {kind} {one.name} wait"
+                yield Finding("warn", "queues", text)
+
+
+def _queue_of(definition: Definition) -> str:
+    """Return the queue of an agent's or a tool's steps; empty for a tool of the caller."""
+    document: Any = definition.document
+    spec = document["spec"]
+    if definition.kind is DocumentKind.AGENT:
+        return str(spec.get("queue", "default"))
+    for form, queue in (("builtin", "builtin"), ("http", "http"), ("runner", "")):
+        if spec.get(form) is not None:
+            return str(spec[form].get("queue", queue))
+    return ""
 
 
 async def _databases(wire: Wire, target: Target) -> AsyncIterator[Finding]:

@@ -1,7 +1,8 @@
-"""``penstock runs``: list, show, follow and control runs; ``penstock runners``."""
+"""``penstock runs``: list, show, follow and control runs."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
@@ -42,9 +43,8 @@ if TYPE_CHECKING:
 
     from penstock.contracts.errors import ErrorInfo
     from penstock.contracts.json import Json
-    from penstock.contracts.rpc import RunnerView
     from penstock.contracts.usage import Usage
-    from penstock.runs.views import BudgetView, NodeRecordView, RunView
+    from penstock.runs.views import BudgetView, NodeRecordView, RunView, StepView
 
 _LIST_WIDTH: Final = 92
 """Columns that a list of runs takes before the outcome."""
@@ -174,20 +174,12 @@ def show(
         "children": ", ".join(child.run_id for child in run.children),
     }
     print_facts(screen, facts)
-    rows = [
-        (
-            step.step_id,
-            step.kind,
-            step.name,
-            status_text(step.status),
-            str(step.attempt),
-            seconds_between(step.started_at, step.ended_at),
-            compact(_outcome(step.error, step.output), 80),
-        )
-        for step in run.steps
-    ]
-    if rows:
-        screen.print(table(("step", "kind", "name", "status", "attempt", "took", "outcome"), rows))
+    if run.steps:
+        columns = ("step", "kind", "name", "status", "attempt", "took", "outcome")
+        screen.print(table(columns, map(_step_row, run.steps)))
+    waiting = Counter(f"{step.kind}.{step.queue}" for step in run.steps if step.activity == "unserved")
+    for queue, count in waiting.items():
+        screen.print(f"  no runner serves queue {queue}: {count} steps wait", style="yellow")
     for title, records in (("waits for", run.waiting_for), ("node_record", run.node_records)):
         if records:
             columns = (title, "kind", "status", "until", "what")
@@ -195,6 +187,19 @@ def show(
     for record in run.waiting_for:
         if answer := pending.answer_command(run.run_id, record):
             screen.print(f"  to answer: {answer}")
+
+
+def _step_row(step: StepView) -> tuple[str | Text, ...]:
+    outcome = compact(_outcome(step.error, step.output), 80)
+    return (
+        step.step_id,
+        step.kind,
+        step.name,
+        status_text(step.activity or step.status),
+        str(step.attempt),
+        seconds_between(step.started_at, step.ended_at),
+        outcome or compact(step.progress or "", 80),
+    )
 
 
 def _record_row(record: NodeRecordView) -> tuple[str, str, Text, str, str]:
@@ -367,19 +372,3 @@ for section, part in (
     for added in part.app.registered_commands:
         added.rich_help_panel = section
     app.add_typer(part.app)
-
-
-def runners(context: typer.Context, as_json: AsJson = False) -> None:
-    """Print the live runners and their load."""
-    from penstock.contracts.rpc import Runners
-
-    found = send(context, Runners, "GET", "/v1/runners").items
-    columns: dict[str, Callable[[RunnerView], str | Text]] = {
-        "queue": lambda one: f"{one.runner.kind}.{one.runner.queue}",
-        "runner": lambda one: one.runner.runner_id,
-        "state": lambda one: status_text(one.state),
-        "load": lambda one: f"{one.runner.in_flight}/{one.runner.concurrency}",
-        "silent": lambda one: f"{one.silent_seconds:.0f} s",
-        "can do": lambda one: compact(", ".join(can.name for can in one.runner.capabilities), 80),
-    }
-    print_list(found, columns, as_json=as_json)

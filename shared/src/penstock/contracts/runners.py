@@ -19,6 +19,18 @@ class Capability(Record):
     parameters: dict[str, Json] = {"type": "object"}
 
 
+class StepInWork(Record):
+    """A step that a runner works on."""
+
+    tenant: Token
+    run_id: Token
+    step_id: Token
+    attempt: int
+    started_at: AwareDatetime
+    progress: str = ""
+    """The details of its handler's last heartbeat, as text of at most 200 characters."""
+
+
 class RunnerRecord(Record):
     """A live runner, as its heartbeat describes it. The entry expires with the heartbeat's TTL."""
 
@@ -32,9 +44,16 @@ class RunnerRecord(Record):
     concurrency: int = 1
     in_flight: int = 0
     draining: bool = False
+    steps: tuple[StepInWork, ...] = ()
+    """Steps in work for a second or longer, the oldest first; at most 100."""
     started_at: AwareDatetime
     beat_at: AwareDatetime
     ttl_seconds: float
+
+    @property
+    def pool(self) -> str:
+        """The pool of the runner: ``{kind}.{queue}``."""
+        return f"{self.kind}.{self.queue}"
 
 
 class StopRequest(Record):

@@ -8,6 +8,7 @@ is distinguished from the cancellation of a process that ends.
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -32,6 +33,7 @@ from penstock.telemetry.logs import EventLog
 Halt = Literal["deadline", "silent", "stopped"]
 
 MESSAGE_CHARACTERS: Final = 2000
+PROGRESS_CHARACTERS: Final = 200
 
 log = EventLog(__name__)
 
@@ -109,6 +111,15 @@ class Attempt:
         if details is not None:
             self._details = details
         self._beat_at = time.monotonic()
+
+    @property
+    def progress(self) -> str:
+        """The details of the last heartbeat, without secrets; may be read from any thread."""
+        details = self._details
+        if details is None:
+            return ""
+        text = _text_of(details, _as_text)
+        return (text if self.mask is None else self.mask.text(text))[:PROGRESS_CHARACTERS]
 
     @property
     def watched(self) -> bool:
@@ -232,6 +243,10 @@ def _recordable(error: PenstockError, mask: Mask | None) -> ErrorInfo:
             family=error.family,
         )
     return info if mask is None else mask.info(info)
+
+
+def _as_text(details: object) -> str:
+    return details if isinstance(details, str) else json.dumps(details, ensure_ascii=False)
 
 
 def _text_of(value: object, write: Callable[[object], str] = str) -> str:

@@ -17,7 +17,7 @@ from penstock.bus.connection import JetStreamError, connect
 from penstock.bus.kv import Bucket
 from penstock.contracts import subjects
 from penstock.contracts.errors import PenstockError, TransientError
-from penstock.contracts.runners import RunnerRecord
+from penstock.contracts.runners import RunnerRecord, StepInWork
 from penstock.settings import CoreSettings
 from penstock.telemetry.logs import EventLog
 
@@ -25,6 +25,8 @@ Describe = Callable[[], Sequence[RunnerRecord]]
 """Says what this process runs; called in the heartbeat's thread, so it only reads."""
 
 RETRY_SECONDS: Final = 1.0
+LOOK_SECONDS: Final = 2.0
+"""Between heartbeats, one is sent so soon after the steps in work or their progress changed."""
 STOP_SECONDS: Final = 10.0
 FIRST_BEAT_SECONDS: Final = 30.0
 
@@ -50,6 +52,7 @@ class Heartbeat:
         self._wake: asyncio.Event | None = None
         self._stopping = False
         self._first: asyncio.Future[None] | None = None
+        self._shown: list[tuple[StepInWork, ...]] = []
 
     async def start(self) -> None:
         """Register; returns after the first beat.
@@ -116,10 +119,21 @@ class Heartbeat:
                 self._probe()
                 beaten = self._alive() and await self._beat(bucket)
                 pause = self._settings.runner_heartbeat_seconds
-                await self._sleep(pause if beaten else min(RETRY_SECONDS, pause))
+                await self._pause(pause if beaten else min(RETRY_SECONDS, pause))
             await self._deregister(bucket)
         finally:
             await bus.close()
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait until the next heartbeat is due, or the steps in work are others than shown."""
+        until = time.monotonic() + seconds
+        while (rest := until - time.monotonic()) > 0:
+            await self._sleep(min(rest, LOOK_SECONDS))
+            if self._wake is None or self._wake.is_set() or self._shown != self._steps():
+                return
+
+    def _steps(self) -> list[tuple[StepInWork, ...]]:
+        return [record.steps for record in self._describe()]
 
     async def _sleep(self, seconds: float) -> None:
         if self._wake is not None:
@@ -144,7 +158,9 @@ class Heartbeat:
 
     async def _beat(self, bucket: Bucket) -> bool:
         try:
-            for record in self._describe():
+            records = self._describe()
+            self._shown = [record.steps for record in records]
+            for record in records:
                 await bucket.put(
                     _key(record),
                     record.model_dump_json().encode(),

@@ -183,6 +183,7 @@ class Runner:
 
     def record(self) -> RunnerRecord:
         """Return the record of this runner in the heartbeat; safe to call from any thread."""
+        now = clock.now()
         return RunnerRecord(
             runner_id=self._runner_id,
             kind=self.kind.value,
@@ -193,8 +194,9 @@ class Runner:
             concurrency=self.concurrency,
             in_flight=self.in_flight,
             draining=self._draining,
+            steps=() if self._worker is None else self._worker.in_work(now),
             started_at=self._started_at,
-            beat_at=clock.now(),
+            beat_at=now,
             ttl_seconds=self._ttl_seconds,
         )
 

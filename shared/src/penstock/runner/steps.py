@@ -21,6 +21,7 @@ from penstock.contracts.errors import (
     InvariantError,
 )
 from penstock.contracts.facts import StepKind, StepScheduled
+from penstock.contracts.runners import StepInWork
 from penstock.contracts.structs import decode
 from penstock.contracts.subjects import FactSubject
 from penstock.failpoints import reach
@@ -35,6 +36,10 @@ from penstock.telemetry.tracing import TRACEPARENT, exporting, span
 
 STALE_AFTER: Final = timedelta(seconds=2)
 """A step that is older, or comes again, may belong to a run that has ended meanwhile."""
+
+SHOWN_AFTER: Final = timedelta(seconds=1)
+"""A step that takes less long is not shown as in work."""
+SHOWN: Final = 100
 
 _TRACE_HEADER: Final = f"{TRACEPARENT}:".encode()
 _RESTORED: Final = f"{RESTORED_HEADER}:".encode()
@@ -70,6 +75,7 @@ class StepWorker:
         self._kind = kind
         self._once = Bucket(harness.bus, subjects.LIMITS)
         self._metrics = step_metrics(kind.value, queue)
+        self._in_work: dict[Attempt, tuple[FactSubject, datetime]] = {}
         self._executor = StepExecutor(
             kind=kind,
             queue=queue,
@@ -80,6 +86,24 @@ class StepWorker:
             services=StepServices(harness.writer, harness.limits, self._once, harness.secrets),
         )
         self._operation = _OPERATION[kind]
+
+    def in_work(self, now: datetime) -> tuple[StepInWork, ...]:
+        """Return the steps in work for ``SHOWN_AFTER`` or longer, the oldest first, some at most.
+
+        Safe to call from any thread: the dictionary is copied at once.
+        """
+        shown = [one for one in tuple(self._in_work.items()) if now - one[1][1] >= SHOWN_AFTER]
+        return tuple(
+            StepInWork(
+                tenant=subject.tenant,
+                run_id=subject.run_id,
+                step_id=subject.step_id,
+                attempt=subject.attempt,
+                started_at=started_at,
+                progress=attempt.progress,
+            )
+            for attempt, (subject, started_at) in shown[:SHOWN]
+        )
 
     async def handle(self, delivery: Delivery) -> None:
         """Do a step.
@@ -126,12 +150,14 @@ class StepWorker:
             attempt.begun = await self._once.get(ctx.once_key) is not None
         reach("runner.step_taken")
         stops.enter(run_id, subject.step_id, attempt)
+        self._in_work[attempt] = subject, now
         try:
             if exporting():
                 await self._traced(ctx, step, attempt, now)
             else:
                 await self._executor.execute(ctx, step, attempt, now)
         finally:
+            del self._in_work[attempt]
             stops.leave(run_id, attempt)
 
     async def _traced(

@@ -69,6 +69,7 @@ class EventType(StrEnum):
     MESSAGE_FAILED = "message_failed"
     POLICY_DECISION = "policy_decision"
     STEP_WAITING = "step_waiting"
+    QUEUE_UNSERVED = "queue_unserved"
     SIGNAL_RECEIVED = "signal_received"
     RUN_ADMITTED = "run_admitted"
     RUN_PAUSED = "run_paused"
@@ -123,8 +124,8 @@ _ENDED: Final = {
 class ClientEvent(Record):
     """One event of a run.
 
-    ``id`` is the stream sequence of the fact behind it, absent on deltas and on all but the last
-    event of a fact. ``data`` depends on ``type``.
+    ``id`` is the stream sequence of the fact behind it, absent on deltas, ``queue_unserved`` and on
+    all but the last event of a fact. ``data`` depends on ``type``.
     """
 
     id: int | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from typing import Final, NamedTuple, TypedDict, Unpack
+from typing import Final, Literal, NamedTuple, TypedDict, Unpack
 
 from pydantic import AwareDatetime, TypeAdapter
 
@@ -40,12 +40,17 @@ MAX_PENDING: Final = 250
 """Most pending requests in a view that has one page of steps."""
 
 
+Activity = Literal["working", "queued", "unserved"]
+
+
 class StepView(Record):
     """One step of a run, at its latest attempt."""
 
     step_id: str
     node_id: str
     kind: StepKind
+    queue: str = ""
+    """Runners of this kind and queue perform it; the engine performs steps of kind ``run``."""
     name: str
     status: str
     attempt: int
@@ -55,6 +60,13 @@ class StepView(Record):
     output: Json = None
     error: ErrorInfo | None = None
     usage: Usage | None = None
+    activity: Activity | None = None
+    """Of a scheduled step: whether a runner works on it, none has taken it yet, or no runner
+    serves its queue."""
+    runner_id: str | None = None
+    """The runner that works on it."""
+    progress: str | None = None
+    """The details of its last heartbeat."""
 
 
 class NodeRecordView(Record):
@@ -153,6 +165,7 @@ def step_view(step: StepState) -> StepView:
         step_id=step.step_id,
         node_id=step.node_id,
         kind=step.kind,
+        queue=step.queue,
         name=step.name,
         status=step.status,
         attempt=step.attempt,

@@ -80,9 +80,15 @@ class Transcript:
         self._over: set[Attempt] = set()
         self._complete: set[Attempt] = set()
         self._early: dict[Attempt, list[DeltaBatch]] = {}
+        self._pools: dict[Attempt, str] = {}
         self._confirmed = False
         self._out: list[bytes] = []
         self._out_bytes = 0
+
+    @property
+    def open_pools(self) -> frozenset[str]:
+        """The pools of the attempts that have no result yet."""
+        return frozenset(self._pools.values())
 
     # -- input ---------------------------------------------------------------------------------
 
@@ -147,6 +153,11 @@ class Transcript:
         self._confirmed = True
         self.need = None
 
+    def live(self, event: ClientEvent) -> None:
+        """Take an event that no fact is behind."""
+        if self._types is None or event.type in self._types:
+            self._put(frame(event))
+
     # -- what goes out -------------------------------------------------------------------------
 
     def take(self, limit_bytes: int = CHUNK_BYTES) -> bytes:
@@ -190,13 +201,15 @@ class Transcript:
         fact = entry.fact
         if isinstance(fact, StepScheduled):
             attempt = _attempt(entry)
+            if entry.subject.kind != StepKind.RUN:
+                self._pools[attempt] = f"{entry.subject.kind}.{entry.subject.queue}"
             if entry.subject.kind == StepKind.AGENT and attempt not in self._over:
                 self._next.setdefault(attempt, 0)
                 self._release(attempt)
         elif isinstance(fact, StepResult):
             attempt = _attempt(entry)
             self._over.add(attempt)
-            for known in (self._next, self._heads, self._early):
+            for known in (self._next, self._heads, self._early, self._pools):
                 known.pop(attempt, None)
         elif isinstance(fact, RunEnded):
             self.finished = True

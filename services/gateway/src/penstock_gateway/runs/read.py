@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Final, TypeVar
@@ -15,9 +15,11 @@ from penstock.contracts import subjects
 from penstock.contracts.errors import InvariantError, RejectedError, TransientError, finding
 from penstock.contracts.facts import RunEnded, RunInvoked
 from penstock.contracts.ids import is_run_id, shard_of
+from penstock.contracts.runners import RunnerRecord
 from penstock.runs.state import Entry, RunState, fold, new_state
 from penstock.runs.views import RunView, StepWindow, run_view
 from penstock_gateway.archive.requests import Archive
+from penstock_gateway.core.activity import served_pools, unserved_steps, with_activity
 from penstock_gateway.core.preferences import STEPS_SHOWN
 from penstock_gateway.runs.plans import Plans
 
@@ -61,7 +63,13 @@ class Runs:
     """Reads single runs of any tenant."""
 
     def __init__(
-        self, bus: Bus, reader: LogReader, archive: Archive, plans: Plans, shards: int
+        self,
+        bus: Bus,
+        reader: LogReader,
+        archive: Archive,
+        plans: Plans,
+        runners: Mapping[str, RunnerRecord],
+        shards: int,
     ) -> None:
         """Use the process's connection, reader and archive.
 
@@ -70,12 +78,14 @@ class Runs:
             reader: Reads the log.
             archive: Asked for what the log no longer holds.
             plans: Knows the limits of definitions.
+            runners: The live runners.
             shards: Number of shards of the installation.
         """
         self._bus = bus
         self._reader = reader
         self._archive = archive
         self._plans = plans
+        self._runners = runners
         self._shards = shards
         self._large: OrderedDict[str, RunState] = OrderedDict()
         """Large runs as last read: to read one again costs its new facts only."""
@@ -240,7 +250,12 @@ class Runs:
         return await self.view_of(await self.state(tenant, run_id))
 
     async def view_of(
-        self, state: RunState, *, node_records: bool = False, window: StepWindow = FIRST_STEPS
+        self,
+        state: RunState,
+        *,
+        node_records: bool = False,
+        window: StepWindow = FIRST_STEPS,
+        past: bool = False,
     ) -> RunView:
         """Return a run whose facts were read as clients see it.
 
@@ -248,6 +263,7 @@ class Runs:
             state: The run.
             node_records: Whether all node records are wanted.
             window: The page of steps.
+            past: Whether the state is not the latest one, so that runners cannot know its steps.
 
         Raises:
             RejectedError: ``run_not_found``: it was never asked for.
@@ -259,7 +275,22 @@ class Runs:
         view = run_view(state, node_records=node_records, planned=planned, window=window)
         if view is None:
             raise not_found(state.run_id)
-        return view
+        return view if past else with_activity(view, self._runners.values())
+
+    async def unserved(self, tenant: str, run_id: str, pools: Collection[str]) -> Counter[str]:
+        """Return the number of a run's steps by pool, for pools that no runner serves.
+
+        Args:
+            tenant: The caller's tenant.
+            run_id: The run; it is read only if one of ``pools`` is not served.
+            pools: Pools of its open steps.
+
+        Raises:
+            TransientError: The log or the archive did not answer.
+        """
+        if served_pools(self._runners.values()).issuperset(pools):
+            return Counter()
+        return unserved_steps(await self.view(tenant, run_id))
 
 
 def _before(run_id: str, at_seq: int, entries: Sequence[Entry]) -> RejectedError:

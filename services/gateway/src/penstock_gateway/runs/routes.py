@@ -253,7 +253,9 @@ class ReadRoutes:
         else:
             state = await self._gateway.waiter.wait_for(caller.tenant, run_id, seconds)
             applied = [(b"preference-applied", b"wait=%d" % seconds)]
-        view = await runs.view_of(state, node_records=node_records, window=window)
+        view = await runs.view_of(
+            state, node_records=node_records, window=window, past=at_seq is not None
+        )
         return Answer(RUN_VIEW.dump_json(view), 200, applied)
 
     async def get_events(self, request: Request) -> Response:

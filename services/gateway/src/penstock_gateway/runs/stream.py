@@ -16,6 +16,7 @@ from nats.aio.subscription import Subscription
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from penstock import clock
 from penstock.bus.connection import Bus
 from penstock.bus.reader import LogReader
 from penstock.contracts import subjects
@@ -23,7 +24,7 @@ from penstock.contracts.errors import InvariantError, RejectedError, TransientEr
 from penstock.contracts.ids import shard_of
 from penstock.contracts.messages import DeltaBatch
 from penstock.contracts.structs import decode
-from penstock.runs.events import EventType
+from penstock.runs.events import ClientEvent, EventType
 from penstock.runs.state import Entry
 from penstock.telemetry.logs import EventLog
 from penstock_gateway.core.access import Permit
@@ -136,6 +137,8 @@ class RunStream:
         self._written_at = 0.0
         self._tick_due = False
         self._gone = False
+        self._unserved: Counter[str] = Counter()
+        """Steps by pool without a runner, as last shown."""
 
     # -- subscriptions -------------------------------------------------------------------------
 
@@ -228,6 +231,8 @@ class RunStream:
                 if self._tick_due:
                     self._tick_due = False
                     if loop.time() - self._written_at >= interval * 0.99:
+                        await self._patiently(self._find_unserved)
+                        await self._flush(send)
                         await self._send(send, KEEP_ALIVE)
                     wait = self._written_at + interval - loop.time()
                     ticker = loop.call_later(max(wait, 0.01), self._tick)
@@ -294,6 +299,21 @@ class RunStream:
         entries = await self._streams.runs.entries(self._tenant, self._run_id)
         deltas = await self._read_deltas() if self._transcript.wants_deltas else ()
         self._transcript.history(entries, deltas)
+
+    async def _find_unserved(self) -> None:
+        """Show which queues of a silent run no runner serves, each time that this changes."""
+        pools = self._transcript.open_pools
+        unserved = await self._streams.runs.unserved(self._tenant, self._run_id, pools)
+        if unserved != self._unserved:
+            for pool, steps in unserved.items():
+                event = ClientEvent(
+                    type=EventType.QUEUE_UNSERVED,
+                    run_id=self._run_id,
+                    at=clock.now(),
+                    data={"queue": pool, "steps": steps},
+                )
+                self._transcript.live(event)
+            self._unserved = unserved
 
     async def _supply(self) -> None:
         need = self._transcript.need

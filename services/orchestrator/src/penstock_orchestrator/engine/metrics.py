@@ -16,4 +16,7 @@ ENGINE_FAILED: Final = Counter(
 )
 ENGINE_TRIMMED: Final = Counter("penstock_engine_runs_trimmed_total", "Runs deleted from the log")
 ENGINE_RUNS: Final = Gauge("penstock_engine_open_runs", "Runs at hand")
+ENGINE_UNSERVED: Final = Gauge(
+    "penstock_engine_unserved_steps", "Scheduled steps whose queue no runner serves", ["pool"]
+)
 ENGINE_SHARDS: Final = Gauge("penstock_engine_shards", "Shards whose lease this process holds")

@@ -43,6 +43,8 @@ class _Window(Generic[SlotT]):
     """One queue."""
 
     size: int
+    slots: int = 0
+    """Steps that the queue's live runners can execute at a time; 0: no runner takes any."""
     batch: int = 1
     """Steps granted at once, so that their messages are published together."""
     out: int = 0
@@ -78,6 +80,7 @@ class Windows(Generic[SlotT]):
     def resize(self, queue: str, slots: int) -> None:
         """Set the number of steps that the live runners of a queue can execute at a time."""
         window = self._window(queue)
+        window.slots = slots
         window.size = max(self._least_of(queue), math.ceil(self._factor * slots))
         window.batch = max(1, window.size // BATCHES)
         self._grant(window)
@@ -210,6 +213,14 @@ class Windows(Generic[SlotT]):
             else 0
         )
 
+    def unserved(self) -> dict[str, int]:
+        """Return the unfinished steps by queue, of the queues that no runner serves."""
+        return {
+            queue: window.out + self.waiting(queue)
+            for queue, window in self._windows.items()
+            if not window.slots and window.out and not queue.startswith("run.")
+        }
+
     def _least_of(self, queue: str) -> int:
         if self._least is not None:
             return self._least
@@ -219,7 +230,7 @@ class Windows(Generic[SlotT]):
         window = self._windows.get(queue)
         if window is None:
             size = self._least_of(queue)
-            window = self._windows[queue] = _Window(size, max(1, size // BATCHES))
+            window = self._windows[queue] = _Window(size, batch=max(1, size // BATCHES))
         return window
 
     def _take_or_queue(self, window: _Window[SlotT], request: _Request[SlotT]) -> int:

@@ -24,6 +24,12 @@ def state_of(runner: RunnerRecord, silent_seconds: float, *, lost: bool) -> Runn
     return RunnerState.DRAINING if runner.draining else RunnerState.LIVE
 
 
+def shown_to(tenant: str, runner: RunnerRecord) -> RunnerRecord:
+    """Return a runner without the steps of other tenants."""
+    steps = tuple(step for step in runner.steps if step.tenant == tenant)
+    return runner if steps == runner.steps else runner.model_copy(update={"steps": steps})
+
+
 def visible_to(tenant: str, runner: RunnerRecord) -> bool:
     """Return whether a tenant's work may reach a runner: HTTP agents belong to one tenant."""
     return runner.kind != HTTP_AGENT or runner.queue == tenant
