@@ -502,6 +502,18 @@ def test_approval_without_a_policy_that_asks_is_refused() -> None:
     ]
 
 
+@pytest.mark.parametrize("message", ["{{ arguments.absent }}", "{{ steps.a }}", "{{ input. }}"])
+def test_approval_message_that_cannot_be_rendered_is_refused(message: str) -> None:
+    known = {"type": "object", "properties": {"amount": {}}}
+    asked = {"message": "Pay {{ arguments.amount }} for {{ input.item }}?"}
+    assert compiled(tool(policy="require_approval", approval=asked, parameters=known)).body
+
+    wrong = {"message": message}
+    faults = faults_of(tool(policy="require_approval", approval=wrong, parameters=known))
+
+    assert [fault.path for fault in faults] == ["spec.approval.message"]
+
+
 def test_agent_carries_limits_and_the_price_of_a_token() -> None:
     priced = agent(max_tokens=10, max_cost_usd=0.5, price={"input_usd": 0.25, "output_usd": 2})
 

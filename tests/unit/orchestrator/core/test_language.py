@@ -20,6 +20,7 @@ from penstock.contracts.facts import (
 from penstock.contracts.ids import answer_signal_id
 from penstock.contracts.plan import (
     ApprovalNode,
+    ApprovalPolicy,
     Block,
     BranchNode,
     ChildSpec,
@@ -494,6 +495,31 @@ def test_call_that_needs_approval_is_parked_with_its_exact_arguments() -> None:
     assert (request.name, request.arguments, len(request.digest)) == ("add", {"n": 1}, 64)
     assert driver.scheduled == []
     assert driver.state.status is RunStatus.WAITING
+
+
+def test_message_of_an_approval_is_rendered_over_the_call_and_the_run() -> None:
+    asked = ApprovalPolicy(message="Add {{ arguments.n }} in {{ input.city }}?")
+    tool = make_tool("add", policy="require_approval", approval=asked)
+    driver = Driver(make_plan(agent_node("g"), tools=[tool])).start()
+
+    driver.result("g-1", uses(("add", {"n": 1})))
+
+    request = driver.state.node_records["g-1-0-a"].node_record.request
+    assert request is not None
+    assert request.message == "Add 1 in Ulm?"
+
+
+def test_call_whose_approval_cannot_be_worded_is_refused() -> None:
+    asked = ApprovalPolicy(message="Add {{ arguments.absent }}?")
+    tool = make_tool("add", policy="require_approval", approval=asked)
+    step = Driver(make_plan(tool_node("a", input={"n": 1}), tools=[tool])).start()
+    agent = Driver(make_plan(agent_node("g"), tools=[tool])).start()
+    agent.result("g-1", uses(("add", {"n": 1})))
+
+    assert code_of(step) == "template_unresolved"
+    assert agent.scheduled == ["g-1.1", "g-2.1"]
+    shown: Any = agent.fact("g-2").input
+    assert "template_unresolved" in shown["messages"][-1]["content"]
 
 
 def test_approved_call_goes_ahead() -> None:

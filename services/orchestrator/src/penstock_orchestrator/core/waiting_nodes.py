@@ -240,7 +240,7 @@ def gate(walk: Walk, instance: Instance[Node], step_id: str, call: Call) -> Outc
         ``None``: the call is allowed. ``succeeded``: the approval is still open. ``failed``: the
         call is not allowed.
     """
-    tool, given, _ = call
+    tool = call.tool
     if tool.policy == "block":
         error = ErrorInfo(code="tool_blocked", message=f"tool {tool.name} is blocked by policy")
         return _refused(walk, instance, error)
@@ -249,17 +249,7 @@ def gate(walk: Walk, instance: Instance[Node], step_id: str, call: Call) -> Outc
     record_id = approval_record_id(step_id)
     node_record = walk.view.node_record(record_id)
     if node_record is None:
-        spec = tool.approval or ApprovalPolicy()
-        request = PendingRequest(
-            name=tool.name,
-            arguments=given,
-            digest=call_digest(tool.name, given),
-            role=spec.role,
-            message=spec.message,
-            node_id=instance.node.id,
-        )
-        due_at = walk.now + timedelta(seconds=spec.expires_seconds)
-        node_record = _open(walk, instance, record_id, "approval", request, due_at)
+        node_record = _request_approval(walk, instance, record_id, call)
     if node_record.status == "succeeded":
         return None
     if node_record.status == "failed" and node_record.error is not None:
@@ -270,6 +260,32 @@ def gate(walk: Walk, instance: Instance[Node], step_id: str, call: Call) -> Outc
     output, error_ = verdict
     _close(walk, node_record, output, error_)
     return None if error_ is None else _refused(walk, instance, error_)
+
+
+def _request_approval(
+    walk: Walk, instance: Instance[Node], record_id: str, call: Call
+) -> NodeRecord:
+    """Open the approval of a call; it has failed if its message cannot be rendered."""
+    tool, given, _ = call
+    spec = tool.approval or ApprovalPolicy()
+    try:
+        message = str(render(spec.message, walk.scope(instance, {"arguments": given})))
+    except RejectedError as error:
+        failed = NodeRecord(
+            record_id=record_id, kind="approval", status="failed", error=error.info()
+        )
+        walk.view.note(failed)
+        return failed
+    request = PendingRequest(
+        name=tool.name,
+        arguments=given,
+        digest=call_digest(tool.name, given),
+        role=spec.role,
+        message=message,
+        node_id=instance.node.id,
+    )
+    due_at = walk.now + timedelta(seconds=spec.expires_seconds)
+    return _open(walk, instance, record_id, "approval", request, due_at)
 
 
 def _refused(walk: Walk, instance: Instance[Node], error: ErrorInfo) -> Outcome:

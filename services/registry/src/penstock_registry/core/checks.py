@@ -111,12 +111,12 @@ def _tool_faults(document: ToolDocument, path: str) -> Iterator[ErrorDetail]:
         request = ExpressionScope.of("arguments", arguments=known)
         answer = request.plus("body", "headers", "status")
         yield from form_faults(spec.http, at(path, "http"), request, answer)
-    if spec.approval is not None and spec.policy != "require_approval":
-        yield finding(
-            at(path, "approval"),
-            f"no approval is requested with policy {spec.policy!r}",
-            "policy: require_approval",
-        )
+    if spec.approval is not None:
+        call = ExpressionScope.of("arguments", "input", "run", "session", arguments=known)
+        yield from template_faults(spec.approval.message, at(path, "approval.message"), call)
+        if spec.policy != "require_approval":
+            message = f"no approval is requested with policy {spec.policy!r}"
+            yield finding(at(path, "approval"), message, "policy: require_approval")
     if spec.client is not None:
         for field in ("at_most_once", "heartbeat_seconds"):
             if field in spec.model_fields_set:

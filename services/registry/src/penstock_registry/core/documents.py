@@ -115,7 +115,7 @@ class ApprovalSpec(Part):
     expires_seconds: Duration = 600.0
     """How long a call waits; then it counts as rejected."""
     message: str = Field(default="", max_length=4000)
-    """The question."""
+    """The question: a template over ``arguments``, ``input``, ``run`` and ``session``."""
 
 
 class ReserveSpec(Part):
