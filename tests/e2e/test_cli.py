@@ -1,9 +1,12 @@
+import errno
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -192,6 +195,56 @@ def test_doctor_of_a_stack_with_a_frozen_service_names_it(
     failed = [finding for finding in json.loads(shown.stdout) if finding["level"] == "fail"]
     assert [finding["area"] for finding in failed] == ["tool-runner"]
     assert shown.returncode == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("runs", "list"),
+        ("runs", "show", "RUN"),
+        ("runs", "tail", "RUN"),
+        ("runs", "fold", "RUN"),
+        ("definitions", "list"),
+        ("runners",),
+        ("services", "list"),
+        ("doctor",),
+        ("observability", "status"),
+        ("observability", "profile-report"),
+    ],
+)
+def test_output_on_a_terminal_of_80_columns_fits(
+    installation: Installation, penstock: Command, arguments: tuple[str, ...]
+) -> None:
+    run_id = RUN_ID.findall(
+        penstock("invoke", "growth-report", "-i", GROWTH, "--wait", "20").stdout
+    )[0]
+    command = [sys.executable, "-m", "penstock.cli.app", "--data-dir", str(installation.data_dir)]
+    command += [part.replace("RUN", run_id) for part in arguments]
+
+    shown = on_terminal(command, columns=80)
+
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in shown.splitlines()]
+    assert len(lines) > 2
+    assert [line for line in lines if len(line) > 80] == []
+
+
+def on_terminal(command: list[str], *, columns: int) -> str:
+    """Run a command on a pseudo-terminal; return what it prints."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, columns))
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    running = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    printed = b""
+    try:
+        while part := os.read(ours, 65536):
+            printed += part
+    except OSError as error:  # the other side was closed
+        if error.errno != errno.EIO:
+            raise
+    os.close(ours)
+    assert running.wait(60) == 0, printed
+    return printed.decode()
 
 
 def test_doctor_without_a_stack_fails(penstock: Command, tmp_path: Path) -> None:

@@ -229,6 +229,8 @@ async def test_list_runs_pages_through_all_newest_first(store: Store, queries: Q
         ({"status": (RunStatus.RUNNING, RunStatus.DONE)}, ["C", "B", "A"]),
         ({"status": (RunStatus.FAILED,)}, []),
         ({"name": "report"}, ["B"]),
+        ({"id_prefix": "B"}, ["B"]),
+        ({"id_prefix": "BA"}, []),
         ({"kind": DefinitionKind.AGENT}, ["C", "B", "A"]),
         ({"kind": DefinitionKind.WORKFLOW}, []),
         ({"session_id": "s1"}, ["B", "A"]),

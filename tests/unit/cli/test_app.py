@@ -1,11 +1,13 @@
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+from typer.main import get_command
 from typer.testing import Result
 
-from penstock.cli.app import COMMANDS
+from penstock.cli.app import COMMANDS, Commands, app
 from penstock.cli.failure import CommandError
 from penstock.cli.lazy import Entry
 from penstock.contracts.errors import TransientError
@@ -240,3 +242,40 @@ def test_full_disk_behind_standard_output_is_one_line() -> None:
     assert result.returncode == 1
     assert "error: [Errno 28]" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def every_command() -> Iterator[tuple[str, Any]]:
+    group = get_command(app)
+    assert isinstance(group, Commands)
+    for name in COMMANDS:
+        loaded = group.load(name)
+        members: dict[str, Any] = getattr(loaded, "commands", {})
+        yield from ((f"{name} {member}", one) for member, one in members.items())
+        if not members:
+            yield name, loaded
+
+
+def test_every_command_that_ends_by_itself_can_print_json() -> None:
+    without = {
+        name
+        for name, command in every_command()
+        if not any("--json" in parameter.opts for parameter in command.params)
+    }
+
+    assert without == {"dev", "services run", "sink mlflow"}
+
+
+def test_every_run_on_a_command_line_may_be_given_by_its_beginning() -> None:
+    runs = {
+        f"{name} {parameter.name}": parameter.callback is not None
+        for name, command in every_command()
+        for parameter in command.params
+        if parameter.metavar == "RUN" or parameter.name in ("run_id", "parent", "root", "sender")
+    }
+
+    # With --correlation or --session, their first argument is the name of the event.
+    assert {name for name, known in runs.items() if not known} == {
+        "signal run_id",
+        "runs message run_id",
+    }
+    assert len(runs) > 25

@@ -355,3 +355,77 @@ def test_show_at_a_sequence_asks_for_it_and_tells_what_the_run_waits_for(
     for words in ("pay-a", '{"amount": 250}', "large", "70 of 100 tokens", "PARENT", "CHILD"):
         assert words in shown.stdout
     assert "ORIGIN at 9 (fork)" in shown.stdout
+
+
+OTHER_ID = "01ARZ3NDEKTSV4RRFFQ69G5FAW"
+REPLIES = {"signals": SIGNAL, "messages": SIGNAL}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("runs", "show", "{}"),
+        ("runs", "cancel", "{}"),
+        ("runs", "message", "{}", "paid"),
+        ("signal", "{}", "paid"),
+        ("history", "delete-run", "{}", "--yes"),
+        ("observability", "profile-report", "{}", "--json"),
+    ],
+)
+def test_run_is_found_by_the_beginning_of_its_id(
+    run: Callable[..., Result],
+    gateway: Callable[..., None],
+    requests: list[httpx.Request],
+    arguments: tuple[str, ...],
+) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v1/runs":
+            return httpx.Response(200, json={"items": [RUN]})
+        return httpx.Response(200, json=REPLIES.get(request.url.path.rpartition("/")[2], RUN))
+
+    gateway(answer)
+    run(*(part.format("01arz") for part in arguments))
+    assert dict(requests[0].url.params)["id_prefix"] == "01ARZ"
+    assert requests[1].url.path.startswith(f"/v1/runs/{RUN_ID}")
+
+    requests.clear()
+    run(*(part.format(RUN_ID.lower()) for part in arguments))
+    assert requests[0].url.path.startswith(f"/v1/runs/{RUN_ID}")
+
+
+def test_beginning_of_several_ids_is_refused_with_the_candidates(
+    run: Callable[..., Result], gateway: Callable[..., None], requests: list[httpx.Request]
+) -> None:
+    items = [RUNNING, {**RUNNING, "run_id": OTHER_ID, "status": "done"}]
+    gateway(lambda _: httpx.Response(200, json={"items": items}))
+
+    result = run("runs", "cancel", "01ARZ")
+
+    assert isinstance(result.exception, CommandError)
+    assert result.exception.exit_code == 2
+    assert str(result.exception) == "2 runs have ids that begin with 01ARZ"
+    assert [one[:2] for one in result.exception.findings] == [
+        (RUN_ID, "helper running"),
+        (OTHER_ID, "helper done"),
+    ]
+    assert [request.method for request in requests] == ["GET"]
+
+
+def test_beginning_of_no_id_is_answered_by_the_gateway(
+    run: Callable[..., Result], gateway: Callable[..., None], requests: list[httpx.Request]
+) -> None:
+    problem = {"code": "run_not_found", "detail": "there is no run 01XX"}
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        listed = request.url.path == "/v1/runs"
+        return (
+            httpx.Response(200, json={"items": []}) if listed else httpx.Response(404, json=problem)
+        )
+
+    gateway(answer)
+    assert "there is no run 01XX" in str(run("runs", "show", "01XX").exception)
+    assert [request.url.path for request in requests] == ["/v1/runs", "/v1/runs/01XX"]
+
+    requests.clear()
+    run("runs", "show", "not-an-id")
+    assert [request.url.path for request in requests] == ["/v1/runs/not-an-id"]

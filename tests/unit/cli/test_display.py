@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.testing import Result
 
+from penstock.cli import display
 from penstock.cli.app import main
 from penstock.cli.display import compact, console, print_json, seconds_between, table
 from penstock.cli.events import EventPrinter, describe
@@ -151,3 +152,108 @@ def test_output_that_the_terminal_cannot_encode_is_replaced_or_escaped(
     sys.stdout.flush()
     assert ended.value.code in (None, 0)
     assert expected in written.getvalue().decode("ascii")
+
+
+NAME = "a-workflow-with-a-long-name"
+APPROVAL: dict[str, Any] = {
+    "run_id": RUN["run_id"], "record_id": "pay-the-supplier-a", "step_id": "pay-the-supplier",
+    "run_name": NAME, "status": "open", "tool": "payments-transfer", "role": "operator",
+    "arguments": {"amount": 250, "iban": "DE02120300000000202051"}, "digest": "d" * 64,
+    "message": "Transfer 250 to the supplier of the order?", "asked_at": AT, "expires_at": AT,
+}  # fmt: skip
+SHOWN_STEP = {
+    "step_id": "pay-the-supplier", "node_id": "pay-the-supplier", "kind": "tool",
+    "queue": "payments", "name": "payments-transfer", "status": "succeeded", "attempt": 1,
+    "started_at": AT, "ended_at": AT,
+    "output": {"reference": "transfer-of-the-day-with-a-long-reference-0001"},
+}  # fmt: skip
+WIDE_RUN = {**RUN, "name": NAME, "status": "done", "ended_at": AT, "steps": [SHOWN_STEP],
+            "input": "word " * 60, "output": {"text": "x" * 90}}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reply", "wanted"),
+    [
+        (("runs", "list"), {"items": [WIDE_RUN]}, [NAME, "http", "0.00 s"]),
+        (
+            ("runs", "show", RUN["run_id"]),
+            WIDE_RUN,
+            ["payments-transfer", "transfer-of-the-day-with-a-long-reference-0001", "x" * 90],
+        ),
+        (
+            ("approvals", "list"),
+            {"items": [APPROVAL]},
+            ["pay-the-supplier-a", "operator", "DE02120300000000202051", "of the order?"],
+        ),
+    ],
+)
+def test_output_fits_the_terminal_and_is_complete_without_one(
+    run: Callable[..., Result],
+    gateway: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    reply: dict[str, Any],
+    wanted: list[str],
+) -> None:
+    gateway(lambda _: httpx.Response(200, json=reply))
+    monkeypatch.setattr(display, "terminal_columns", lambda: 80)
+    narrow = run(*arguments)
+    assert narrow.exit_code == 0, narrow.output
+    assert max(map(len, narrow.stdout.splitlines())) <= 80
+    letters = "".join(narrow.stdout.split())
+    assert [one for one in wanted if one.replace(" ", "") not in letters] == []
+
+    monkeypatch.setattr(display, "terminal_columns", lambda: None)
+    whole = run(*arguments).stdout
+    assert [one for one in wanted if one not in whole] == []
+    row = next(line for line in whole.splitlines() if wanted[0] in line)
+    assert arguments[1] == "show" or all(one in row for one in wanted)
+
+
+def test_row_that_is_too_wide_continues_below_with_the_names_of_its_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(display, "terminal_columns", lambda: 60)
+    rows = [["a" * 26, "done", "b" * 40, "", "it ended"], ["c", "failed", "d", "5 s", ""]]
+
+    console().print(table(("run", "status", "name", "took", "outcome"), rows))
+
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == [
+        "run                         status",
+        "aaaaaaaaaaaaaaaaaaaaaaaaaa  done",
+        f"    name {'b' * 40}",
+        "    outcome it ended",
+        "c                           failed",
+        "    name d  took 5 s",
+    ]
+
+
+def test_flowing_text_is_wrapped_at_the_terminal_and_keeps_its_lines() -> None:
+    output = io.StringIO()
+    printer = EventPrinter(Console(file=output, width=30))
+    for text in ("one two ", "three four five\n", "  six"):
+        printer.show(
+            ClientEvent(
+                type=EventType.AGENT_STREAM_DELTA, run_id="R", step_id="a-1", data={"text": text}
+            )
+        )
+    printer.close()
+
+    lines = [line.partition("┊ ")[2].rstrip() for line in output.getvalue().splitlines()]
+    assert lines == ["one two three four", "five", "  six"]
+
+
+def test_times_of_events_never_go_back() -> None:
+    output = io.StringIO()
+    printer = EventPrinter(Console(file=output, width=200))
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    for seconds in (0.0, 2.0, 1.5, 3.0):
+        at = start + timedelta(seconds=seconds)
+        printer.show(ClientEvent(type=EventType.NODE_DONE, run_id="R", at=at))
+
+    assert [line.split()[0] for line in output.getvalue().splitlines()] == [
+        "0.000",
+        "2.000",
+        "2.000",
+        "3.000",
+    ]

@@ -87,6 +87,9 @@ class Queries:
             conditions.append(runs.c.status.in_([status.value for status in request.status]))
         if request.trigger:
             conditions.append(runs.c.trigger.in_([trigger.value for trigger in request.trigger]))
+        if (first := request.id_prefix) is not None:
+            # Z is the last letter of ids; other signs stand elsewhere in some collations.
+            conditions.append(runs.c.run_id.between(first, first.ljust(26, "Z")))
         conditions += _between(runs.c.created_at, request.created_from, request.created_before)
         conditions += _between(runs.c.ended_at, request.ended_from, request.ended_before)
         if request.min_cost_usd is not None:

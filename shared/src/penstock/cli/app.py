@@ -13,6 +13,7 @@ from typer.main import get_command
 
 from penstock.cli.failure import FAILED, CommandError, print_error
 from penstock.cli.lazy import Entry, LazyGroup
+from penstock.cli.options import AsJson
 from penstock.target import DEFAULT_DATA_DIR, find_target
 
 DEFINITIONS: Final = "Definitions"
@@ -97,11 +98,14 @@ def options(
     context.obj = find_target(url=url, data_dir=data_dir, api_key=api_key, tenant=tenant)
 
 
-def version() -> None:
+def version(as_json: AsJson = False) -> None:
     """Print the version."""
     from importlib.metadata import version as installed
 
-    typer.echo(f"penstock {installed('penstock')}")
+    from penstock.cli.display import print_done
+
+    found = installed("penstock")
+    print_done({"version": found}, f"penstock {found}", as_json=as_json)
 
 
 def _show_unexpected(

@@ -11,6 +11,7 @@ from penstock.cli.display import (
     compact,
     console,
     moment,
+    print_done,
     print_facts,
     print_json,
     print_list,
@@ -18,7 +19,7 @@ from penstock.cli.display import (
 )
 from penstock.cli.gateway import gateway
 from penstock.cli.lazy import group
-from penstock.cli.options import AsJson, Digest, Limit, Reason, RunId
+from penstock.cli.options import AsJson, Digest, Limit, Reason, RunId, find_run
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -39,7 +40,9 @@ def list_approvals(
     role: Annotated[
         str | None, typer.Option(help="Only approvals that this role may answer.")
     ] = None,
-    run_id: Annotated[str | None, typer.Option("--run", help="Only approvals of this run.")] = None,
+    run_id: Annotated[
+        str | None, typer.Option("--run", help="Only approvals of this run.", callback=find_run)
+    ] = None,
     limit: Limit = 100,
     as_json: AsJson = False,
 ) -> None:
@@ -48,7 +51,7 @@ def list_approvals(
         found = list(client.approvals(status=status, role=role, run_id=run_id, limit=limit))
     columns: dict[str, Callable[[ApprovalView], str | Text]] = {
         "run": lambda one: one.run_id,
-        "node_record": lambda one: one.record_id,
+        "record": lambda one: one.record_id,
         "status": lambda one: status_text(one.status),
         "role": lambda one: one.role or "",
         "asked": lambda one: moment(one.asked_at),
@@ -99,12 +102,13 @@ def _add(act: Literal["approve", "reject"]) -> None:
         record_id: RecordId,
         digest: Digest = None,
         reason: Reason = "",
+        as_json: AsJson = False,
     ) -> None:
         with gateway(context) as client:
             answer = client.approve if act == "approve" else client.reject
             one = answer(run_id, record_id, digest=digest, reason=reason)
         by = f"by {(one.decided and one.decided.by) or ''}"
-        console().print(run_id, record_id, status_text(one.status), by)
+        print_done(one, run_id, record_id, status_text(one.status), by, as_json=as_json)
 
 
 _add("approve")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from penstock.cli.display import console, print_json, status_text
+from penstock.cli.display import console, print_done, print_json, status_text
 from penstock.cli.failure import MISUSED, CommandError
 from penstock.cli.gateway import LONG_SECONDS, gateway
 from penstock.cli.lazy import group
@@ -30,6 +30,7 @@ def export(
     output: Annotated[
         str, typer.Option("--output", "-o", help="Output file; - for standard output.")
     ] = "-",
+    as_json: AsJson = False,
 ) -> None:
     """Write a run as a bundle. It holds the plan and all facts, chained by hashes."""
     from penstock.client import path_of
@@ -55,7 +56,9 @@ def export(
             raise CommandError(f"{output}: {error.strerror}", exit_code=MISUSED) from error
         finally:
             partial.unlink(missing_ok=True)
-    console().print(f"{output}: {len(bundle.entries)} facts, {bundle.hash}")
+    facts = len(bundle.entries)
+    done = {"file": output, "facts": facts, "hash": bundle.hash}
+    print_done(done, f"{output}: {facts} facts, {bundle.hash}", as_json=as_json)
 
 
 @app.command()
@@ -124,10 +127,8 @@ def import_run(
             content=opened,
         )
         done = client.send(call)
-    if as_json:
-        print_json(done)
-    else:
-        console().print(f"{done.run_id}: {done.stored} of {done.facts} facts were new")
+    text = f"{done.run_id}: {done.stored} of {done.facts} facts were new"
+    print_done(done, text, as_json=as_json)
 
 
 def _read(name: str) -> Bundle:

@@ -11,7 +11,7 @@ from penstock.cli.display import compact, console, moment, print_json, print_lis
 from penstock.cli.failure import MISUSED, CommandError
 from penstock.cli.gateway import LONG_SECONDS, gateway, send
 from penstock.cli.lazy import group
-from penstock.cli.options import AsJson, DryRun, Limit
+from penstock.cli.options import AsJson, DryRun, Limit, find_run
 
 if TYPE_CHECKING:
     from penstock.contracts.json import Json
@@ -24,7 +24,8 @@ Consumer = Annotated[
     str | None, typer.Option(help="Only letters of this consumer.", show_default=False)
 ]
 OfRun = Annotated[
-    str | None, typer.Option("--run", help="Only letters of this run.", show_default=False)
+    str | None,
+    typer.Option("--run", help="Only letters of this run.", show_default=False, callback=find_run),
 ]
 Code = Annotated[
     str | None, typer.Option(help="Only letters with this error code.", show_default=False)
@@ -70,6 +71,7 @@ def list_letters(
 def show(
     context: typer.Context,
     seq: Annotated[int, typer.Argument(metavar="SEQ", min=1, help="Sequence of the dead letter.")],
+    as_json: AsJson = False,  # noqa: ARG001 - a dead letter is shown as JSON in any case
 ) -> None:
     """Show one dead letter with the body of its message."""
     from penstock.runs.replies import DeadLetterView

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
-from penstock.cli.display import console, moment, print_list, status_text
+from penstock.cli.display import moment, print_done, print_list, status_text
 from penstock.cli.failure import MISUSED, CommandError
 from penstock.cli.gateway import gateway, send
 from penstock.cli.lazy import group
@@ -56,6 +56,7 @@ def apply(
         typer.Option("--file", "-f", help="YAML or JSON file, folder, or - for standard input."),
     ] = None,
     publish: Annotated[bool, typer.Option(help="Publish the documents, too.")] = True,
+    as_json: AsJson = False,
 ) -> None:
     """Store all documents at once and print the change of each.
 
@@ -64,7 +65,7 @@ def apply(
     """
     with gateway(context) as client:
         applied = apply_files(client, [*(sources or ()), *(files or ())], publish=publish)
-    print_applied(applied)
+    print_applied(applied, as_json=as_json)
 
 
 def apply_files(client: Client, files: list[str], *, publish: bool = True) -> Applied:
@@ -89,7 +90,7 @@ def apply_files(client: Client, files: list[str], *, publish: bool = True) -> Ap
         raise located(refusal(error), [name for name, _ in found]) from error
 
 
-def print_applied(applied: Applied) -> None:
+def print_applied(applied: Applied, *, as_json: bool = False) -> None:
     """Print the change of each document."""
     columns: dict[str, Callable[[AppliedDefinition], str | Text]] = {
         "kind": lambda one: one.kind,
@@ -98,7 +99,7 @@ def print_applied(applied: Applied) -> None:
         "change": lambda one: status_text(one.change, CHANGE_STYLE),
         "plan": lambda one: (one.plan_digest or "")[:12],
     }
-    print_list(applied.results, columns, as_json=False)
+    print_list(applied.results, columns, as_json=as_json)
 
 
 def read_documents(files: list[str]) -> list[tuple[str, Json]]:
@@ -185,6 +186,7 @@ def publish(
         typer.Option(min=1, help="Publish this version again; default: the stored definition."),
     ] = None,
     kind: OfKind = None,
+    as_json: AsJson = False,
 ) -> None:
     """Publish the stored definition, or an older version again."""
     from penstock.contracts.rpc import AppliedDefinition
@@ -192,15 +194,17 @@ def publish(
     body: Json = {"version": version} if version is not None else {}
     path = definition_path(context, name, kind) + "/publish"
     done = send(context, AppliedDefinition, "POST", path, body)
-    console().print(f"{name}: v{done.version} is in force")
+    print_done(done, f"{name}: v{done.version} is in force", as_json=as_json)
 
 
-def archive(context: typer.Context, name: Name, kind: OfKind = None) -> None:
+def archive(
+    context: typer.Context, name: Name, kind: OfKind = None, as_json: AsJson = False
+) -> None:
     """Archive a definition that no other one uses."""
     from penstock.contracts.rpc import Definition
 
-    send(context, Definition, "POST", definition_path(context, name, kind) + "/archive")
-    console().print(f"{name} is archived")
+    done = send(context, Definition, "POST", definition_path(context, name, kind) + "/archive")
+    print_done(done, f"{name} is archived", as_json=as_json)
 
 
 @aliases.command("set")
@@ -218,6 +222,7 @@ def set_alias(
         int | None, typer.Option(min=1, max=100, help="Percentage of runs for the second version.")
     ] = None,
     kind: OfKind = None,
+    as_json: AsJson = False,
 ) -> None:
     """Point an alias at a version."""
     if (canary is None) != (weight is None):
@@ -229,7 +234,7 @@ def set_alias(
         body["canary"] = {"version": canary, "weight": weight}
     path = definition_path(context, name, kind) + "/aliases/{}"
     stored = send(context, Alias, "PUT", path, body, ids=[alias])
-    console().print(f"{name}@{alias} is {_aim(stored)}")
+    print_done(stored, f"{name}@{alias} is {_aim(stored)}", as_json=as_json)
 
 
 @aliases.command("list")
@@ -249,13 +254,19 @@ def list_aliases(
 
 
 @aliases.command("delete")
-def delete_alias(context: typer.Context, name: Name, alias: AliasName, kind: OfKind = None) -> None:
+def delete_alias(
+    context: typer.Context,
+    name: Name,
+    alias: AliasName,
+    kind: OfKind = None,
+    as_json: AsJson = False,
+) -> None:
     """Remove an alias."""
     from penstock.contracts.facts import Record
 
     path = definition_path(context, name, kind) + "/aliases/{}"
     send(context, Record, "DELETE", path, ids=[alias])
-    console().print(f"{name}@{alias} is gone")
+    print_done({"deleted": f"{name}@{alias}"}, f"{name}@{alias} is gone", as_json=as_json)
 
 
 def _aim(alias: Alias) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -16,7 +16,7 @@ from penstock.cli.printable import printable
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions
     from rich.table import Table
     from rich.text import Text
 
@@ -35,16 +35,20 @@ STATUS_STYLE: Final = {
     for status in statuses.split()
 }
 _WIDTH: Final = 400
-_PIPE_WIDTH: Final = 160
-_LEAST_WIDTH: Final = 100
-"""In a narrower terminal, tables would lose their last column."""
+_PIPE_WIDTH: Final = 100_000
+"""Without a terminal, no line is wrapped."""
+_LEAST_WIDTH: Final = 40
+_LEAST_LAST: Final = 24
+"""Columns that a table leaves to its last column, which is folded; else rows are split."""
+_GAP: Final = 2
+_INDENT: Final = 4
 
 
 def console() -> Console:
     """Return a console on standard output; colours only for a terminal or with FORCE_COLOR.
 
     Text of runs is printed as it is: ``[red]`` in an output is no markup, and control characters
-    are shown as escapes.
+    are shown as escapes. Lines are wrapped at the width of the terminal, if there is one.
     """
     from rich.console import Console
 
@@ -52,9 +56,16 @@ def console() -> Console:
         def print(self, *objects: Any, **options: Any) -> None:
             super().print(*map(_safe, objects), **options)
 
-    # A pipe has no columns: lines are not cut at 80 there.
-    wide = max(get_terminal_size((_PIPE_WIDTH, 24)).columns, _LEAST_WIDTH)
-    return SafeConsole(markup=False, emoji=False, highlight=False, soft_wrap=True, width=wide)
+    columns = terminal_columns()
+    wide = _PIPE_WIDTH if columns is None else max(columns, _LEAST_WIDTH)
+    return SafeConsole(
+        markup=False, emoji=False, highlight=False, soft_wrap=columns is None, width=wide
+    )
+
+
+def terminal_columns() -> int | None:
+    """Return the width of the terminal; ``None`` if standard output is none."""
+    return get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def print_json(value: object, *, pretty: bool = True) -> None:
@@ -103,10 +114,24 @@ def seconds_between(start: datetime | None, end: datetime | None) -> str:
 
 def print_facts(screen: Console, facts: Mapping[str, object]) -> None:
     """Print labels with their values, one per line; empty ones are left out."""
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table.grid()
+    shown.add_column(style="dim", no_wrap=True)
+    shown.add_column(overflow="fold")
     for label, value in facts.items():
         if value:
-            screen.print(f"  {label:<8} ", style="dim", end="")
-            screen.print(str(value))
+            shown.add_row(f"  {label:<8} ", Text(printable(str(value))))
+    screen.print(shown)
+
+
+def print_done(done: object, *text: str | Text, as_json: bool) -> None:
+    """Print what a command did: as JSON, or as one line of text."""
+    if as_json:
+        print_json(done)
+    else:
+        console().print(*text)
 
 
 def print_list(
@@ -120,18 +145,88 @@ def print_list(
         console().print(table(columns, rows))
 
 
-def table(columns: Iterable[str], rows: Iterable[Iterable[str | Text]]) -> Table:
-    """Return a plain table; if it is too wide, its last column is folded."""
-    from rich.table import Table
+def table(columns: Iterable[str], rows: Iterable[Iterable[str | Text]]) -> Grid:
+    """Return a plain table."""
+    return Grid([str(column) for column in columns], [[*map(_text, row)] for row in rows])
 
-    shown = Table(box=None, pad_edge=False, header_style="dim")
-    *most, last = columns
-    for column in most:
-        shown.add_column(column, no_wrap=True)
-    shown.add_column(last, overflow="fold")
-    for row in rows:
-        shown.add_row(*map(_safe, row))
-    return shown
+
+class Grid:
+    """A plain table that fits the terminal.
+
+    If it is too wide, its last column is folded. If that leaves too little room for it, the
+    columns beyond the terminal follow each row on lines of their own, with their names.
+    """
+
+    def __init__(self, columns: list[str], rows: list[list[Text]]) -> None:
+        """Create a table of cells that hold no control characters."""
+        self._columns = columns
+        self._rows = rows
+        self._widths = [
+            max([len(name), *(row[index].cell_len for row in rows)])
+            for index, name in enumerate(columns)
+        ]
+
+    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> Iterator[Any]:
+        """Yield what rich prints."""
+        from rich.padding import Padding
+        from rich.text import Text
+
+        *most, last = self._widths
+        if sum(most) + _GAP * len(most) + min(last, _LEAST_LAST) <= options.max_width:
+            yield self._whole()
+            return
+        fitting, width = 1, self._widths[0]
+        while width + _GAP + self._widths[fitting] <= options.max_width:
+            width += _GAP + self._widths[fitting]
+            fitting += 1
+        yield self._line([Text(name, style="dim") for name in self._columns[:fitting]])
+        for row in self._rows:
+            yield self._line(row[:fitting])
+            for line in self._rest(row, fitting, options.max_width - _INDENT):
+                yield Padding(line, (0, 0, 0, _INDENT))
+
+    def _rest(self, row: list[Text], first: int, width: int) -> list[Text]:
+        """Return the cells of a row from ``first`` on, as lines of names and values."""
+        from rich.text import Text
+
+        lines: list[Text] = []
+        for name, cell in zip(self._columns[first:], row[first:], strict=True):
+            if not cell:
+                continue
+            part = Text(f"{name} " if name else "", style="dim").append_text(cell)
+            if lines and lines[-1].cell_len + _GAP + part.cell_len <= width:
+                lines[-1].append(" " * _GAP).append_text(part)
+            else:
+                lines.append(Text().append_text(part))
+        return lines
+
+    def _line(self, cells: Sequence[Text]) -> Text:
+        from rich.text import Text
+
+        line = Text()
+        for cell, width in zip(cells, self._widths, strict=False):
+            line.append_text(cell).append(" " * (width + _GAP - cell.cell_len))
+        line.rstrip()
+        return line
+
+    def _whole(self) -> Table:
+        from rich.table import Table
+
+        shown = Table(box=None, pad_edge=False, header_style="dim")
+        *most, last = self._columns
+        for column in most:
+            shown.add_column(column, no_wrap=True)
+        shown.add_column(last, overflow="fold")
+        for row in self._rows:
+            shown.add_row(*row)
+        return shown
+
+
+def _text(cell: str | Text) -> Text:
+    from rich.text import Text
+
+    found = _safe(cell)
+    return Text(found) if isinstance(found, str) else found
 
 
 def _safe(item: Any) -> Any:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
@@ -50,6 +52,9 @@ EVENT_STYLE: Final = {
     )
     for kind in kinds.split()
 }
+_MARGIN: Final = 11
+"""Columns before flowing text."""
+_PARTS: Final = re.compile(r"\n|[^\S\n]+|\S+")
 _FAILED_STYLE: Final = ("✗", "red")
 FINAL_STATUS: Final = {"run_done": "done", "run_failed": "failed", "run_cancelled": "cancelled"}
 
@@ -66,7 +71,9 @@ class EventPrinter:
         """Print on ``screen``."""
         self._screen = screen
         self._started: datetime | None = None
+        self._latest: datetime | None = None
         self._flowing = ""
+        self._column = 0
 
     def show(self, event: ClientEvent) -> None:
         """Print one event."""
@@ -92,15 +99,29 @@ class EventPrinter:
     def _flow(self, step_id: str, text: str) -> None:
         if self._flowing != step_id:
             self.close()
-            self._screen.print(Text(f"{'':>8} ┊ ", style="dim"), end="")
+            self._begin_line()
             self._flowing = step_id
-        self._screen.print(Text(text.replace("\n", f"\n{'':>8} ┊ "), style="italic"), end="")
+        for part in _PARTS.findall(text):
+            full = self._column + cell_len(part) > self._screen.width
+            if part == "\n" or (full and self._column > _MARGIN):
+                self._screen.print()
+                self._begin_line()
+                if part.isspace():
+                    continue
+            self._screen.print(Text(part, style="italic"), end="")
+            self._column += cell_len(part)
+
+    def _begin_line(self) -> None:
+        self._screen.print(Text(f"{'':>8} ┊ ", style="dim"), end="")
+        self._column = _MARGIN
 
     def _offset(self, at: datetime | None) -> str:
         if at is None:
             return ""
         self._started = self._started or at
-        return f"{(at - self._started).total_seconds():.3f}"
+        # Events are in the order of the log; the clocks of two processes differ a little.
+        self._latest = max(at, self._latest or at)
+        return f"{(self._latest - self._started).total_seconds():.3f}"
 
 
 def follow_run(

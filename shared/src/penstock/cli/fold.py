@@ -53,6 +53,7 @@ def fold_run(target: Target, run_id: str, *, until_seq: int | None, as_json: boo
             f"the log holds no run {run_id} of tenant {target.tenant}", exit_code=MISUSED
         )
     screen = console()
+    started = latest = entries[0].fact.occurred_at
     for entry in entries:
         if until_seq is not None and entry.seq > until_seq:
             break
@@ -60,7 +61,9 @@ def fold_run(target: Target, run_id: str, *, until_seq: int | None, as_json: boo
         if as_json:
             print_json(frame(entry, state), pretty=False)
         else:
-            _show_fact(screen, entry, entries[0])
+            # Facts are in the order of the log; the clocks of two processes differ a little.
+            latest = max(latest, entry.fact.occurred_at)
+            _show_fact(screen, entry, (latest - started).total_seconds())
             _show_change(screen, before, state)
     if until_seq is not None and not as_json:
         view = run_view(state)
@@ -85,9 +88,8 @@ def frame(entry: Entry, state: RunState) -> dict[str, Any]:
     }
 
 
-def _show_fact(screen: Console, entry: Entry, first: Entry) -> None:
+def _show_fact(screen: Console, entry: Entry, passed: float) -> None:
     subject, fact = entry.subject, entry.fact
-    passed = (fact.occurred_at - first.fact.occurred_at).total_seconds()
     line = Text()
     line.append(f"{entry.seq:>8} ", style="dim")
     line.append(f"{passed:>8.3f} ", style="dim")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from penstock.cli.display import console, moment, print_list
+from penstock.cli.display import console, moment, print_done, print_json, print_list
 from penstock.cli.lazy import group
 from penstock.cli.options import AsJson
 
@@ -38,6 +38,7 @@ def create(
     expires_days: Annotated[
         int | None, typer.Option(min=1, help="Days until the key expires.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Create an API key and print its secret once."""
     from penstock.contracts.rpc import CreatedKey, CreateKey
@@ -45,6 +46,9 @@ def create(
     expires_at = datetime.now(UTC) + timedelta(days=expires_days) if expires_days else None
     fields = {"name": name, "roles": role or ["operator"], "expires_at": expires_at}
     created = _ask(context, "create_key", CreateKey, fields, CreatedKey)
+    if as_json:
+        print_json(created)
+        return
     screen = console()
     head = f"{created.key.key_id} for tenant {created.key.tenant}; shown only now:"
     screen.print(head, style="dim")
@@ -76,12 +80,13 @@ def list_keys(
 def revoke(
     context: typer.Context,
     key_id: Annotated[str, typer.Argument(metavar="KEY", help="Id of the key.")],
+    as_json: AsJson = False,
 ) -> None:
     """Revoke an API key at once."""
     from penstock.contracts.rpc import KeyInfo, RevokeKey
 
-    _ask(context, "revoke_key", RevokeKey, {"key_id": key_id}, KeyInfo)
-    console().print(f"{key_id} revoked")
+    done = _ask(context, "revoke_key", RevokeKey, {"key_id": key_id}, KeyInfo)
+    print_done(done, f"{key_id} revoked", as_json=as_json)
 
 
 def _ask(

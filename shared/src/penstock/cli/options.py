@@ -3,13 +3,47 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
-from penstock.cli.failure import MISUSED, CommandError
+from penstock.cli.failure import MISUSED, CommandError, Finding
 
-RunId = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run.")]
+CANDIDATES: Final = 5
+SHORTEST: Final = 4
+"""Fewer characters are shared by all runs of months."""
+
+
+def find_run(context: typer.Context, run_id: str | None) -> str | None:
+    """Return the id of the run that has these first characters, four at least; else the text.
+
+    Raises:
+        CommandError: There are several; it lists them.
+    """
+    from penstock.contracts.ids import is_run_id
+
+    first = (run_id or "").upper()
+    if is_run_id(first):
+        return first
+    if len(first) < SHORTEST or not is_run_id(first.ljust(26, "0")):
+        return run_id
+    from penstock.cli.gateway import gateway
+
+    with gateway(context) as client:
+        found = list(client.runs(id_prefix=first, limit=CANDIDATES + 1))
+    if len(found) < 2:
+        return found[0].run_id if found else run_id
+    shown = tuple(Finding(run.run_id, f"{run.name} {run.status}") for run in found[:CANDIDATES])
+    count = f"more than {CANDIDATES}" if len(found) > CANDIDATES else len(found)
+    raise CommandError(
+        f"{count} runs have ids that begin with {first}", findings=shown, exit_code=MISUSED
+    )
+
+
+RunId = Annotated[
+    str,
+    typer.Argument(metavar="RUN", help="Id of the run, or its beginning.", callback=find_run),
+]
 StepId = Annotated[str, typer.Argument(metavar="STEP", help="Id of the step.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Limit = Annotated[

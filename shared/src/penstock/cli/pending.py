@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from penstock.cli.display import compact, console, moment, print_json, print_list, status_text
+from penstock.cli.display import (
+    compact,
+    console,
+    moment,
+    print_done,
+    print_json,
+    print_list,
+    status_text,
+)
 from penstock.cli.gateway import gateway, send
 from penstock.cli.inputs import read_input
 from penstock.cli.lazy import group
@@ -110,6 +118,7 @@ def resolve(
     ] = None,
     digest: Digest = None,
     reason: Reason = "",
+    as_json: AsJson = False,
 ) -> None:
     """Resolve the unknown outcome of a lost attempt."""
     from penstock.runs.views import RunView
@@ -121,4 +130,4 @@ def resolve(
         body["digest"] = digest
     path = "/v1/runs/{}/steps/{}/resolve"
     run = send(context, RunView, "POST", path, body, ids=[run_id, step_id])
-    console().print(run_id, status_text(run.status))
+    print_done(run, run_id, status_text(run.status), as_json=as_json)

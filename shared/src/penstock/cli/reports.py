@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -11,7 +10,7 @@ import typer
 from penstock.cli.display import console, print_json, status_text, table
 from penstock.cli.gateway import gateway, send
 from penstock.cli.lazy import group
-from penstock.cli.options import Since, Until
+from penstock.cli.options import AsJson, Since, Until, find_run
 from penstock.cli.time_ranges import instant
 
 if TYPE_CHECKING:
@@ -28,17 +27,9 @@ _HIGHEST: Final = "bold red"
 _SLOW: Final = "bold yellow"
 
 
-class Format(enum.StrEnum):
-    """How a report is printed."""
-
-    TABLE = "table"
-    JSON = "json"
-
-
 Name = Annotated[
     str | None, typer.Option(help="Only runs of this agent or workflow.", show_default=False)
 ]
-AsFormat = Annotated[Format, typer.Option("--format", help="Output format.")]
 
 app = group()
 
@@ -52,7 +43,7 @@ def _span(since: str | None, until: str | None, name: str | None) -> dict[str, Q
 
 
 @app.command()
-def status(context: typer.Context, format: AsFormat = Format.TABLE) -> None:
+def status(context: typer.Context, as_json: AsJson = False) -> None:
     """Show the lag of the archive, and runs and cost of the last 24 hours."""
     from penstock.contracts.archive import ArchiveStatus
     from penstock.contracts.archive_reports import CostReportView, ProfileReportView
@@ -66,7 +57,7 @@ def status(context: typer.Context, format: AsFormat = Format.TABLE) -> None:
             status: sum(1 for _ in client.runs(status=[status], limit=1000))
             for status in ("created", "running", "waiting", "paused")
         }
-    if format is Format.JSON:
+    if as_json:
         print_json({"archive": archive, "open_runs": counts, "cost": cost, "profile": profile})
         return
     screen = console()
@@ -91,14 +82,14 @@ def cost_report(
     since: Since = None,
     until: Until = None,
     name: Name = None,
-    format: AsFormat = Format.TABLE,
+    as_json: AsJson = False,
 ) -> None:
     """Show the cost of model calls by provider, model, agent and day."""
     from penstock.contracts.archive_reports import CostReportView
 
     params = _span(since, until, name)
     report = send(context, CostReportView, "GET", "/v1/reports/cost", params=params)
-    if format is Format.JSON:
+    if as_json:
         print_json(report)
         return
     screen = console()
@@ -151,7 +142,10 @@ def profile_report(
     run_id: Annotated[
         str | None,
         typer.Argument(
-            metavar="RUN", help="Id of one run; default: the latest runs.", show_default=False
+            metavar="RUN",
+            help="Id of one run, or its beginning; default: the latest runs.",
+            show_default=False,
+            callback=find_run,
         ),
     ] = None,
     since: Since = None,
@@ -164,17 +158,17 @@ def profile_report(
     runs: Annotated[
         int, typer.Option(min=1, max=1000, help="Number of latest runs in the report.")
     ] = 200,
-    format: AsFormat = Format.TABLE,
+    as_json: AsJson = False,
 ) -> None:
     """Show where runs spend their time. The slowest node and bottlenecks are highlighted."""
     if run_id is not None:
-        _profile_of_run(context, run_id, threshold=threshold, as_json=format is Format.JSON)
+        _profile_of_run(context, run_id, threshold=threshold, as_json=as_json)
         return
     from penstock.contracts.archive_reports import ProfileReportView
 
     params = {**_span(since, until, name), "threshold": threshold, "runs": runs}
     report = send(context, ProfileReportView, "GET", "/v1/reports/profile", params=params)
-    if format is Format.JSON:
+    if as_json:
         print_json(report)
         return
     screen = console()

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from penstock.cli.display import console, print_json
+from penstock.cli.display import print_done
 from penstock.cli.gateway import LONG_SECONDS, send
 from penstock.cli.lazy import group
-from penstock.cli.options import RunId, Yes, confirm
-from penstock.cli.reports import AsFormat, Format
+from penstock.cli.options import AsJson, RunId, Yes, confirm
 
 if TYPE_CHECKING:
     from penstock.cli.wire import Wire
@@ -36,21 +35,19 @@ def _line(status: ArchiveStatus) -> str:
 
 
 @app.command()
-def status(context: typer.Context, format: AsFormat = Format.TABLE) -> None:
+def status(context: typer.Context, as_json: AsJson = False) -> None:
     """Show the lag of the archive behind the log."""
     from penstock.cli.wire import on_wire
 
     found = on_wire(context.obj, _status)
-    if format is Format.JSON:
-        print_json(found)
-    else:
-        console().print(_line(found))
+    print_done(found, _line(found), as_json=as_json)
 
 
 @app.command()
 def rebuild(
     context: typer.Context,
     wait: Annotated[bool, typer.Option(help="Wait until the archive is up to date.")] = True,
+    as_json: AsJson = False,
 ) -> None:
     """Rebuild the archive from the log while services run."""
     import asyncio
@@ -65,8 +62,7 @@ def rebuild(
         status = await rpc.call(
             wire.bus, "archive", "rebuild", Rebuild(), ArchiveStatus, timeout_seconds=LONG_SECONDS
         )
-        screen = console()
-        screen.print(_line(status))
+        print_done(status, _line(status), as_json=as_json)
         while wait and (status.rebuilding or status.lag_messages):
             await asyncio.sleep(_PROBE_SECONDS)
             try:
@@ -75,25 +71,28 @@ def rebuild(
                 continue  # the projector was restarted; it continues where it was
             if latest != status:
                 status = latest
-                screen.print(_line(status))
+                print_done(status, _line(status), as_json=as_json)
 
     on_wire(context.obj, work)
 
 
 @app.command()
-def restore(context: typer.Context, run_id: RunId) -> None:
+def restore(context: typer.Context, run_id: RunId, as_json: AsJson = False) -> None:
     """Restore the facts of an archived run to the log."""
     from penstock.contracts.archive_maintenance import Restored
 
     path = "/v1/runs/{}/restore"
     done = send(context, Restored, "POST", path, ids=[run_id], timeout_seconds=LONG_SECONDS)
-    console().print(f"{run_id}: {done.restored} of {done.facts} facts were put back")
+    text = f"{run_id}: {done.restored} of {done.facts} facts were put back"
+    print_done(done, text, as_json=as_json)
 
 
 @app.command("delete-run")
-def delete_run(context: typer.Context, run_id: RunId, yes: Yes = False) -> None:
+def delete_run(
+    context: typer.Context, run_id: RunId, yes: Yes = False, as_json: AsJson = False
+) -> None:
     """Delete an ended run and its child runs for good."""
-    _delete(context, "/v1/runs/{}", run_id, f"run {run_id}", sure=yes)
+    _delete(context, "/v1/runs/{}", run_id, f"run {run_id}", sure=yes, as_json=as_json)
 
 
 @app.command("delete-session")
@@ -101,10 +100,11 @@ def delete_session(
     context: typer.Context,
     session_id: Annotated[str, typer.Argument(metavar="SESSION", help="Id of the session.")],
     yes: Yes = False,
+    as_json: AsJson = False,
 ) -> None:
     """Delete a session and all its runs for good."""
     what = f"session {session_id} and its runs"
-    _delete(context, "/v1/sessions/{}", session_id, what, sure=yes)
+    _delete(context, "/v1/sessions/{}", session_id, what, sure=yes, as_json=as_json)
 
 
 @app.command("delete-tenant")
@@ -112,12 +112,16 @@ def delete_tenant(
     context: typer.Context,
     tenant: Annotated[str, typer.Argument(metavar="TENANT", help="The tenant.")],
     yes: Yes = False,
+    as_json: AsJson = False,
 ) -> None:
     """Delete all runs and sessions of a tenant for good."""
-    _delete(context, "/v1/tenants/{}/data", tenant, f"all runs of tenant {tenant}", sure=yes)
+    what = f"all runs of tenant {tenant}"
+    _delete(context, "/v1/tenants/{}/data", tenant, what, sure=yes, as_json=as_json)
 
 
-def _delete(context: typer.Context, path: str, one: str, what: str, *, sure: bool) -> None:
+def _delete(
+    context: typer.Context, path: str, one: str, what: str, *, sure: bool, as_json: bool
+) -> None:
     """Delete for good, after a confirmation.
 
     Raises:
@@ -127,6 +131,5 @@ def _delete(context: typer.Context, path: str, one: str, what: str, *, sure: boo
 
     confirm(what, sure=sure)
     done = send(context, Erased, "DELETE", path, ids=[one], timeout_seconds=LONG_SECONDS)
-    console().print(
-        f"deleted {done.runs} runs, {done.objects} objects, {done.dead_letters} dead letters"
-    )
+    text = f"deleted {done.runs} runs, {done.objects} objects, {done.dead_letters} dead letters"
+    print_done(done, text, as_json=as_json)

@@ -13,6 +13,7 @@ from penstock.cli.display import (
     compact,
     console,
     moment,
+    print_done,
     print_facts,
     print_json,
     print_list,
@@ -35,6 +36,7 @@ from penstock.cli.options import (
     StepId,
     Tag,
     Until,
+    find_run,
 )
 from penstock.cli.time_ranges import instant
 
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 
 _LIST_WIDTH: Final = 92
 """Columns that a list of runs takes before the outcome."""
+_OUTCOME: Final = 200
 
 CONTROL: Final = "Control"
 """Heading of the commands that control runs."""
@@ -79,8 +82,12 @@ def list_runs(  # noqa: PLR0913, PLR0917 - one parameter for each filter
         float | None, typer.Option(min=0, help="Only from this cost, in USD.")
     ] = None,
     max_cost: Annotated[float | None, typer.Option(min=0, help="Only up to it, in USD.")] = None,
-    parent: Annotated[str | None, typer.Option(help="Only child runs of this run.")] = None,
-    root: Annotated[str | None, typer.Option(help="Only this run and its descendants.")] = None,
+    parent: Annotated[
+        str | None, typer.Option(help="Only child runs of this run.", callback=find_run)
+    ] = None,
+    root: Annotated[
+        str | None, typer.Option(help="Only this run and its descendants.", callback=find_run)
+    ] = None,
     error: Annotated[
         str | None, typer.Option(help="Only runs whose error code contains this.")
     ] = None,
@@ -119,7 +126,7 @@ def list_runs(  # noqa: PLR0913, PLR0917 - one parameter for each filter
 
 def print_runs(found: Sequence[RunView], *, as_json: bool = False) -> None:
     """Print a table of runs."""
-    room = max(20, console().width - _LIST_WIDTH)
+    room = min(max(20, console().width - _LIST_WIDTH), _OUTCOME)
     columns: dict[str, Callable[[RunView], str | Text]] = {
         "run": lambda run: run.run_id,
         "status": lambda run: status_text(run.status),
@@ -175,12 +182,14 @@ def show(
     }
     print_facts(screen, facts)
     if run.steps:
-        columns = ("step", "kind", "name", "status", "attempt", "took", "outcome")
-        screen.print(table(columns, map(_step_row, run.steps)))
-    waiting = Counter(f"{step.kind}.{step.queue}" for step in run.steps if step.activity == "unserved")
+        titles = ("step", "kind", "name", "status", "attempt", "took", "outcome")
+        screen.print(table(titles, map(_step_row, run.steps)))
+    waiting = Counter(
+        f"{step.kind}.{step.queue}" for step in run.steps if step.activity == "unserved"
+    )
     for queue, count in waiting.items():
         screen.print(f"  no runner serves queue {queue}: {count} steps wait", style="yellow")
-    for title, records in (("waits for", run.waiting_for), ("node_record", run.node_records)):
+    for title, records in (("waits for", run.waiting_for), ("decided", run.node_records)):
         if records:
             columns = (title, "kind", "status", "until", "what")
             screen.print(table(columns, map(_record_row, records)))
@@ -240,7 +249,13 @@ def _cost(usage: Usage) -> str:
 def tail(
     context: typer.Context,
     run_id: Annotated[
-        str | None, typer.Argument(metavar="RUN", help="Id of the run.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="RUN",
+            help="Id of the run, or its beginning.",
+            show_default=False,
+            callback=find_run,
+        ),
     ] = None,
     subject: Annotated[
         str | None,
@@ -272,13 +287,15 @@ def _add(act: Literal["cancel", "pause", "resume"], summary: str) -> None:
     """Add a command that controls one run."""
 
     @app.command(act, help=summary, rich_help_panel=CONTROL)
-    def command(context: typer.Context, run_id: RunId, reason: Reason = "") -> None:
+    def command(
+        context: typer.Context, run_id: RunId, reason: Reason = "", as_json: AsJson = False
+    ) -> None:
         with gateway(context) as client:
             control = {"cancel": client.cancel, "pause": client.pause, "resume": client.resume}
             run = control[act](run_id, reason=reason)
         # A request to cancel that counts is followed by its end: the run is still open.
         ended = " has ended before; nothing was cancelled:" if run.status.final else ""
-        console().print(f"{run_id}{ended}", status_text(run.status))
+        print_done(run, f"{run_id}{ended}", status_text(run.status), as_json=as_json)
 
 
 _add("cancel", "Cancel a run.")
@@ -288,14 +305,18 @@ _add("resume", "Resume a paused run.")
 
 @app.command("cancel-step", rich_help_panel=CONTROL)
 def cancel_step(
-    context: typer.Context, run_id: RunId, step_id: StepId, reason: Reason = ""
+    context: typer.Context,
+    run_id: RunId,
+    step_id: StepId,
+    reason: Reason = "",
+    as_json: AsJson = False,
 ) -> None:
     """Cancel one step. Cancels its attempt, or its child run with all descendants."""
     with gateway(context) as client:
         client.cancel_step(run_id, step_id, reason=reason)
         run = client.get_all(run_id)
     step = next(step for step in run.steps if step.step_id == step_id)
-    console().print(run_id, step_id, status_text(step.status))
+    print_done(step, run_id, step_id, status_text(step.status), as_json=as_json)
 
 
 @app.command("cancel-many", rich_help_panel=CONTROL)

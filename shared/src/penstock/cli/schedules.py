@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import typer
 
-from penstock.cli.display import console, moment, print_json, print_list, status_text, table
+from penstock.cli.display import (
+    console,
+    moment,
+    print_done,
+    print_json,
+    print_list,
+    status_text,
+    table,
+)
 from penstock.cli.gateway import gateway, send
 from penstock.cli.lazy import group
 from penstock.cli.options import AsJson, StartKey
@@ -16,6 +24,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from penstock.client import Client
+    from penstock.contracts.json import Json
     from penstock.contracts.rpc import Definition
     from penstock.runs.definition_views import ScheduleState
     from penstock.runs.views import RunView
@@ -107,21 +116,24 @@ def pause(
     context: typer.Context,
     name: Name,
     reason: Annotated[str, typer.Option(help="Reason; stored with the schedule.")] = "",
+    as_json: AsJson = False,
 ) -> None:
     """Pause a schedule: skip its ticks until it is resumed."""
     from penstock.runs.definition_views import ScheduleState
 
-    send(context, ScheduleState, "POST", f"{_ONE}/pause", {"reason": reason}, ids=[name])
-    console().print(f"{name} is paused")
+    body: Json = {"reason": reason}
+    state = send(context, ScheduleState, "POST", f"{_ONE}/pause", body, ids=[name])
+    print_done(state, f"{name} is paused", as_json=as_json)
 
 
 @app.command()
-def resume(context: typer.Context, name: Name) -> None:
+def resume(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
     """Resume a schedule; ticks during the pause stay skipped."""
     from penstock.runs.definition_views import ScheduleState
 
     state = send(context, ScheduleState, "POST", f"{_ONE}/resume", ids=[name])
-    console().print(f"{name} resumes, next {moment(state.next_tick) or 'never'}")
+    text = f"{name} resumes, next {moment(state.next_tick) or 'never'}"
+    print_done(state, text, as_json=as_json)
 
 
 @app.command()
@@ -133,10 +145,7 @@ def trigger(
 
     headers = {"Idempotency-Key": key}
     run = send(context, RunView, "POST", f"{_ONE}/trigger", ids=[name], headers=headers)
-    if as_json:
-        print_json(run)
-    else:
-        console().print(run.run_id, status_text(run.status))
+    print_done(run, run.run_id, status_text(run.status), as_json=as_json)
 
 
 @app.command("next")

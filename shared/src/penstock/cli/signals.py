@@ -11,7 +11,7 @@ from penstock.cli.display import console, print_json
 from penstock.cli.gateway import gateway, send
 from penstock.cli.inputs import read_input
 from penstock.cli.lazy import group
-from penstock.cli.options import AsJson, Payload, SendKey
+from penstock.cli.options import AsJson, Payload, SendKey, find_run
 
 if TYPE_CHECKING:
     from penstock.contracts.json import Json
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 app = group()
 
-First = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run.")]
+First = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run, or its beginning.")]
 Second = Annotated[
     str | None,
     typer.Argument(metavar="NAME", show_default=False, help="Name of the event or message."),
@@ -39,7 +39,7 @@ def signal(
     as_json: AsJson = False,
 ) -> None:
     """Send an event; with a correlation key, the only argument is its name."""
-    run, event = _target(run_id, name, correlation, "--correlation")
+    run, event = _target(context, run_id, name, correlation, "--correlation")
     value = read_input(payload, option="--payload")
     with gateway(context) as client:
         if run is not None:
@@ -61,14 +61,16 @@ def message(
     session: Annotated[
         str | None, typer.Option(help="Instead of RUN: the latest run of this session.")
     ] = None,
-    sender: Annotated[str | None, typer.Option("--from", help="The run that sends it.")] = None,
+    sender: Annotated[
+        str | None, typer.Option("--from", help="The run that sends it.", callback=find_run)
+    ] = None,
     idempotency_key: SendKey = None,
     as_json: AsJson = False,
 ) -> None:
     """Send a message to a run, or to the latest one of a session."""
     from penstock.runs.replies import SentSignal
 
-    run, title = _target(run_id, name, session, "--session")
+    run, title = _target(context, run_id, name, session, "--session")
     place, target = ("runs", run) if run is not None else ("sessions", session or "")
     body: dict[str, Json] = {"name": title, "payload": read_input(payload, option="--payload")}
     if sender is not None:
@@ -80,12 +82,12 @@ def message(
 
 
 def _target(
-    first: str, second: str | None, instead: str | None, option: str
+    context: typer.Context, first: str, second: str | None, instead: str | None, option: str
 ) -> tuple[str | None, str]:
     """Return run and name; with the option, the only argument is the name."""
     if (second is None) == (instead is None):
         raise typer.BadParameter(f"give RUN and NAME, or NAME and {option}")
-    return (first, second) if second is not None else (None, first)
+    return (find_run(context, first), second) if second is not None else (None, first)
 
 
 def _print_sent(sent: Sequence[SentSignal], raw: object) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from penstock.cli.definitions import KINDS, Kind, Name, OfKind, definition_path
-from penstock.cli.display import console, moment, print_json, print_list, status_text
+from penstock.cli.display import moment, print_done, print_json, print_list, status_text
 from penstock.cli.gateway import gateway, send
 from penstock.cli.lazy import group
 from penstock.cli.options import AsJson, Limit, Yes, confirm
@@ -58,11 +58,17 @@ def show(context: typer.Context, name: Name, kind: OfKind = None, as_json: AsJso
 
 
 @app.command()
-def delete(context: typer.Context, name: Name, kind: OfKind = None, yes: Yes = False) -> None:
+def delete(
+    context: typer.Context,
+    name: Name,
+    kind: OfKind = None,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
     """Delete a definition that no other one uses; runs cannot start it any more."""
     from penstock.contracts.facts import Record
 
     path = definition_path(context, name, kind)
     confirm(f"definition {name}", sure=yes)
     send(context, Record, "DELETE", path)
-    console().print(f"{name} is deleted")
+    print_done({"deleted": name}, f"{name} is deleted", as_json=as_json)

@@ -104,6 +104,8 @@ class RunFilter(TypedDict, total=False):
     """Filters of a list of runs; all that are given must match. Times are aware or RFC 3339."""
 
     status: Sequence[str]
+    id_prefix: str | None
+    """The first characters of the run's id."""
     name: str | None
     kind: str | None
     session_id: str | None

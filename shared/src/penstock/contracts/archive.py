@@ -38,6 +38,8 @@ class ListRuns(Record):
     tenant: Token
     status: tuple[RunStatus, ...] = ()
     """Any of these; none given means all."""
+    id_prefix: str | None = None
+    """The first characters of the run's id."""
     name: str | None = None
     kind: DefinitionKind | None = None
     session_id: str | None = None

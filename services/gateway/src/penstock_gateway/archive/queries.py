@@ -31,6 +31,9 @@ class RunQuery(Parameters):
     """Which runs are wanted; all filters that are given must match."""
 
     status: list[RunStatus] = []
+    id_prefix: str | None = Field(
+        default=None, pattern="^[0-9A-HJKMNP-TV-Z]{1,26}$", description="First characters of its id"
+    )
     name: Token | None = None
     kind: DefinitionKind | None = None
     session_id: Token | None = None
