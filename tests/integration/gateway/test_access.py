@@ -435,6 +435,20 @@ async def test_other_sites_are_kept_out_unless_they_are_named(
     assert started.headers["access-control-allow-origin"] == "https://app.example"
 
 
+async def test_page_of_a_named_origin_may_use_a_gateway_without_keys(
+    engine: Engine, create_gateway: CreateGateway
+) -> None:
+    await engine.publish("echo")
+    named = await create_gateway(cors_origins=("http://localhost:5173",))
+    for origin, status in (("http://localhost:5173", 202), ("http://localhost:5174", 403)):
+        started = await named.client.post(
+            "/v1/runs", json={"name": "echo"}, headers={"Origin": origin}
+        )
+        assert started.status_code == status
+    rebound = {"Origin": "http://localhost:5173", "Host": "rebound.example"}
+    assert (await named.client.get("/v1/runs/x", headers=rebound)).status_code == 403
+
+
 async def test_every_answer_carries_the_headers_for_safety(gateway: Running) -> None:
     for method, path in (("POST", "/v1/runs"), ("GET", "/health"), ("GET", "/nothing")):
         headers = (await gateway.client.request(method, path)).headers
@@ -443,3 +457,46 @@ async def test_every_answer_carries_the_headers_for_safety(gateway: Running) -> 
         assert headers["content-security-policy"].startswith("default-src 'none'")
         assert "strict-transport-security" not in headers
     assert "content-security-policy" not in (await gateway.client.get("/docs")).headers
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PUT", "/v1/runs", "GET, HEAD, POST"),
+        ("PATCH", "/v1/runs/x", "DELETE, GET, HEAD"),
+        ("POST", "/v1/agents/x", "DELETE, GET, HEAD, PATCH, PUT"),
+        ("GET", "/v1/apply", "POST"),
+        ("OPTIONS", "/hooks/t/n", "GET, HEAD, POST"),
+        ("POST", "/docs", "GET, HEAD"),
+    ],
+)
+async def test_method_that_a_path_lacks_is_answered_with_all_that_it_has(
+    gateway: Running, method: str, path: str, allowed: str
+) -> None:
+    response = await gateway.client.request(method, path)
+    assert response.status_code == 405
+    assert response.headers["allow"] == allowed
+
+
+@pytest.mark.parametrize("path", ["/health", "/openapi.json", "/docs", "/v1/runs/nothing"])
+async def test_head_is_answered_as_get_without_a_body(gateway: Running, path: str) -> None:
+    full = await gateway.client.get(path)
+    head = await gateway.client.head(path)
+    assert (head.status_code, head.content) == (full.status_code, b"")
+    for name in ("content-type", "content-length"):
+        assert head.headers[name] == full.headers[name]
+    # The connection is in order afterwards.
+    assert (await gateway.client.get(path)).content == full.content
+
+
+async def test_head_of_an_open_run_does_not_wait(gateway: Running, engine: Engine) -> None:
+    await engine.publish("echo")
+    run_id = (await gateway.client.post("/v1/runs", json={"name": "echo"})).json()["run_id"]
+    for path in (f"/v1/runs/{run_id}", f"/v1/runs/{run_id}/events"):
+        head = await gateway.client.head(
+            path, headers={"Accept": "text/event-stream", "Prefer": "wait=300"}
+        )
+        assert head.status_code == 200
+        assert head.headers["content-type"] == "application/json"
+        assert "preference-applied" not in head.headers
+    assert (await gateway.client.head("/v1/apply")).status_code == 405

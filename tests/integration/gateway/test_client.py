@@ -97,6 +97,8 @@ async def test_blocking_client_follows_from_an_event_on(gateway: Running, engine
     first = next(event.id for event in all_events if event.id is not None)
     rest = [event for event in all_events if event.id is None or event.id > first][1:]
     assert await asyncio.to_thread(follow, first) == rest
+    last = max(event.id for event in all_events if event.id is not None)
+    assert await asyncio.to_thread(follow, last) == []
 
 
 async def test_control_and_approvals_return_what_the_gateway_stored(

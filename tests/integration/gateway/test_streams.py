@@ -112,6 +112,19 @@ async def test_stream_after_the_end_finishes_at_once(gateway: Running, engine: E
     assert await all_events(response) == []
 
 
+async def test_browser_that_has_all_of_an_ended_run_stops(gateway: Running, engine: Engine) -> None:
+    run_id = await start_run(gateway)
+    path = f"/v1/runs/{run_id}/events"
+    await engine.play_turn(run_id)
+    facts = await engine.log(run_id)
+    for seq, status in ((facts[0].seq, 200), (facts[-1].seq, 204), (facts[-1].seq + 9, 204)):
+        response = await gateway.client.get(path, headers={**STREAM, "Last-Event-ID": str(seq)})
+        assert response.status_code == status
+        assert (status == 204) == (response.content == b"")
+    page = await gateway.client.get(path, headers={"Last-Event-ID": str(facts[-1].seq)})
+    assert (page.status_code, page.json()["items"]) == (200, [])
+
+
 async def test_stream_with_lost_delta_is_refilled_from_the_stream(
     gateway: Running, engine: Engine
 ) -> None:

@@ -83,7 +83,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
             allow_origins=list(settings.cors_origins),
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["Location", "Idempotent-Replayed", "Preference-Applied"],
+            expose_headers=["Location", "Idempotent-Replayed", "Preference-Applied", "Retry-After"],
         )
     return app
 

@@ -124,7 +124,8 @@ def add_raw_routes(app: FastAPI, gateway: Gateway) -> None:
         )
 
     events: dict[int | str, OpenApi] = {
-        200: {"model": EventPage, "description": "A page, or a stream", "content": _EVENT_STREAM}
+        200: {"model": EventPage, "description": "A page, or a stream", "content": _EVENT_STREAM},
+        204: {"description": "The run has ended, and `Last-Event-ID` is its last event"},
     }
     cancelled: dict[int | str, OpenApi] = {
         202: {"model": RunView, "description": "It was asked to stop"},

@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 
-from penstock.settings import CoreSettings
+from penstock.settings import CommaList, CoreSettings
 
 
 def is_loopback(host: str) -> bool:
@@ -95,9 +95,11 @@ class GatewaySettings(CoreSettings):
         description="Event streams that one API key may have open at this process; above it 429. "
         "1000: room for a page of many readers behind one key; one key cannot take all sockets.",
     )
-    cors_origins: tuple[str, ...] = Field(
+    cors_origins: CommaList = Field(
         default=(),
-        description="Origins whose pages may call the API. None: browsers keep other sites out.",
+        description="Origins whose pages may call the API, such as `https://app.example`, "
+        "separated by commas; also where no keys are needed. Empty: browsers keep other sites "
+        "out.",
     )
     shutdown_seconds: float = Field(
         default=10.0,

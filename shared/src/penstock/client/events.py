@@ -49,11 +49,13 @@ class EventFeed:
         return {"Accept": "text/event-stream", "Last-Event-ID": str(self._after)}
 
     def check(self, response: httpx.Response) -> None:
-        """Check that a reply is a stream of events.
+        """Check that a reply is a stream of events, or empty (204): no event follows.
 
         Raises:
             ReplyError: It is another document.
         """
+        if response.status_code == httpx.codes.NO_CONTENT:
+            return
         if not response.headers.get("content-type", "").startswith("text/event-stream"):
             raise ReplyError(self._url)
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import NoDecode
 
 from penstock.runner.rates import read_rules
-from penstock.settings import CoreSettings
+from penstock.settings import CommaList, CoreSettings
 from penstock.stack import read_stack_file
 
 
@@ -21,7 +18,7 @@ class RunnerSettings(CoreSettings):
         description="Time for steps in work to end after SIGTERM; the rest is handed back. "
         "25: below the 30 seconds after which Kubernetes kills.",
     )
-    rate_limits: Annotated[tuple[str, ...], NoDecode] = Field(
+    rate_limits: CommaList = Field(
         default=(),
         description="What all runners together may do, separated by commas: `openai=60/m` (calls "
         "to a provider in a minute; `s`, `h`, `d` as well), `openai=60/m:10` (at most 10 of them "
@@ -36,22 +33,11 @@ class RunnerSettings(CoreSettings):
         "a bucket of the bus, enough for hundreds of limited calls a second.",
     )
 
-    @field_validator("rate_limits", mode="before")
-    @classmethod
-    def _split_limits(cls, value: object) -> object:
-        return _split(value)
-
     @field_validator("rate_limits")
     @classmethod
     def _check_limits(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         read_rules(value)
         return value
-
-
-def _split(value: object) -> object:
-    if isinstance(value, str):
-        return tuple(item.strip() for item in value.split(",") if item.strip())
-    return value
 
 
 def find_settings() -> RunnerSettings:
@@ -73,14 +59,9 @@ def find_settings() -> RunnerSettings:
 class EgressSettings(RunnerSettings):
     """For a runner that sends HTTP requests to URLs of definitions."""
 
-    http_allow: Annotated[tuple[str, ...], NoDecode] = Field(
+    http_allow: CommaList = Field(
         default=(),
         description="Hosts (`api.internal`, `*.corp.example`) and networks (`10.1.0.0/16`) that "
         "tools and agents over HTTP may reach although they are not public, separated by commas. "
         "Empty: a URL may come from a model, and must not lead into your network.",
     )
-
-    @field_validator("http_allow", mode="before")
-    @classmethod
-    def _split_hosts(cls, value: object) -> object:
-        return _split(value)

@@ -12,6 +12,8 @@ from penstock.runs.views import StepWindow
 
 _WAIT: Final = re.compile(rb"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
 _EVENT_STREAM: Final = b"text/event-stream"
+_JSON: Final = b"application/json"
+_WEIGHT: Final = re.compile(rb"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
 _CURSOR: Final = re.compile(r"[0-9]{1,19}")
 _PAGE_SIZE: Final = re.compile(r"[0-9]{1,4}")
 _STEP_CURSOR: Final = re.compile(r"([0-9]{1,9})\.([A-Za-z0-9_-]{1,64})")
@@ -52,11 +54,29 @@ def wait_seconds(prefer: bytes | None, limit: float) -> float | None:
 
 
 def wants_events(accept: bytes | None) -> bool:
-    """Return whether an ``Accept`` header names the event stream before any other form."""
-    if accept is None or _EVENT_STREAM not in accept:
+    """Return whether an ``Accept`` header prefers the event stream to JSON.
+
+    By their weights (RFC 9110); of the same weight, by their order. Only named forms count.
+    """
+    if accept is None or _EVENT_STREAM not in (accept := accept.lower()):
         return False
-    first = accept.split(b",", 1)[0]
-    return _EVENT_STREAM in first or b"json" not in accept
+    events = _weight(accept, _EVENT_STREAM)
+    json = _weight(accept, _JSON)
+    if events != json:
+        return events > json
+    # Equal above 0 only if both are named.
+    return events > 0 and accept.find(_EVENT_STREAM) < accept.find(_JSON)
+
+
+def _weight(accept: bytes, form: bytes) -> float:
+    """Return the weight of a form from 0 to 1; 0 if it is not named."""
+    for item in accept.split(b","):
+        name, *parameters = item.split(b";")
+        if name.strip() == form:
+            weights = [one for one in map(bytes.strip, parameters) if one[:2] == b"q="]
+            found = _WEIGHT.fullmatch(weights[0][2:]) if weights else None
+            return float(found[0]) if found else 1.0
+    return 0.0
 
 
 def cursor(last_event_id: str | None, after: str | None) -> int:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.status import HTTP_405_METHOD_NOT_ALLOWED
 
 from penstock.contracts.errors import ErrorFamily, PenstockError
 from penstock.telemetry.logs import EventLog
@@ -37,13 +39,28 @@ async def _ours(_request: Request, error: Exception) -> Response:
     return failed(error)
 
 
-async def _http(_request: Request, error: Exception) -> Response:
+def _allowed(request: Request) -> str:
+    """Return the methods of all routes of a path; the framework knows those of the first."""
+    path = request.scope["path"]
+    methods = {
+        method
+        for route in iter_route_contexts(request.app.routes)
+        if route.path_regex.match(path)
+        for method in route.methods or ()
+    }
+    return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
+
+
+async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for nothing else
     if isinstance(error, BodyTooLargeError):
         return error_answer(too_large(error.limit))
     status = error.status_code
     code = CODE_OF_STATUS.get(status, "http_error")
     answer = problem_answer(problem(code, str(error.detail), status=status))
+    if status == HTTP_405_METHOD_NOT_ALLOWED:
+        answer.raw_headers.append((b"allow", _allowed(request).encode()))
+        return answer
     for name, value in (error.headers or {}).items():
         answer.raw_headers.append((name.lower().encode(), value.encode()))
     return answer

@@ -162,12 +162,18 @@ class Runs:
                     if isinstance(entry.fact, RunEnded):
                         return
 
-    async def require(self, tenant: str, run_id: str) -> None:
-        """Check that a run exists, as cheaply as that can be known; errors as for ``entries``."""
+    async def require(self, tenant: str, run_id: str) -> int:
+        """Return the sequence of a run's end, 0 if it is open; errors as for ``entries``.
+
+        As cheaply as it can be known that the run exists.
+        """
         if not is_run_id(run_id):
             raise not_found(run_id)
-        if not await self._in_log(tenant, run_id):
-            await self.entries(tenant, run_id)
+        end = await self._end_in_log(tenant, run_id)
+        if end is None:
+            last = (await self.entries(tenant, run_id))[-1]
+            end = last.seq if isinstance(last.fact, RunEnded) else 0
+        return end
 
     async def _in_log(self, tenant: str, run_id: str) -> bool:
         return await self._end_in_log(tenant, run_id) is not None

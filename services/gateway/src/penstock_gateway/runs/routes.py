@@ -277,7 +277,10 @@ class ReadRoutes:
             limit = page_size(query.get("limit"))
             return await self._page(caller.tenant, run_id, after, types, limit)
         # The run has to exist: a stream cannot say 404 any more.
-        await self._gateway.runs.require(caller.tenant, run_id)
+        end = await self._gateway.runs.require(caller.tenant, run_id)
+        if last and 0 < end <= after:
+            # A browser that has all connects again and again, unless the answer is 204.
+            return Response(status_code=204)
         permit = self._gateway.authenticator.permit(headers)
         stream = await self._gateway.streams.open(
             caller.tenant, run_id, permit, after=after, types=types
