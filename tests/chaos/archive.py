@@ -14,6 +14,7 @@ from sqlalchemy.pool import NullPool
 
 from penstock.bus.reader import Stored
 from penstock.db import async_url
+from penstock.runs.endings import at_end
 from penstock.runs.state import Entry, RunState, fold, new_state
 from penstock.runs.views import run_view
 from penstock_archive import tables
@@ -71,6 +72,7 @@ def differences(
     steps: dict[tuple[str, str], dict[str, Any]],
 ) -> list[str]:
     """Return in what a run's rows differ from the fold of its log."""
+    state = at_end(state)
     view = run_view(state)
     if run is None or view is None:
         return ["the archive does not know the run"]

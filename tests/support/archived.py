@@ -24,6 +24,7 @@ from penstock.contracts.facts import (
 )
 from penstock.contracts.structs import plain
 from penstock.contracts.subjects import parse_fact
+from penstock.runs.endings import at_end
 from penstock.runs.messages import user_text
 from penstock.runs.profiles import profile_of_entries, provider_of
 from penstock.runs.state import Entry, RunState, fold, new_state
@@ -64,7 +65,7 @@ async def rows_of(engine: AsyncEngine, table: Table) -> list[dict[str, Any]]:
 async def assert_archived(engine: AsyncEngine, log: Sequence[Message]) -> None:
     """Assert that all tables say what the log says, no more and no less."""
     entries = entries_of(log)
-    states = states_of(entries)
+    states = {key: at_end(state) for key, state in states_of(entries).items()}
     stored = await rows_of(engine, tables.facts)
     assert [(row["seq"], row["subject"], row["body"].encode()) for row in stored] == [
         (seq, subject, body) for seq, (subject, body) in enumerate(log, 1)

@@ -208,10 +208,11 @@ class Engine:
         output: Any = None,
         status: Any = RunStatus.DONE,
         error: ErrorInfo | None = None,
+        stops: tuple[str, ...] = (),
     ) -> int:
         fact = RunEnded(
             occurred_at=datetime.now(UTC),
-            decision=Decision(cause_seq=0),
+            decision=Decision(cause_seq=0, stops=stops),
             status=status,
             output=output,
             error=error,

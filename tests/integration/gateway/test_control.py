@@ -259,12 +259,13 @@ async def test_command_that_loses_against_the_end_writes_nothing(
     assert await engine.log(run_id) == facts
 
 
-async def test_events_end_with_the_end_whatever_comes_late(
+async def test_every_view_ends_with_the_end_whatever_comes_late(
     gateway: Running, engine: Engine
 ) -> None:
     run_id = await begin(gateway)
     await engine.schedule(run_id, 1, "a", StepKind.TOOL)
-    await engine.end(run_id, 2)
+    await engine.end(run_id, 2, stops=("a",))
+    ended = (await gateway.client.get(f"/v1/runs/{run_id}")).json()
     late = StepResult(
         occurred_at=datetime.now(UTC),
         kind=StepKind.TOOL,
@@ -280,6 +281,9 @@ async def test_events_end_with_the_end_whatever_comes_late(
     assert (await gateway.client.get(path, params=after)).json()["items"] == []
     streamed = await gateway.client.get(path, headers={"Accept": "text/event-stream"})
     assert "tool_call_done" not in streamed.text
+    assert (await gateway.client.get(f"/v1/runs/{run_id}")).json() == ended
+    profile = (await gateway.client.get(f"/v1/runs/{run_id}/profile")).json()["profile"]
+    assert [node["duration_ms"] for node in profile["nodes"]] == [0]
 
 
 async def schedule_child(engine: Engine, run_id: str) -> str:

@@ -78,7 +78,7 @@ async def test_child_run_answers_its_parent(create_world: CreateWorld) -> None:
     ended = await world.ended(parent_id)
     assert ended.status is RunStatus.DONE
     assert ended.output == {"n": 7}
-    assert ended.usage.steps == 2
+    assert ended.usage.steps == 3
 
 
 async def test_child_is_cancelled_with_its_parent(create_world: CreateWorld) -> None:

@@ -19,7 +19,9 @@ from penstock.contracts.facts import (
     Wait,
 )
 from penstock.contracts.usage import Usage
+from penstock.runs.endings import at_end
 from penstock.runs.state import Entry, RunState, Signal, evolve, fold, new_state
+from penstock.runs.views import run_view
 from tests.support.simulation import (
     PREFIX,
     RUN_ID,
@@ -129,6 +131,16 @@ def test_fold_commutes_where_facts_did_not_know_of_each_other(seed: int) -> None
             assert fold(NEW, order) == state, (first.subject, second.subject)
 
     assert swapped
+
+
+@SEEDS
+def test_what_follows_the_end_shows_in_no_view(seed: int) -> None:
+    entries = tangled_log(seed).entries
+    end = next(i for i, entry in enumerate(entries, 1) if entry.subject.event == "end")
+    state = fold(NEW, entries)
+
+    assert run_view(state) == run_view(fold(NEW, entries[:end]))
+    assert at_end(at_end(state)) == at_end(state)
 
 
 @SEEDS

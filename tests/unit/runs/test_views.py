@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from penstock.contracts.facts import RunStatus
-from penstock.contracts.usage import Usage
-from penstock.runs.views import RUN_VIEW, RunView, StepWindow, run_view
+from penstock.contracts.usage import RunLimits, Usage
+from penstock.runs.views import RUN_VIEW, Allowance, RunView, StepWindow, run_view
 from tests.support.simulation import (
     START,
     Driver,
@@ -66,6 +66,36 @@ def test_run_view_of_a_failed_run_shows_its_error() -> None:
     assert view.status is RunStatus.FAILED
     assert view.error is not None
     assert view.error.code == "bad_arguments"
+
+
+def test_run_view_of_an_ended_run_is_the_same_whatever_comes_late() -> None:
+    limits = RunLimits(max_tokens=100_000, max_steps=9)
+    plan = make_plan(agent_node("a"), tool_node("b"), tool_node("c"))
+    driver = Driver(plan, limits=limits).start()
+    driver.result("b", error=transient()).cancel(now=4)
+    before, seen_seq = seen(driver), driver.log.messages[-1].seq
+
+    driver.result("a-1", responds(), now=9, usage=Usage(input_tokens=5)).result("c", 1, now=9)
+
+    assert seen(driver) == before
+    assert [(step.step_id, step.status) for step in before.steps] == [
+        ("a-1", "stopped"),
+        ("b", "stopped"),
+        ("c", "stopped"),
+    ]
+    assert before.step_counts == {"stopped": 3}
+    assert (before.updated_at, before.last_seq) == (at(4), seen_seq)
+    assert before.budget is not None
+    assert before.budget.tokens == Allowance(limit=100_000, spent=0, reserved=0, left=100_000)
+
+
+def test_run_view_counts_attempts_at_steps_before_and_after_the_end() -> None:
+    driver = Driver(make_plan(tool_node("a"), tool_node("b", "a"))).start()
+    assert seen(driver).usage.steps == 1
+
+    driver.result("a", error=transient()).wake(60).result("a", 1, attempt=2).result("b", 1)
+
+    assert (seen(driver).usage.steps, driver.end.usage.steps) == (3, 3)
 
 
 def test_run_view_of_a_waiting_step_shows_its_last_error() -> None:

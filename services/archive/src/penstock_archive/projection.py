@@ -25,6 +25,7 @@ from penstock.contracts.facts import (
     fact_type,
 )
 from penstock.contracts.json import Json
+from penstock.runs.endings import at_end
 from penstock.runs.messages import user_text
 from penstock.runs.quarantine import read_at
 from penstock.runs.state import Entry, RunState, evolve, new_state
@@ -189,9 +190,10 @@ class Projection:
 
     def _add_run(self, batch: Batch, key: Key, run: OpenRun) -> None:
         """Add the row of a run, and those of its steps that have changed."""
-        state, stored, rows = run.state, run.stored, self._rows
-        if state is None:
+        rows = self._rows
+        if run.state is None:
             return
+        state, stored = at_end(run.state), run.stored and at_end(run.stored)
         progress = rows.progress(state)
         if stored is not None and stored.invoked is state.invoked:
             batch.run_progress.append(progress)
@@ -204,7 +206,7 @@ class Projection:
             batch.steps += [
                 rows.step(key, step)
                 for step_id, step in state.steps.items()
-                if known(step_id) is not step
+                if (earlier := known(step_id)) is not step and earlier != step
             ]
 
     def committed(self, batch: Batch) -> None:

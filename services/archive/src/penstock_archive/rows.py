@@ -107,7 +107,7 @@ class RowMaker:
             _inline(ended.output) if ended is not None else None,
             _struct_json(error),
             self._instant(ended.occurred_at) if ended is not None else None,
-            *astuple(ended.usage if ended is not None else state.usage),
+            *astuple(state.spent),
             error.code if error is not None else None,
             None,  # the profile is computed again
         )

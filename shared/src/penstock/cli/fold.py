@@ -17,6 +17,7 @@ from penstock.cli.wire import Wire, on_wire
 from penstock.contracts import subjects
 from penstock.contracts.ids import is_run_id, shard_of
 from penstock.contracts.structs import plain
+from penstock.runs.endings import at_end
 from penstock.runs.state import Entry, RunState, StepState, evolve, new_state
 from penstock.runs.views import RUN_VIEW, run_view
 from penstock.target import Target
@@ -82,7 +83,7 @@ def frame(entry: Entry, state: RunState) -> dict[str, Any]:
             "decisions": state.decisions,
             "steps": {
                 step.step_id: {"status": step.status, "attempt": step.attempt}
-                for step in _in_order(state.steps.values())
+                for step in _in_order(at_end(state).steps.values())
             },
         },
     }
@@ -109,6 +110,7 @@ def _show_fact(screen: Console, entry: Entry, passed: float) -> None:
 
 
 def _show_change(screen: Console, before: RunState, after: RunState) -> None:
+    before, after = at_end(before), at_end(after)
     line = Text(f"{'':>18}└ ", style="dim")
     line.append_text(status_text(after.status.value))
     line.append(f"  decisions {after.decisions}", style="dim")

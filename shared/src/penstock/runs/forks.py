@@ -117,7 +117,7 @@ class _Harvest:
             steps=tuple(steps.values()),
             node_records=tuple(node_records.values()),
             signals=tuple(self._signals(node_records)),
-            spent=structs.replace(self.state.usage, steps=self.state.attempts),
+            spent=self.state.spent,
         )
 
     # -- left out ----------------------------------------------------------------------------

@@ -264,7 +264,8 @@ def profile_of_entries(
 ) -> RunProfile | None:
     """Return the profile of a run from all its facts; ``None`` where it was never asked for.
 
-    An open run is measured up to its latest fact.
+    The facts come in the order of the log. An open run is measured up to its latest fact; of one
+    that has ended, results that follow the end are left out.
     """
     begun: int | None = None
     ended: int | None = None
@@ -296,7 +297,7 @@ def profile_of_entries(
                     None,
                     None,
                 )
-            case StepResult():
+            case StepResult() if ended is None:
                 results.append(((subject.step_id, subject.attempt), fact))
             case _:
                 pass

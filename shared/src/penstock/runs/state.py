@@ -89,6 +89,11 @@ class StepState(Struct, frozen=True):
         return self.status in ("planned", "scheduled", "waiting")
 
     @property
+    def undone(self) -> bool:
+        """Whether there is no outcome: one is still to come, or has no effect any more."""
+        return self.open or self.status == "stopped"
+
+    @property
     def reserving(self) -> bool:
         """Whether it may still cost what it has reserved; a stopped one may be billed late."""
         return self.status in ("planned", "scheduled", "stopped")
@@ -124,6 +129,8 @@ class RunState(Struct, frozen=True):
     invoked: RunInvoked | None = None
     cancel: CancelRequested | None = None
     ended: RunEnded | None = None
+    ended_seq: int = 0
+    """Stream sequence of the end."""
     decisions: int = 0
     steps: Map[str, StepState] = Map()
     signals: Map[str, Signal] = Map()
@@ -139,7 +146,7 @@ class RunState(Struct, frozen=True):
     usages: Map[str, Usage] = Map()
     """What each attempt at a step cost, by ``{step}.{attempt}``: late outcomes cost too."""
     usage: Usage = Usage()
-    """What the run has cost so far."""
+    """What the results of its steps have cost so far."""
     spent_by: Map[str, Usage] = Map()
     """The same by agent or tool."""
     reserved: Reservation = _NOTHING
@@ -169,6 +176,13 @@ class RunState(Struct, frozen=True):
         if self.open_records and self.open_steps == self.waiting_steps:
             return RunStatus.WAITING
         return RunStatus.RUNNING
+
+    @property
+    def spent(self) -> Usage:
+        """What the run has cost, its own attempts at steps included; final once it has ended."""
+        if self.ended is not None:
+            return self.ended.usage
+        return self.usage.plus(Usage(steps=self.attempts))
 
     @property
     def request(self) -> RunInvoked:
@@ -231,13 +245,11 @@ def evolve(state: RunState, entry: Entry) -> RunState:
         if fact.seed is not None:
             state = _with_seed(state, fact.seed, fact.occurred_at)
         return replace(state, last_seq=seq, invoked=fact, updated_at=at)
-    if isinstance(fact, RunEnded):
+    if isinstance(fact, (RunEnded, StateChanged)):
         state = _with_decision(state, entry.subject, fact.decision, fact.occurred_at)
         decisions = max(state.decisions, entry.subject.decision)
-        return replace(state, last_seq=seq, ended=fact, decisions=decisions, updated_at=at)
-    if isinstance(fact, StateChanged):
-        state = _with_decision(state, entry.subject, fact.decision, fact.occurred_at)
-        decisions = max(state.decisions, entry.subject.decision)
+        if isinstance(fact, RunEnded):
+            state = replace(state, ended=fact, ended_seq=entry.seq)
         return replace(state, last_seq=seq, decisions=decisions, updated_at=at)
     if isinstance(fact, CancelRequested):
         return replace(state, last_seq=seq, cancel=fact, updated_at=at)

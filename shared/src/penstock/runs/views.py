@@ -26,6 +26,7 @@ from penstock.contracts.facts import (
 from penstock.contracts.ids import answer_signal_id, child_run_id
 from penstock.contracts.json import Json
 from penstock.contracts.usage import RunLimits, Usage
+from penstock.runs.endings import at_end
 from penstock.runs.state import PENDING, NodeRecordState, RunState, StepState
 
 ANSWER_KINDS: Final = {
@@ -235,8 +236,8 @@ def stricter(asked: RunLimits, planned: RunLimits) -> RunLimits:
 
 def budget_view(state: RunState, limits: RunLimits) -> BudgetView | None:
     """Return the remaining amounts of a run's limits; ``None`` where none of them is given."""
-    usage, reserved = state.usage, state.reserved
-    steps = _allowance(limits.max_steps, state.attempts + usage.steps, reserved.steps)
+    usage, reserved = state.spent, state.reserved
+    steps = _allowance(limits.max_steps, usage.steps, reserved.steps)
     tokens = _allowance(limits.max_tokens, usage.tokens, reserved.tokens)
     cost = _allowance(limits.max_cost_usd, usage.cost_usd, reserved.cost_usd)
     if steps is None and tokens is None and cost is None:
@@ -302,7 +303,7 @@ def run_view(
     """Return a run as clients see it, or ``None`` where it was never asked for.
 
     Args:
-        state: The run.
+        state: The run; what follows its end is left out.
         node_records: Whether all node records are wanted, not only what the run waits for.
         planned: Limits of its plan, where they are known.
         window: The page of steps; ``None``: all steps and all pending requests.
@@ -310,6 +311,7 @@ def run_view(
     invoked = state.invoked
     if invoked is None:
         return None
+    state = at_end(state)
     steps, cursor = _page(sorted(state.steps.values(), key=_position), window)
     pending = awaited(state)[: None if window is None else MAX_PENDING]
     limits = invoked.limits if planned is None else stricter(invoked.limits, planned)
@@ -367,7 +369,7 @@ def _view(state: RunState, invoked: RunInvoked, **parts: Unpack[_Parts]) -> RunV
         input=invoked.input,
         output=ended.output if ended is not None else None,
         error=ended.error if ended is not None else None,
-        usage=ended.usage if ended is not None else state.usage,
+        usage=state.spent,
         tags=invoked.tags,
         created_at=invoked.occurred_at,
         updated_at=state.updated_at or invoked.occurred_at,

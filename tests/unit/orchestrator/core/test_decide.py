@@ -239,7 +239,7 @@ def test_decide_usage_of_all_steps_is_in_the_end() -> None:
     driver.result("a-2", responds(), usage=Usage(input_tokens=7, unknown_price=True, model_calls=1))
 
     assert driver.end.usage == Usage(
-        input_tokens=12, cost_usd=0.5, unknown_price=True, model_calls=2
+        input_tokens=12, cost_usd=0.5, unknown_price=True, model_calls=2, steps=3
     )
 
 

@@ -123,13 +123,13 @@ def _advance(
         return _continue(state, now, cause_seq, walk)
     if ended.error is not None:
         return _end(state, now, cause_seq, RunStatus.FAILED, error=ended.error, walk=walk)
-    decision = _last(cause_seq, walk)
+    decision = _last(state, cause_seq, walk)
     fact = RunEnded(
         occurred_at=now,
         decision=decision,
         status=RunStatus.DONE,
         output=ended.output,
-        usage=state.usage,
+        usage=state.spent,
     )
     outputs = (Output(END_SUFFIX, fact),)
     stop = state.open_steps > 0
@@ -320,23 +320,24 @@ def _end(
     node_records = _node_records(walk) if walk is not None else ()
     fact = RunEnded(
         occurred_at=now,
-        decision=_last(cause_seq, walk),
+        decision=_last(state, cause_seq, walk),
         status=status,
         error=error,
-        usage=state.usage,
+        usage=state.spent,
     )
     outputs = (Output(END_SUFFIX, fact),)
     stop = state.open_steps > 0
     return Decided(state.decisions + 1, outputs, stop=stop, node_records=node_records)
 
 
-def _last(cause_seq: int, walk: Walk | None) -> Decision:
-    """Return the decision in the fact that ends a run."""
+def _last(state: RunState, cause_seq: int, walk: Walk | None) -> Decision:
+    """Return the decision in the fact that ends a run: it stops every step without an outcome."""
+    stops = tuple(sorted(step.step_id for step in state.steps.values() if step.undone))
     if walk is None:
-        return Decision(cause_seq=cause_seq)
+        return Decision(cause_seq=cause_seq, stops=stops)
     return Decision(
         cause_seq=cause_seq,
         node_records=_node_records(walk),
         blocked=tuple(walk.blocked),
-        stops=tuple(walk.stops),
+        stops=stops,
     )

@@ -38,7 +38,6 @@ from penstock.contracts.pending import CorrelationRecord, PendingRecord, correla
 from penstock.contracts.plan import Plan
 from penstock.contracts.structs import convert
 from penstock.contracts.subjects import FactSubject
-from penstock.contracts.usage import Usage
 from penstock.expressions.templates import render
 from penstock.failpoints import reach
 from penstock.runs.engine_steps import SendConfig, SendTarget
@@ -291,7 +290,7 @@ class Effects:
             status="succeeded" if error is None else "failed",
             output=ended.output,
             error=error,
-            usage=state.usage.plus(Usage(steps=state.attempts)),
+            usage=state.spent,
             started_at=state.request.occurred_at,
         )
         prefix = subjects.run_prefix(tenant, parent.shard, parent.run_id)
