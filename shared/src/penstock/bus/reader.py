@@ -306,7 +306,7 @@ def decode_entry(
         raise InvariantError(
             "unreadable_fact", f"{subject} (sequence {seq}) cannot be read: {error}"
         ) from error
-    if quarantined(fact):
+    if parsed.event == "result" and quarantined(fact):
         log.warning("reader.quarantined", subject=subject, seq=seq)
     return Entry(seq, parsed, fact, headers.get(TRACE_HEADER) if headers else None)
 

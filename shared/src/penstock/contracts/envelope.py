@@ -30,8 +30,7 @@ MAX_FACT_DEPTH: Final = 128
 """The same for a fact, which wraps values; pydantic's JSON reader stops at 200."""
 MAX_NUMBER: Final = int(sys.float_info.max)
 """Largest number, integers as well: what JavaScript and databases read as a double."""
-FIRST_YEAR: Final = 2
-LAST_YEAR: Final = 9998
+YEARS: Final = range(2, 9999)
 """Times outside of these years may have no form in another zone."""
 
 _DIGITS: Final = bytes(0x30 if 0x30 <= code <= 0x39 else 0x20 for code in range(256))
@@ -198,8 +197,8 @@ def require_time(at: datetime) -> datetime:
     Raises:
         ValueError: It is at an edge of the calendar.
     """
-    if not FIRST_YEAR <= at.year <= LAST_YEAR:
-        raise ValueError(f"the year must be between {FIRST_YEAR} and {LAST_YEAR}")
+    if at.year not in YEARS:
+        raise ValueError(f"the year must be between {YEARS[0]} and {YEARS[-1]}")
     return at
 
 

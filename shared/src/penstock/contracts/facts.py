@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta
 from pydantic import BaseModel, ConfigDict, Field
 
-from penstock.contracts.envelope import MAX_FACT_DEPTH, require_time, search, within
+from penstock.contracts.envelope import MAX_FACT_DEPTH, YEARS, require_time, search, within
 from penstock.contracts.errors import ErrorInfo
 from penstock.contracts.json import Json
 from penstock.contracts.structs import (
@@ -238,7 +238,8 @@ class Fact(WireStruct):
         Raises:
             ValueError: It is at an edge of the calendar.
         """
-        require_time(self.occurred_at)
+        if self.occurred_at.year not in YEARS:
+            require_time(self.occurred_at)
 
 
 class RunInvoked(Fact, tag="run.invoked"):
@@ -290,8 +291,9 @@ class StepResult(Fact, tag="step.result"):
         Raises:
             ValueError: A time is at an edge of the calendar, or `usage` exceeds ``MAX_USED``.
         """
-        require_time(self.occurred_at)
-        require_time(self.started_at)
+        if self.occurred_at.year not in YEARS or self.started_at.year not in YEARS:
+            require_time(self.occurred_at)
+            require_time(self.started_at)
         if self.usage is not None and max(msgspec.structs.astuple(self.usage)) > MAX_USED:
             raise ValueError(f"`usage` is more than {MAX_USED}")
 
@@ -411,7 +413,8 @@ class RunEnded(Fact, tag="run.ended"):
         Raises:
             ValueError: The run would still be open, or the time has no form in another zone.
         """
-        require_time(self.occurred_at)
+        if self.occurred_at.year not in YEARS:
+            require_time(self.occurred_at)
         if not self.status.final:
             raise ValueError(f"`status` of an ended run is {self.status.value!r}, not a final one")
 

@@ -12,7 +12,6 @@ from functools import partial
 from time import perf_counter
 from typing import Any, Final, Literal, Protocol
 
-from msgspec import structs
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from penstock import clock
@@ -251,27 +250,30 @@ class StepExecutor:
     ) -> bytes:
         """Return the ``StepResult`` as JSON; what cannot be recorded is a failure."""
         mask, failure = attempt.mask, attempt.failure
-        result = StepResult(
+        result = partial(
+            StepResult,
             occurred_at=clock.now(),
             kind=self._kind,
             name=name,
-            status="succeeded",
             runner_id=self._runner_id,
             started_at=started_at,
             deltas=deltas,
         )
+        usage: Usage | None = None
+        model: str | None = None
         try:
-            result = _with_usage(result, ctx, mask)
+            usage, model = _used(ctx, mask)
             if failure is None:
                 value = output if mask is None else mask.value(output)
-                return _checked(structs.replace(result, output=value))
+                succeeded = result(status="succeeded", output=value, usage=usage, model=model)
+                return _checked(succeeded)
         except ValueError as error:
             if failure is None:
                 failure = attempt.failure = failure_of(_invalid_output(error), mask)
         status: Literal["unknown", "failed"] = (
             "unknown" if failure.code == OUTCOME_UNKNOWN else "failed"
         )
-        return fact_bytes(structs.replace(result, status=status, error=failure))
+        return fact_bytes(result(status=status, error=failure, usage=usage, model=model))
 
 
 def _as_json(output: object) -> Json:
@@ -291,8 +293,8 @@ def _invalid_output(error: Exception) -> RejectedError:
     return RejectedError("invalid_output", f"what the handler returned cannot be recorded: {error}")
 
 
-def _with_usage(result: StepResult, ctx: StepContext, mask: Mask | None) -> StepResult:
-    """Add what the handler set on its context; nothing has checked it before.
+def _used(ctx: StepContext, mask: Mask | None) -> tuple[Usage | None, str | None]:
+    """Return usage and model that the handler set on its context; nothing has checked them before.
 
     Raises:
         MalformedError: The usage or the model is none.
@@ -304,7 +306,7 @@ def _with_usage(result: StepResult, ctx: StepContext, mask: Mask | None) -> Step
         if not isinstance(model, str):
             raise MalformedError("the model is not text")
         model = model if mask is None else mask.text(model)
-    return structs.replace(result, usage=usage, model=model)
+    return usage, model
 
 
 def _checked(result: StepResult) -> bytes:

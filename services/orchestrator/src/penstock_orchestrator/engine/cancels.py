@@ -48,7 +48,8 @@ class Cancels:
         self._bus = bus
         self._on_cancel = on_cancel
         self._subscriptions: dict[int, Subscription] = {}
-        self._requests: OrderedDict[str, Entry] = OrderedDict()
+        self.requests: OrderedDict[str, Entry] = OrderedDict()
+        """By run, those that are stored and not delivered yet."""
         self._missed_until = _ALL
         self._search: asyncio.Task[None] | None = None
         self._beat: asyncio.TimerHandle | None = None
@@ -70,21 +71,17 @@ class Cancels:
         subscription = self._subscriptions.pop(shard, None)
         if subscription is not None:
             await self._bus.nc.unsubscribe_direct(subscription)
-        for run_id, entry in list(self._requests.items()):
+        for run_id, entry in list(self.requests.items()):
             if entry.subject.shard == shard:
-                del self._requests[run_id]
+                del self.requests[run_id]
         if not self._subscriptions and self._beat is not None:
             self._bus.on_reconnect.remove(self._resume)
             self._beat.cancel()
             self._beat = None
 
-    def request(self, run_id: str) -> Entry | None:
-        """Return the request to cancel a run, if one is stored and not delivered yet."""
-        return self._requests.get(run_id)
-
     def delivered(self, run_id: str) -> None:
         """Drop a request: the consumer has delivered it, or the run has ended."""
-        self._requests.pop(run_id, None)
+        self.requests.pop(run_id, None)
 
     def missed(self, seq: int) -> bool:
         """Return whether requests stored after an input at ``seq`` may have been missed."""
@@ -102,9 +99,9 @@ class Cancels:
             entry = decode_entry(subject[len(subjects.LIVE_PREFIX) :], seq, body)
         except InvariantError:
             return  # the consumer makes it a dead letter
-        self._requests[entry.subject.run_id] = entry
-        if len(self._requests) > _KEPT:
-            self._requests.popitem(last=False)
+        self.requests[entry.subject.run_id] = entry
+        if len(self.requests) > _KEPT:
+            self.requests.popitem(last=False)
         self._on_cancel(entry)
 
     # -- what may have been missed -----------------------------------------------------------

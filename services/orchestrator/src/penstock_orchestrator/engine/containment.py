@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 from nats.errors import Error as NatsError
@@ -14,6 +15,5 @@ OF_THE_BUS: Final = (TransientError, ConflictError, JetStreamError, NatsError, O
 """Errors that say nothing about the run: its input is delivered again."""
 
 
-def contained() -> Containment[Exception]:
-    """Return a block around work on one run; errors of the bus and cancellation pass."""
-    return Containment(Exception, passing=OF_THE_BUS)
+contained: Final = partial(Containment, Exception, passing=OF_THE_BUS)
+"""Returns a block around work on one run; errors of the bus and cancellation pass."""

@@ -118,7 +118,8 @@ class Engine:
             await self._contain(slot, self._handle(slot, entry, first=first))
         if subject.event == "cancel":
             self.cancels.delivered(subject.run_id)
-        self._wakeups.granted()
+        if self._windows.just_granted:
+            self._wakeups.granted()
         reach("engine.before_ack")
 
     async def _handle(self, slot: Slot, entry: Entry, *, first: bool) -> None:
@@ -182,7 +183,8 @@ class Engine:
         async with slot.lock:
             self.runs.touch(slot, clock.epoch())
             await self._contain(slot, self._wake(slot, now, reload=reload, expire=expire))
-        self._wakeups.granted()
+        if self._windows.just_granted:
+            self._wakeups.granted()
 
     async def _wake(self, slot: Slot, now: datetime, *, reload: bool, expire: bool) -> None:
         if slot.failure is not None:
@@ -322,7 +324,9 @@ class Engine:
             slot.progress = Progress()
         if state.cancel is None and self._wakeups.in_turn(slot):
             return
-        admitted = await self._admit(slot, plan, state, now, fresh=fresh)
+        admitted: bool | ErrorInfo = True
+        if plan.correlation is not None or plan.concurrency is not None:
+            admitted = await self._admit(slot, plan, state, now, fresh=fresh)
         if isinstance(admitted, ErrorInfo):
             await self._publisher.publish(slot, state, unplanned(state, now, cause_seq, admitted))
         if admitted is True:
@@ -336,7 +340,7 @@ class Engine:
             room = {pool: self._windows.room(pool, slot) for pool in plan.pools}
             decided = decide(plan, state, now, cause_seq, progress, room, self._run_max_work)
             self._wakeups.shares.spend(slot.tenant, progress.spent)
-            if decided is not None:
+            if decided is not None and (decided.used or decided.full_pools):
                 self._use_window(slot, state.request.priority, decided)
             if decided is not None and decided.outputs:
                 reach("engine.decided")
@@ -348,7 +352,7 @@ class Engine:
 
     def _current(self, slot: Slot) -> RunState | None:
         """Return a run's state with a request to cancel it that is stored and not delivered."""
-        request = self.cancels.request(slot.run_id)
+        request = self.cancels.requests.get(slot.run_id)
         if request is not None and slot.state is not None and slot.state.cancel is None:
             slot.state = evolve(slot.state, request)
         return slot.state

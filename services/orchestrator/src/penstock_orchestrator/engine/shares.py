@@ -26,22 +26,15 @@ class WorkShares(Generic[SlotT]):
 
     def __init__(self) -> None:
         """Create it: no tenant owes anything."""
-        self._owed: dict[str, int] = {}
+        self.debts: dict[str, int] = {}
+        """Work that tenants owe, in units of expressions; their runs have to wait."""
         self._waiting: OrderedDict[str, OrderedDict[SlotT, None]] = OrderedDict()
         """Runs by tenant; the next one first."""
 
     def spend(self, tenant: str, units: int) -> None:
         """Count the work of a decision."""
         if units > _LIGHT:
-            self._owed[tenant] = self._owed.get(tenant, 0) + units
-
-    def owes(self, tenant: str) -> bool:
-        """Return whether the runs of a tenant have to wait."""
-        return tenant in self._owed
-
-    def owed(self, tenant: str) -> int:
-        """Return the work that a tenant owes, in units."""
-        return self._owed.get(tenant, 0)
+            self.debts[tenant] = self.debts.get(tenant, 0) + units
 
     def wait(self, tenant: str, slot: SlotT) -> None:
         """Queue a run, unless it is queued."""
@@ -60,9 +53,9 @@ class WorkShares(Generic[SlotT]):
         while self._waiting:
             tenant, runs = next(iter(self._waiting.items()))
             self._waiting.move_to_end(tenant)
-            owed = self._owed.pop(tenant, 0) - MOST_WORK
+            owed = self.debts.pop(tenant, 0) - MOST_WORK
             if owed > 0:
-                self._owed[tenant] = owed
+                self.debts[tenant] = owed
                 continue
             slot, _ = runs.popitem(last=False)
             if not runs:

@@ -54,7 +54,7 @@ class Wakeups:
 
     def in_turn(self, slot: Slot) -> bool:
         """Return whether a run has to wait, since its tenant owes work; it is woken in turn."""
-        if not self.shares.owes(slot.tenant):
+        if slot.tenant not in self.shares.debts:
             return False
         self.shares.wait(slot.tenant, slot)
         if self._sharing is None:
@@ -73,7 +73,7 @@ class Wakeups:
                     await asyncio.sleep(_AGAIN_SECONDS)
                     self.shares.wait(slot.tenant, slot)
                 # Others need the event loop several times for each of their steps.
-                decisions = max(1, self.shares.owed(slot.tenant) // MOST_WORK)
+                decisions = max(1, self.shares.debts.get(slot.tenant, 0) // MOST_WORK)
                 await asyncio.sleep(decisions * _REST_SECONDS)
         finally:
             self._sharing = None

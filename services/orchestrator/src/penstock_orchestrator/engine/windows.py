@@ -75,7 +75,8 @@ class Windows(Generic[SlotT]):
         self._least = least
         self._factor = factor
         self._windows: dict[str, _Window[SlotT]] = {}
-        self._granted: dict[SlotT, None] = {}
+        self.just_granted: dict[SlotT, None] = {}
+        """What ``pop_granted`` returns next, in order."""
 
     def resize(self, queue: str, slots: int) -> None:
         """Set the number of steps that the live runners of a queue can execute at a time."""
@@ -170,7 +171,7 @@ class Windows(Generic[SlotT]):
 
     def drop(self, slot: SlotT) -> None:
         """Forget a run: it has ended, or another engine leads its shard."""
-        self._granted.pop(slot, None)
+        self.just_granted.pop(slot, None)
         for queue, window in self._windows.items():
             request = window.requests.get(slot)
             if request is not None:
@@ -184,7 +185,7 @@ class Windows(Generic[SlotT]):
 
         Call it after advancing a run that ``pop_granted`` has returned.
         """
-        if slot in self._granted:
+        if slot in self.just_granted:
             return  # granted again meanwhile
         for window in self._windows.values():
             unused = window.granted.pop(slot, 0)
@@ -193,10 +194,8 @@ class Windows(Generic[SlotT]):
 
     def pop_granted(self) -> list[SlotT]:
         """Return the runs that steps were granted to since the last call, in their order."""
-        if not self._granted:
-            return []
-        granted = list(self._granted)
-        self._granted.clear()
+        granted = list(self.just_granted)
+        self.just_granted.clear()
         return granted
 
     def out(self, queue: str) -> int:
@@ -254,7 +253,7 @@ class Windows(Generic[SlotT]):
         if window.out <= window.size - window.batch:
             self._grant(window)
         granted += window.granted.pop(slot, 0)
-        self._granted.pop(slot, None)
+        self.just_granted.pop(slot, None)
         return granted
 
     def _return(self, window: _Window[SlotT], slot: SlotT, count: int) -> None:
@@ -272,7 +271,7 @@ class Windows(Generic[SlotT]):
             window.out += 1
             window.held[slot] = window.held.get(slot, 0) + 1
             window.granted[slot] = window.granted.get(slot, 0) + 1
-            self._granted[slot] = None
+            self.just_granted[slot] = None
             request.requested -= 1
             if not request.requested:
                 _remove(window, request)
