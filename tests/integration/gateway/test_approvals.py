@@ -70,6 +70,16 @@ async def test_approval_is_listed_by_role_and_run_and_page_by_page(
     first = (await gateway.client.get("/v1/approvals", params={"limit": 2})).json()
     assert [item["run_id"] for item in first["items"]] == runs[:2]
     assert await listed(limit=2, cursor=first["next_cursor"]) == runs[2:]
+    exact = (await gateway.client.get("/v1/approvals", params={"limit": 3})).json()
+    assert (len(exact["items"]), exact["next_cursor"]) == (3, None)
+    await engine.node_record(runs[1], 2, approval("pay-b"))
+    seen, cursor = [], None
+    for _ in range(2):
+        query: dict[str, Any] = {"run_id": runs[1], "limit": 1, "cursor": cursor}
+        page = (await gateway.client.get("/v1/approvals", params=query)).json()
+        seen += [item["record_id"] for item in page["items"]]
+        cursor = page["next_cursor"]
+    assert (sorted(seen), cursor) == (["pay-a", "pay-b"], None)
 
 
 async def test_approve_states_the_answer_under_the_only_id_it_can_have(

@@ -322,9 +322,18 @@ async def test_events_page_by_page_equal_the_log(gateway: Running, engine: Engin
     after: str | None = "0"
     while after is not None:
         page = (await gateway.client.get(path, params={"after": after, "limit": 1})).json()
+        # Exactly the limit, although the first fact has two events.
+        assert len(page["items"]) == 1
         pages += page["items"]
         after = page["next_cursor"]
     assert pages == whole["items"]
+    first = (await gateway.client.get(path, params={"limit": 1})).json()
+    place = {"after": first["next_cursor"], "types": "user_input", "limit": 1}
+    one_type = (await gateway.client.get(path, params=place)).json()
+    assert [item["type"] for item in one_type["items"]] == ["user_input"]
+    assert one_type["next_cursor"] is None
+    refused = await gateway.client.get(path, params={"after": "1.x"})
+    assert (refused.status_code, refused.json()["code"]) == (422, "invalid_cursor")
     assert [item["type"] for item in pages][-1] == "run_done"
 
 

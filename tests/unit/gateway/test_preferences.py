@@ -6,6 +6,7 @@ from penstock.contracts.errors import RejectedError
 from penstock.runs.events import EventType
 from penstock_gateway.core.preferences import (
     cursor,
+    event_place,
     event_types,
     idempotency_key,
     step_window,
@@ -67,6 +68,14 @@ def test_cursor_of_the_header_wins() -> None:
     for bad in ("x", "-1", "1.5", "9" * 30, "٣"):
         with pytest.raises(RejectedError):
             cursor(bad, None)
+
+
+def test_place_between_the_events_of_a_fact_is_read() -> None:
+    assert event_place(None, "7.2") == (7, 2)
+    assert event_place(None, "7") == event_place("7", "9.1") == (7, 0)
+    for bad in ("7.", "7.x", "7.-1", "7.1.1", "x.1", "7.99999"):
+        with pytest.raises(RejectedError):
+            event_place(None, bad)
 
 
 def test_event_types_are_checked() -> None:

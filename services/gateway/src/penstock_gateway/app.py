@@ -17,6 +17,7 @@ from penstock_gateway.definitions.apply import application
 from penstock_gateway.definitions.networks import network_routes
 from penstock_gateway.definitions.participants import participants
 from penstock_gateway.definitions.routes import agent_deletion, definition_routes
+from penstock_gateway.documentation import documentation
 from penstock_gateway.gateway import Gateway
 from penstock_gateway.health import health_routes
 from penstock_gateway.middleware.entry import EntryMiddleware
@@ -55,6 +56,8 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         dependencies=[Depends(checked_request)],
         redirect_slashes=False,
         redoc_url=None,
+        docs_url=None,
+        strict_content_type=False,
         # Spans of the gateway continue the trace of the log; FastAPI's would duplicate them.
         telemetry={"tracing": False, "metrics": False, "logs": False},
         # Else FastAPI describes its own form of errors; the document has problems instead.
@@ -83,7 +86,13 @@ def create_app(settings: GatewaySettings) -> FastAPI:
             allow_origins=list(settings.cors_origins),
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["Location", "Idempotent-Replayed", "Preference-Applied", "Retry-After"],
+            expose_headers=[
+                "ETag",
+                "Idempotent-Replayed",
+                "Location",
+                "Preference-Applied",
+                "Retry-After",
+            ],
         )
     return app
 
@@ -100,6 +109,7 @@ def _add_routes(app: FastAPI, gateway: Gateway) -> None:
         schedules,
         application,
         health_routes,
+        documentation,
     ):
         app.include_router(router)
     older = (

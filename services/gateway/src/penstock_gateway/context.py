@@ -6,13 +6,14 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Header, Path, Request
 from fastapi.params import Depends as Dependency
+from fastapi.routing import APIRoute
 
 from penstock.contracts.errors import RejectedError, finding
 from penstock.contracts.ids import TOKEN_PATTERN
 from penstock_gateway.core.access import Caller, Role
 from penstock_gateway.core.preferences import idempotency_key
 from penstock_gateway.gateway import Gateway
-from penstock_gateway.raw import require_envelope
+from penstock_gateway.raw import is_json, media_type, require_envelope, require_type
 
 
 async def _gateway(request: Request) -> Gateway:
@@ -20,20 +21,23 @@ async def _gateway(request: Request) -> Gateway:
 
 
 async def checked_request(request: Request) -> None:
-    """Refuse U+0000 in path and query, and values of a JSON body outside of the envelope.
+    """Refuse U+0000 in path and query, and bodies of other media types or outside of the envelope.
 
     The framework has read the body by then.
 
     Raises:
-        RejectedError: ``invalid_request``.
+        RejectedError: ``invalid_request``, ``unsupported_media_type``.
     """
     for name in ("path", "query_string"):
         raw: str | bytes = request.scope[name]
         if ("\0" in raw) if isinstance(raw, str) else (b"%00" in raw):
             place = finding(name.partition("_")[0], "contains U+0000", "text without it")
             raise RejectedError("invalid_request", "U+0000 has no place in a URL", details=(place,))
-    media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip()
-    if media_type == "application/json" or media_type.endswith("+json"):
+    content_type = request.headers.get("content-type", "application/json")
+    route = request.scope.get("route")
+    if isinstance(route, APIRoute) and route.body_field is not None and await request.body():
+        require_type(content_type.encode("latin-1"))
+    if is_json(media_type(content_type)):
         require_envelope(await request.body(), at="body")
 
 

@@ -25,6 +25,7 @@ _PUBLIC: Final = ("/health", "/hooks/", "/webhooks/generic")
 """Paths that need no API key; deliveries of webhooks are signed instead."""
 DONE_BEFORE: Final[dict[int | str, OpenApi]] = {200: {"description": "It was so already"}}
 """Further answer of an operation that answers 201 or 202, with the same body."""
+NOT_MODIFIED: Final[OpenApi] = {"description": "The client has the answer already"}
 
 _TAGS: Final = {
     "runs": "Start, read, follow, control and repeat runs",
@@ -78,6 +79,11 @@ def parameter(
         "description": description,
         "schema": {"type": kind},
     }
+
+
+IF_NONE_MATCH: Final = parameter(
+    "header", "If-None-Match", "The `ETag` of an earlier answer; 304 if it is still the same."
+)
 
 
 class Api(FastAPI):

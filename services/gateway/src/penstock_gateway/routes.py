@@ -20,7 +20,14 @@ from penstock_gateway.core.requests import (
     StartRun,
 )
 from penstock_gateway.gateway import Gateway
-from penstock_gateway.openapi import OLDER, OpenApi, json_body, parameter
+from penstock_gateway.openapi import (
+    IF_NONE_MATCH,
+    NOT_MODIFIED,
+    OLDER,
+    OpenApi,
+    json_body,
+    parameter,
+)
 from penstock_gateway.raw import RawRoute
 from penstock_gateway.runs.older import InternallyInvoked, Invoked, Older
 from penstock_gateway.runs.routes import ReadRoutes, StartRoutes
@@ -40,7 +47,7 @@ _START_HEADERS: Final = [
 ]
 _EVENT_PARAMETERS: Final = [
     parameter("header", "Last-Event-ID", "Id of the last event seen; later events are sent."),
-    parameter("query", "after", "The same as a parameter.", "integer"),
+    parameter("query", "after", "The same as a parameter, or the `next_cursor` of a page."),
     parameter("query", "types", "Types of events that are wanted, separated by commas."),
     parameter("query", "limit", "Events of a page of JSON, 1 to 1000.", "integer"),
 ]
@@ -49,6 +56,7 @@ _RUN_PARAMETERS: Final = [
     parameter("query", "steps_limit", "Steps of the reply, 1 to 1000; 250 if absent.", "integer"),
     parameter("query", "steps_cursor", "The `next_steps_cursor` of the reply before."),
     parameter("query", "node_records", "All that the engine decided as well.", "boolean"),
+    IF_NONE_MATCH,
     parameter(
         "header", "Prefer", "`wait=N`: answer when it has ended, or waits for its caller's tools."
     ),
@@ -137,7 +145,7 @@ def add_raw_routes(app: FastAPI, gateway: Gateway) -> None:
             run,
             reading.get_run,
             tag=tag,
-            responses={200: _RUN},
+            responses={200: _RUN, 304: NOT_MODIFIED},
             parameters=_RUN_PARAMETERS,
         )
         add(

@@ -15,6 +15,7 @@ _EVENT_STREAM: Final = b"text/event-stream"
 _JSON: Final = b"application/json"
 _WEIGHT: Final = re.compile(rb"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
 _CURSOR: Final = re.compile(r"[0-9]{1,19}")
+_PASSED: Final = re.compile(r"[0-9]{1,4}")
 _PAGE_SIZE: Final = re.compile(r"[0-9]{1,4}")
 _STEP_CURSOR: Final = re.compile(r"([0-9]{1,9})\.([A-Za-z0-9_-]{1,64})")
 IDEMPOTENCY_KEY_LENGTH: Final = 255
@@ -101,6 +102,20 @@ def cursor(last_event_id: str | None, after: str | None) -> int:
             ),
         )
     return int(value)
+
+
+def event_place(last_event_id: str | None, after: str | None) -> tuple[int, int]:
+    """Return ``cursor``, and how many events of the next fact the client has as well.
+
+    A page may end between the events of one fact; its ``next_cursor`` is then ``SEQUENCE.COUNT``.
+
+    Raises:
+        RejectedError: ``invalid_cursor``.
+    """
+    sequence_, dot, passed = (after or "").partition(".")
+    if last_event_id or not dot or not _PASSED.fullmatch(passed):
+        return cursor(last_event_id, after), 0
+    return cursor(None, sequence_), int(passed)
 
 
 def step_window(limit: str | None, cursor: str | None) -> StepWindow:

@@ -19,8 +19,9 @@ from penstock.contracts.messages import DeltaBatch
 from penstock.runs.events import CLIENT_EVENT, ClientEvent, EventType, events_of
 from penstock.runs.state import Entry
 
-KEEP_ALIVE: Final = b": keep-alive\n\n"
-OPENING: Final = b"retry: 1000\n\n"
+KEEP_ALIVE: Final = b": keep-alive\n"
+OPENING: Final = b"retry: 1000\n"
+"""Without an empty line, at which some clients make an event of nothing."""
 CHUNK_BYTES: Final = 65_536
 
 Attempt = tuple[str, int]

@@ -13,7 +13,7 @@ from penstock.texts import TextError, decode_text, read_json
 from penstock_gateway.context import Admin, GatewayParts
 from penstock_gateway.core.requests import Input
 from penstock_gateway.openapi import OpenApi
-from penstock_gateway.raw import refused, require_envelope
+from penstock_gateway.raw import refused, require_envelope, require_type
 
 
 class ApplyBody(Input):
@@ -25,6 +25,7 @@ class ApplyBody(Input):
 
 application: Final = APIRouter(tags=["definitions"])
 
+_TEXTS: Final = ("application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml", "text/plain")
 _APPLY_BODY: Final[OpenApi] = {
     "requestBody": {
         "required": True,
@@ -52,7 +53,9 @@ async def apply(
     publish: Annotated[bool | None, Query()] = None,
 ) -> Applied:
     """Store documents (YAML or JSON), all or none, and bring them into force."""
-    parsed = _documents(request.headers.get("content-type", ""), await request.body())
+    content_type = request.headers.get("content-type")
+    require_type(None if content_type is None else content_type.encode("latin-1"), *_TEXTS)
+    parsed = _documents((content_type or "").lower(), await request.body())
     apply_request = ApplyDocuments(
         tenant=caller.tenant,
         documents=parsed.documents,

@@ -39,6 +39,7 @@ from penstock.runs.definition_views import DefinitionItems, VersionItems
 from penstock.texts import TextError, read_json
 from penstock_gateway.context import Admin, AnyCaller, GatewayParts, PathToken, Viewer
 from penstock_gateway.core.requests import Input
+from penstock_gateway.raw import ConditionalRoute
 
 RUNNABLE: Final = (DocumentKind.AGENT, DocumentKind.WORKFLOW, DocumentKind.NETWORK)
 """Kinds that are started by name, and may have aliases."""
@@ -100,7 +101,10 @@ def definition_routes(kind: DocumentKind, prefix: str | None = None) -> APIRoute
     plural = f"{kind.value}s"
     tag = plural if prefix is None else "older paths"
     router = APIRouter(
-        prefix=prefix or f"/v1/{plural}", tags=[tag], dependencies=[Depends(_strict_json)]
+        prefix=prefix or f"/v1/{plural}",
+        tags=[tag],
+        dependencies=[Depends(_strict_json)],
+        route_class=ConditionalRoute,
     )
 
     @router.get("", name=f"list_{plural}")

@@ -6,10 +6,11 @@ Pure ASGI: nothing here costs a task or a thread.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final
 
 from starlette.exceptions import HTTPException
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -26,10 +27,13 @@ from penstock_gateway.core.access import (
     unauthenticated,
     unchecked_caller,
 )
+from penstock_gateway.documentation import DOCUMENTATION
 from penstock_gateway.metrics import RESPONSES_BY_CLASS
 from penstock_gateway.middleware.protocol import EXTENSION, SendWhole
 from penstock_gateway.raw import (
+    ASKED_AGAIN,
     CONTENT_POLICY,
+    NOT_STORED,
     SECURITY_HEADERS,
     TRANSPORT_SECURITY,
     Answer,
@@ -37,8 +41,11 @@ from penstock_gateway.raw import (
 )
 from penstock_gateway.settings import GatewaySettings, is_loopback
 
-DOCUMENTATION: Final = "/docs"
-_SAFETY_LINES: Final = lines_of([*SECURITY_HEADERS, CONTENT_POLICY])
+_SAFETY_LINES: Final = lines_of([*SECURITY_HEADERS, NOT_STORED, CONTENT_POLICY])
+
+COMPRESSED_BYTES: Final = 4096
+"""From this size on answers are compressed for clients that take it: below, it saves no packet."""
+_compressed: Final = partial(GZipMiddleware, minimum_size=COMPRESSED_BYTES, compresslevel=4)
 
 Headers = Mapping[bytes, bytes]
 Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -110,7 +117,7 @@ class EntryMiddleware:
             others_add_headers: Something outside adds headers, so that it has to see answers.
             larger: Other limits, by path.
         """
-        self._app = app
+        self._app = _compressed(app)
         self._limit = max_body_bytes
         self._shortcuts = shortcuts
         self._failed = failed
@@ -140,6 +147,8 @@ class EntryMiddleware:
         async def dressed(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = message["headers"] = [*message.get("headers", ()), *SECURITY_HEADERS]
+                tagged = any(name == b"etag" for name, _ in headers)
+                headers.append(ASKED_AGAIN if tagged else NOT_STORED)
                 if path != DOCUMENTATION:
                     headers.append(CONTENT_POLICY)
                 if secure:
@@ -157,8 +166,14 @@ class EntryMiddleware:
             answer = await self._answer(endpoint, Request(scope, limited))
         except ClientDisconnect:
             return
-        if whole is None or secure or self._others_add_headers or not isinstance(answer, Answer):
-            await answer(scope, limited, dressed)
+        if (
+            whole is None
+            or secure
+            or self._others_add_headers
+            or not isinstance(answer, Answer)
+            or len(answer.body) >= COMPRESSED_BYTES
+        ):
+            await _compressed(answer)(scope, limited, dressed)
         else:
             RESPONSES_BY_CLASS[answer.status_code // 100].inc()
             await whole(answer.status_code, answer.header_lines() + _SAFETY_LINES, answer.body)

@@ -33,8 +33,12 @@ async def list_approvals(
     cursor: Annotated[str | None, Query(description="The `next_cursor` before.")] = None,
 ) -> ApprovalPage:
     """List approvals. Those of one run are read from its log; open ones of all from an index."""
+    last = revision_of(None, cursor)
     if run_id is not None:
-        return await _of_run(gateway, caller, run_id, status, role)
+        found = await _of_run(gateway, caller, run_id, status, role)
+        end = last + limit
+        following = str(end) if len(found) > end else None
+        return ApprovalPage(items=tuple(found[last:end]), next_cursor=following)
     if status != "open":
         raise RejectedError(
             "invalid_request",
@@ -43,24 +47,23 @@ async def list_approvals(
         )
     now = clock.now()
     items: list[ApprovalView] = []
-    last = revision_of(None, cursor)
     async for revision, record in gateway.pending.requests(caller.tenant, after=last):
-        if len(items) >= limit:
-            return ApprovalPage(items=tuple(items), next_cursor=str(last))
-        last = revision
         if record.node_record.kind != "approval":
             continue
         view = approval_view(
             record.run_id, record.name, record.node_record, record.asked_at, now=now
         )
         if view.status == "open" and role in (None, view.role):
+            if len(items) == limit:
+                return ApprovalPage(items=tuple(items), next_cursor=str(last))
             items.append(view)
+            last = revision
     return ApprovalPage(items=tuple(items))
 
 
 async def _of_run(
     gateway: GatewayParts, caller: Caller, run_id: str, status: str, role: str | None
-) -> ApprovalPage:
+) -> list[ApprovalView]:
     state = await gateway.runs.state(caller.tenant, run_id)
     node_records = [
         node_record
@@ -71,9 +74,7 @@ async def _of_run(
     selected = [
         view for view in views if status in ("all", view.status) and role in (None, view.role)
     ]
-    return ApprovalPage(
-        items=tuple(sorted(selected, key=lambda view: (view.asked_at, view.record_id)))
-    )
+    return sorted(selected, key=lambda view: (view.asked_at, view.record_id))
 
 
 def _view(state: RunState, node_record: NodeRecordState) -> ApprovalView:

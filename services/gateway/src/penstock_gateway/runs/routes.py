@@ -21,7 +21,7 @@ from penstock.runs.views import RUN_VIEW, RunView, summary_view
 from penstock.telemetry import tracing
 from penstock_gateway.core.access import Caller
 from penstock_gateway.core.preferences import (
-    cursor,
+    event_place,
     event_types,
     flag,
     idempotency_key,
@@ -42,7 +42,7 @@ from penstock_gateway.core.requests import (
 )
 from penstock_gateway.gateway import Gateway
 from penstock_gateway.middleware.entry import Headers, read_body
-from penstock_gateway.raw import Answer, RawHeaders, read
+from penstock_gateway.raw import Answer, RawHeaders, conditional, read, require_type
 from penstock_gateway.runs.start import Started, new_run_id
 from penstock_gateway.runs.stream import EventStreamAnswer
 
@@ -102,7 +102,10 @@ class StartRoutes:
         """Return headers, caller and body of a request that starts a run."""
         headers: Headers = dict(request.scope["headers"])
         caller = self._gateway.authenticator.caller(headers, "operator")
-        return headers, caller, await read_body(headers, request.receive, self._max_body)
+        body = await read_body(headers, request.receive, self._max_body)
+        if body:
+            require_type(headers.get(b"content-type"))
+        return headers, caller, body
 
     async def reply(self, headers: Headers, params: StartParams) -> Response:
         """Start a run and reply in the form that the headers ask for."""
@@ -256,7 +259,8 @@ class ReadRoutes:
         view = await runs.view_of(
             state, node_records=node_records, window=window, past=at_seq is not None
         )
-        return Answer(RUN_VIEW.dump_json(view), 200, applied)
+        answer = Answer(RUN_VIEW.dump_json(view), 200, applied)
+        return conditional(headers, answer) if view.status.final else answer
 
     async def get_events(self, request: Request) -> Response:
         """Return a run's events: a page of JSON, or a stream with `Accept: text/event-stream`.
@@ -271,11 +275,12 @@ class ReadRoutes:
         run_id: str = request.path_params["run_id"]
         refuse_unknown(query, _EVENT_QUERY)
         last = headers.get(b"last-event-id")
-        after = cursor(last.decode("latin-1") if last else None, query.get("after"))
+        # A stream begins with a whole fact.
+        after, passed = event_place(last.decode("latin-1") if last else None, query.get("after"))
         types = event_types(query.get("types"))
         if not wants_events(headers.get(b"accept")):
             limit = page_size(query.get("limit"))
-            return await self._page(caller.tenant, run_id, after, types, limit)
+            return await self._page(caller.tenant, run_id, (after, passed), types, limit)
         # The run has to exist: a stream cannot say 404 any more.
         end = await self._gateway.runs.require(caller.tenant, run_id)
         if last and 0 < end <= after:
@@ -291,25 +296,27 @@ class ReadRoutes:
         self,
         tenant: str,
         run_id: str,
-        after: int,
+        place: tuple[int, int],
         types: frozenset[EventType] | None,
         limit: int,
     ) -> Response:
         items: list[bytes] = []
-        last, more = after, False
-        async with aclosing(self._gateway.runs.entries_after(tenant, run_id, after)) as entries:
+        last, passed = place
+        following = b"null"
+        async with aclosing(self._gateway.runs.entries_after(tenant, run_id, last)) as entries:
             async for entry in entries:
-                if len(items) >= limit:
-                    # A fact's events stay together: the id of the last one stands for all.
-                    more = True
-                    break
-                items += [
-                    CLIENT_EVENT.dump_json(event, exclude_none=True)
-                    for event in events_of(entry)
-                    if types is None or event.type in types
+                wanted = [
+                    (index, event)
+                    for index, event in enumerate(events_of(entry))
+                    if index >= passed and (types is None or event.type in types)
                 ]
-                last = entry.seq
-        following = b'"%d"' % last if more else b"null"
+                room = limit - len(items)
+                items += [CLIENT_EVENT.dump_json(e, exclude_none=True) for _, e in wanted[:room]]
+                if len(wanted) > room:
+                    index = wanted[room][0]
+                    following = b'"%d.%d"' % (last, index) if index else b'"%d"' % last
+                    break
+                last, passed = entry.seq, 0
         body = b'{"items":[%b],"next_cursor":%b,"last_id":%d}' % (
             b",".join(items),
             following,
@@ -322,6 +329,8 @@ class ReadRoutes:
         headers = dict(request.scope["headers"])
         caller = self._gateway.authenticator.caller(headers, "operator")
         body = await read_body(headers, request.receive, self._gateway.settings.max_body_bytes)
+        if body:
+            require_type(headers.get(b"content-type"))
         requested = read(CANCEL_RUN, body)
         runs = self._gateway.runs
         run_id: str = request.path_params["run_id"]

@@ -37,7 +37,7 @@ from penstock_gateway.core.signatures import (
 )
 from penstock_gateway.gateway import Gateway
 from penstock_gateway.middleware.entry import read_body
-from penstock_gateway.raw import Answer, RawHeaders, read
+from penstock_gateway.raw import Answer, RawHeaders, read, require_type
 from penstock_gateway.runs.start import new_run_id
 from penstock_gateway.webhooks.payloads import read_payload
 
@@ -172,6 +172,7 @@ class Hooks:
             caller = self._gateway.authenticator.caller(raw)
             caller.require("operator")
             tenant, requested_by = caller.tenant, caller.key_id
+        require_type(raw.get(b"content-type"))
         parsed = read(GENERIC_WEBHOOK, body)
         if parsed.webhook_id is not None and "webhook-id" not in headers:
             delivery = Delivery(parsed.webhook_id, signed=delivery.signed)

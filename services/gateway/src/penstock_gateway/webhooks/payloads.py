@@ -9,6 +9,7 @@ from pydantic_core import from_json
 
 from penstock.contracts.errors import RejectedError, finding
 from penstock.contracts.json import Json
+from penstock_gateway.raw import is_json, media_type
 
 MAX_FORM_FIELDS: Final = 1000
 
@@ -25,13 +26,13 @@ def read_payload(content_type: str, body: bytes) -> Json:
     Raises:
         RejectedError: ``malformed_json``, ``malformed_request`` or ``unsupported_media_type``.
     """
-    media_type = content_type.partition(";")[0].strip().lower()
-    if media_type == _FORM:
+    form = media_type(content_type)
+    if form == _FORM:
         return _form(body)
     try:
         payload: Json = from_json(body, allow_inf_nan=False)
     except ValueError as error:
-        if media_type == "application/json" or media_type.endswith("+json"):
+        if is_json(form):
             raise RejectedError(
                 "malformed_json",
                 "the body is not JSON",
