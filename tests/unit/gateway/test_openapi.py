@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 import jsonschema_rs
+import openapi_spec_validator
 import pytest
 
 from penstock_gateway.app import create_app
@@ -41,6 +42,10 @@ def target(reference: str) -> Any:
     for part in reference.removeprefix("#/").split("/"):
         found = found[part]
     return found
+
+
+def test_document_is_valid() -> None:
+    openapi_spec_validator.validate(document())
 
 
 def test_every_reference_leads_somewhere() -> None:
