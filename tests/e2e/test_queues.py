@@ -42,7 +42,7 @@ async def test_queue_without_a_runner_is_shown_until_one_starts(
 
     await eventually(lambda: step().get("activity") == "unserved")
     hint = f"no runner serves queue tool.{queue}"
-    assert f"{hint}: 1 steps wait" in await penstock("runs", "show", run_id)
+    assert f"{hint}; waiting steps: 1" in await penstock("runs", "show", run_id)
     assert f"{hint}: steps of tool tool-{queue} wait" in await penstock("doctor")
     events = await penstock("runs", "tail", run_id, "-n", "4", "--json")
     last = json.loads(events.splitlines()[-1])

@@ -313,7 +313,23 @@ def test_show_distinguishes_steps_in_work_from_those_that_wait(
     ]
     assert "page 7" in shown.stdout
     hints = [line.strip() for line in shown.stdout.splitlines() if "no runner" in line]
-    assert hints == ["no runner serves queue tool.text: 2 steps wait"]
+    assert hints == ["no runner serves queue tool.text; waiting steps: 2"]
+
+
+def test_show_of_an_open_approval_prints_its_question(
+    run: Callable[..., Result], gateway: Callable[..., None]
+) -> None:
+    asked = {"name": "pay", "arguments": {"amount": 5}, "message": "Pay 5 to Eva?"}
+    record = {
+        "record_id": "pay-a",
+        "kind": "approval",
+        "status": "open",
+        "at": AT,
+        "request": asked,
+    }
+    gateway(lambda _: httpx.Response(200, json={**RUNNING, "waiting_for": [record]}))
+
+    assert 'pay {"amount": 5} Pay 5 to Eva?' in run("runs", "show", RUN_ID).stdout
 
 
 def test_show_of_a_run_that_waits_for_a_time_prints_no_command(

@@ -257,3 +257,39 @@ def test_times_of_events_never_go_back() -> None:
         "2.000",
         "3.000",
     ]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_error_is_wrapped_at_the_terminal_and_whole_without_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("NO_COLOR", "1")
+    finding = Finding("spec.model", "is the name of no model", "p" * 50)
+    error = CommandError("the document has a fault that a line describes", findings=(finding,))
+    terminal, file = Terminal(), io.StringIO()
+
+    print_error(error, terminal)
+    print_error(error, file)
+
+    assert terminal.getvalue().splitlines() == [
+        "error: the document has a fault that a",
+        "    line describes",
+        "  spec.model: is the name of no model",
+        "    (allowed:",
+        f"    {'p' * 50})",
+    ]
+    assert file.getvalue().count("\n") == 2
+
+
+def test_split_row_keeps_the_style_of_its_cells() -> None:
+    output = io.StringIO()
+    grid = table(("a", "b", "c"), [["x" * 30, "y" * 30, Text("done", style="green")]])
+
+    Console(file=output, width=40, force_terminal=True, color_system="standard").print(grid)
+
+    assert "\x1b[32mdone" in output.getvalue()

@@ -7,7 +7,9 @@ from collections import Counter, deque
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prometheus_client import REGISTRY
 
+from penstock_orchestrator.engine.metrics import show_unserved
 from penstock_orchestrator.engine.windows import BATCHES, LOWER_EVERY, Windows
 
 QUEUE = "tool.q"
@@ -280,3 +282,13 @@ def test_steps_are_unserved_while_no_live_runner_takes_them() -> None:
 
     pool.resize(QUEUE, 0)
     assert pool.unserved() == {QUEUE: 3}
+
+
+def test_metric_lists_only_pools_without_a_runner() -> None:
+    def shown() -> float | None:
+        return REGISTRY.get_sample_value("penstock_engine_unserved_steps", {"pool": QUEUE})
+
+    show_unserved({QUEUE: 3})
+    assert shown() == 3
+    show_unserved({})
+    assert shown() is None

@@ -26,7 +26,7 @@ from penstock.telemetry.logs import EventLog
 from penstock.telemetry.process import observed
 from penstock_orchestrator.engine.engine import Engine
 from penstock_orchestrator.engine.leases import ShardLeases
-from penstock_orchestrator.engine.metrics import ENGINE_SHARDS, ENGINE_UNSERVED
+from penstock_orchestrator.engine.metrics import ENGINE_SHARDS, show_unserved
 from penstock_orchestrator.engine.pools import PoolWatch
 from penstock_orchestrator.engine.reconciler import Reconciler
 from penstock_orchestrator.engine.retention import LogRetention
@@ -119,9 +119,7 @@ class EngineProcess:
         """Release the concurrency slots of ended runs, and count the steps without a runner."""
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
-            ENGINE_UNSERVED.clear()
-            for pool, steps in self._windows.unserved().items():
-                ENGINE_UNSERVED.labels(pool).set(steps)
+            show_unserved(self._windows.unserved())
             try:
                 await self.engine.admission.sweep(self.leases.held)
             except (PenstockError, JetStreamError) as error:

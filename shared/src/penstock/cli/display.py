@@ -193,11 +193,11 @@ class Grid:
         for name, cell in zip(self._columns[first:], row[first:], strict=True):
             if not cell:
                 continue
-            part = Text(f"{name} " if name else "", style="dim").append_text(cell)
+            part = Text().append(f"{name} " if name else "", style="dim").append_text(cell)
             if lines and lines[-1].cell_len + _GAP + part.cell_len <= width:
                 lines[-1].append(" " * _GAP).append_text(part)
             else:
-                lines.append(Text().append_text(part))
+                lines.append(part)
         return lines
 
     def _line(self, cells: Sequence[Text]) -> Text:

@@ -195,7 +195,8 @@ def describe(kind: str, data: Mapping[str, Any]) -> str:
         case "policy_decision":
             return f"{name} {data.get('decision')}: {data.get('reason')}"
         case "queue_unserved":
-            return f"no runner serves {data.get('queue')}: {data.get('steps')} steps wait"
+            queue, steps = data.get("queue"), data.get("steps")
+            return f"no runner serves queue {queue}; waiting steps: {steps}"
         case "step_waiting":
             return f"until {moment(str(data.get('due_at')))}"
         case "run_cancel_requested":

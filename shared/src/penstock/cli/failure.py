@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
+from shutil import get_terminal_size
 from typing import Final, NamedTuple, TextIO
 
 from penstock.cli.printable import printable
@@ -36,13 +38,24 @@ class CommandError(Exception):
 
 
 def print_error(error: CommandError, output: TextIO | None = None) -> None:
-    """Print an error as ``error: ...`` with one line per finding."""
+    """Print an error as ``error: ...`` with one line per finding; a terminal gets them wrapped."""
     output = sys.stderr if output is None else output
-    coloured = output.isatty() and not os.environ.get("NO_COLOR")
-    head = "\x1b[1;31merror:\x1b[0m" if coloured else "error:"
-    output.write(f"{head} {printable(error.message)}\n")
+    lines = [f"error: {printable(error.message)}"]
     for path, message, allowed in error.findings:
         place = f"{path}: " if path else ""
         hint = f" (allowed: {allowed})" if allowed else ""
-        output.write(printable(f"  {place}{message}{hint}") + "\n")
+        lines.append(printable(f"  {place}{message}{hint}"))
+    if output.isatty():
+        width = get_terminal_size().columns
+        lines = ["\n".join(_wrapped(part, width) for part in line.split("\n")) for line in lines]
+        if not os.environ.get("NO_COLOR"):
+            lines[0] = lines[0].replace("error:", "\x1b[1;31merror:\x1b[0m", 1)
+    output.write("\n".join(lines) + "\n")
     output.flush()
+
+
+def _wrapped(line: str, width: int) -> str:
+    """Return a line in pieces; ids and commands stay whole, so that they can be copied."""
+    return textwrap.fill(
+        line, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+    )

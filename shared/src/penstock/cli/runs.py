@@ -188,7 +188,7 @@ def show(
         f"{step.kind}.{step.queue}" for step in run.steps if step.activity == "unserved"
     )
     for queue, count in waiting.items():
-        screen.print(f"  no runner serves queue {queue}: {count} steps wait", style="yellow")
+        screen.print(f"  no runner serves queue {queue}; waiting steps: {count}", style="yellow")
     for title, records in (("waits for", run.waiting_for), ("decided", run.node_records)):
         if records:
             columns = (title, "kind", "status", "until", "what")
@@ -216,6 +216,7 @@ def _record_row(record: NodeRecordView) -> tuple[str, str, Text, str, str]:
     parts = (
         request and request.name,
         request and compact(request.arguments, 80),
+        request and compact(request.message, 200),
         record.choice,
         compact(_outcome(record.error, record.output), 80),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from prometheus_client import Counter, Gauge
@@ -20,3 +21,10 @@ ENGINE_UNSERVED: Final = Gauge(
     "penstock_engine_unserved_steps", "Scheduled steps whose queue no runner serves", ["pool"]
 )
 ENGINE_SHARDS: Final = Gauge("penstock_engine_shards", "Shards whose lease this process holds")
+
+
+def show_unserved(steps: Mapping[str, int]) -> None:
+    """Show the scheduled steps of the pools without a runner; other pools are not listed."""
+    ENGINE_UNSERVED.clear()
+    for pool, count in steps.items():
+        ENGINE_UNSERVED.labels(pool).set(count)
