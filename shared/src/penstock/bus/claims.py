@@ -53,9 +53,12 @@ class Claims:
         digest = hashlib.sha256(body).hexdigest()
         try:
             store = await self._store()
+            known = True
             try:
                 await store.get_info(digest)
             except (NotFoundError, ObjectNotFoundError):
+                known = False
+            if not known:
                 await store.put(digest, body)
         except NatsError as error:
             raise _unavailable(error) from error

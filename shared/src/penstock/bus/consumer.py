@@ -266,33 +266,30 @@ class Consumer:
         self._running[delivery] = task
 
     async def _run(self, delivery: Delivery) -> None:
+        dead: ErrorInfo | None = None
         try:
-            if delivery.deliveries > 1:
-                self._tally.redelivered += 1
-                _limit(delivery)
-            await self._handler(delivery)
-        except (TransientError, ConflictError) as error:
-            # After a conflict the run has a newer state: read it soon.
-            delay = error.retry_after_seconds
-            if delay is None:
-                delay = min(0.1 * 2 ** min(delivery.deliveries, 8), 10.0)
-            log.info(
-                "consumer.retry", durable=self._durable, subject=delivery.subject, code=error.code
-            )
-            self._hand_back(delivery, delay)
-        except (RejectedError, InvariantError) as error:
-            await self._bury(delivery, error.info())
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:
-            log.exception("consumer.handler_failed", durable=self._durable)
-            if delivery.deliveries >= MAX_DELIVERIES:
-                await self._bury(delivery, InvariantError("handler_failed", repr(error)).info())
+            try:
+                if delivery.deliveries > 1:
+                    self._tally.redelivered += 1
+                    _limit(delivery)
+                await self._handler(delivery)
+            except (TransientError, ConflictError) as error:
+                self._retry(delivery, error)
+            except (RejectedError, InvariantError) as error:
+                dead = error.info()
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:
+                log.exception("consumer.handler_failed", durable=self._durable)
+                if delivery.deliveries >= MAX_DELIVERIES:
+                    dead = InvariantError("handler_failed", repr(error)).info()
+                else:
+                    self._hand_back(delivery, 1.0)
             else:
-                self._hand_back(delivery, 1.0)
-        else:
-            self._tally.acked += 1
-            self._reply(delivery, _ACK)
+                self._tally.acked += 1
+                self._reply(delivery, _ACK)
+            if dead is not None:
+                await self._bury(delivery, dead)
         finally:
             self._running.pop(delivery, None)
             self._in_hand.pop(delivery.stream_seq, None)
@@ -300,6 +297,14 @@ class Consumer:
                 self._begin(self._backlog.popleft())
             if self._credit <= self._concurrency // 2:
                 self._pull()
+
+    def _retry(self, delivery: Delivery, error: TransientError | ConflictError) -> None:
+        delay = error.retry_after_seconds
+        if delay is None:
+            # After a conflict the run has a newer state: read it soon.
+            delay = min(0.1 * 2 ** min(delivery.deliveries, 8), 10.0)
+        log.info("consumer.retry", durable=self._durable, subject=delivery.subject, code=error.code)
+        self._hand_back(delivery, delay)
 
     async def _bury(self, delivery: Delivery, error: ErrorInfo) -> None:
         """Move a message to the dead letters; only then is it gone from the queue."""
@@ -378,10 +383,11 @@ class Consumer:
         except JetStreamError as error:
             if error.code != _NOT_FOUND or self._recreate is None:
                 raise
-            log.warning("consumer.vanished", durable=self._durable)
-            await self._recreate()
-            return True
-        return False
+        else:
+            return False
+        log.warning("consumer.vanished", durable=self._durable)
+        await self._recreate()
+        return True
 
 
 def _limit(delivery: Delivery) -> None:

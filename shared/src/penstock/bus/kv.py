@@ -121,8 +121,9 @@ class Bucket:
         for _ in range(_ATTEMPTS):
             try:
                 return await self._write(key, value, ttl_seconds=ttl_seconds, expected=expected)
-            except ConflictError:
-                stored = await self._last(key, from_leader=True)
+            except ConflictError as error:
+                log.debug("kv.create_refused", key=key, error=error.message)
+            stored = await self._last(key, from_leader=True)
             if stored is None:
                 expected = 0
             elif stored.reason == "put":
@@ -263,13 +264,14 @@ class Bucket:
             log.warning("kv.write_retried", key=key, code=error.code)
         try:
             return await self._publish(subject, value, sent)
-        except ConflictError:
-            # The lost answer may have been a success: then the stored value is ours.
-            stored = await self._last(key, from_leader=True)
-            mine = stored is not None and stored.value == value
-            if stored is not None and mine and stored.reason == reason_of(sent, None):
-                return stored.revision
-            raise
+        except ConflictError as error:
+            conflict = error
+        # The lost answer may have been a success: then the stored value is ours.
+        stored = await self._last(key, from_leader=True)
+        mine = stored is not None and stored.value == value
+        if stored is not None and mine and stored.reason == reason_of(sent, None):
+            return stored.revision
+        raise conflict
 
     async def _publish(self, subject: str, value: bytes, headers: dict[str, str]) -> int:
         reply = await self._bus.request(

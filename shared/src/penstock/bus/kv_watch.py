@@ -267,4 +267,6 @@ class Watch:
             except (TransientError, JetStreamError, NatsError) as error:
                 log.warning("kv.watch_renewal_failed", stream=self._stream, error=str(error))
                 self._heard_at = 0.0
-                await asyncio.sleep(_CHECK_SECONDS)
+            else:
+                continue
+            await asyncio.sleep(_CHECK_SECONDS)

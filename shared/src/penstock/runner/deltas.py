@@ -176,12 +176,12 @@ class DeltaStream:
         while True:
             try:
                 await self._publish(body)
+                break
             except TransientError as error:
-                if self._loop.time() < give_up_at:
-                    await asyncio.sleep(RETRY_SECONDS)
-                    continue
-                self._failure = error
-            break
+                if self._loop.time() >= give_up_at:
+                    self._failure = error
+                    break
+            await asyncio.sleep(RETRY_SECONDS)
         self._sent += len(texts)
         self._sent_at = self._loop.time()
         self._sending = None

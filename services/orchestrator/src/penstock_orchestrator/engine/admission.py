@@ -284,17 +284,19 @@ class Admission:
                 return after
             try:
                 await self._write(name, entry, after)
-            except ConflictError:
-                await asyncio.sleep(min(0.05, 0.002 * attempt))
-                continue
-            await self._notify(
-                tenant,
-                after,
-                admitted={turn.run_id for turn in before.holders},
-                cancelled={one.run_id for one in before.queue + before.holders if one.cancelled},
-            )
-            return after
-        raise TransientError("turns_contended", f"{name} has too many concurrent changes")
+                break
+            except ConflictError as conflict:
+                log.debug("admission.retried", name=name, code=conflict.code)
+            await asyncio.sleep(min(0.05, 0.002 * attempt))
+        else:
+            raise TransientError("turns_contended", f"{name} has too many concurrent changes")
+        await self._notify(
+            tenant,
+            after,
+            admitted={turn.run_id for turn in before.holders},
+            cancelled={one.run_id for one in before.queue + before.holders if one.cancelled},
+        )
+        return after
 
     async def _write(self, name: str, entry: KvEntry | None, record: TurnRecord) -> None:
         value = record.model_dump_json(exclude_defaults=True).encode()

@@ -133,7 +133,7 @@ class Cancels:
                 info = await self._bus.api(f"STREAM.INFO.{subjects.RUNS}")
             except (PenstockError, JetStreamError) as error:
                 log.debug("cancels.end_unknown", error=str(error))
-                await asyncio.sleep(_AGAIN_SECONDS)
             else:
                 self._missed_until = int(info["state"]["last_seq"])
                 return
+            await asyncio.sleep(_AGAIN_SECONDS)

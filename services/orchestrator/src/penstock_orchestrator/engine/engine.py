@@ -297,8 +297,8 @@ class Engine:
                     ENGINE_CONFLICTS.inc()
                     log.info("engine.conflict", run_id=slot.run_id, code=conflict.code)
                     slot.state = slot.progress = None
-                    await self._reload(slot, at_least_seq=cause_seq)
-                    fresh = True
+                await self._reload(slot, at_least_seq=cause_seq)
+                fresh = True
             else:
                 text = f"run {slot.run_id}: {_MAX_CONFLICTS} conflicts in a row"
                 raise ConflictError("too_many_conflicts", text)
@@ -431,8 +431,11 @@ class Engine:
         for missing in repair(plan, slot.state):
             try:
                 await self._publisher.republish(slot, missing)
-            except ConflictError:
-                await self._reload(slot)
+            except ConflictError as conflict:
+                log.info("engine.republished", run_id=slot.run_id, code=conflict.code)
+            else:
+                continue
+            await self._reload(slot)
         if slot.state.ended is None:
             await self._effects.restore(slot, slot.state)
             await self._publisher.set_timers(slot, timers_of(slot.state, now))

@@ -89,7 +89,9 @@ class ShardLeases:
             except (PenstockError, JetStreamError) as error:
                 # Whatever it is: an engine that stops renewing never gets a shard again.
                 log.warning("leases.unreachable", error=str(error))
-                await self._drop_outlived()
+            else:
+                continue
+            await self._drop_outlived()
 
     async def _round(self) -> None:
         await self._bucket.put(
@@ -136,10 +138,12 @@ class ShardLeases:
                 revision,
                 ttl_seconds=self._ttl,
             )
-        except ConflictError:
-            await self._lose(shard)
+        except ConflictError as error:
+            log.info("leases.taken", shard=shard, error=error.message)
         else:
             self._held[shard] = (revision, time.monotonic())
+            return
+        await self._lose(shard)
 
     async def _give_back(self, shard: int) -> None:
         await self._lose(shard)
