@@ -79,6 +79,7 @@ async def assert_archived(engine: AsyncEngine, log: Sequence[Message]) -> None:
     assert len(steps) == sum(len(state.steps) for state in states.values())
     for row in steps:
         _assert_step(row, states[row["tenant"], row["run_id"]])
+    await _assert_traits(engine, entries)
     await _assert_profiles(engine, entries)
     await _assert_usage(engine, entries, states)
     await _assert_signals(engine, entries)
@@ -135,6 +136,33 @@ def _assert_step(row: dict[str, Any], state: RunState) -> None:
         assert _parsed(row["output"]) == step.output
     assert _parsed(row["error"]) == _dumped(step.error)
     assert _parsed(row["usage"]) == _dumped(step.usage)
+
+
+async def _assert_traits(engine: AsyncEngine, entries: Sequence[Entry]) -> None:
+    """Assert that tags, endings, errors and costs of runs lead to them."""
+    invoked = {
+        (entry.subject.tenant, entry.subject.run_id): entry
+        for entry in entries
+        if isinstance(entry.fact, RunInvoked)
+    }
+    found = set()
+    for key, entry in invoked.items():
+        assert isinstance(entry.fact, RunInvoked)
+        for name, value in entry.fact.tags.items():
+            found.add((key[0], _clean(f"tag.{name}"), _clean(value), entry.seq, key[1]))
+    for entry in entries:
+        key, fact = (entry.subject.tenant, entry.subject.run_id), entry.fact
+        if not isinstance(fact, RunEnded) or key not in invoked:
+            continue
+        begun = invoked[key].seq
+        if fact.status in ("failed", "cancelled"):
+            found.add((key[0], "status", str(fact.status), begun, key[1]))
+        if fact.error is not None:
+            found.add((key[0], "error", _clean(fact.error.code), begun, key[1]))
+        if fact.usage.cost_usd > 0:
+            cost = f"{int(fact.usage.cost_usd * 1_000_000):020d}"
+            found.add((key[0], "cost_usd", cost, begun, key[1]))
+    assert {tuple(row.values()) for row in await rows_of(engine, tables.traits)} == found
 
 
 async def _assert_profiles(engine: AsyncEngine, entries: Sequence[Entry]) -> None:

@@ -51,7 +51,8 @@ from penstock.db import create_engine
 from penstock.embedded import NatsServer
 from penstock.runs.state import Entry, fold, new_state
 from penstock.runs.views import RunView, run_view
-from penstock_archive import migrations, tables
+from penstock_archive import migrations, narrowing, tables
+from penstock_archive import queries as archive_queries
 from penstock_archive.drivers import open_store
 from penstock_archive.migrate import migrate
 from penstock_archive.projection import Projection, address, read_fact
@@ -60,7 +61,7 @@ from penstock_archive.reports import Reports
 from penstock_archive.settings import ArchiveSettings
 from penstock_archive.store import REVISION, VERSION_TABLE, Store
 from tests.integration.archive.test_projector import assert_eventually_archived, projecting, publish
-from tests.support.archived import entries_of, states_of
+from tests.support.archived import entries_of, rows_of, states_of
 from tests.support.histories import START, Message, random_log
 
 
@@ -198,6 +199,21 @@ async def test_migrations_make_the_tables_that_the_code_knows(engine: AsyncEngin
         assert await connection.run_sync(differences) == []
 
 
+async def test_migration_finds_the_traits_of_runs_that_are_there(
+    store: Store, engine: AsyncEngine, database_url: str
+) -> None:
+    await archive(store, random_log(random.Random(5), 60))
+    before = await rows_of(engine, tables.traits)
+    async with engine.begin() as connection:
+        await connection.exec_driver_sql("DROP TABLE traits")
+        await connection.exec_driver_sql(f"UPDATE {VERSION_TABLE} SET version_num = '0001'")
+
+    await migrate(database_url)
+
+    assert len({row["trait"].partition(".")[0] for row in before}) == 4
+    assert await rows_of(engine, tables.traits) == before
+
+
 def test_latest_migration_is_the_one_that_the_store_expects() -> None:
     folder = Path(next(iter(migrations.__path__)))
     assert ScriptDirectory(str(folder)).get_current_head() == REVISION
@@ -269,6 +285,70 @@ async def test_list_runs_with_a_filter_finds_what_matches(
     )
     page = await queries.list_runs(ListRuns.model_validate({"tenant": "acme", **wanted}))
     assert [run.run_id for run in page.items] == found
+
+
+NARROW: list[dict[str, object]] = [
+    {"status": (RunStatus.FAILED,)},
+    {"status": (RunStatus.CANCELLED, RunStatus.FAILED)},
+    {"error": "o"},
+    {"tags": {"team": "x"}},
+    {"min_cost_usd": 0.5},
+    {"status": (RunStatus.FAILED,), "error": "o", "min_cost_usd": 0.5},
+]
+
+
+@pytest.mark.parametrize("few", [0, 2, 1000])
+@pytest.mark.parametrize("wanted", NARROW)
+async def test_list_runs_with_a_narrow_filter_finds_what_reading_all_runs_finds(
+    store: Store,
+    queries: Queries,
+    wanted: dict[str, object],
+    few: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await archive(store, random_log(random.Random(3), 60))
+    monkeypatch.setattr(narrowing, "FEW", few)
+    monkeypatch.setattr(archive_queries, "FEW", few)
+    for order in ({}, {"order": "asc"}, {"sort": "ended"}, {"sort": "ended", "order": "asc"}):
+        request = ListRuns.model_validate({"tenant": "acme", "limit": 2, **wanted, **order})
+        narrow = await pages(queries, request)
+        with monkeypatch.context() as patched:
+            patched.setattr(archive_queries, "narrow", lambda _request: ())
+            assert await pages(queries, request) == narrow
+        assert narrow or wanted == NARROW[3]
+
+
+async def pages(queries: Queries, request: ListRuns) -> list[str]:
+    """Return the ids of all runs that match, page by page."""
+    found: list[str] = []
+    while True:
+        page = await queries.list_runs(request)
+        found += [run.run_id for run in page.items]
+        if page.next_cursor is None:
+            return found
+        request = request.model_copy(update={"cursor": page.next_cursor})
+
+
+@pytest.mark.parametrize("wanted", NARROW[:5])
+async def test_narrow_filters_read_an_index(
+    store: Store, engine: AsyncEngine, wanted: dict[str, object]
+) -> None:
+    await archive(store, random_log(random.Random(3), 60))
+    request = ListRuns.model_validate({"tenant": "acme", **wanted})
+    (filtered,) = narrowing.narrow(request)
+    postgres = engine.dialect.name == "postgresql"
+    async with engine.connect() as connection:
+        if postgres:
+            # So few rows are read faster without an index.
+            await connection.exec_driver_sql("SET enable_seqscan = off")
+        for query in filtered.queries:
+            compiled = query.compile(engine, compile_kwargs={"literal_binds": True})
+            explain = "EXPLAIN" if postgres else "EXPLAIN QUERY PLAN"
+            found = await connection.exec_driver_sql(f"{explain} {compiled}".replace("%", "%%"))
+            plan = "\n".join(str(row) for row in found)
+            assert "INDEX" in plan.upper() or "PRIMARY KEY" in plan, plan
+            assert "SCAN" not in plan or postgres, plan
+            assert "Seq Scan" not in plan, plan
 
 
 async def test_list_runs_shows_what_the_fold_shows_but_steps(

@@ -34,13 +34,14 @@ from penstock_archive.tables import (
     signals,
     steps,
     tombstones,
+    traits,
     usage,
 )
 from penstock_archive.traces import Traces
 
 log = EventLog(__name__)
 
-_OF_RUNS: Final = (facts, runs, steps, messages, usage, signals, claims)
+_OF_RUNS: Final = (facts, runs, traits, steps, messages, usage, signals, claims)
 _AT_ONCE: Final = 200
 """Runs in one transaction."""
 TOMBSTONE_DAYS: Final = 30

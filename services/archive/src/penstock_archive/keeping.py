@@ -25,6 +25,7 @@ from penstock_archive.tables import (
     sessions,
     signals,
     steps,
+    traits,
     usage,
 )
 
@@ -87,7 +88,7 @@ class Keeper:
                     last_seq=0,
                 )
             )
-            for table in (runs, steps, messages, usage, signals):
+            for table in (runs, traits, steps, messages, usage, signals):
                 await session.execute(delete(table))
             await session.execute(delete(sessions).where(sessions.c.deleted_seq.is_(None)))
         log.info("archive.rebuild_begins")

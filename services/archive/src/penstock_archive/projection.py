@@ -29,6 +29,7 @@ from penstock.runs.endings import at_end
 from penstock.runs.messages import user_text
 from penstock.runs.quarantine import read_at
 from penstock.runs.state import Entry, RunState, evolve, new_state
+from penstock_archive import traits
 from penstock_archive.rows import (
     Addressed,
     Batch,
@@ -195,10 +196,12 @@ class Projection:
             return
         state, stored = at_end(run.state), run.stored and at_end(run.stored)
         progress = rows.progress(state)
-        if stored is not None and stored.invoked is state.invoked:
+        begun = stored is not None and stored.invoked is state.invoked
+        if begun:
             batch.run_progress.append(progress)
         else:
             batch.runs.append((*progress, *rows.beginning(state.invoked, run.invoked_seq)))
+        _add_traits(batch, key, run, stored if begun else None)
         if stored is None:
             batch.steps += [rows.step(key, step) for step in state.steps.values()]
         elif stored.steps is not state.steps:
@@ -235,6 +238,20 @@ class Projection:
             return False
         batch.refused[key] = max(seq, batch.refused.get(key, 0))
         return True
+
+
+def _add_traits(batch: Batch, key: Key, run: OpenRun, stored: RunState | None) -> None:
+    """Add the traits that a run has by now and that the tables lack."""
+    state = run.state
+    if state is None or state.invoked is None:
+        return
+    found: list[tuple[str, str]] = []
+    if stored is None:
+        found += traits.of_beginning(state.invoked)
+    if state.ended is not None and (stored is None or stored.ended is None):
+        found += traits.of_end(state.ended)
+    tenant, run_id = key
+    batch.traits += [(tenant, *one, run.invoked_seq, run_id) for one in dict.fromkeys(found)]
 
 
 def _add_rows(

@@ -41,6 +41,7 @@ from penstock.runs.views import RunView, run_view
 from penstock_archive import cursors
 from penstock_archive.columns import read, read_error, read_value
 from penstock_archive.instants import to_micros
+from penstock_archive.narrowing import FEW, by_place, narrow
 from penstock_archive.projection import read_entry
 from penstock_archive.tables import (
     facts,
@@ -103,13 +104,26 @@ class Queries:
             conditions.append(runs.c.error_code.contains(request.error, autoescape=True))
         conditions += [self._has_tag(name, value) for name, value in request.tags.items()]
         query, sort = select(runs).where(*conditions), f"{request.sort}.{request.order}"
-        found = await self._read(_ordered(query, request, sort).limit(request.limit + 1))
+        query = _ordered(query, request, sort).limit(request.limit + 1)
+        found = await self._narrowed(query, request)
+        if found is None:
+            found = await self._read(query)
         shown = found[: request.limit]
         origins = await self._origins(shown)
         return RunPage(
             items=tuple(_run(row, origins.get(row.seq)) for row in shown),
             next_cursor=_place(shown[-1], request, sort) if len(found) > request.limit else None,
         )
+
+    async def _narrowed(self, query: Select[Any], request: ListRuns) -> Sequence[Row[Any]] | None:
+        """Read a page among the few runs that a filter matches; ``None``: all must be read."""
+        for filtered in narrow(request):
+            seqs = [row.seq for one in filtered.queries for row in await self._read(one)]
+            if len(seqs) <= FEW or filtered.in_order:
+                found = await self._read(query.where(runs.c.seq.in_(seqs)))
+                if len(seqs) <= FEW or len(found) > request.limit:
+                    return found
+        return None
 
     async def _origins(self, rows: Iterable[Row[Any]]) -> dict[int, RunInvoked]:
         """Return the first facts of child runs and forks, by their sequences."""
@@ -310,10 +324,7 @@ def _ordered(query: Select[Any], request: ListRuns, sort: str) -> Select[Any]:
     down = request.order == "desc"
     seq = runs.c.seq
     if request.sort == "created":
-        if request.cursor is not None:
-            (place,) = cursors.unpack(request.cursor, sort, int)
-            query = query.where(seq < place if down else seq > place)
-        return query.order_by(seq.desc() if down else seq)
+        return by_place(query, request, seq)
     ended = runs.c.ended_at
     query = query.where(ended.is_not(None))
     if request.cursor is not None:

@@ -55,6 +55,7 @@ class Batch:
     facts: list[Row] = field(default_factory=list)
     runs: list[Row] = field(default_factory=list)
     run_progress: list[Row] = field(default_factory=list)
+    traits: list[Row] = field(default_factory=list)
     steps: list[Row] = field(default_factory=list)
     sessions: dict[Key, Row] = field(default_factory=dict)
     """By tenant and session id."""
@@ -77,6 +78,7 @@ class Batch:
         derived = (
             self.runs,
             self.run_progress,
+            self.traits,
             self.steps,
             list(self.sessions.values()),
             self.messages,

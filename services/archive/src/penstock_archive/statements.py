@@ -52,6 +52,7 @@ CHANGES: Final = (
     _whole(tables.facts),
     RUNS,
     RUN_PROGRESS,
+    _whole(tables.traits),
     _whole(tables.steps),
     SESSIONS,
     _whole(tables.messages),

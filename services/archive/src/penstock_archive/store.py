@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from penstock_archive.rows import Batch, Key, Row
 
-REVISION: Final = "0001"
+REVISION: Final = "0002"
 """The migration that the statements are written for; a test holds it to the latest."""
 VERSION_TABLE: Final = "alembic_version_penstock_archive"
 

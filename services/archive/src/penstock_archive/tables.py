@@ -134,6 +134,19 @@ runs: Final = Table(
     ),
 )
 
+traits: Final = Table(
+    "traits",
+    METADATA,
+    Column("tenant", Text, primary_key=True),
+    Column("trait", Text, primary_key=True, comment="status, error, cost_usd or tag.NAME"),
+    Column("value", Text, primary_key=True),
+    Column("seq", BigInteger, primary_key=True, comment="of the run's invoking fact"),
+    Column("run_id", Text, nullable=False),
+    Index(None, "tenant", "run_id"),
+    sqlite_with_rowid=False,
+)
+"""What few runs have in common: filters that match little find runs here."""
+
 steps: Final = Table(
     "steps",
     METADATA,
