@@ -136,7 +136,8 @@ class WaitingRuns:
         """Run the workload's definition."""
         self._client = client
         self._definition = workload.definition.encode()
-        self._request = client.prepare("POST", "/v1/runs", {"Prefer": "wait=30"})
+        prefer = {"Prefer": "wait=30, return=minimal"}
+        self._request = client.prepare("POST", "/v1/runs", prefer)
         self._right = _is_joined if workload.steps == FAN_OUT else _is_echoed
 
     async def run(self, number: int) -> None:

@@ -59,14 +59,33 @@ async def test_start_fills_in_the_defaults_of_the_input_schema(
 async def test_start_with_wait_answers_200_with_the_finished_run(
     gateway: Running, engine: Engine
 ) -> None:
-    await engine.on_invoke(lambda run_id: play_end(engine, run_id, {"answer": 42}))
+    async def play(run_id: str) -> None:
+        await engine.schedule(run_id, 1, "a-1")
+        await engine.result(run_id, "a-1")
+        await engine.end(run_id, 2, {"answer": 42})
+
+    await engine.on_invoke(play)
     response = await gateway.client.post("/v1/runs", json={"name": "echo"}, headers=WAIT)
     assert response.status_code == 200
     assert response.headers["preference-applied"] == "wait=10"
     run = response.json()
     assert (run["status"], run["output"]) == ("done", {"answer": 42})
     read = (await gateway.client.get(f"/v1/runs/{run['run_id']}")).json()
-    assert {**read, "steps": []} == run
+    assert read == run
+    assert [(step["step_id"], step["status"]) for step in run["steps"]] == [("a-1", "succeeded")]
+
+
+async def test_start_with_wait_and_minimal_return_leaves_out_the_steps(
+    gateway: Running, engine: Engine
+) -> None:
+    await engine.on_invoke(lambda run_id: play_end(engine, run_id, 42))
+    headers = {"Prefer": "return=minimal, wait=10"}
+    response = await gateway.client.post("/v1/runs", json={"name": "echo"}, headers=headers)
+    assert response.headers["preference-applied"] == "wait=10, return=minimal"
+    run = response.json()
+    read = (await gateway.client.get(f"/v1/runs/{run['run_id']}")).json()
+    left_out = {"steps", "step_counts", "next_steps_cursor", "node_records", "children", "budget"}
+    assert run == {name: value for name, value in read.items() if name not in left_out}
 
 
 async def play_end(engine: Engine, run_id: str, output: Any) -> None:
@@ -183,7 +202,7 @@ async def test_idempotency_key_with_wait_returns_the_ended_run(
     assert (first.status_code, again.status_code) == (200, 200)
     assert "idempotent-replayed" not in first.headers
     assert again.headers["idempotent-replayed"] == "true"
-    assert {**again.json(), "steps": []} == first.json()
+    assert again.json() == first.json()
 
 
 async def test_idempotency_key_with_another_body_answers_422(gateway: Running) -> None:

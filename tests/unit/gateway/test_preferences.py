@@ -12,6 +12,7 @@ from penstock_gateway.core.preferences import (
     step_window,
     wait_seconds,
     wants_events,
+    wants_minimal,
 )
 
 
@@ -32,6 +33,20 @@ from penstock_gateway.core.preferences import (
 )
 def test_wait_is_read_and_limited(prefer: bytes | None, seconds: float | None) -> None:
     assert wait_seconds(prefer, 60) == seconds
+
+
+@pytest.mark.parametrize(
+    ("prefer", "minimal"),
+    [
+        (b"wait=5, return=minimal", True),
+        (b'Return = "minimal";wait=5', True),
+        (b"return=representation, wait=5", False),
+        (b"noreturn=minimal", False),
+        (None, False),
+    ],
+)
+def test_minimal_return_is_read(prefer: bytes | None, minimal: bool) -> None:
+    assert wants_minimal(prefer) is minimal
 
 
 @pytest.mark.parametrize(

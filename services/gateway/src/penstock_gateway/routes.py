@@ -42,7 +42,10 @@ _START_HEADERS: Final = [
         "header", "Idempotency-Key", "The same key gives the same run; with another body 422."
     ),
     parameter(
-        "header", "Prefer", "`wait=N` answers with the finished run if it ends within N seconds."
+        "header",
+        "Prefer",
+        "`wait=N` answers with the finished run if it ends within N seconds; with "
+        "`return=minimal` as well without its steps.",
     ),
 ]
 _EVENT_PARAMETERS: Final = [

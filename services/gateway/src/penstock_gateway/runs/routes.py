@@ -31,6 +31,7 @@ from penstock_gateway.core.preferences import (
     step_window,
     wait_seconds,
     wants_events,
+    wants_minimal,
 )
 from penstock_gateway.core.requests import (
     CANCEL_RUN,
@@ -50,6 +51,10 @@ _REPLAYED: Final = (b"idempotent-replayed", b"true")
 _RUN_QUERY: Final = frozenset({"at_seq", "node_records", "steps_cursor", "steps_limit"})
 _EVENT_QUERY: Final = frozenset({"after", "limit", "types"})
 _NO_RUN_LIMITS: Final = RunLimits()
+_OF_STEPS: Final = {
+    *("steps", "step_counts", "next_steps_cursor", "node_records", "children", "budget")
+}
+"""Fields that a minimal reply leaves out: the run's log must be read for them."""
 
 
 class StartRoutes:
@@ -66,8 +71,9 @@ class StartRoutes:
 
         Answers 202 once the run is durably in the log. `Prefer: wait=N` answers 200 with the
         finished run if it ends within N seconds, and 202 at once when it waits for its caller to
-        execute tools (`waiting_for`); `Accept: text/event-stream` streams its events. The same
-        `Idempotency-Key` gives the same run, with another body 422.
+        execute tools (`waiting_for`); with `return=minimal` as well, the run comes without its
+        steps. `Accept: text/event-stream` streams its events. The same `Idempotency-Key` gives
+        the same run, with another body 422.
         """
         headers, caller, body = await self.enter(request)
         requested = read(START_RUN, body)
@@ -122,7 +128,7 @@ class StartRoutes:
             return await self._stream(headers, params)
         seconds = wait_seconds(headers.get(b"prefer"), self._max_wait)
         if seconds is not None:
-            return await self._wait(params, seconds)
+            return await self._wait(params, seconds, wants_minimal(headers.get(b"prefer")))
         started = await self._gateway.starter.start(params)
         if started.replayed:
             view = await self._gateway.runs.view(params.tenant, started.run_id)
@@ -130,7 +136,7 @@ class StartRoutes:
             view = summary_view(params.tenant, started.run_id, started.seq, started.invoked)
         return _run(view, started)
 
-    async def _wait(self, params: StartParams, seconds: float) -> Response:
+    async def _wait(self, params: StartParams, seconds: float, minimal: bool) -> Response:
         gateway = self._gateway
         starter, waiter = gateway.starter, gateway.waiter
         version = await starter.executed_version(params)
@@ -140,14 +146,23 @@ class StartRoutes:
             await waiter.watch_calls(wait, version.plan_digest)
             started = await starter.start(params, version)
             end = None if started.replayed else await waiter.end(wait)
-            if end is not None:
+            if end is not None and minimal:
                 seq, ended = end
                 view = summary_view(params.tenant, params.run_id, seq, started.invoked, ended)
+            elif end is not None:
+                state = await gateway.runs.state(params.tenant, params.run_id, at_least_seq=end[0])
+                view = await gateway.runs.view_of(state)
             else:
                 view = await gateway.runs.view_of(await waiter.outcome(wait))
         finally:
             await wait.close()
-        return _run(view, started, (b"preference-applied", b"wait=%d" % seconds))
+        applied = b"wait=%d, return=minimal" if minimal else b"wait=%d"
+        return _run(
+            view,
+            started,
+            (b"preference-applied", applied % seconds),
+            exclude=_OF_STEPS if minimal else None,
+        )
 
     async def _stream(self, headers: Headers, params: StartParams) -> Response:
         permit = self._gateway.authenticator.permit(headers)
@@ -221,9 +236,15 @@ def _headers(started: Started, *more: tuple[bytes, bytes]) -> RawHeaders:
     return headers
 
 
-def _run(view: RunView, started: Started, *more: tuple[bytes, bytes]) -> Response:
+def _run(
+    view: RunView,
+    started: Started,
+    *more: tuple[bytes, bytes],
+    exclude: set[str] | None = None,
+) -> Response:
     status = 200 if view.status.final else 202
-    return Answer(RUN_VIEW.dump_json(view), status, _headers(started, *more))
+    body = RUN_VIEW.dump_json(view, exclude=exclude)
+    return Answer(body, status, _headers(started, *more))
 
 
 class ReadRoutes:
