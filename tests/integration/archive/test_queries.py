@@ -238,6 +238,24 @@ async def test_list_runs_pages_through_all_newest_first(store: Store, queries: Q
     assert seen == [f"RUN{n}" for n in reversed(range(7))]
 
 
+async def test_page_of_large_runs_is_shorter_and_none_is_lost(
+    store: Store, queries: Queries
+) -> None:
+    text = "\u00e4" * 7_000
+    log = [item for n in range(60) for item in create_run(f"RUN{n:02}", question=text, answer=text)]
+    await archive(store, log)
+    seen: list[str] = []
+    cursor: str | None = None
+    pages = 0
+    while pages == 0 or cursor is not None:
+        page = await queries.list_runs(ListRuns(tenant="acme", limit=60, cursor=cursor))
+        assert len(page.model_dump_json().encode()) < 1_000_000
+        seen += [run.run_id for run in page.items]
+        cursor, pages = page.next_cursor, pages + 1
+    assert seen == [f"RUN{n:02}" for n in reversed(range(60))]
+    assert pages > 1
+
+
 @pytest.mark.parametrize(
     ("wanted", "found"),
     [

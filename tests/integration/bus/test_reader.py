@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 import pytest
 
+from penstock.bus.claims import LOST_AFTER_SECONDS
 from penstock.bus.topology import ensure
 from penstock.bus.writer import Record
 from penstock.contracts import subjects
 from penstock.contracts.errors import InvariantError, TransientError
-from penstock.contracts.facts import SignalReceived
+from penstock.contracts.facts import SignalReceived, StepResult
 from penstock.contracts.messages import Claim
 from penstock.embedded import NatsServer
 from tests.integration.bus.conftest import NOW, Bench, OpenBench, fact
@@ -192,6 +194,34 @@ async def test_claim_whose_object_is_missing_is_tried_again_later(bench: Bench) 
         await bench.claims.get(claim)
 
     assert missing.value.code == "object_missing"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"type":"claim"}',
+        b'{"type":"claim","sha256":"","size_bytes":1}',
+        b'{"type":"claim","sha256":"../x","size_bytes":1}',
+        b'{"type":"claim","sha256":"%s","size_bytes":-5}' % (b"0" * 64),
+        b'{"type":"claim","sha256":"%s","size_bytes":1e400}' % (b"0" * 64),
+        b'{"type":"claim","sha256":"%s","size_bytes":5}' % (b"0" * 64),
+    ],
+)
+async def test_result_by_a_claim_that_leads_nowhere_cannot_be_read(
+    bench: Bench, body: bytes
+) -> None:
+    await bench.bus.request(subjects.result(bench.prefix, "a", 1), body)
+    await bench.bus.request(subjects.signal(bench.prefix, "go"), body)
+    bench.claims._missing["0" * 64] = time.monotonic() - LOST_AFTER_SECONDS - 1
+
+    found = await bench.reader.read_run(bench.tenant, bench.shard, bench.run_id)
+
+    assert len(found) == 1, "an unreadable signal is left out"
+    assert isinstance(found[0].fact, StepResult)
+    assert found[0].fact.error is not None
+    assert found[0].fact.error.code == "unreadable_result"
+    again = await bench.reader.decode(subjects.result(bench.prefix, "a", 1), 1, body)
+    assert again.fact == found[0].fact
 
 
 async def test_claim_of_a_body_stored_twice_is_the_same(bench: Bench) -> None:

@@ -19,6 +19,8 @@ from tests.integration.orchestrator.conftest import World, chain
 from tests.integration.orchestrator.test_effects import calling, plan_of
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.sources
+
 
 class PoisonError(Exception):
     """What no module of Penstock raises or expects."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 
 from penstock.contracts.errors import (
+    MAX_CODE_CHARACTERS,
+    MAX_DETAILS_CHARACTERS,
+    MAX_MESSAGE_CHARACTERS,
     ConflictError,
     ErrorDetail,
     ErrorFamily,
@@ -42,3 +45,19 @@ def test_every_family_has_one_class() -> None:
 
 def test_error_info_of_an_unknown_cause_is_not_retried() -> None:
     assert ErrorInfo(code="x", message="y").family is ErrorFamily.REJECTED
+
+
+def test_text_of_an_error_is_bounded_whoever_wrote_it() -> None:
+    detail = ErrorDetail(path="a", message="m" * 999)
+    body = encode(ErrorInfo(code="x", message="m"))
+    written = body.replace(b'"x"', b'"%s"' % (b"c" * 3_000)).replace(
+        b'"m"', b'"%s"' % (b"m" * 500_000)
+    )
+
+    found = decode(ErrorInfo, written)
+
+    assert (len(found.code), len(found.message)) == (MAX_CODE_CHARACTERS, MAX_MESSAGE_CHARACTERS)
+    assert found.message.endswith("m...")
+    assert decode(ErrorInfo, encode(found)) == found
+    many = ErrorInfo(code="x", message="a\0b", details=(detail,) * 2_000)
+    assert (many.message, len(many.details)) == ("a\ufffdb", MAX_DETAILS_CHARACTERS // 1_000)

@@ -133,3 +133,21 @@ def test_large_value_has_its_first_error() -> None:
 def test_parts_of_a_value_are_counted(value: Any, parts: int) -> None:
     assert larger(value, parts - 1)
     assert not larger(value, parts)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"items": {"enum": [{"k": number} for number in range(3_000)]}},
+        {"items": {"const": {"k": list(range(3_000))}}},
+        {"items": {"enum": [[number] for number in range(3_000)]}},
+    ],
+)
+def test_members_that_a_value_is_compared_with_count(schema: Schema) -> None:
+    value: Any = [{"k": 2_999}] * 8_000
+    (found,) = value_faults(schema, value)
+    assert "checks by its schema" in found.message
+    assert (
+        value_faults({"items": {"enum": [f"k{n}" for n in range(3_000)]}}, ["k2999"] * 8_000) == []
+    )
+    assert value_faults(schema, []) == []

@@ -16,6 +16,7 @@ from penstock_gateway.core.signatures import (
     check,
     github_signature,
     identified,
+    is_credential,
     scheme_of,
     secret_bytes,
     standard_signature,
@@ -387,6 +388,37 @@ def test_delivery_of_each_scheme_is_recognised_and_nothing_of_it_can_be_changed(
             with pytest.raises(RejectedError) as caught:
                 received(headers, at=now + offset)
             assert caught.value.code == "signature_expired"
+
+
+@pytest.mark.parametrize("at", [10**400, -(10**400), "now", None, True])
+def test_time_in_a_payload_may_be_anything(at: Json) -> None:
+    delivery = Delivery("d", signed=True)
+    with pytest.raises(RejectedError) as caught:
+        identified(
+            delivery,
+            {"webhookTimestamp": at},
+            scheme=SCHEMES["linear"],
+            now=NOW,
+            tolerance_seconds=300,
+        )
+    assert caught.value.code == "signature_expired"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "x-api-key",
+        "x-auth-token",
+        "cookie",
+        "proxy-authorization",
+        "x-gitlab-token",
+        "x-webhook-secret",
+    ],
+)
+def test_headers_with_credentials_are_recognised(header: str) -> None:
+    assert is_credential(header)
+    assert not is_credential("idempotency-key")
+    assert not is_credential("x-github-event")
 
 
 def test_every_scheme_has_a_vector() -> None:

@@ -18,7 +18,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from penstock import clock
 from penstock.bus.claims import CLAIM_MARK, Claims
 from penstock.bus.connection import Bus, JetStreamError
-from penstock.bus.reader import LogReader
+from penstock.bus.reader import RESULT, LogReader
 from penstock.contracts import subjects
 from penstock.contracts.archive import RESTORED_HEADER
 from penstock.contracts.errors import (
@@ -281,11 +281,11 @@ class Projector:
         addressed: list[Addressed] = []
         claims: list[Row] = []
         for message in await self._without_copies(messages):
-            body = message.body
+            body, claim = message.body, None
             try:
-                claim = decode(Claim, body) if body.startswith(CLAIM_MARK) else None
-                if claim is not None:
-                    body = await self._fetch(body)
+                if body.startswith(CLAIM_MARK):
+                    body = await self._fetch(body, message.subject)
+                    claim = decode(Claim, message.body) if body != message.body else None
                 item = address(message.seq, message.subject, body)
             except (ValueError, RejectedError) as error:
                 await self._bury(message.seq, message.subject, message.body, str(error))
@@ -361,11 +361,11 @@ class Projector:
         if batch.refused and self.on_refused is not None:
             self.on_refused(batch.refused)
 
-    async def _fetch(self, body: bytes) -> bytes:
-        """Return what a claim stands for.
+    async def _fetch(self, body: bytes, subject: str) -> bytes:
+        """Return what a claim stands for; a result's that leads nowhere stands for itself.
 
         Raises:
-            RejectedError: ``claim_lost``: it is not there, and will not be.
+            RejectedError: It is not there, and will not be.
         """
         for attempt in range(_CLAIM_TRIES):
             try:
@@ -376,8 +376,13 @@ class Projector:
                 log.warning("projector.claim_missing", reason=error.message, attempt=attempt)
                 await asyncio.sleep(0.1 * 2**attempt)
             except InvariantError as error:
-                raise RejectedError(error.code, error.message) from error
-        raise RejectedError("claim_lost", "the object behind the claim is missing")
+                lost = error
+                break
+        else:
+            lost = InvariantError("object_lost", "the object behind the claim is missing")
+        if RESULT in subject:
+            return body  # every reader takes it for a result that cannot be read
+        raise RejectedError(lost.code, lost.message)
 
     async def _bury(self, seq: int, subject: str, body: bytes, reason: str) -> None:
         """Keep as a dead letter what cannot be projected; only then does the log move on."""

@@ -110,9 +110,18 @@ class Queries:
             found = await self._read(query)
         shown = found[: request.limit]
         origins = await self._origins(shown)
+        items: list[RunView] = []
+        size = 0
+        for row in shown:
+            texts = (row.input, row.output, row.error)
+            size += 1_000 + sum(len(text.encode()) for text in texts if text is not None)
+            if items and size > PAGE_BYTES:
+                break
+            items.append(_run(row, origins.get(row.seq)))
+        more = len(found) > len(items)
         return RunPage(
-            items=tuple(_run(row, origins.get(row.seq)) for row in shown),
-            next_cursor=_place(shown[-1], request, sort) if len(found) > request.limit else None,
+            items=tuple(items),
+            next_cursor=_place(shown[len(items) - 1], request, sort) if more else None,
         )
 
     async def _narrowed(self, query: Select[Any], request: ListRuns) -> Sequence[Row[Any]] | None:

@@ -7,6 +7,8 @@ a day.
 from __future__ import annotations
 
 import hashlib
+import time
+from collections import OrderedDict
 from typing import Final
 
 from nats.errors import Error as NatsError
@@ -18,10 +20,14 @@ from penstock.bus.connection import Bus
 from penstock.contracts import subjects
 from penstock.contracts.errors import InvariantError, TransientError
 from penstock.contracts.messages import Claim
-from penstock.contracts.structs import decode, encode
+from penstock.contracts.structs import MalformedError, decode, encode
 
 CLAIM_MARK: Final = b'{"type":"claim"'
 """Start of a body that is a claim instead of a fact."""
+LOST_AFTER_SECONDS: Final = 15.0
+"""An object that has been missing for so long is lost: a stream's leader without a quorum, which
+may not know it yet, has been replaced by then."""
+_MISSING_KEPT: Final = 1_000
 
 
 class Claims:
@@ -37,6 +43,8 @@ class Claims:
         self.threshold_bytes = threshold_bytes
         self._bus = bus
         self._opened: ObjectStore | None = None
+        self._missing: OrderedDict[str, float] = OrderedDict()
+        """Missing objects by digest, with the time of the first attempt to read each."""
 
     async def _store(self) -> ObjectStore:
         if self._opened is None:
@@ -70,21 +78,31 @@ class Claims:
         Raises:
             TransientError: ``object_missing``: not there, perhaps not yet on this replica;
                 ``objects_unavailable``.
-            InvariantError: ``object_corrupt``: the content does not match its digest.
+            InvariantError: ``object_lost``: it has been missing for 15 s; ``object_corrupt``: the
+                content does not match its digest.
         """
         try:
             store = await self._store()
             found = await store.get(claim.sha256)
         except (NotFoundError, ObjectNotFoundError) as error:
-            raise TransientError(
-                "object_missing", f"object {claim.sha256} of {claim.size_bytes} bytes is missing"
-            ) from error
+            raise self._absent(claim) from error
         except NatsError as error:
             raise _unavailable(error) from error
+        self._missing.pop(claim.sha256, None)
         body = found.data or b""
         if hashlib.sha256(body).hexdigest() != claim.sha256:
             raise InvariantError("object_corrupt", f"object {claim.sha256} is corrupt")
         return body
+
+    def _absent(self, claim: Claim) -> TransientError | InvariantError:
+        now = time.monotonic()
+        since = self._missing.setdefault(claim.sha256, now)
+        if len(self._missing) > _MISSING_KEPT:
+            self._missing.popitem(last=False)
+        text = f"object {claim.sha256} of {claim.size_bytes} bytes is missing"
+        if now - since > LOST_AFTER_SECONDS:
+            return InvariantError("object_lost", text)
+        return TransientError("object_missing", text, retry_after_seconds=1.0)
 
     async def pack(self, body: bytes) -> bytes:
         """Return ``body``, or the claim for it if it is above the threshold."""
@@ -93,10 +111,21 @@ class Claims:
         return encode(await self.put(body))
 
     async def unpack(self, body: bytes) -> bytes:
-        """Return what ``body`` stands for: itself, or the object that it claims."""
+        """Return what ``body`` stands for: itself, or the object that it claims.
+
+        Raises:
+            TransientError: As ``get``.
+            InvariantError: As ``get``; ``unreadable_claim``: it is none.
+        """
         if not body.startswith(CLAIM_MARK):
             return body
-        return await self.get(decode(Claim, body))
+        try:
+            claim = decode(Claim, body)
+        except MalformedError as error:
+            raise InvariantError(
+                "unreadable_claim", f"the claim cannot be read: {error}"
+            ) from error
+        return await self.get(claim)
 
 
 def _unavailable(error: NatsError) -> TransientError:

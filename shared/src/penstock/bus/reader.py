@@ -34,7 +34,8 @@ _NOT_FOUND: Final = 404
 _NO_STATUS: Final = b"NATS/1.0\r\n"
 _SEQUENCE: Final = b"\r\nNats-Sequence: "
 _SUBJECT: Final = b"\r\nNats-Subject: "
-_RESULT: Final = ".in.result."
+RESULT: Final = ".in.result."
+"""Part of the subjects of results."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +194,7 @@ class LogReader:
             try:
                 body = await self._claims.unpack(message.body)
             except InvariantError as error:
-                if _RESULT in message.subject:
+                if RESULT in message.subject:
                     found.append(message)  # read as one that cannot be read
                 else:
                     _leave_out(message, error)
@@ -224,7 +225,7 @@ class LogReader:
             try:
                 body = await self._claims.unpack(body)
             except InvariantError:
-                if _RESULT not in subject:
+                if RESULT not in subject:
                     raise
         return decode_entry(subject, seq, body, headers, parsed)
 

@@ -5,10 +5,18 @@ No decision depends on an error's text. HTTP status codes live in the gateway al
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from typing import ClassVar, Final
 
+from msgspec.structs import force_setattr
+
 from penstock.contracts.structs import WireStruct
+
+MAX_CODE_CHARACTERS: Final = 100
+MAX_MESSAGE_CHARACTERS: Final = 4_000
+MAX_DETAILS_CHARACTERS: Final = 100_000
+"""Of all findings together."""
 
 THROTTLED: Final = "rate_limited"
 """Code of an attempt that a rate limit refused before it began."""
@@ -41,13 +49,39 @@ def finding(path: str, message: str, allowed: str | None = None) -> ErrorDetail:
 
 
 class ErrorInfo(WireStruct):
-    """A failure as data, as it stands in facts and replies."""
+    """A failure as data, as it stands in facts and replies.
+
+    Its text is bounded, whoever wrote it, so that lists of runs have room for each: what is too
+    long is cut, findings beyond the limit are left out.
+    """
 
     code: str
     message: str
     family: ErrorFamily = ErrorFamily.REJECTED
     retry_after_seconds: float | None = None
     details: tuple[ErrorDetail, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Bound the text, and replace U+0000, which databases do not store."""
+        force_setattr(self, "code", _bounded(self.code, MAX_CODE_CHARACTERS))
+        force_setattr(self, "message", _bounded(self.message, MAX_MESSAGE_CHARACTERS))
+        if self.details:
+            force_setattr(self, "details", tuple(_first(self.details)))
+
+
+def _bounded(text: str, characters: int) -> str:
+    if len(text) > characters:
+        text = f"{text[: characters - 3]}..."
+    return text.replace("\0", "\ufffd")
+
+
+def _first(details: Iterable[ErrorDetail]) -> Iterator[ErrorDetail]:
+    size = 0
+    for detail in details:
+        size += len(detail.path) + len(detail.message) + len(detail.allowed or "")
+        if size > MAX_DETAILS_CHARACTERS:
+            return
+        yield detail
 
 
 class PenstockError(Exception):

@@ -30,7 +30,10 @@ _MAX_REPEATED: Final = 200
 """Most checks of one part of a value where errors are collected, each with those inside it."""
 _MESSAGE: Final = 300
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
-_PATTERNS: Final = "a regular expression without lookaround and back references"
+_PATTERNS: Final = (
+    "a regular expression of ECMA-262 without lookaround, back references, [], [^], \\0 and "
+    "repeats above 1,000"
+)
 _SIMPLE_TYPES: Final = "array, boolean, integer, null, number, object, string"
 _OF_MANY: Final = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _OF_LIST: Final = ("allOf", "anyOf", "oneOf", "prefixItems")
@@ -95,7 +98,7 @@ def value_faults(schema: Json, value: Json, path: str = "") -> list[ErrorDetail]
         UnusableSchemaError: The schema is none, or a reference leads out of it.
     """
     validator, work = _checker(json.dumps(schema, sort_keys=True))
-    if larger(value, MAX_CHECKS // work.spread) and work.exceeds(value, MAX_CHECKS):
+    if larger(value, MAX_CHECKS // work.most) and work.exceeds(value, MAX_CHECKS):
         return [finding(path, f"takes more than {MAX_CHECKS} checks by its schema", "less data")]
     try:
         if validator.is_valid(value):

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from msgspec import Meta
+
 from penstock.contracts.errors import ErrorInfo
 from penstock.contracts.facts import RunFact
-from penstock.contracts.structs import Instant, WireStruct
+from penstock.contracts.structs import Count, Instant, WireStruct
+
+Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", max_length=64)]
+"""A SHA-256 in hexadecimal digits."""
 
 
 class Claim(WireStruct, tag="claim"):
     """Stands in a message whose body was too large; the body is an object named by its digest."""
 
-    sha256: str
-    size_bytes: int
+    sha256: Digest
+    size_bytes: Count
     media_type: str = "application/json"
 
 

@@ -32,11 +32,13 @@ Counts = dict[int, int]
 class _Part:
     """What all parts of a value are asked that come to the same subschemas."""
 
-    __slots__ = ("checks", "counts", "inner", "named")
+    __slots__ = ("checks", "counts", "inner", "named", "work")
 
-    def __init__(self, counts: Counts) -> None:
+    def __init__(self, counts: Counts, work: int) -> None:
         self.counts = counts
         self.checks = sum(counts.values())
+        self.work = work
+        """Its checks, and the parts of values that they compare it with."""
         self.named: set[object] = set()
         self.inner: dict[object, _Part] = {}
 
@@ -56,14 +58,17 @@ class SchemaWork:
         self._inner: dict[int, dict[object, list[int]]] = {}
         self._spreads: dict[int, int] = {}
         self._open: set[int] = set()
+        self._compared: dict[int, int] = {}
         self.spread = self._spread_of(self._known(schema))
         """How often one part of a value is checked at most."""
+        self.most = self.spread * (1 + max(map(self._comparisons, list(self._schemas))))
+        """Work for one part of a value at most."""
 
     def exceeds(self, value: Any, limit: int) -> bool:
         """Return whether checking a value takes more than so many checks."""
         total = 0
-        for checks, item in self._checks(value, circles_once=True):
-            total += checks * (1 + _length(item))
+        for part, item in self._parts(value, circles_once=True):
+            total += part.work * (1 + _length(item))
             if total > limit:
                 return True
         return False
@@ -72,23 +77,25 @@ class SchemaWork:
         """Return whether a part of a value may have more than so many errors."""
         if not self._circles and self.spread <= limit:
             return False
-        return any(checks > limit for checks, _ in self._checks(value, circles_once=False))
+        return any(part.checks > limit for part, _ in self._parts(value, circles_once=False))
 
-    def _checks(self, value: Any, *, circles_once: bool) -> Iterator[tuple[int, Any]]:
-        """Yield the number of checks of each part of a value, and the part."""
+    def _parts(self, value: Any, *, circles_once: bool) -> Iterator[tuple[_Part, Any]]:
+        """Yield the checks of each part of a value, and the part."""
         parts: dict[tuple[tuple[int, int], ...], _Part] = {}
 
         def part_of(asked: Counts) -> _Part:
             # Items of a list are mostly asked the same.
             key = tuple(asked.items())
             if key not in parts:
-                parts[key] = _Part(self._once(asked) if circles_once else self._all(asked))
+                counts = self._once(asked) if circles_once else self._all(asked)
+                work = sum(times * (1 + self._comparisons(one)) for one, times in counts.items())
+                parts[key] = _Part(counts, work)
             return parts[key]
 
         waiting = [(value, part_of({self._known(self._whole): 1}))]
         while waiting:
             item, part = waiting.pop()
-            yield part.checks, item
+            yield part, item
             places: Iterable[tuple[object, Any]]
             if isinstance(item, Mapping):
                 places, others = item.items(), _MEMBERS
@@ -103,6 +110,17 @@ class SchemaWork:
                 if place not in part.inner:
                     part.inner[place] = part_of(self._at(part.counts, place, others))
                 waiting.append((one, part.inner[place]))
+
+    def _comparisons(self, key: int) -> int:
+        """Return the parts of objects and lists that a subschema compares a value with."""
+        if key not in self._compared:
+            schema = self._schemas[key]
+            values = []
+            if isinstance(schema, Mapping):
+                values = [*schema.get("enum", ()), schema.get("const")]
+            composed = (value for value in values if isinstance(value, Mapping | list))
+            self._compared[key] = sum(map(size_of, composed))
+        return self._compared[key]
 
     def _all(self, asked: Counts) -> Counts:
         """Return how often each subschema is applied beside those that are asked for."""
@@ -249,6 +267,19 @@ def at_pointer(whole: object, pointer: str) -> Any:
         else:
             return None
     return found
+
+
+def size_of(value: Any) -> int:
+    """Return the number of parts of a value, long texts counted as several."""
+    waiting, size = [value], 0
+    while waiting:
+        item = waiting.pop()
+        size += 1 + _length(item)
+        if isinstance(item, Mapping):
+            waiting += item.values()
+        elif isinstance(item, list):
+            waiting += item
+    return size
 
 
 def larger(value: Any, limit: int) -> bool:

@@ -233,10 +233,12 @@ def failure_of(error: BaseException, mask: Mask | None = None) -> ErrorInfo:
 
 def _recordable(error: PenstockError, mask: Mask | None) -> ErrorInfo:
     """Return an error of ours as a fact can hold it: its parts come from the handler."""
-    info = error.info()
+    # Masked before it is cut, as above.
+    text = _text_of(error.message)
+    text = text if mask is None else mask.text(text)
     try:
-        info = decode(ErrorInfo, encode(structs.replace(info, message=_text_of(info.message))))
-    except MalformedError:
+        info = decode(ErrorInfo, encode(structs.replace(error.info(), message=text)))
+    except (MalformedError, AttributeError, TypeError):
         info = ErrorInfo(
             code="handler_error",
             message=f"{type(error).__name__}: {_text_of(error)}"[:MESSAGE_CHARACTERS],

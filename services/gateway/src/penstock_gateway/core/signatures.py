@@ -104,10 +104,10 @@ SCHEMES: Final[Mapping[str, Scheme]] = {
 }
 """Schemes by name; ``hmac`` has its form in the webhook's document."""
 
-CREDENTIAL_HEADERS: Final = frozenset(
-    {"authorization", "cookie", "proxy-authorization", *(one.header for one in SCHEMES.values())}
+_CREDENTIALS: Final = re.compile(
+    "auth|cookie|credential|password|secret|signature|token|api-?key|access-?key"
 )
-"""Headers that templates do not get: they are, or prove, credentials."""
+_SIGNATURES: Final = frozenset(scheme.header for scheme in SCHEMES.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +119,11 @@ class Delivery:
 
     delivery_id: str | None
     signed: bool
+
+
+def is_credential(header: str) -> bool:
+    """Return whether a header, in lower case, is or proves a credential: templates lack it."""
+    return header in _SIGNATURES or _CREDENTIALS.search(header) is not None
 
 
 def scheme_of(record: WebhookRecord) -> Scheme:
@@ -207,7 +212,7 @@ def check(
         material = _material(scheme, delivery_id, timestamp, body)
         _match(given, [_signature(scheme, secret, material).encode() for secret in secrets])
         if timestamp is not None:
-            require_recent(float(timestamp), now, tolerance_seconds)
+            require_recent(int(timestamp), now, tolerance_seconds)
     # Without an id, deliveries are distinguished by the signed bytes.
     return Delivery(_bounded(delivery_id) or hashlib.sha256(material).hexdigest(), signed=True)
 
@@ -229,7 +234,8 @@ def identified(
         return delivery
     if delivery.signed and scheme.timestamp_member is not None:
         at = payload.get(scheme.timestamp_member)
-        require_recent(at / 1000 if isinstance(at, int) else 0.0, now, tolerance_seconds)
+        seconds = at // 1000 if isinstance(at, int) else 0
+        require_recent(seconds, now, tolerance_seconds)
     for name in scheme.members:
         value = payload.get(name)
         if isinstance(value, str) and value:
@@ -246,13 +252,14 @@ def challenge_of(scheme: str, payload: Json) -> str | None:
     return None
 
 
-def require_recent(at: float, now: float, tolerance_seconds: float) -> None:
+def require_recent(at: int, now: float, tolerance_seconds: float) -> None:
     """Refuse a time, in seconds since the epoch, that is too far from now.
 
     Raises:
         RejectedError: ``signature_expired``.
     """
-    if abs(now - at) > tolerance_seconds:
+    # Of any size: an integer is compared with a float, not made one.
+    if not now - tolerance_seconds <= at <= now + tolerance_seconds:
         message = f"the delivery's time is more than {tolerance_seconds:g} s away from now"
         raise RejectedError("signature_expired", message)
 

@@ -25,13 +25,13 @@ from penstock.runs.start import StartParams
 from penstock.telemetry.logs import EventLog
 from penstock_gateway.core.requests import GENERIC_WEBHOOK
 from penstock_gateway.core.signatures import (
-    CREDENTIAL_HEADERS,
     SCHEMES,
     Delivery,
     Scheme,
     challenge_of,
     check,
     identified,
+    is_credential,
     scheme_of,
     secret_bytes,
 )
@@ -251,5 +251,5 @@ def _shown(headers: Mapping[str, str], scheme: Scheme) -> JsonObject:
     return {
         name: value
         for name, value in headers.items()
-        if name not in CREDENTIAL_HEADERS and name != scheme.header and "signature" not in name
+        if name != scheme.header and not is_credential(name)
     }
