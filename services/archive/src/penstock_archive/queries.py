@@ -128,6 +128,8 @@ class Queries:
         """Read a page among the few runs that a filter matches; ``None``: all must be read."""
         for filtered in narrow(request):
             seqs = [row.seq for one in filtered.queries for row in await self._read(one)]
+            if not seqs:
+                return []
             if len(seqs) <= FEW or filtered.in_order:
                 found = await self._read(query.where(runs.c.seq.in_(seqs)))
                 if len(seqs) <= FEW or len(found) > request.limit:
