@@ -140,6 +140,7 @@ def failing(error: BaseException) -> Runner:
         (ForeignError("own"), "ForeignError: own"),
         (ExceptionGroup("both", [ValueError("a")]), "ExceptionGroup"),
         (MemoryError(), "MemoryError"),
+        (GeneratorExit("mine"), "GeneratorExit: mine"),
     ],
 )
 async def test_whatever_a_handler_raises_is_one_failed_result(

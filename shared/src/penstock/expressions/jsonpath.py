@@ -18,7 +18,7 @@ from pydantic import JsonValue
 
 from penstock.contracts.errors import RejectedError
 from penstock.expressions.evaluator import Path
-from penstock.expressions.patterns import matches
+from penstock.expressions.patterns import check_pattern, matches
 from penstock.expressions.syntax import MAX_CHARACTERS
 from penstock.expressions.templates import look_up, parse_path, show_path
 from penstock.expressions.values import Evaluation, failed
@@ -118,6 +118,7 @@ def _i_regexp(pattern: str) -> str:
 
 def _parsed(text: str) -> Query:
     import jsonpath_rfc9535 as library  # noqa: PLC0415 - see above
+    from jsonpath_rfc9535 import filter_expressions as filters  # noqa: PLC0415
 
     try:
         query = _environment().compile(text)
@@ -128,12 +129,20 @@ def _parsed(text: str) -> Query:
     prefix = _prefix(query)
     _check_prefix(text, prefix)
     reads = [prefix]
-    for inner, absolute in _inner_queries(query):
-        if not inner.singular_query():
+    for part in list(_filter_parts(query)):
+        _mend_existence(part)
+        if (pattern := _pattern_in(part)) is not None:
+            try:
+                check_pattern(pattern)
+            except RejectedError as error:
+                raise _invalid(text, error.message) from error
+        if not isinstance(part, filters.FilterQuery):
+            continue
+        if not part.query.singular_query():
             raise _invalid(text, "a filter takes names and indexes alone, such as ?@.price > 3")
-        if absolute:
-            _check_prefix(text, _prefix(inner))
-            reads.append(_prefix(inner))
+        if isinstance(part, filters.RootFilterQuery):
+            _check_prefix(text, _prefix(part.query))
+            reads.append(_prefix(part.query))
     rest = None if len(prefix) == len(query.segments) else query
     return Query(prefix, query.singular_query(), rest, tuple(dict.fromkeys(reads)))
 
@@ -156,8 +165,40 @@ def _prefix(query: Any) -> Path:
     return tuple(parts)
 
 
-def _inner_queries(query: Any) -> Iterator[tuple[Any, bool]]:
-    """Iterate over the queries in a query's filters, and whether they begin at ``$``."""
+def _mend_existence(part: Any) -> None:
+    """Let the test ``@`` be true: the library takes the item itself for its truth."""
+    from jsonpath_rfc9535 import filter_expressions as library  # noqa: PLC0415 - see above
+
+    match part:
+        case library.FilterExpression():
+            names: tuple[str, ...] = ("expression",)
+        case library.PrefixExpression():
+            names = ("right",)
+        case library.LogicalExpression():
+            names = ("left", "right")
+        case _:
+            return
+    for name in names:
+        test = getattr(part, name)
+        if isinstance(test, library.RelativeFilterQuery) and test.query.empty():
+            setattr(part, name, library.BooleanLiteral(test.token, True))
+
+
+def _pattern_in(part: Any) -> str | None:
+    """Return the pattern of a call of ``match`` or ``search``, if it is a literal."""
+    from jsonpath_rfc9535 import filter_expressions as library  # noqa: PLC0415 - see above
+
+    match part:
+        case library.FunctionExtension(
+            name="match" | "search", args=[_, library.StringLiteral(value=pattern)]
+        ):
+            return _i_regexp(pattern)
+        case _:
+            return None
+
+
+def _filter_parts(query: Any) -> Iterator[Any]:
+    """Iterate over the parts of a query's filters."""
     from jsonpath_rfc9535 import filter_expressions as library  # noqa: PLC0415 - see above
     from jsonpath_rfc9535.selectors import FilterSelector  # noqa: PLC0415
 
@@ -167,6 +208,7 @@ def _inner_queries(query: Any) -> Iterator[tuple[Any, bool]]:
     ]
     while waiting:
         part = waiting.pop()
+        yield part
         match part:
             case library.FilterExpression(expression=inner):
                 waiting.append(inner)
@@ -179,8 +221,6 @@ def _inner_queries(query: Any) -> Iterator[tuple[Any, bool]]:
                 waiting += (left, right)
             case library.FunctionExtension(args=arguments):
                 waiting += arguments
-            case library.FilterQuery(query=inner):
-                yield inner, isinstance(part, library.RootFilterQuery)
             case _:
                 pass
 

@@ -167,6 +167,8 @@ class Attempt:
         traceback: TracebackType | None,
     ) -> bool:
         task, self._task = self._task, None
+        # Thrown into the coroutine from outside, as its task does not run; not raised by a handler.
+        closed = isinstance(error, GeneratorExit) and _running_task() is not task
         if self._timer is not None:
             self._timer.cancel()
         if self._pulse is not None:
@@ -180,8 +182,8 @@ class Attempt:
                 self.failure = failure if self.mask is None else self.mask.info(failure)
             else:
                 self.failure = _HALTED[self.halt]
-            return not isinstance(error, GeneratorExit)
-        if error is None or isinstance(error, GeneratorExit):
+            return not closed
+        if error is None or closed:
             return False
         if isinstance(error, asyncio.CancelledError) and (
             task is None or task.cancelling() > self._cancelling
@@ -189,6 +191,13 @@ class Attempt:
             return False
         self.failure = failure_of(error, self.mask)
         return True
+
+
+def _running_task() -> asyncio.Task[object] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # no event loop runs
+        return None
 
 
 _HALTED: Final = {
