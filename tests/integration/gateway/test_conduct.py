@@ -146,6 +146,30 @@ async def test_definition_is_sent_again_only_when_it_has_changed(
     assert older.content == full.content
 
 
+@pytest.mark.parametrize("body", [b"", b" \n"])
+async def test_apply_of_nothing_is_refused(gateway: Running, body: bytes) -> None:
+    for form in ("application/json", "application/yaml"):
+        headers = {"Content-Type": form}
+        response = await gateway.client.post("/v1/apply", content=body, headers=headers)
+        assert (response.status_code, response.json()["code"]) == (422, "invalid_request")
+
+
+@pytest.mark.parametrize("number", ["0.5", "1764000000", "-1", " 5 ", "1e9"])
+async def test_number_is_no_point_in_time(gateway: Running, number: str) -> None:
+    for path in ("/v1/runs?created_from=", "/v1/usage?until=", "/v1/steps?scheduled_from="):
+        response = await gateway.client.get(path + number.strip())
+        assert (response.status_code, response.json()["code"]) == (422, "invalid_request")
+    wanted = {"name": "x", "expires_at": float(number)}
+    assert (await gateway.client.post("/v1/keys", json=wanted)).status_code == 422
+
+
+@pytest.mark.parametrize("value", [0, 1, "true", "no"])
+async def test_dry_run_is_true_or_false(gateway: Running, value: object) -> None:
+    for path in ("/v1/runs/cancel", "/v1/dead-letters/discard", "/v1/dead-letters/requeue"):
+        response = await gateway.client.post(path, json={"dry_run": value})
+        assert (response.status_code, response.json()["errors"][0]["path"]) == (422, "body.dry_run")
+
+
 async def test_documentation_needs_no_other_site(gateway: Running) -> None:
     page = await gateway.client.get("/docs")
     found = re.findall(r'(?:src|href)="([^"]*)"', page.text)

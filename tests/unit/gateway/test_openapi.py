@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
@@ -119,6 +120,19 @@ def test_json_is_the_first_form_and_has_a_schema() -> None:
 def test_answer_of_what_was_done_before_is_described(path: str) -> None:
     responses = document()["paths"][path]["post"]["responses"]
     assert responses["200"]["content"] == responses["202"]["content"]
+
+
+def test_texts_in_urls_are_described_as_without_nul() -> None:
+    found = 0
+    for name, operation in operations():
+        for one in operation.get("parameters", ()):
+            if one["in"] == "header":
+                continue
+            for form in (one["schema"], *one["schema"].get("anyOf", ())):
+                if form.get("type") == "string" and not form.keys() & {"const", "enum", "format"}:
+                    assert not re.search(form["pattern"], "a\0b"), (name, one["name"])
+                    found += 1
+    assert found > 100
 
 
 def test_examples_fit_their_schemas() -> None:

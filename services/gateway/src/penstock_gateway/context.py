@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 from penstock.contracts.errors import RejectedError, finding
 from penstock.contracts.ids import TOKEN_PATTERN
 from penstock_gateway.core.access import Caller, Role
-from penstock_gateway.core.preferences import idempotency_key
+from penstock_gateway.core.preferences import KEY_PATTERN, idempotency_key
 from penstock_gateway.gateway import Gateway
 from penstock_gateway.raw import is_json, media_type, require_envelope, require_type
 
@@ -71,6 +71,7 @@ async def _key(
         str | None,
         Header(
             alias="Idempotency-Key",
+            json_schema_extra={"pattern": KEY_PATTERN},
             description="A repetition with the same key has no further effect; "
             "with another body 422.",
         ),

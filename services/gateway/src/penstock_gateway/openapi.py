@@ -19,6 +19,7 @@ OpenApi = dict[str, Any]
 
 OLDER: Final = "older paths"
 _JSON: Final = "application/json"
+_NO_NUL: Final = "^[^\\u0000]*$"
 _COMPONENTS: Final = "#/components/schemas/"
 _PROBLEM: Final = {"$ref": "#/components/responses/Problem"}
 _PUBLIC: Final = ("/health", "/hooks/", "/webhooks/generic")
@@ -69,15 +70,19 @@ def schema_of(
 
 
 def parameter(
-    place: Literal["path", "query", "header"], name: str, description: str, kind: str = "string"
+    place: Literal["path", "query", "header"],
+    name: str,
+    description: str,
+    kind: str = "string",
+    **bounds: int | str,
 ) -> OpenApi:
-    """Return the OpenAPI description of a parameter."""
+    """Return the OpenAPI description of a parameter; ``bounds`` belong to its schema."""
     return {
         "name": name,
         "in": place,
         "required": place == "path",
         "description": description,
-        "schema": {"type": kind},
+        "schema": {"type": kind, **bounds},
     }
 
 
@@ -158,6 +163,9 @@ def _complete_operation(path: str, method: str, operation: OpenApi) -> None:
         operation["tags"] = [OLDER]
     if path.startswith(_PUBLIC):
         operation["security"] = []
+    for one in operation.get("parameters", ()):
+        if one["in"] != "header":
+            _require_text(one["schema"])
     responses = operation["responses"]
     if "200" in responses and "content" not in responses["200"]:
         content = next((one["content"] for one in responses.values() if "content" in one), None)
@@ -167,6 +175,18 @@ def _complete_operation(path: str, method: str, operation: OpenApi) -> None:
         responses.setdefault(str(status), _PROBLEM)
     responses["default"] = _PROBLEM
     operation["responses"] = dict(sorted(responses.items()))
+
+
+def _require_text(schema: OpenApi) -> None:
+    """Describe that a parameter holds no U+0000, which no request may have in its URL."""
+    for form in (schema, *schema.get("anyOf", ())):
+        if form.get("type") == "string" and not form.keys() & {
+            "const",
+            "enum",
+            "format",
+            "pattern",
+        }:
+            form["pattern"] = _NO_NUL
 
 
 def _refusals(path: str, method: str) -> set[int]:

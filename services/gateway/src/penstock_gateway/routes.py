@@ -11,6 +11,7 @@ from pydantic import JsonValue
 
 from penstock.runs.events import EventPage
 from penstock.runs.views import RunView
+from penstock_gateway.core.preferences import KEY_PATTERN
 from penstock_gateway.core.requests import (
     CancelRun,
     ExecuteDefinition,
@@ -39,7 +40,10 @@ _EVENT_STREAM: Final[OpenApi] = {"text/event-stream": {"schema": {"type": "strin
 _START: Final[JsonValue] = {"name": "greeter", "input": {"text": "Hello"}, "session_id": "ada"}
 _START_HEADERS: Final = [
     parameter(
-        "header", "Idempotency-Key", "The same key gives the same run; with another body 422."
+        "header",
+        "Idempotency-Key",
+        "The same key gives the same run; with another body 422.",
+        pattern=KEY_PATTERN,
     ),
     parameter(
         "header",
@@ -52,11 +56,20 @@ _EVENT_PARAMETERS: Final = [
     parameter("header", "Last-Event-ID", "Id of the last event seen; later events are sent."),
     parameter("query", "after", "The same as a parameter, or the `next_cursor` of a page."),
     parameter("query", "types", "Types of events that are wanted, separated by commas."),
-    parameter("query", "limit", "Events of a page of JSON, 1 to 1000.", "integer"),
+    parameter("query", "limit", "Events of a page of JSON.", "integer", minimum=1, maximum=1000),
 ]
 _RUN_PARAMETERS: Final = [
-    parameter("query", "at_seq", "The run as it was at this sequence of the log.", "integer"),
-    parameter("query", "steps_limit", "Steps of the reply, 1 to 1000; 250 if absent.", "integer"),
+    parameter(
+        "query", "at_seq", "The run as it was at this sequence of the log.", "integer", minimum=1
+    ),
+    parameter(
+        "query",
+        "steps_limit",
+        "Steps of the reply; 250 if absent.",
+        "integer",
+        minimum=1,
+        maximum=1000,
+    ),
     parameter("query", "steps_cursor", "The `next_steps_cursor` of the reply before."),
     parameter("query", "node_records", "All that the engine decided as well.", "boolean"),
     IF_NONE_MATCH,

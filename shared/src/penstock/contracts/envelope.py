@@ -18,7 +18,7 @@ from re import compile as pattern
 from typing import Annotated, Final
 
 import msgspec
-from pydantic import AfterValidator, AwareDatetime, Field
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field
 
 from penstock.contracts.errors import RejectedError, finding
 from penstock.contracts.json import Json
@@ -208,6 +208,16 @@ def _require_no_nul(text: str) -> str:
     return text
 
 
+_NUMBER: Final = pattern(r"\s*[+-]?[0-9.]+(e[+-]?[0-9]+)?\s*")
+
+
+def _refuse_numbers(value: object) -> object:
+    """Refuse what pydantic reads as seconds since 1970, such as `0.5` in a query."""
+    if isinstance(value, int | float) or (isinstance(value, str) and _NUMBER.fullmatch(value)):
+        raise ValueError("a number is no point in time: 2026-11-20T12:00:00Z is one")
+    return value
+
+
 StorableText = Annotated[str, AfterValidator(_require_no_nul)]
 """Text that columns of databases can hold."""
 MAX_INT32: Final = 2**31 - 1
@@ -218,5 +228,7 @@ Revision = Annotated[int, Field(ge=0, le=MAX_INT32)]
 """A revision of a document, for which databases have four bytes."""
 StreamSequence = Annotated[int, Field(ge=1, le=MAX_INT64)]
 """The place of a message in a stream, for which databases have eight bytes."""
-BoundedTime = Annotated[AwareDatetime, AfterValidator(require_time)]
-"""A point in time with its offset that can be converted to any zone."""
+BoundedTime = Annotated[
+    AwareDatetime, BeforeValidator(_refuse_numbers), AfterValidator(require_time)
+]
+"""A point in time with its offset that can be converted to any zone; no number of seconds."""

@@ -15,7 +15,10 @@ _MINIMAL: Final = re.compile(rb"(?:^|[,;\s])return\s*=\s*\"?minimal", re.IGNOREC
 _EVENT_STREAM: Final = b"text/event-stream"
 _JSON: Final = b"application/json"
 _WEIGHT: Final = re.compile(rb"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
+CURSOR_PATTERN: Final = "^[0-9]{0,19}$"
 _CURSOR: Final = re.compile(r"[0-9]{1,19}")
+KEY_PATTERN: Final = "^[!#-~]([ -~]{0,253}[!-~])?$"
+"""Of an idempotency key."""
 _PASSED: Final = re.compile(r"[0-9]{1,4}")
 _PAGE_SIZE: Final = re.compile(r"[0-9]{1,4}")
 _STEP_CURSOR: Final = re.compile(r"([0-9]{1,9})\.([A-Za-z0-9_-]{1,64})")

@@ -10,6 +10,7 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
+    StrictBool,
     StringConstraints,
     TypeAdapter,
 )
@@ -114,7 +115,7 @@ class CancelRuns(Input):
     tag: dict[Tag, Tag] = Field(default_factory=dict, max_length=32)
     created_before: BoundedTime | None = None
     limit: int = Field(default=1000, ge=1, le=10_000)
-    dry_run: bool = False
+    dry_run: StrictBool = False
     """Say only which runs would be asked."""
     reason: Reason = ""
 

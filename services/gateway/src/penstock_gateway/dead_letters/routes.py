@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Path, Query
-from pydantic import Field
+from pydantic import Field, StrictBool
 
 from penstock.contracts.envelope import MAX_INT64, StreamSequence
 from penstock.contracts.ids import TOKEN_PATTERN
@@ -30,7 +30,7 @@ class ManyDeadLetters(Input):
 
     filter: Filter = Filter()
     limit: int = Field(default=1000, ge=1, le=10_000)
-    dry_run: bool = False
+    dry_run: StrictBool = False
     """Say only which ones it would be."""
 
 
@@ -73,19 +73,19 @@ async def list_dead_letters(
     return DeadLetterPage(items=tuple(items))
 
 
-@dead_letters.get("/v1/dead-letters/{seq}")
+@dead_letters.get("/v1/dead-letters/{seq:int}")
 async def get_dead_letter(gateway: GatewayParts, caller: Viewer, seq: Seq) -> DeadLetterView:
     """Return one letter with the body of its message."""
     return _view(await DeadLetters(gateway).get(caller.tenant, seq), body=True)
 
 
-@dead_letters.post("/v1/dead-letters/{seq}/requeue")
+@dead_letters.post("/v1/dead-letters/{seq:int}/requeue")
 async def requeue_dead_letter(gateway: GatewayParts, caller: Operator, seq: Seq) -> DeadLetterView:
     """Process the message of a dead letter again, and remove the letter."""
     return await _one(gateway, caller.tenant, "requeue", seq)
 
 
-@dead_letters.post("/v1/dead-letters/{seq}/discard")
+@dead_letters.post("/v1/dead-letters/{seq:int}/discard")
 async def discard_dead_letter(gateway: GatewayParts, caller: Operator, seq: Seq) -> DeadLetterView:
     """Remove a letter."""
     return await _one(gateway, caller.tenant, "discard", seq)

@@ -39,7 +39,7 @@ _APPLY_BODY: Final[OpenApi] = {
                     ]
                 }
             },
-            "application/yaml": {"schema": {"type": "string"}},
+            "application/yaml": {"schema": {"description": "Documents, separated by `---`"}},
         },
     }
 }
@@ -76,6 +76,12 @@ def _documents(content_type: str, body: bytes) -> ApplyBody:
         raise RejectedError(
             code, "the body is not text in UTF-8", details=(finding("", str(error), "UTF-8"),)
         ) from error
+    if not text.strip():
+        raise RejectedError(
+            "invalid_request",
+            "the body holds no document",
+            details=(finding("body", "is empty", "documents as YAML or JSON"),),
+        )
     is_json = "json" in content_type or (
         "yaml" not in content_type and text.lstrip().startswith(("{", "["))
     )

@@ -40,12 +40,20 @@ async def _ours(_request: Request, error: Exception) -> Response:
 
 
 def _allowed(request: Request) -> str:
-    """Return the methods of all routes of a path; the framework knows those of the first."""
-    path = request.scope["path"]
+    """Return the methods of all routes of a path; the framework knows those of the first.
+
+    As OpenAPI reads it, a path that stands there by its name is not also another one's parameter.
+    """
+    found = [
+        route
+        for route in iter_route_contexts(request.app.routes)
+        if route.path_regex.match(request.scope["path"])
+    ]
+    exact = min((route.path or "").count("{") for route in found)
     methods = {
         method
-        for route in iter_route_contexts(request.app.routes)
-        if route.path_regex.match(path)
+        for route in found
+        if (route.path or "").count("{") == exact
         for method in route.methods or ()
     }
     return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))

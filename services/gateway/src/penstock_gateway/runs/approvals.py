@@ -14,6 +14,7 @@ from penstock.runs.state import NodeRecordState, RunState
 from penstock_gateway.context import AnyCaller, GatewayParts, PathToken, Viewer
 from penstock_gateway.core.access import Caller
 from penstock_gateway.core.node_records import approval_view
+from penstock_gateway.core.preferences import CURSOR_PATTERN
 from penstock_gateway.core.preferences import cursor as revision_of
 from penstock_gateway.core.requests import Verdict
 from penstock_gateway.openapi import DONE_BEFORE
@@ -30,7 +31,13 @@ async def list_approvals(
     role: Annotated[str | None, Query(max_length=64)] = None,
     run_id: Annotated[str | None, Query(max_length=64)] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-    cursor: Annotated[str | None, Query(description="The `next_cursor` before.")] = None,
+    cursor: Annotated[
+        str | None,
+        Query(
+            description="The `next_cursor` before.",
+            json_schema_extra={"pattern": CURSOR_PATTERN},
+        ),
+    ] = None,
 ) -> ApprovalPage:
     """List approvals. Those of one run are read from its log; open ones of all from an index."""
     last = revision_of(None, cursor)
