@@ -23,7 +23,7 @@ export UV_COMPILE_BYTECODE := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test t test-servers test-unit test-integration test-e2e test-chaos test-mlflow \
+.PHONY: help setup demo dev test t test-servers test-unit test-integration test-e2e test-chaos test-mlflow test-schemathesis \
 	test-simulation test-chaos-small check format lint types imports bench docs docs-check language clean
 
 help: ## Show this list
@@ -95,6 +95,11 @@ test-mlflow: setup ## The MLflow sink against a real MLflow, in a venv of its ow
 	@test -x .mlflow/bin/mlflow || { $(PYTHON) -m venv .mlflow && \
 		.mlflow/bin/python -m pip install --quiet --disable-pip-version-check mlflow; }
 	PENSTOCK_TEST_MLFLOW=$(CURDIR)/.mlflow/bin/mlflow $(BIN)/pytest tests/integration/archive/test_mlflow.py $(ARGS)
+
+test-schemathesis: setup ## Schemathesis against the API of a stack, in a venv of its own (.schemathesis)
+	@test -x .schemathesis/bin/schemathesis || { $(PYTHON) -m venv .schemathesis && \
+		.schemathesis/bin/python -m pip install --quiet --disable-pip-version-check schemathesis==4.32.5; }
+	$(BIN)/python -m tests.schemathesis $(ARGS)
 
 check: lint types imports docs-check language ## Run all static checks
 

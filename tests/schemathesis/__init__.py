@@ -1,0 +1,1 @@
+"""Schemathesis against a stack of its own: `make test-schemathesis`."""
