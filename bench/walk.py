@@ -177,7 +177,7 @@ async def measure() -> Walk:
         )
         client = Client(await _services(stack, Path(folder)))
         stack.callback(client.close)
-        request = client.prepare("POST", "/v1/runs", {"Prefer": "wait=30, return=minimal"})(
+        request = client.prepare("POST", "/v1/runs", {"Prefer": "wait=30"})(
             json.dumps({"name": "walk", "input": {"n": 1}}).encode()
         )
         walks = []

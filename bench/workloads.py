@@ -136,8 +136,7 @@ class WaitingRuns:
         """Run the workload's definition."""
         self._client = client
         self._definition = workload.definition.encode()
-        prefer = {"Prefer": "wait=30, return=minimal"}
-        self._request = client.prepare("POST", "/v1/runs", prefer)
+        self._request = client.prepare("POST", "/v1/runs", {"Prefer": "wait=30"})
         self._right = _is_joined if workload.steps == FAN_OUT else _is_echoed
 
     async def run(self, number: int) -> None:

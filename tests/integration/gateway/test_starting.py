@@ -16,6 +16,7 @@ from tests.integration.gateway.conftest import CreateGateway, Engine, Running
 from tests.support.waiting import eventually
 
 WAIT = {"Prefer": "wait=10"}
+WHOLE = {"Prefer": "return=representation, wait=10"}
 
 
 async def invoked(engine: Engine, run_id: str) -> RunInvoked:
@@ -65,9 +66,9 @@ async def test_start_with_wait_answers_200_with_the_finished_run(
         await engine.end(run_id, 2, {"answer": 42})
 
     await engine.on_invoke(play)
-    response = await gateway.client.post("/v1/runs", json={"name": "echo"}, headers=WAIT)
+    response = await gateway.client.post("/v1/runs", json={"name": "echo"}, headers=WHOLE)
     assert response.status_code == 200
-    assert response.headers["preference-applied"] == "wait=10"
+    assert response.headers["preference-applied"] == "wait=10, return=representation"
     run = response.json()
     assert (run["status"], run["output"]) == ("done", {"answer": 42})
     read = (await gateway.client.get(f"/v1/runs/{run['run_id']}")).json()
@@ -75,13 +76,10 @@ async def test_start_with_wait_answers_200_with_the_finished_run(
     assert [(step["step_id"], step["status"]) for step in run["steps"]] == [("a-1", "succeeded")]
 
 
-async def test_start_with_wait_and_minimal_return_leaves_out_the_steps(
-    gateway: Running, engine: Engine
-) -> None:
+async def test_start_with_wait_alone_leaves_out_the_steps(gateway: Running, engine: Engine) -> None:
     await engine.on_invoke(lambda run_id: play_end(engine, run_id, 42))
-    headers = {"Prefer": "return=minimal, wait=10"}
-    response = await gateway.client.post("/v1/runs", json={"name": "echo"}, headers=headers)
-    assert response.headers["preference-applied"] == "wait=10, return=minimal"
+    response = await gateway.client.post("/v1/runs", json={"name": "echo"}, headers=WAIT)
+    assert response.headers["preference-applied"] == "wait=10"
     run = response.json()
     read = (await gateway.client.get(f"/v1/runs/{run['run_id']}")).json()
     left_out = {"steps", "step_counts", "next_steps_cursor", "node_records", "children", "budget"}

@@ -85,7 +85,7 @@ def test_start_sends_key_name_input_and_options() -> None:
     assert str(request.url) == "http://gateway.test/v1/runs"
     assert request.headers["authorization"] == "Bearer pk_test"
     assert request.headers["idempotency-key"] == "k1"
-    assert request.headers["prefer"] == "wait=5"
+    assert request.headers["prefer"] == "wait=5, return=representation"
     assert json.loads(request.content) == {
         "name": "helper@2",
         "input": {"q": 1},
@@ -181,7 +181,9 @@ def test_wait_repeats_until_the_run_has_ended(pauses: list[float]) -> None:
     replies = iter([RUN, RUN, DONE])
     client, gateway = connect(lambda _: httpx.Response(200, json=next(replies)))
     assert client.wait(RUN_ID, 600).output == 42
-    assert [request.headers["prefer"] for request in gateway.requests] == ["wait=60"] * 3
+    assert [request.headers["prefer"] for request in gateway.requests] == [
+        "wait=60, return=representation"
+    ] * 3
 
 
 def test_wait_ends_at_its_time_limit(pauses: list[float], monkeypatch: pytest.MonkeyPatch) -> None:

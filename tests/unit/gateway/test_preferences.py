@@ -12,7 +12,7 @@ from penstock_gateway.core.preferences import (
     step_window,
     wait_seconds,
     wants_events,
-    wants_minimal,
+    wants_representation,
 )
 
 
@@ -36,17 +36,17 @@ def test_wait_is_read_and_limited(prefer: bytes | None, seconds: float | None) -
 
 
 @pytest.mark.parametrize(
-    ("prefer", "minimal"),
+    ("prefer", "whole"),
     [
-        (b"wait=5, return=minimal", True),
-        (b'Return = "minimal";wait=5', True),
-        (b"return=representation, wait=5", False),
-        (b"noreturn=minimal", False),
+        (b"wait=5, return=representation", True),
+        (b'Return = "representation";wait=5', True),
+        (b"return=minimal, wait=5", False),
+        (b"noreturn=representation", False),
         (None, False),
     ],
 )
-def test_minimal_return_is_read(prefer: bytes | None, minimal: bool) -> None:
-    assert wants_minimal(prefer) is minimal
+def test_return_of_the_representation_is_read(prefer: bytes | None, whole: bool) -> None:
+    assert wants_representation(prefer) is whole
 
 
 @pytest.mark.parametrize(

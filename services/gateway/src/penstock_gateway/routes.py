@@ -49,7 +49,7 @@ _START_HEADERS: Final = [
         "header",
         "Prefer",
         "`wait=N` answers with the finished run if it ends within N seconds; with "
-        "`return=minimal` as well without its steps.",
+        "`return=representation` as well it has its steps.",
     ),
 ]
 _EVENT_PARAMETERS: Final = [

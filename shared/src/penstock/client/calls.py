@@ -203,7 +203,8 @@ def start(
         "POST",
         "/v1/runs",
         {"name": name, "input": input, **body},
-        headers=_key(idempotency_key) | _prefer(wait_seconds),
+        headers=_key(idempotency_key)
+        | {"Prefer": f"wait={wait_seconds}, return=representation" if wait_seconds else None},
         timeout_seconds=REQUEST_SECONDS + (wait_seconds or 0),
     )
 

@@ -11,7 +11,7 @@ from penstock.runs.events import EventType
 from penstock.runs.views import StepWindow
 
 _WAIT: Final = re.compile(rb"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
-_MINIMAL: Final = re.compile(rb"(?:^|[,;\s])return\s*=\s*\"?minimal", re.IGNORECASE)
+_WHOLE: Final = re.compile(rb"(?:^|[,;\s])return\s*=\s*\"?representation", re.IGNORECASE)
 _EVENT_STREAM: Final = b"text/event-stream"
 _JSON: Final = b"application/json"
 _WEIGHT: Final = re.compile(rb"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
@@ -58,9 +58,9 @@ def wait_seconds(prefer: bytes | None, limit: float) -> float | None:
     return min(float(found[1]), limit)
 
 
-def wants_minimal(prefer: bytes | None) -> bool:
-    """Return whether a ``Prefer`` header has ``return=minimal`` (RFC 7240)."""
-    return prefer is not None and _MINIMAL.search(prefer) is not None
+def wants_representation(prefer: bytes | None) -> bool:
+    """Return whether a ``Prefer`` header has ``return=representation`` (RFC 7240)."""
+    return prefer is not None and _WHOLE.search(prefer) is not None
 
 
 def wants_events(accept: bytes | None) -> bool:

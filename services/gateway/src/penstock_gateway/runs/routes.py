@@ -31,7 +31,7 @@ from penstock_gateway.core.preferences import (
     step_window,
     wait_seconds,
     wants_events,
-    wants_minimal,
+    wants_representation,
 )
 from penstock_gateway.core.requests import (
     CANCEL_RUN,
@@ -54,7 +54,7 @@ _NO_RUN_LIMITS: Final = RunLimits()
 _OF_STEPS: Final = {
     *("steps", "step_counts", "next_steps_cursor", "node_records", "children", "budget")
 }
-"""Fields that a minimal reply leaves out: the run's log must be read for them."""
+"""Fields that the reply to a wait leaves out: the run's log must be read for them."""
 
 
 class StartRoutes:
@@ -71,8 +71,8 @@ class StartRoutes:
 
         Answers 202 once the run is durably in the log. `Prefer: wait=N` answers 200 with the
         finished run if it ends within N seconds, and 202 at once when it waits for its caller to
-        execute tools (`waiting_for`); with `return=minimal` as well, the run comes without its
-        steps. `Accept: text/event-stream` streams its events. The same `Idempotency-Key` gives
+        execute tools (`waiting_for`); the run has its steps with `return=representation` as well.
+        `Accept: text/event-stream` streams its events. The same `Idempotency-Key` gives
         the same run, with another body 422.
         """
         headers, caller, body = await self.enter(request)
@@ -128,7 +128,7 @@ class StartRoutes:
             return await self._stream(headers, params)
         seconds = wait_seconds(headers.get(b"prefer"), self._max_wait)
         if seconds is not None:
-            return await self._wait(params, seconds, wants_minimal(headers.get(b"prefer")))
+            return await self._wait(params, seconds, wants_representation(headers.get(b"prefer")))
         started = await self._gateway.starter.start(params)
         if started.replayed:
             view = await self._gateway.runs.view(params.tenant, started.run_id)
@@ -136,7 +136,7 @@ class StartRoutes:
             view = summary_view(params.tenant, started.run_id, started.seq, started.invoked)
         return _run(view, started)
 
-    async def _wait(self, params: StartParams, seconds: float, minimal: bool) -> Response:
+    async def _wait(self, params: StartParams, seconds: float, whole: bool) -> Response:
         gateway = self._gateway
         starter, waiter = gateway.starter, gateway.waiter
         version = await starter.executed_version(params)
@@ -146,7 +146,7 @@ class StartRoutes:
             await waiter.watch_calls(wait, version.plan_digest)
             started = await starter.start(params, version)
             end = None if started.replayed else await waiter.end(wait)
-            if end is not None and minimal:
+            if end is not None and not whole:
                 seq, ended = end
                 view = summary_view(params.tenant, params.run_id, seq, started.invoked, ended)
             elif end is not None:
@@ -156,12 +156,12 @@ class StartRoutes:
                 view = await gateway.runs.view_of(await waiter.outcome(wait))
         finally:
             await wait.close()
-        applied = b"wait=%d, return=minimal" if minimal else b"wait=%d"
+        applied = b"wait=%d, return=representation" if whole else b"wait=%d"
         return _run(
             view,
             started,
             (b"preference-applied", applied % seconds),
-            exclude=_OF_STEPS if minimal else None,
+            exclude=None if whole else _OF_STEPS,
         )
 
     async def _stream(self, headers: Headers, params: StartParams) -> Response:
