@@ -54,7 +54,7 @@ def test_invoke_sends_key_session_and_wait(
     sent = requests[0]
     assert json.loads(sent.content) == {"name": "helper", "input": {"q": 1}, "session_id": "s1"}
     assert sent.headers["idempotency-key"] == "k1"
-    assert requests[1].headers["prefer"] == "wait=5, return=representation"
+    assert requests[1].headers["prefer"] == "wait=5"
     assert shown.stderr == f"{RUN['run_id']}\n"
 
 

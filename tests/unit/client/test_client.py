@@ -181,9 +181,7 @@ def test_wait_repeats_until_the_run_has_ended(pauses: list[float]) -> None:
     replies = iter([RUN, RUN, DONE])
     client, gateway = connect(lambda _: httpx.Response(200, json=next(replies)))
     assert client.wait(RUN_ID, 600).output == 42
-    assert [request.headers["prefer"] for request in gateway.requests] == [
-        "wait=60, return=representation"
-    ] * 3
+    assert [request.headers["prefer"] for request in gateway.requests] == ["wait=60"] * 3
 
 
 def test_wait_ends_at_its_time_limit(pauses: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
