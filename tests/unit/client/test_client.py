@@ -1,8 +1,10 @@
 import json
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -58,6 +60,31 @@ def connect(handler: Handler) -> tuple[Client, Gateway]:
     gateway = Gateway(handler)
     transport = httpx.MockTransport(gateway)
     return Client("http://gateway.test", "pk_test", transport=transport), gateway
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_proxy_of_the_environment_is_not_used_for_this_machine(
+    monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.invalid:3128")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(30)
+        port = server.getsockname()[1]
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65_536)
+                body = json.dumps(DONE).encode()
+                connection.sendall(
+                    b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
+                    b"content-length: %d\r\n\r\n" % len(body) + body
+                )
+
+        with ThreadPoolExecutor(1) as pool, Client(f"http://{host}:{port}") as client:
+            served = pool.submit(serve)
+            assert client.get(RUN_ID).output == 42
+            served.result()
 
 
 @pytest.fixture

@@ -94,6 +94,10 @@ def _address(url: str | None, api_key: str | None) -> tuple[str, dict[str, str]]
     return target.url, headers
 
 
+_DIRECT: Final = dict.fromkeys(("all://127.0.0.1", "all://localhost", "all://[::1]"))
+"""Addresses of this machine, which no proxy of the environment (``HTTP_PROXY``) can reach."""
+
+
 def _read(call: Call[T], response: httpx.Response, url: str) -> T:
     if not response.is_success:
         raise problem_of(response)
@@ -129,7 +133,9 @@ class Client:
         """
         self.url, headers = _address(url, api_key)
         try:
-            self._http = httpx.Client(base_url=self.url, headers=headers, transport=transport)
+            self._http = httpx.Client(
+                base_url=self.url, headers=headers, transport=transport, mounts=dict(_DIRECT)
+            )
         except httpx.InvalidURL as error:
             raise ValueError(f"{self.url} is not a URL: {error}") from error
 
@@ -252,7 +258,9 @@ class AsyncClient:
         """
         self.url, headers = _address(url, api_key)
         try:
-            self._http = httpx.AsyncClient(base_url=self.url, headers=headers, transport=transport)
+            self._http = httpx.AsyncClient(
+                base_url=self.url, headers=headers, transport=transport, mounts=dict(_DIRECT)
+            )
         except httpx.InvalidURL as error:
             raise ValueError(f"{self.url} is not a URL: {error}") from error
 
