@@ -173,6 +173,24 @@ class Followers:
         ]
         await eventually(lambda: any(t.connections for t in begun), within=within)
 
+    async def begin_open(self, accepted: Sequence[Accepted], within: float = 60) -> None:
+        """Follow the newest run, until that is one that has not ended.
+
+        Args:
+            accepted: All runs so far; a crowd adds to it.
+            within: Time limit in seconds.
+
+        Raises:
+            AssertionError: All of them had ended.
+        """
+        deadline = time.monotonic() + within
+        while True:
+            await self.begin(accepted[-1:])
+            await asyncio.sleep(RETRY_SECONDS)
+            if not self.transcripts[-1].ended:
+                return
+            assert time.monotonic() < deadline, "each run had ended before it was followed"
+
     async def end(self) -> list[Transcript]:
         """Wait until all have seen the end of their runs."""
         await asyncio.gather(*self._tasks)

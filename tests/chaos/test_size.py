@@ -93,6 +93,7 @@ async def test_runs_survive_random_blows_and_postgres_away(
                     await outage
                 if blow.target == "gateway":
                     await followers.begin(crowd.accepted[-size.followed // 4 :])
+                    await followers.begin_open(crowd.accepted)
                 await striker.strike(blow)
             assert outage is not None
             away = await outage

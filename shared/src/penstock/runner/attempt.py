@@ -33,6 +33,11 @@ from penstock.telemetry.logs import EventLog
 Halt = Literal["deadline", "silent", "stopped"]
 
 MESSAGE_CHARACTERS: Final = 2000
+OUTCOME_UNKNOWN: Final = "outcome_unknown"
+_UNCERTAIN: Final = frozenset(
+    {"step_timeout", "step_expired", "heartbeat_timeout", "handler_error", OUTCOME_UNKNOWN}
+)
+"""Failures after which it is unknown whether the effect of the handler happened."""
 PROGRESS_CHARACTERS: Final = 200
 
 log = EventLog(__name__)
@@ -238,6 +243,16 @@ def failure_of(error: BaseException, mask: Mask | None = None) -> ErrorInfo:
         message=f"{name}: {text}" if text else name,
         family=ErrorFamily.TRANSIENT,
     )
+
+
+def uncertain(failure: ErrorInfo) -> ErrorInfo:
+    """Return the failure of an attempt that must not be repeated: is it known what it did?"""
+    if failure.code not in _UNCERTAIN:
+        return failure
+    reason = failure.message
+    if failure.code != OUTCOME_UNKNOWN:
+        reason = f"{failure.code}: {reason}"
+    return ErrorInfo(code=OUTCOME_UNKNOWN, message=reason, details=failure.details)
 
 
 def _recordable(error: PenstockError, mask: Mask | None) -> ErrorInfo:

@@ -29,7 +29,13 @@ from penstock.contracts.structs import MalformedError, decode, encode
 from penstock.contracts.usage import Usage
 from penstock.failpoints import reach
 from penstock.masks import Mask
-from penstock.runner.attempt import EXPIRED, Attempt, failure_of
+from penstock.runner.attempt import (
+    EXPIRED,
+    OUTCOME_UNKNOWN,
+    Attempt,
+    failure_of,
+    uncertain,
+)
 from penstock.runner.context import StepContext
 from penstock.runner.deltas import DeltaStream
 from penstock.runner.handlers import Handler
@@ -40,11 +46,6 @@ from penstock.telemetry.tracing import TRACEPARENT
 
 ONCE_KEPT_SECONDS: Final = 86_400.0
 """How long after its deadline it is known that an attempt had begun."""
-OUTCOME_UNKNOWN: Final = "outcome_unknown"
-_UNCERTAIN: Final = frozenset(
-    {"step_timeout", "step_expired", "heartbeat_timeout", "handler_error", OUTCOME_UNKNOWN}
-)
-"""Failures after which it is unknown whether the effect of the handler happened."""
 
 
 class ResultLog(Protocol):
@@ -148,7 +149,7 @@ class StepExecutor:
             if deltas is not None:
                 await deltas.close()
         if step.at_most_once and attempt.begun and attempt.failure is not None:
-            attempt.failure = _uncertain(attempt.failure)
+            attempt.failure = uncertain(attempt.failure)
         reach("runner.handler_done")
         count = 0 if deltas is None else deltas.count
         body = self._body(ctx, step.name, count, now, output, attempt)
@@ -319,16 +320,6 @@ def _checked(result: StepResult) -> bytes:
     if not within(body, MAX_DEPTH + 1):  # the fact is one level around its output
         search(result.output)
     return body
-
-
-def _uncertain(failure: ErrorInfo) -> ErrorInfo:
-    """Return the failure of an attempt that must not be repeated: is it known what it did?"""
-    if failure.code not in _UNCERTAIN:
-        return failure
-    reason = failure.message
-    if failure.code != OUTCOME_UNKNOWN:
-        reason = f"{failure.code}: {reason}"
-    return ErrorInfo(code=OUTCOME_UNKNOWN, message=reason, details=failure.details)
 
 
 async def _leave(permit: Permit, ctx: StepContext) -> None:

@@ -370,7 +370,7 @@ class Engine:
     ) -> bool | ErrorInfo:
         """Index the correlation key; return whether the run may continue, or its final error."""
         meter = Meter()
-        token = METER.set(meter)
+        METER.set(meter)
         try:
             if plan.correlation is not None and (fresh or not state.decisions):
                 error = await self._effects.index_run(slot, plan, state)
@@ -380,7 +380,7 @@ class Engine:
                 return True
             return await self.admission.admit(slot, plan, plan.concurrency, state, now)
         finally:
-            METER.reset(token)
+            METER.set(None)  # by its token, a dropped coroutine could not do that
             self._wakeups.shares.spend(slot.tenant, meter.spent)
 
     def _use_window(self, slot: Slot, priority: int, decided: Decided) -> None:

@@ -324,7 +324,5 @@ def _within(step: StepSpec, scope: ExpressionScope) -> ExpressionScope:
     return scope
 
 
-def _takes_input(
-    document: Runnable | None,
-) -> TypeGuard[WorkflowDocument | NetworkDocument]:
+def _takes_input(document: Runnable | None) -> TypeGuard[WorkflowDocument | NetworkDocument]:
     return isinstance(document, WorkflowDocument | NetworkDocument)
