@@ -47,12 +47,17 @@ class FakeClaims:
 
     def __init__(self, objects: dict[str, bytes] | None = None) -> None:
         self.objects = objects or {}
+        self.missed: set[str] = set()
+        """As of the real ones, an object is lost only some time after it was missing."""
 
     async def unpack(self, body: bytes) -> bytes:
-        claim = decode(Claim, body)
-        if claim.sha256 not in self.objects:
-            raise TransientError("object_missing", "not there")
-        return self.objects[claim.sha256]
+        digest = decode(Claim, body).sha256
+        if digest in self.objects:
+            return self.objects[digest]
+        if digest in self.missed:
+            raise InvariantError("object_lost", "not there")
+        self.missed.add(digest)
+        raise TransientError("object_missing", "not there")
 
 
 @asynccontextmanager
@@ -236,6 +241,21 @@ async def test_projector_with_a_lost_claim_buries_the_fact(tmp_path: Path) -> No
         await project(fake, store, random.Random(9))
         assert [letter.stream_seq for letter in fake.letters] == [1]
         assert await rows_of(engine, tables.facts) == []
+
+
+async def test_projector_takes_a_result_with_a_lost_claim_for_an_unreadable_one(
+    tmp_path: Path,
+) -> None:
+    claim = Claim(sha256="b" * 64, size_bytes=5)
+    subject = "run.acme.0.RUN.in.result.a.1"
+    fake = FakeLog([(subject, encode(claim))])
+    async with open_archive(tmp_path) as (store, engine):
+        await project(fake, store, random.Random(9))
+        facts = await rows_of(engine, tables.facts)
+        kept = await rows_of(engine, tables.claims)
+    assert fake.letters == []
+    assert [fact["body"].encode() for fact in facts] == [encode(claim)]
+    assert kept == []
 
 
 async def test_projector_on_the_archive_of_another_stream_refuses(tmp_path: Path) -> None:

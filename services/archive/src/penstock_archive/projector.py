@@ -57,7 +57,8 @@ COMMIT_SECONDS: Final = Histogram(
 
 _LAG_EVERY_SECONDS: Final = 2.0
 _LONGEST_DELAY_SECONDS: Final = 15.0
-_CLAIM_TRIES: Final = 5
+_MISSING_SECONDS: Final = 0.5
+"""Until missing objects are asked for again."""
 _RUNS_AT_ONCE: Final = 100
 """Runs whose facts are read from the tables together."""
 _DEAD_BODY_CHARACTERS: Final = 100_000
@@ -280,12 +281,14 @@ class Projector:
     ) -> None:
         addressed: list[Addressed] = []
         claims: list[Row] = []
-        for message in await self._without_copies(messages):
-            body, claim = message.body, None
+        messages = await self._without_copies(messages)
+        bodies = await self._bodies(messages)
+        for message in messages:
+            body = bodies.get(message.seq, message.body)
             try:
-                if body.startswith(CLAIM_MARK):
-                    body = await self._fetch(body, message.subject)
-                    claim = decode(Claim, message.body) if body != message.body else None
+                if isinstance(body, RejectedError):
+                    raise body
+                claim = decode(Claim, message.body) if body is not message.body else None
                 item = address(message.seq, message.subject, body)
             except (ValueError, RejectedError) as error:
                 await self._bury(message.seq, message.subject, message.body, str(error))
@@ -361,28 +364,31 @@ class Projector:
         if batch.refused and self.on_refused is not None:
             self.on_refused(batch.refused)
 
-    async def _fetch(self, body: bytes, subject: str) -> bytes:
-        """Return what a claim stands for; a result's that leads nowhere stands for itself.
+    async def _bodies(self, messages: Sequence[LogMessage]) -> dict[int, bytes | RejectedError]:
+        """Return by sequence what the claims among messages stand for, or why that is not known.
 
-        Raises:
-            RejectedError: It is not there, and will not be.
+        A result's claim that leads nowhere stands for itself: every reader takes it for a result
+        that cannot be read. All missing objects are waited for together.
         """
-        for attempt in range(_CLAIM_TRIES):
-            try:
-                return await self._claims.unpack(body)
-            except TransientError as error:
-                if error.code != "object_missing":
-                    raise
-                log.warning("projector.claim_missing", reason=error.message, attempt=attempt)
-                await asyncio.sleep(0.1 * 2**attempt)
-            except InvariantError as error:
-                lost = error
-                break
-        else:
-            lost = InvariantError("object_lost", "the object behind the claim is missing")
-        if RESULT in subject:
-            return body  # every reader takes it for a result that cannot be read
-        raise RejectedError(lost.code, lost.message)
+        found: dict[int, bytes | RejectedError] = {}
+        waiting = [message for message in messages if message.body.startswith(CLAIM_MARK)]
+        while waiting:
+            missing: list[LogMessage] = []
+            for message in waiting:
+                try:
+                    found[message.seq] = await self._claims.unpack(message.body)
+                except TransientError as error:
+                    if error.code != "object_missing":
+                        raise
+                    missing.append(message)
+                except InvariantError as error:
+                    lost = RejectedError(error.code, error.message)
+                    found[message.seq] = message.body if RESULT in message.subject else lost
+            if missing:
+                log.warning("projector.objects_missing", count=len(missing), seq=missing[0].seq)
+                await asyncio.sleep(_MISSING_SECONDS)
+            waiting = missing
+        return found
 
     async def _bury(self, seq: int, subject: str, body: bytes, reason: str) -> None:
         """Keep as a dead letter what cannot be projected; only then does the log move on."""
