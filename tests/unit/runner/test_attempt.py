@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from penstock.contracts.errors import ErrorFamily, InvariantError
+from penstock.contracts.errors import ErrorFamily, InvariantError, RejectedError
 from penstock.masks import Mask
-from penstock.runner.attempt import MESSAGE_CHARACTERS, PROGRESS_CHARACTERS, Attempt
+from penstock.runner.attempt import MESSAGE_CHARACTERS, PROGRESS_CHARACTERS, Attempt, failure_of
 
 
 async def forever() -> None:
@@ -194,3 +194,13 @@ def test_progress_holds_no_secrets() -> None:
     attempt.beat({"at": "hunter22222"})
 
     assert "hunter" not in attempt.progress
+
+
+def test_error_that_no_fact_can_hold_is_masked_before_it_is_cut() -> None:
+    secret = "hunter22222"
+    error = RejectedError(5, "x" * (MESSAGE_CHARACTERS - 30) + secret * 3)  # type: ignore[arg-type]
+
+    info = failure_of(error, Mask([secret]))
+
+    assert info.code == "handler_error"
+    assert "hunter" not in info.message

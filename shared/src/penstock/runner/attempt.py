@@ -265,7 +265,7 @@ def _recordable(error: PenstockError, mask: Mask | None) -> ErrorInfo:
     except (MalformedError, AttributeError, TypeError):
         info = ErrorInfo(
             code="handler_error",
-            message=f"{type(error).__name__}: {_text_of(error)}"[:MESSAGE_CHARACTERS],
+            message=f"{type(error).__name__}: {text}"[:MESSAGE_CHARACTERS],
             family=error.family,
         )
     return info if mask is None else mask.info(info)
