@@ -18,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from unittest import mock
 
+from bench.projector import batches_of
 from penstock.contracts import subjects
 from penstock.contracts.archive import ListRuns
 from penstock.contracts.errors import ErrorInfo
@@ -35,9 +36,9 @@ from penstock.contracts.usage import Usage
 from penstock.db import create_engine, upgrade
 from penstock_archive import queries
 from penstock_archive.drivers import open_store
-from penstock_archive.projection import Projection, address
+from penstock_archive.projection import address
 from penstock_archive.queries import Queries
-from penstock_archive.store import Loaded, Position
+from penstock_archive.store import Position
 
 BATCH = 4_000
 TENANT = "default"
@@ -102,7 +103,7 @@ async def fill(database: str, runs: int) -> None:
     await engine.dispose()
     store = open_store(database)
     await store.begin(subjects.RUNS, "now")
-    projection, seq = Projection(store.instant), 0
+    seq = reached = 0
     began = time.perf_counter()
     for first in range(0, runs, BATCH // 2):
         messages = []
@@ -110,11 +111,9 @@ async def fill(database: str, runs: int) -> None:
             for subject, fact in facts(number, runs):
                 seq += 1
                 messages.append(address(seq, subject, fact_bytes(fact)))
-        projection.load(projection.missing(messages), Loaded([], []))
-        batch = projection.build(messages, seq)
-        reached = messages[0].seq - 1
-        await store.commit(subjects.RUNS, batch, after=Position(reached, "now"))
-        projection.committed(batch)
+        for batch in batches_of(messages, store.instant):
+            await store.commit(subjects.RUNS, batch, after=Position(reached, "now"))
+            reached = batch.last_seq
     print(f"{runs:,} runs in {time.perf_counter() - began:.1f} s: {type(store).__name__}")
     await store.close()
 

@@ -161,8 +161,8 @@ def _key(idempotency_key: str | None) -> dict[str, str | None]:
     return {"Idempotency-Key": idempotency_key}
 
 
-def _prefer(wait_seconds: int | None) -> dict[str, str | None]:
-    return {"Prefer": f"wait={wait_seconds}" if wait_seconds else None}
+def _prefer(wait_seconds: int | None, more: str = "") -> dict[str, str | None]:
+    return {"Prefer": f"wait={wait_seconds}{more}" if wait_seconds else None}
 
 
 def start(
@@ -203,8 +203,7 @@ def start(
         "POST",
         "/v1/runs",
         {"name": name, "input": input, **body},
-        headers=_key(idempotency_key)
-        | {"Prefer": f"wait={wait_seconds}, return=representation" if wait_seconds else None},
+        headers=_key(idempotency_key) | _prefer(wait_seconds, ", return=representation"),
         timeout_seconds=REQUEST_SECONDS + (wait_seconds or 0),
     )
 

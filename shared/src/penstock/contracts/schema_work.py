@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
 from typing import Any, Final
 
 MAX_SPREAD: Final = 10_000
@@ -119,7 +120,7 @@ class SchemaWork:
             if isinstance(schema, Mapping):
                 values = [*schema.get("enum", ()), schema.get("const")]
             composed = (value for value in values if isinstance(value, Mapping | list))
-            self._compared[key] = sum(map(size_of, composed))
+            self._compared[key] = sum(size for value in composed for size in _sizes(value))
         return self._compared[key]
 
     def _all(self, asked: Counts) -> Counts:
@@ -269,32 +270,21 @@ def at_pointer(whole: object, pointer: str) -> Any:
     return found
 
 
-def size_of(value: Any) -> int:
-    """Return the number of parts of a value, long texts counted as several."""
-    waiting, size = [value], 0
+def _sizes(value: Any) -> Iterator[int]:
+    """Yield the size of each part of a value: 1, and more for a long text."""
+    waiting = [value]
     while waiting:
         item = waiting.pop()
-        size += 1 + _length(item)
+        yield 1 + _length(item)
         if isinstance(item, Mapping):
             waiting += item.values()
         elif isinstance(item, list):
             waiting += item
-    return size
 
 
 def larger(value: Any, limit: int) -> bool:
     """Return whether a value has more than so many parts, long texts counted as several."""
-    waiting, left = [value], limit
-    while waiting:
-        item = waiting.pop()
-        left -= 1 + _length(item)
-        if left < 0:
-            return True
-        if isinstance(item, Mapping):
-            waiting += item.values()
-        elif isinstance(item, list):
-            waiting += item
-    return False
+    return any(size > limit for size in accumulate(_sizes(value)))
 
 
 def _length(item: Any) -> int:
