@@ -198,7 +198,7 @@ def test_progress_holds_no_secrets() -> None:
 
 def test_error_that_no_fact_can_hold_is_masked_before_it_is_cut() -> None:
     secret = "hunter22222"
-    error = RejectedError(5, "x" * (MESSAGE_CHARACTERS - 30) + secret * 3)  # type: ignore[arg-type]
+    error = RejectedError(5, "x" * (MESSAGE_CHARACTERS - 25) + secret)  # type: ignore[arg-type]
 
     info = failure_of(error, Mask([secret]))
 
