@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -231,7 +232,7 @@ async def test_bus_answers_requests_again_after_the_server_was_killed(
 async def test_bus_of_a_server_that_stands_still_is_closed(
     create_nats_server: Callable[..., NatsServer], caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO")
+    caplog.set_level(logging.INFO, logger="penstock.bus.client")
     server = create_nats_server()
     bus = await connect(CoreSettings(nats_url=server.url), name="test")
     assert server.pid is not None
