@@ -9,6 +9,7 @@ import pytest
 from penstock import rpc
 from penstock.bus.capacity import LogCapacity
 from penstock.bus.claims import Claims
+from penstock.bus.connection import Bus
 from penstock.bus.reader import LogReader
 from penstock.contracts import subjects
 from penstock.contracts.archive import FactPage, RunFacts
@@ -72,6 +73,14 @@ async def finished(world: World) -> str:
     return run_id
 
 
+async def acknowledged(bus: Bus) -> bool:
+    """Whether the archive has the log, and the server knows it: acknowledgements come after."""
+    if not await settled(bus):
+        return False
+    projector = await bus.api(f"CONSUMER.INFO.{subjects.RUNS}.{subjects.PROJECTOR}")
+    return bool(projector["num_pending"] == projector["num_ack_pending"] == 0)
+
+
 async def send_go(world: World, run_id: str) -> None:
     signal = SignalReceived(occurred_at=datetime.now(UTC), name="go", payload=7)
     await world.writer.append(subjects.signal(world.prefix(run_id), "s1"), fact_bytes(signal))
@@ -84,7 +93,7 @@ async def test_old_open_run_survives_and_completes_while_ended_ones_leave_the_lo
         await world.start_engine()
         waiting = await begin(world, steps_around(WaitNode(id="w", needs=("a",), signal="go")))
         ended = await finished(world)
-        await eventually(lambda: settled(world.bus))
+        await eventually(lambda: acknowledged(world.bus))
         before = await in_log(world, waiting)
 
         assert await create_retention(world).trim(datetime.now(UTC)) == 0
@@ -115,7 +124,7 @@ async def test_full_log_loses_ended_runs_and_refuses_new_ones_when_only_open_one
         await world.start_engine()
         waiting = await begin(world, steps_around(WaitNode(id="w", needs=("a",), signal="go")))
         ended = [await finished(world) for _ in range(3)]
-        await eventually(lambda: settled(world.bus))
+        await eventually(lambda: acknowledged(world.bus))
         with pytest.raises(TransientError, match="log_full"):
             await LogCapacity(world.bus, 1).require()
 
@@ -144,7 +153,7 @@ async def test_run_with_an_unreadable_beginning_stays_and_blocks_no_other(
             await world.writer.append(subjects.out(prefix, 1, "end"), fact_bytes(end))
         await world.start_engine()
         ended = [await finished(world) for _ in range(3)]
-        await eventually(lambda: settled(world.bus))
+        await eventually(lambda: acknowledged(world.bus))
 
         assert await create_retention(world).trim(datetime.now(UTC) + LATER) == 3
 
@@ -160,7 +169,7 @@ async def test_interrupted_deletion_is_completed_by_the_next_pass(
     async with archive(world.bus, settings):
         await world.start_engine()
         run_id = await finished(world)
-        await eventually(lambda: settled(world.bus))
+        await eventually(lambda: acknowledged(world.bus))
         first = await world.bus.api(
             f"STREAM.MSG.GET.{subjects.RUNS}",
             {"last_by_subj": subjects.invoke(world.prefix(run_id))},
@@ -204,7 +213,7 @@ async def test_child_stays_until_its_open_parent_has_its_result(
         await world.writer.append(subjects.invoke(parent), fact_bytes(invoked))
         await world.writer.append(subjects.invoke(child), fact_bytes(below))
         await world.writer.append(subjects.out(child, 1, subjects.END_SUFFIX), fact_bytes(end))
-        await eventually(lambda: settled(world.bus))
+        await eventually(lambda: acknowledged(world.bus))
 
         assert await create_retention(world).trim(datetime.now(UTC) + LATER) == 0
         assert await in_log(world, child_id) == ["invoke", "end"]
@@ -220,7 +229,7 @@ async def test_run_id_of_a_trimmed_run_can_be_used_again(
     async with archive(world.bus, settings):
         await world.start_engine()
         run_id = await finished(world)
-        await eventually(lambda: settled(world.bus))
+        await eventually(lambda: acknowledged(world.bus))
         assert await create_retention(world).trim(datetime.now(UTC) + LATER) == 1
 
         plan = chain("a")
