@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -13,23 +14,22 @@ import yaml
 from penstock.stack import Stack, StackOptions
 from tests.support.fuzz import Fuzzer
 from tests.support.installation import ENV, EXAMPLES, Installation
-from tests.support.postgres import run_postgres
+from tests.support.postgres import create_database
 
 ROUNDS = 8
 """Requests for each operation; 60 found what is mended."""
 
 
 @pytest.fixture(scope="module")
-def stored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+def stored(tmp_path_factory: pytest.TempPathFactory, postgres_url: str) -> Iterator[Installation]:
     """A stack of its own, so that its logs are its own, on PostgreSQL, the stricter database."""
-    with run_postgres(tmp_path_factory.mktemp("postgres")) as url:
-        data_dir = tmp_path_factory.mktemp("stack")
-        env = {**ENV, "DATABASE_URL": url}
-        with Stack(StackOptions(data_dir=str(data_dir), port=0, nats_port=0), env=env) as stack:
-            found = Installation(stack, data_dir)
-            found.apply(*(file.read_text() for file in sorted(EXAMPLES.glob("*.yaml"))))
-            yield found
-            found.client.close()
+    data_dir = tmp_path_factory.mktemp("stack")
+    env = {**ENV, "DATABASE_URL": asyncio.run(create_database(postgres_url, "fuzz"))}
+    with Stack(StackOptions(data_dir=str(data_dir), port=0, nats_port=0), env=env) as stack:
+        found = Installation(stack, data_dir)
+        found.apply(*(file.read_text() for file in sorted(EXAMPLES.glob("*.yaml"))))
+        yield found
+        found.client.close()
 
 
 def stack_traces(installation: Installation) -> list[str]:
