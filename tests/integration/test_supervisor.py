@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from penstock.child import LOOPBACK, Service, http_get
+from penstock.child import LOOPBACK, Child, Service, http_get
 from penstock.stack import Stack, StackError, StackOptions, read_stack_file
 from tests.support.waiting import eventually
 
@@ -79,6 +79,23 @@ async def test_stack_service_killed_is_started_again(create_stack: Callable[...,
 
     await eventually(back)
     assert "fake-1 ended with SIGKILL" in stack.log_file.read_text()
+
+
+async def test_service_whose_metrics_port_was_taken_gets_another() -> None:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with socket.create_server((LOOPBACK, 0)) as taken:
+        port = taken.getsockname()[1]
+        child = Child(Service("fake", FAKE), env, port)
+        child.start(None)
+        assert await eventually(child.died, within=30)
+        child.start(None)
+        try:
+            await eventually(child.probe, within=30)
+            assert child.metrics_port != port
+        finally:
+            assert child.process is not None
+            child.process.kill()
+            child.process.wait()
 
 
 async def test_stack_nats_server_killed_is_started_again_on_its_port(

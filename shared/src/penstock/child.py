@@ -24,6 +24,7 @@ STEADY_SECONDS: Final = 10.0
 """A child that lived so long starts its back-off anew."""
 
 _PORTS: Final = range(15_000, 32_000)
+_METRICS: Final = "PENSTOCK_METRICS_PORT"
 _PR_SET_PDEATHSIG: Final = 1
 _LIBC: Final = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -114,7 +115,7 @@ class Child:
             output = None if log_file is None else opened.enter_context(log_file.open("ab"))
             self.process = subprocess.Popen(  # noqa: S603 - our interpreter, our modules
                 command,
-                env={**self._env, **self.service.env},
+                env={**self._env, _METRICS: str(self.metrics_port), **self.service.env},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -131,6 +132,9 @@ class Child:
         now = time.monotonic()
         if now - self._started_at > STEADY_SECONDS:
             self._delay = FIRST_RESTART_SECONDS
+        elif code > 0:
+            # Another process may have taken the port before this one, and answer the probes.
+            (self.metrics_port,) = free_ports(1)
         self.failures = 0 if self.ready else self.failures + 1
         self.process, self.ready = None, False
         self.restarts += 1

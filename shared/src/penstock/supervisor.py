@@ -70,10 +70,12 @@ class Supervisor:
         self._output = output
         self._data_dir = Path(options.data_dir).absolute()
         self._children: list[Child] = []
-        self._monitor_port = free_ports(1)[0]
+        services = options.services
+        # Drawn together: ports that are not listened at yet would be drawn again.
+        self._monitor_port, nats_port, port, *self._metrics_ports = free_ports(3 + len(services))
         self._nats = NatsServer(
             self._data_dir / "nats",
-            port=options.nats_port or free_ports(1)[0],
+            port=options.nats_port or nats_port,
             durable=options.durable,
             monitor_port=self._monitor_port,
             die_with_parent=True,
@@ -82,7 +84,7 @@ class Supervisor:
         self._nats_at = 0.0
         self._look_at = 0.0
         self._troubles: set[str] = set()
-        self._port = options.port or free_ports(1)[0]
+        self._port = options.port or port
         self._signals = 0
         self._started_at = time.monotonic()
         self._ready_seconds: float | None = None
@@ -111,11 +113,10 @@ class Supervisor:
         _check_port(self._options.host, self._port, "--port")
         _check_port(LOOPBACK, self._nats.port, "--nats-port")
         self._start_nats()
-        services = self._options.services
-        ports = free_ports(len(services))
+        environment = self._environment()
         self._children = [
-            Child(service, self._environment(port), port)
-            for service, port in zip(services, ports, strict=True)
+            Child(service, environment, port)
+            for service, port in zip(self._options.services, self._metrics_ports, strict=True)
         ]
         for child in self._children:
             child.start(self._log_file(child))
@@ -127,7 +128,7 @@ class Supervisor:
         except _penstock_error() as error:
             raise StackError(error.message) from error
 
-    def _environment(self, metrics_port: int) -> dict[str, str]:
+    def _environment(self) -> dict[str, str]:
         options = self._options
         return {
             **os.environ,
@@ -135,7 +136,6 @@ class Supervisor:
             "PENSTOCK_NATS_MONITOR_URL": str(self._nats.monitor_url),
             "PENSTOCK_DATA_DIR": str(self._data_dir),
             "PENSTOCK_METRICS_HOST": LOOPBACK,
-            "PENSTOCK_METRICS_PORT": str(metrics_port),
             "PENSTOCK_HOST": options.host,
             "PENSTOCK_PORT": str(self._port),
             "PENSTOCK_AUTH_REQUIRED": "true" if options.auth else "false",
