@@ -48,8 +48,11 @@ async def test_clock_that_is_right_stays(nats_server: NatsServer) -> None:
     settings = CoreSettings(nats_url=nats_server.url)
     bus = await connect(settings, name="test")
     await ensure(bus, settings)
+    clock.correct(0.0)
 
-    await bus.measure_clock()
+    for _ in range(20):
+        await bus.measure_clock()
 
-    assert clock.offset_seconds() == pytest.approx(0, abs=1)
+    # The time that an answer takes is no error of the clock: durations must not be cut by it.
+    assert clock.offset_seconds() == 0.0
     await bus.close()

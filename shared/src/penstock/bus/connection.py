@@ -158,6 +158,9 @@ class Bus:
         if not 0 <= after - before <= _CLOCK_REACH_SECONDS:
             return
         error_seconds = datetime.fromisoformat(answer["ts"]).timestamp() - (before + after) / 2
+        if abs(error_seconds) <= (after - before) / 2:
+            # As far as an answer of that duration shows, the clock is right: it must not jump.
+            error_seconds = 0.0
         offset = clock.offset_seconds() + error_seconds
         CLOCK_OFFSET_SECONDS.set(offset)
         if abs(offset) >= SKEW_SECONDS and abs(error_seconds) >= SKEW_SECONDS:
