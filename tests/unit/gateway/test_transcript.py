@@ -54,10 +54,12 @@ def invoked(seq: int) -> Entry:
     return entry(seq, subjects.invoke(PREFIX), fact)
 
 
-def scheduled(seq: int, step: str = "a-1", decision: int = 1, kind: str = "agent") -> Entry:
+def scheduled(
+    seq: int, step: str = "a-1", decision: int = 1, kind: str = "agent", cause: int = 1
+) -> Entry:
     fact = StepScheduled(
         occurred_at=NOW,
-        decision=Decision(cause_seq=1),
+        decision=Decision(cause_seq=cause),
         node_id=step,
         name="echo",
         expires_at=NOW,
@@ -320,6 +322,31 @@ def test_any_loss_delay_and_reread_gives_the_stream_by_the_book(seed: int) -> No
     data += drain(transcript)
     assert transcript.finished
     assert data == expected(log, deltas)
+
+
+@pytest.mark.parametrize("lost", range(1, 7))
+def test_loss_that_nothing_announces_is_noticed_by_what_follows_from_it(lost: int) -> None:
+    """A route between servers loses copies, and no connection ends."""
+    log = [invoked(1)]
+    for number in range(3):
+        cause = log[-1].seq
+        log.append(scheduled(10 * number + 10, f"a-{number}", number + 1, "tool", cause))
+        log.append(result(10 * number + 15, 0, f"a-{number}"))
+    log.append(ended(90, 9))
+    transcript = Transcript(RUN)
+    transcript.history(log[:1])
+    data = b""
+    for index, one in enumerate(log[1:], 1):
+        if index == lost:
+            continue
+        transcript.fact(one)
+        data += drain(transcript)
+        while isinstance(transcript.need, LogNeeded):
+            transcript.confirm(log[: index + 1])
+            data += drain(transcript)
+
+    assert transcript.finished
+    assert data == expected(log, {})
 
 
 def test_open_pools_are_those_of_attempts_without_a_result() -> None:

@@ -14,7 +14,13 @@ from dataclasses import dataclass
 from json import encoder
 from typing import Final
 
-from penstock.contracts.facts import RunEnded, StepKind, StepResult, StepScheduled
+from penstock.contracts.facts import (
+    RunEnded,
+    StateChanged,
+    StepKind,
+    StepResult,
+    StepScheduled,
+)
 from penstock.contracts.messages import DeltaBatch
 from penstock.runs.events import CLIENT_EVENT, ClientEvent, EventType, events_of
 from penstock.runs.state import Entry
@@ -23,6 +29,8 @@ KEEP_ALIVE: Final = b": keep-alive\n"
 OPENING: Final = b"retry: 1000\n"
 """Without an empty line, at which some clients make an event of nothing."""
 CHUNK_BYTES: Final = 65_536
+
+_ENGINE: Final = f"{StepKind.RUN}."
 
 Attempt = tuple[str, int]
 """A step's id and the number of its attempt."""
@@ -47,7 +55,7 @@ class PiecesNeeded:
 
 @dataclass(frozen=True, slots=True)
 class LogNeeded:
-    """The end has come: ``confirm`` with the run's log up to this sequence."""
+    """Facts before this sequence may be missing: ``confirm`` with the run's log up to it."""
 
     seq: int
 
@@ -82,14 +90,15 @@ class Transcript:
         self._complete: set[Attempt] = set()
         self._early: dict[Attempt, list[DeltaBatch]] = {}
         self._pools: dict[Attempt, str] = {}
-        self._confirmed = False
+        self._checked = 0
+        """No fact up to this sequence is missing."""
         self._out: list[bytes] = []
         self._out_bytes = 0
 
     @property
     def open_pools(self) -> frozenset[str]:
-        """The pools of the attempts that have no result yet."""
-        return frozenset(self._pools.values())
+        """The pools of runners for the attempts that have no result yet."""
+        return frozenset(one for one in self._pools.values() if not one.startswith(_ENGINE))
 
     # -- input ---------------------------------------------------------------------------------
 
@@ -105,11 +114,9 @@ class Transcript:
                 self._complete.add(_attempt(entry))
                 if entry.seq <= self._after:
                     self._over.add(_attempt(entry))
-            elif isinstance(entry.fact, RunEnded):
-                self._confirmed = True
-                if entry.seq <= self._after:
-                    self.finished = True
-                    return
+            elif isinstance(entry.fact, RunEnded) and entry.seq <= self._after:
+                self.finished = True
+                return
         for delta in deltas:
             if delta.attempt not in self._over:
                 self._early.setdefault(delta.attempt, []).append(delta.batch)
@@ -120,6 +127,8 @@ class Transcript:
             self._release(attempt)
         fresh = [e for e in entries if e.seq > self._after and e.seq not in self._seen]
         self._queue.extendleft(reversed(fresh))
+        if entries:
+            self._checked = max(self._checked, entries[-1].seq)
         self.need = None
 
     def fact(self, entry: Entry) -> None:
@@ -143,7 +152,7 @@ class Transcript:
         self.need = None
 
     def confirm(self, entries: Sequence[Entry]) -> None:
-        """Take the run's log as it is at its end; facts that never arrived go before the end."""
+        """Take the run's log; facts that never arrived go before the one that ``need`` names."""
         end = self.need.seq if isinstance(self.need, LogNeeded) else 0
         missing = [
             entry
@@ -151,7 +160,7 @@ class Transcript:
             if self._after < entry.seq < end and entry.seq not in self._seen
         ]
         self._queue.extendleft(reversed(missing))
-        self._confirmed = True
+        self._checked = max(self._checked, end)
         self.need = None
 
     def live(self, event: ClientEvent) -> None:
@@ -184,11 +193,14 @@ class Transcript:
         if entry.seq in self._seen or entry.seq <= self._after:
             return True
         fact = entry.fact
-        if isinstance(fact, StepResult):
-            if fact.kind is StepKind.AGENT and self._lacks_pieces(entry, fact):
-                return False
-        elif isinstance(fact, RunEnded) and not self._confirmed:
+        if entry.seq > self._checked and self._may_follow_others(entry):
             self.need = LogNeeded(entry.seq)
+            return False
+        if (
+            isinstance(fact, StepResult)
+            and fact.kind is StepKind.AGENT
+            and self._lacks_pieces(entry, fact)
+        ):
             return False
         self._seen.add(entry.seq)
         for event in events_of(entry):
@@ -197,13 +209,28 @@ class Transcript:
         self._note(entry)
         return True
 
+    def _may_follow_others(self, entry: Entry) -> bool:
+        """Return whether a live fact may follow facts whose live copies were lost.
+
+        A route between servers loses copies without a reconnection. The end is always checked; a
+        decision names the input that led to it, and a result has a scheduled step.
+        """
+        fact = entry.fact
+        if isinstance(fact, RunEnded):
+            return True
+        if isinstance(fact, StepResult):
+            return _attempt(entry) not in self._pools
+        if isinstance(fact, StepScheduled | StateChanged):
+            cause = fact.decision.cause_seq
+            return cause > max(self._after, self._checked) and cause not in self._seen
+        return False
+
     def _note(self, entry: Entry) -> None:
         """Keep what a fact means for the pieces of its attempt, and for the stream."""
         fact = entry.fact
         if isinstance(fact, StepScheduled):
             attempt = _attempt(entry)
-            if entry.subject.kind != StepKind.RUN:
-                self._pools[attempt] = f"{entry.subject.kind}.{entry.subject.queue}"
+            self._pools[attempt] = f"{entry.subject.kind}.{entry.subject.queue}"
             if entry.subject.kind == StepKind.AGENT and attempt not in self._over:
                 self._next.setdefault(attempt, 0)
                 self._release(attempt)
