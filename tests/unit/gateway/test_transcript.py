@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from penstock.contracts import subjects
 from penstock.contracts.facts import (
@@ -322,6 +323,21 @@ def test_any_loss_delay_and_reread_gives_the_stream_by_the_book(seed: int) -> No
     data += drain(transcript)
     assert transcript.finished
     assert data == expected(log, deltas)
+
+
+def test_later_fact_of_a_decision_does_not_pass_its_first() -> None:
+    first, other = scheduled(5, "a"), scheduled(6, "b")
+    second = Entry(6, other.subject, structs.replace(other.fact, decision=None))
+    transcript = Transcript(RUN)
+    transcript.history([LOG[0]])
+    drain(transcript)
+
+    transcript.fact(second)
+
+    assert drain(transcript) == b""
+    assert transcript.need == LogNeeded(6)
+    transcript.confirm([LOG[0], first, second])
+    assert drain(transcript) == expected([first, second], {})
 
 
 @pytest.mark.parametrize("lost", range(1, 7))

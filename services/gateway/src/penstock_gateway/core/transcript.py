@@ -92,6 +92,8 @@ class Transcript:
         self._pools: dict[Attempt, str] = {}
         self._checked = 0
         """No fact up to this sequence is missing."""
+        self._decision = 0
+        """The latest decision of which a fact was taken."""
         self._out: list[bytes] = []
         self._out_bytes = 0
 
@@ -221,12 +223,15 @@ class Transcript:
         if isinstance(fact, StepResult):
             return _attempt(entry) not in self._pools
         if isinstance(fact, StepScheduled | StateChanged):
+            if fact.decision is None:  # it stands in the first fact of its decision
+                return entry.subject.decision > self._decision
             cause = fact.decision.cause_seq
             return cause > max(self._after, self._checked) and cause not in self._seen
         return False
 
     def _note(self, entry: Entry) -> None:
         """Keep what a fact means for the pieces of its attempt, and for the stream."""
+        self._decision = max(self._decision, entry.subject.decision)
         fact = entry.fact
         if isinstance(fact, StepScheduled):
             attempt = _attempt(entry)
